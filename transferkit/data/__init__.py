@@ -1,0 +1,1 @@
+"""Pictures: folder to index, bytes to pixels, pixels to batches."""

@@ -1,0 +1,1 @@
+"""Backbones, heads, freezing and the LightningModule that joins them."""

@@ -1,0 +1,1 @@
+"""Schedules, phases, optimizers, callbacks and the fine-tuning story."""
