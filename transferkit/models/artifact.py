@@ -1,0 +1,205 @@
+"""The product: `model.safetensors` + `model.json`, everything that prediction needs."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from transferkit import __version__
+from transferkit.errors import CheckpointError
+from transferkit.files import sha256_of_file, write_atomically, write_json
+from transferkit.models.backbones import create_backbone
+from transferkit.models.module import TransferModule
+from transferkit.models.weights import load_backbone_weights
+from transferkit.models.weights_files import read_state_dict
+from transferkit.records import DataConfig
+
+__all__ = ["ModelInfo", "load_model", "load_weights_from", "save_model", "versions"]
+
+FORMAT = 1
+WEIGHTS, INFO = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `model.json` holds.
+
+    Attributes:
+        backbone: Name for `create_backbone`.
+        head: Name of the head, or ``None`` for a module of the user's own.
+        class_names: In index order.
+        preprocessing: Facts that travel with the weights.
+        weights_source: Where the backbone's starting weights came from.
+        temperature: Divides the logits; 1 until the model is calibrated.
+        license: Of the backbone's weights, where known.
+        backbone_args: Of the backbone's constructor.
+        versions: Of the libraries that wrote the model.
+    """
+
+    backbone: str
+    head: str | None
+    class_names: tuple[str, ...]
+    preprocessing: DataConfig
+    weights_source: str
+    temperature: float = 1.0
+    license: str | None = None
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, transferkit and the libraries a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "transferkit": __version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def save_model(directory: Path, module: TransferModule) -> ModelInfo:
+    """Write a module as a product; the weights first, so that `model.json` never describes a file that is not there.
+
+    Args:
+        directory: Where the two files go.
+        module: The trained module.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    hparams = dict(module.hparams)
+    info = ModelInfo(
+        backbone=module.backbone.name,
+        head=hparams.get("head"),
+        class_names=module.class_names,
+        preprocessing=module.data_config,
+        weights_source=module.backbone.weights_source,
+        license=module.backbone.license,
+        backbone_args=hparams.get("backbone_args", {}),
+        versions=versions(),
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _product(module).state_dict().items()}
+    write_atomically(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_json(
+        directory / INFO,
+        {
+            "format": FORMAT,
+            "backbone": info.backbone,
+            "head": info.head,
+            "classes": list(info.class_names),
+            "preprocessing": info.preprocessing.to_dict(),
+            "temperature": info.temperature,
+            "weights_source": info.weights_source,
+            "license": info.license,
+            "backbone_args": dict(info.backbone_args),
+            "versions": dict(info.versions),
+            "sha256": sha256_of_file(directory / WEIGHTS),
+        },
+    )
+    return info
+
+
+def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple[TransferModule, ModelInfo]:
+    """Rebuild a product in eval mode on the CPU.
+
+    Args:
+        directory: A run directory, or any folder with the two files.
+        head: The head, for a model whose head was a module of the user's own.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another kind, or of a newer transferkit.
+    """
+    folder = Path(directory)
+    values = _read_info(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: missing, expected it beside {INFO} - run `finetune` again")
+    if sha256_of_file(weights) != values["sha256"]:
+        raise CheckpointError(f"{weights}: does not match the sha256 in {INFO} - the file is damaged; copy it again")
+    config = DataConfig.from_dict(values["preprocessing"])
+    chosen = head if head is not None else values["head"]
+    if chosen is None:
+        raise CheckpointError(f"{folder}: the head is a module of your own - pass it: load_model(run, head=...)")
+    backbone = create_backbone(
+        values["backbone"], weights="random", image_size=config.image_size, backbone_args=values["backbone_args"]
+    )
+    backbone.data_config = config
+    module = TransferModule(backbone, len(values["classes"]), chosen, class_names=values["classes"])
+    try:
+        _product(module).load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: does not fit {values['backbone']} ({error}) - was {INFO} edited?") from error
+    info = ModelInfo(
+        backbone=values["backbone"],
+        head=values["head"],
+        class_names=tuple(values["classes"]),
+        preprocessing=config,
+        weights_source=values["weights_source"],
+        temperature=float(values["temperature"]),
+        license=values["license"],
+        backbone_args=values["backbone_args"],
+        versions=values["versions"],
+    )
+    return module.eval(), info
+
+
+def load_weights_from(source: Path, module: TransferModule) -> None:
+    """Start a module from the weights of an earlier run: backbone and head.
+
+    Args:
+        source: A run directory, its `model.safetensors`, or one of its checkpoints.
+        module: Of the same backbone, head and number of classes.
+
+    Raises:
+        BackboneError: A tensor is missing or has another shape; the module is unchanged then.
+    """
+    path = source / WEIGHTS if source.is_dir() else source
+    read_state_dict(path)  # raises for everything that can be wrong with the file
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    kept = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
+    load_backbone_weights(_product(module), kept, source=str(path))
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / INFO
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing - expected the directory of a finished run")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}) - copy it again") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise CheckpointError(f"{path}: not a transferkit model - expected the directory of a finished run")
+    if values["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: written by transferkit {values.get('versions', {}).get('transferkit')}, newer than this one "
+            f"({__version__}) - upgrade"
+        )
+    needed = ("backbone", "head", "classes", "preprocessing", "temperature", "weights_source", "license",
+              "backbone_args", "versions", "sha256")  # fmt: skip
+    missing = [key for key in needed if key not in values]
+    if missing:
+        raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")
+    return values
+
+
+def _product(module: TransferModule) -> nn.ModuleDict:
+    """Backbone and head alone: metrics are no part of the product."""
+    return nn.ModuleDict({"backbone": module.backbone, "head": module.head})

@@ -1,0 +1,286 @@
+"""The LightningModule: backbone + head + loss + metrics, with freezing that survives `.train()`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from transferkit.errors import CheckpointError, ConfigError, gather
+from transferkit.models.backbones import Backbone, create_backbone
+from transferkit.models.freezing import keep_frozen_eval, set_trainable
+from transferkit.models.heads import build_head, check_head, takes_maps
+from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
+from transferkit.records import DataConfig
+
+__all__ = ["HEAD", "TransferModule"]
+
+HEAD = "head"
+
+
+class TransferModule(L.LightningModule):
+    """A pretrained backbone with a head of its own, ready for a plain `lightning.Trainer`.
+
+    Batches are ``(images, targets)``: images ``(B, 3, H, W) float32, normalised``, targets ``(B,) int64 in [0, C)``.
+
+    Args:
+        backbone: A name for `create_backbone`, or a backbone.
+        num_classes: Number of classes C, at least 2.
+        head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or any ``nn.Module``.
+        weights: ``"pretrained"``, ``"bundled"``, ``"random"``, a file or ``"hf-hub:ID"``; for a backbone given by name.
+        image_size: Side of the input in pixels, or ``(height, width)``; the backbone's own when ``None``.
+        class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
+        drop_rate: Dropout in the head, in [0, 1).
+        label_smoothing: Of the training loss, in [0, 1); validation reports the plain negative log-likelihood.
+        optimizer: ``"adamw"``, ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
+        lr: Per step, where no `PhaseSchedule` sets it.
+        weight_decay: Not applied to biases, norms and position embeddings.
+        momentum: For ``sgd`` and ``rmsprop``.
+        nesterov: For ``sgd``.
+        backbone_args: Passed to the backbone's constructor, such as ``{"drop_path_rate": 0.1}``.
+
+    Raises:
+        ConfigError: An argument is out of range, or the head does not fit.
+        BackboneError: The backbone is unknown, or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone,
+        num_classes: int,
+        head: str | nn.Module = "linear",
+        *,
+        weights: str = "pretrained",
+        image_size: int | tuple[int, int] | None = None,
+        class_names: Sequence[str] | None = None,
+        drop_rate: float = 0.0,
+        label_smoothing: float = 0.0,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        backbone_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(num_classes, class_names, label_smoothing, lr)
+        if isinstance(backbone, str):
+            backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
+        self.head_takes_maps = takes_maps(head)
+        in_features = backbone.map_channels if self.head_takes_maps else backbone.num_features
+        if in_features is None:
+            raise ConfigError(f"{backbone.name} has no feature map for this head - use a head that takes features")
+        self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
+        if self.head_takes_maps:
+            with torch.no_grad():
+                check_head(self.head, backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size)), num_classes)
+        self.label_smoothing = label_smoothing
+        self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
+        self.weight_decay = weight_decay
+        self.val_metrics = self._metrics("val_")
+        self.test_metrics = self._metrics("test_")
+        self._sums = torch.zeros(3)  # loss, correct and count of the epoch's training pictures, on the device
+        if isinstance(head, str):
+            # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
+            self.save_hyperparameters(
+                {
+                    "backbone": backbone.name,
+                    "num_classes": num_classes,
+                    "head": head,
+                    "weights": "random",
+                    "image_size": list(backbone.data_config.image_size),
+                    "class_names": list(self.class_names),
+                    "drop_rate": drop_rate,
+                    "label_smoothing": label_smoothing,
+                    "optimizer": optimizer,
+                    "lr": lr,
+                    "weight_decay": weight_decay,
+                    "momentum": momentum,
+                    "nesterov": nesterov,
+                    "backbone_args": dict(backbone_args or {}),
+                },
+                logger=False,
+            )
+
+    @property
+    def data_config(self) -> DataConfig:
+        """How pictures must be prepared for this model."""
+        return self.backbone.data_config
+
+    def _metrics(self, prefix: str) -> MetricCollection:
+        # Labels are checked when the data are indexed, so the metrics need not look at every batch again (which
+        # would make a GPU wait).
+        return MetricCollection(
+            {
+                "loss": MeanMetric(nan_strategy="disable"),
+                "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
+                "f1_macro": MulticlassF1Score(self.num_classes, average="macro", validate_args=False),
+            },
+            prefix=prefix,
+            compute_groups=False,
+        )
+
+    # ---- freezing ---------------------------------------------------------------------------------------------
+
+    def groups(self) -> list[tuple[str, NamedParameters]]:
+        """Return every parameter exactly once: the backbone's layer groups from input to output, then ``"head"``."""
+        layers = [(group.name, [(f"backbone.{n}", p) for n, p in group.parameters]) for group in
+                  self.backbone.layer_groups()]  # fmt: skip
+        return [*layers, (HEAD, [(f"head.{name}", parameter) for name, parameter in self.head.named_parameters()])]
+
+    def group_names(self) -> tuple[str, ...]:
+        """Return the names of `groups`, in order."""
+        return tuple(name for name, _ in self.groups())
+
+    def train_groups(self, names: Sequence[str]) -> None:
+        """Let exactly the groups `names` learn; all others are frozen: no gradient, and eval mode through `.train()`."""
+        chosen = [parameter for name, members in self.groups() if name in names for _, parameter in members]
+        set_trainable(self, chosen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_eval(self)
+        return self
+
+    # ---- forward ----------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``."""
+        run = self.backbone.forward_maps if self.head_takes_maps else self.backbone.forward
+        if torch.is_grad_enabled() and not images.requires_grad and self._backbone_is_frozen():
+            # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
+            # which the head may save for its own backward pass.
+            with torch.inference_mode():
+                features = run(images)
+            features = features.clone()
+        else:
+            features = run(images)
+        logits: Tensor = self.head(features)
+        return logits
+
+    def _backbone_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's sums."""
+        self._sums = torch.zeros(3, device=self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch; nothing here waits for the device."""
+        images, targets = batch
+        logits = self(images).float()
+        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            correct = (logits.argmax(dim=1) == targets).sum()
+            size = len(targets)
+            self._sums += torch.stack((loss.detach() * size, correct, correct.new_tensor(size)))
+        return loss
+
+    def train_sums(self) -> Tensor:
+        """Return loss sum, correct count and picture count of the running epoch, ``(3,) float32`` on the device."""
+        return self._sums
+
+    def on_train_epoch_end(self) -> None:
+        """Log ``train_loss`` and ``train_acc``."""
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        self.log_dict({"train_loss": sums[0] / sums[2], "train_acc": sums[1] / sums[2]})
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update ``val_loss`` (negative log-likelihood), ``val_acc`` and ``val_f1_macro``."""
+        self._update(self.val_metrics, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log(self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update ``test_loss``, ``test_acc`` and ``test_f1_macro``."""
+        self._update(self.test_metrics, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log(self.test_metrics)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """Return probabilities ``(B, C)``."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return self(images).float().softmax(dim=1)
+
+    def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
+        images, targets = batch
+        logits = self(images).float()
+        probs = logits.softmax(dim=1)
+        metrics["loss"].update(functional.cross_entropy(logits, targets), weight=len(targets))
+        metrics["acc"].update(probs, targets)
+        metrics["f1_macro"].update(probs, targets)
+
+    def _log(self, metrics: MetricCollection) -> None:
+        self.log_dict(metrics.compute())
+        metrics.reset()
+
+    # ---- optimizer and checkpoints ----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimizer over every parameter, frozen or not."""
+        groups = param_groups(self.groups(), weight_decay=self.weight_decay)
+        return build_optimizer(groups=groups, **self.optimizer_options)  # type: ignore[arg-type]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the running epoch's sums, so that a resume in mid-epoch reports the same training loss."""
+        checkpoint["transferkit_train_sums"] = self._sums.detach().cpu().clone()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the sums; refuse a checkpoint of another model."""
+        if "transferkit_train_sums" in checkpoint:
+            self._sums = checkpoint["transferkit_train_sums"].to(self.device)
+        for state in checkpoint.get("optimizer_states", ()):
+            check_optimizer_state(self.configure_optimizers(), state)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path | IO[bytes], map_location: Any = None, **options: Any
+    ) -> Self:
+        """Rebuild a module from a checkpoint that `save_hyperparameters` covers (heads given by name).
+
+        Raises:
+            CheckpointError: The path is a URL. Lightning would unpickle code from it.
+        """
+        if "://" in str(checkpoint_path):
+            raise CheckpointError(
+                f"refusing to load a checkpoint from the network: {checkpoint_path} - fetch the file first"
+            )
+        options["weights_only"] = True
+        module = super().load_from_checkpoint(checkpoint_path, map_location=map_location, **options)
+        return module  # type: ignore[no-any-return]
+
+
+def _check(num_classes: int, class_names: Sequence[str] | None, label_smoothing: float, lr: float) -> None:
+    problems = []
+    if num_classes < 2:
+        problems.append(f"num_classes is {num_classes}, expected at least 2")
+    if class_names is not None and len(class_names) != num_classes:
+        problems.append(f"class_names holds {len(class_names)} names, expected num_classes = {num_classes}")
+    if not 0.0 <= label_smoothing < 1.0:
+        problems.append(f"label_smoothing is {label_smoothing}, expected a number in [0, 1)")
+    if not (math.isfinite(lr) and lr > 0):
+        problems.append(f"lr is {lr}, expected a finite number above 0")
+    if problems:
+        raise ConfigError(gather(problems))

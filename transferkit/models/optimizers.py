@@ -1,0 +1,101 @@
+"""Optimizers over static, named parameter groups.
+
+Every parameter is in the optimizer from step 0, whether it trains yet or not, so that nothing is ever added to a
+running optimizer: phases only toggle `requires_grad` and set learning rates. Groups run from input to output; each is
+split into parameters that decay and those that do not (biases, norms, tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from transferkit.errors import CheckpointError, ConfigError, did_you_mean
+
+__all__ = ["OPTIMIZERS", "build_optimizer", "check_optimizer_state", "param_groups"]
+
+OPTIMIZERS = ("adamw", "sgd", "adam", "rmsprop")
+
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+
+# Learned vectors that are neither norms nor biases, yet describe positions rather than filters (timm's
+# `no_weight_decay` of the transformer families).
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "relative_position_bias_table", "gamma", "logit_scale")
+
+
+def param_groups(groups: Iterable[tuple[str, NamedParameters]], *, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the optimizer's groups, in order.
+
+    Args:
+        groups: Name and named parameters of each group, from input to output.
+        weight_decay: Of the decaying half; the other half has 0.
+
+    Returns:
+        Dictionaries with ``params`` (named), ``name`` (``"layer1.decay"``), ``group`` (``"layer1"``), ``weight_decay``.
+    """
+    result = []
+    for group, parameters in groups:
+        halves: dict[str, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
+        for name, parameter in parameters:
+            plain = parameter.ndim <= 1 or name.rsplit(".", 1)[-1] in UNDECAYED
+            halves["no_decay" if plain else "decay"].append((name, parameter))
+        for half, members in halves.items():
+            if members:
+                decay = weight_decay if half == "decay" else 0.0
+                result.append({"params": members, "name": f"{group}.{half}", "group": group, "weight_decay": decay})
+    return result
+
+
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float = 0.9, nesterov: bool = True
+) -> Optimizer:
+    """Build an optimizer over `param_groups`.
+
+    Fused kernels are used where torch has them for the parameters' device: one pass over all tensors per step.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        groups: From `param_groups`.
+        lr: Per step; a `PhaseSchedule` sets every group's own before each step.
+        momentum: For ``sgd`` and ``rmsprop``, in [0, 1).
+        nesterov: Nesterov momentum for ``sgd``; without momentum there is none.
+
+    Raises:
+        ConfigError: The optimizer is unknown.
+    """
+    devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
+    fused = devices <= {"cpu"} or devices <= {"cuda"}
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
+    if name == "rmsprop":  # decay 0.99 is torch's default
+        return torch.optim.RMSprop(groups, lr=lr, momentum=momentum)
+    raise ConfigError(
+        f"unknown optimizer {name!r}.{did_you_mean(name, OPTIMIZERS)} Known: {', '.join(sorted(OPTIMIZERS))}."
+    )
+
+
+def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Refuse a saved optimizer state that belongs to other parameters; torch itself only counts them.
+
+    Raises:
+        CheckpointError: Names or order of the parameters differ.
+    """
+    saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
+    current = [name for group in optimizer.param_groups for name in group["param_names"]]
+    if saved == current:
+        return
+    differing = next(
+        (pair for pair in zip(saved, current, strict=False) if pair[0] != pair[1]), (len(saved), len(current))
+    )
+    raise CheckpointError(
+        f"the optimizer state in the checkpoint is of other parameters: saw {differing[0]!r}, expected "
+        f"{differing[1]!r} - resume with the backbone and head that the run was started with"
+    )

@@ -1,0 +1,123 @@
+"""`PhaseSchedule`: the thin callback that applies a plan to a running Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from transferkit.errors import ConfigError, TrainingError, gather
+from transferkit.models.freezing import frozen_state_digest
+from transferkit.models.module import TransferModule
+from transferkit.training.phases import Phase, Plan, check_phases
+
+__all__ = ["PhaseSchedule", "apply_lrs"]
+
+
+def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
+    """Write each group's LR into the optimizer's parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lrs[group["group"]]
+
+
+class PhaseSchedule(Callback):
+    """Trains a `TransferModule` phase by phase; works with a plain `lightning.Trainer`.
+
+    Nothing is remembered: which groups train and at which LR follows from the plan, the epoch and the batch, at every
+    start anew, so a resumed run is where it was. At the end of each phase the frozen part is compared with what it was
+    at its beginning, parameters and buffers.
+
+    Args:
+        phases: In order. The Trainer stops after the last one, unless its own limit comes first.
+
+    Raises:
+        ConfigError: At the start of `fit`, with everything that is wrong with the phases.
+    """
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.phases = tuple(phases)
+        self.plan: Plan | None = None
+        self._applied: int | None = None
+        self._frozen_digest: str | None = None
+        self.on_phase: list[Callable[[int, Plan], None]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check the phases against the module's groups and bound the fit."""
+        if stage != "fit":
+            return
+        module = _transfer_module(pl_module)
+        problems = check_phases(self.phases, module.group_names())
+        if problems:
+            raise ConfigError(gather(problems))
+        epochs = sum(phase.epochs for phase in self.phases)
+        limit = trainer.fit_loop.max_epochs
+        if limit is None or limit < 0 or limit > epochs:
+            trainer.fit_loop.max_epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
+        module = _transfer_module(pl_module)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        self.plan = Plan(self.phases, module.group_names(), steps)
+        self._applied = None
+        self._enter(trainer, module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Enter the phase of this epoch, if it is another one than before."""
+        self._enter(trainer, _transfer_module(pl_module))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set every group's LR for this step."""
+        plan = self._plan()
+        step = _epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
+        apply_lrs(trainer.optimizers[0], plan.lrs(step))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Audit the last phase."""
+        self._audit(_transfer_module(pl_module))
+
+    def _enter(self, trainer: L.Trainer, module: TransferModule) -> None:
+        plan = self._plan()
+        index = plan.phase_at(_epoch(trainer))
+        if index == self._applied:
+            return
+        self._audit(module)
+        module.train_groups(plan.phases[index].trained(plan.group_names))
+        module.train()
+        self._applied = index
+        self._frozen_digest = frozen_state_digest(module)
+        for tell in self.on_phase:
+            tell(index, plan)
+
+    def _audit(self, module: TransferModule) -> None:
+        if self._frozen_digest is not None and frozen_state_digest(module) != self._frozen_digest:
+            raise TrainingError(
+                f"frozen weights or buffers moved during phase {self.phases[self._applied or 0].name!r}, expected none "
+                "to - is another callback changing the model? Remove it, and run the phase again"
+            )
+        self._frozen_digest = None
+
+    def _plan(self) -> Plan:
+        if self.plan is None:
+            raise TrainingError("PhaseSchedule has no plan before `fit` - use it as a callback of a Trainer")
+        return self.plan
+
+
+def _epoch(trainer: L.Trainer) -> int:
+    """The running epoch, also while Lightning is restoring its own counters."""
+    return int(trainer.fit_loop.epoch_progress.current.processed)
+
+
+def _transfer_module(module: L.LightningModule) -> TransferModule:
+    if isinstance(module, TransferModule):
+        return module
+    raise ConfigError(
+        f"PhaseSchedule needs a TransferModule, saw {type(module).__name__} - wrap your network as its backbone "
+        "(`register_backbone`) or head"
+    )

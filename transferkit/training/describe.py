@@ -1,0 +1,151 @@
+"""What a run writes about itself: before training what will happen, afterwards what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from transferkit.config import FinetuneConfig
+from transferkit.data.datamodule import ImageData
+from transferkit.errors import CheckpointError, TransferkitWarning, gather
+from transferkit.files import atomic_write, write_json
+from transferkit.models.artifact import save_model, versions
+from transferkit.models.metrics import classification_metrics, confusion_matrix
+from transferkit.models.module import TransferModule
+from transferkit.training.checkpoint import load_checkpoint, newest_checkpoint
+from transferkit.training.inference import predict_probs
+from transferkit.training.keeper import RunKeeper
+from transferkit.training.machine import Machine
+from transferkit.training.options import NOT_SAVED, PATHS, absolute
+from transferkit.training.phases import Phase, Plan
+from transferkit.training.plots import plot_history
+
+__all__ = ["describe_run", "resume_point", "write_results"]
+
+
+def describe_run(
+    run: Path, config: FinetuneConfig, data: ImageData, module: TransferModule, phases: tuple[Phase, ...]
+) -> None:
+    """Write what is about to happen: `config.yaml`, `data.json`, `plan.json`."""
+    values = {key: value for key, value in config.to_dict().items() if key not in NOT_SAVED}
+    for key in PATHS:
+        values[key] = absolute(values[key])
+    atomic_write(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    index = data.index
+    write_json(
+        run / "data.json",
+        {
+            "classes": list(index.class_names),
+            "counts": index.counts(),
+            "digest": index.digest(),
+            "skipped": [{"path": file.path, "reason": file.reason} for file in index.skipped],
+            "notes": list(index.notes),
+        },
+    )
+    steps = len(data.train_dataloader())
+    plan = Plan(phases, module.group_names(), steps)
+    sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in module.groups()}
+    samples = sorted({round(number * (plan.steps - 1) / 200) for number in range(201)})
+    write_json(
+        run / "plan.json",
+        {
+            "steps_per_epoch": steps,
+            "epochs": plan.epochs,
+            "groups": [{"name": name, "parameters": size} for name, size in sizes.items()],
+            "phases": [
+                {
+                    **phase.to_dict(),
+                    "first_epoch": plan.first_epoch(number),
+                    "groups": list(phase.trained(plan.group_names)),
+                    "trainable_parameters": sum(sizes[name] for name in phase.trained(plan.group_names)),
+                    "peak_lr": {name: phase.lr * plan.scale(number, name) for name in plan.group_names},
+                }
+                for number, phase in enumerate(phases)
+            ],
+            "lr": {"step": samples, **{name: [plan.lr(name, step) for step in samples] for name in plan.group_names}},
+        },
+    )
+
+
+def resume_point(run: Path, data: ImageData) -> Path:
+    """Return the checkpoint to go on from, after making sure that it is of the same data."""
+    path, damaged = newest_checkpoint(run / "checkpoints")
+    for problem in damaged:
+        warnings.warn(f"{problem}; going on from {path.name}", TransferkitWarning, stacklevel=2)
+    load_checkpoint(path)
+    before = _read_json(run / "data.json")
+    problems = []
+    if before["classes"] != list(data.class_names):
+        problems.append(f"classes were {before['classes']}, are now {list(data.class_names)}")
+    elif before["digest"] != data.index.digest():
+        problems.append(f"pictures were {_totals(before['counts'])}, are now {_totals(data.index.counts())}, or others")
+    if problems:
+        raise CheckpointError(f"{run}: the data changed since the run began: {gather(problems)} - give another --out")
+    return path
+
+
+def write_results(
+    run: Path,
+    config: FinetuneConfig,
+    machine: Machine,
+    data: ImageData,
+    module: TransferModule,
+    keeper: RunKeeper,
+) -> dict[str, Any]:
+    """Take the best epoch's weights, measure them, write the product; `metrics.json` last: it marks a complete run."""
+    best = load_checkpoint(keeper.best)
+    module.load_state_dict(best["state_dict"])
+    started = time.perf_counter()
+    device = {"gpu": "cuda"}.get(machine.accelerator, machine.accelerator)
+    measured: dict[str, Any] = {}
+    for split in ("val", "test"):
+        if data.index.split(split):
+            loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+            probs, targets = predict_probs(module, loader, device=device)
+            measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
+            measured[split]["confusion"] = confusion_matrix(probs, targets)
+    save_model(run, module.cpu())
+    plot_history(keeper.history, run / "curves.png", best_epoch=keeper.best_epoch)
+    keeper.write_history()
+    phases = []
+    for name in dict.fromkeys(str(row["phase"]) for row in keeper.history):
+        rows = [row for row in keeper.history if row["phase"] == name]
+        final = {key: rows[-1].get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc", "images_per_s")}
+        phases.append({"name": name, "epochs": len(rows), "time_s": keeper.phase_seconds[name], **final})
+    metrics = {
+        **measured,
+        "selection": {
+            "monitor": keeper.monitor,
+            "epoch": keeper.best_epoch,
+            "note": "the epoch was chosen on val, so val is optimistic; test was not looked at before",
+            "stopped_early": keeper.stopped_early,
+        },
+        "phases": phases,
+        "time_s": sum(keeper.phase_seconds.values()) + time.perf_counter() - started,
+        "environment": {**versions(), "device": _device_name(device), **dataclasses.asdict(machine)},
+    }
+    write_json(run / "metrics.json", metrics)
+    return metrics
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}) - start anew with --overwrite") from error
+
+
+def _totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {split: sum(by_class.values()) for split, by_class in counts.items()}

@@ -1,0 +1,269 @@
+"""Phases as records: what trains, for how long, at which LR; checked whole before the first batch.
+
+Groups are the backbone's layer groups from input to output, then ``"head"``. Every LR follows from the plan and the
+step alone (`Plan.lr`), whatever happened before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from transferkit.errors import ConfigError, did_you_mean, gather
+from transferkit.training.schedules import Cosine, Schedule, make_schedule
+
+__all__ = ["HEAD", "PRESETS", "Phase", "Plan", "check_phases", "make_phases", "preset_phases"]
+
+HEAD = "head"
+PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the unfreeze schedule.
+
+    Args:
+        name: Unique within a plan; shown in progress, history and plots.
+        epochs: Length, at least 1.
+        train: ``"head"``, ``"all"``, or one or more layer groups by name or glob (``["head", "layer[34]"]``).
+        lr: Peak LR of the head, per step.
+        schedule: Multiplies every group's peak LR; a schedule, its name, or a mapping with its options.
+        layer_decay: Each layer group's peak LR over that of the next one nearer the head, in (0, 1]
+            (discriminative learning rates; BEiT, Bao et al. 2022; ULMFiT, Howard & Ruder 2018, section 3.2).
+    """
+
+    name: str
+    epochs: int
+    train: str | tuple[str, ...] = "all"
+    lr: float = 1e-3
+    schedule: Schedule | str | Mapping[str, Any] = Cosine()
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", make_schedule(self.schedule))
+        if not isinstance(self.train, str):
+            object.__setattr__(self, "train", tuple(self.train))
+
+    @property
+    def curve(self) -> Schedule:
+        """The schedule, resolved."""
+        return make_schedule(self.schedule)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The names and globs that `train` stands for."""
+        if isinstance(self.train, str):
+            return ("*",) if self.train == "all" else (self.train,)
+        return tuple(pattern if pattern != "all" else "*" for pattern in self.train)
+
+    def trained(self, group_names: Sequence[str]) -> tuple[str, ...]:
+        """Return the groups this phase trains, in the order of `group_names`."""
+        return tuple(name for name in group_names if any(fnmatchcase(name, pattern) for pattern in self.patterns))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the phase as a recipe writes it."""
+        train = self.train if isinstance(self.train, str) else list(self.train)
+        return {
+            "name": self.name,
+            "epochs": self.epochs,
+            "train": train,
+            "lr": self.lr,
+            "schedule": self.curve.to_dict(),
+            "layer_decay": self.layer_decay,
+        }
+
+
+def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = None) -> list[str]:
+    """Return every problem of a phase list; empty when it can run.
+
+    Args:
+        phases: The phases in order.
+        group_names: The model's groups, when known; without them patterns are not checked.
+    """
+    if not phases:
+        return ["there are no phases, expected at least one"]
+    problems = []
+    names = [phase.name for phase in phases]
+    for phase in phases:
+        problems += [f"phase {phase.name!r}: {problem}" for problem in _phase_problems(phase, group_names)]
+    problems += [f"phase name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    return problems
+
+
+def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str]:
+    found = []
+    if isinstance(phase.epochs, bool) or not isinstance(phase.epochs, int) or phase.epochs < 1:
+        return [f"epochs is {phase.epochs!r}, expected a whole number of at least 1"]
+    if not (math.isfinite(phase.lr) and phase.lr > 0):
+        found.append(f"lr is {phase.lr}, expected a finite number above 0")
+    if not 0.0 < phase.layer_decay <= 1.0:
+        found.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
+    found += phase.curve.problems(phase.epochs)
+    if group_names is not None:
+        for pattern in phase.patterns:
+            if not any(fnmatchcase(name, pattern) for name in group_names):
+                found.append(
+                    f"{pattern!r} matches no layer group.{did_you_mean(pattern, group_names)} "
+                    f"Known: {', '.join(group_names)}."
+                )
+    if not phase.patterns:
+        found.append("train is empty, expected 'head', 'all' or layer groups")
+    return found
+
+
+def make_phases(values: Sequence[Mapping[str, Any] | Phase]) -> tuple[Phase, ...]:
+    """Return the phases that a recipe lists, with all of its mistakes in one error.
+
+    Args:
+        values: Mappings with the fields of `Phase`.
+
+    Raises:
+        ConfigError: A key is unknown or missing, a value has the wrong type, or a phase cannot run.
+    """
+    known = [field.name for field in fields(Phase)]
+    phases, problems = [], []
+    for position, value in enumerate(values):
+        where = f"phases[{position}]"
+        if isinstance(value, Phase):
+            phases.append(value)
+            continue
+        if not isinstance(value, Mapping):
+            problems.append(f"{where} is {value!r}, expected a mapping with the keys {', '.join(known)}")
+            continue
+        found = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
+        found += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in value]
+        for key, kinds, expected in (("lr", (int, float), "a number"), ("layer_decay", (int, float), "a number")):
+            if key in value and (isinstance(value[key], bool) or not isinstance(value[key], kinds)):
+                found.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
+        train = value.get("train", "all")
+        if not isinstance(train, str) and not (
+            isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)
+        ):
+            found.append(f"{where}: train is {train!r}, expected 'head', 'all' or a list of layer groups")
+        if not found:
+            try:
+                phases.append(Phase(**{str(key): part for key, part in value.items()}))
+            except ConfigError as error:
+                found.append(f"{where}: {error}")
+        problems += found
+    problems = problems or check_phases(phases)
+    if problems:
+        raise ConfigError(gather(problems))
+    return tuple(phases)
+
+
+def preset_phases(
+    preset: str,
+    *,
+    epochs: int,
+    probe_epochs: int,
+    lr: float,
+    probe_lr: float,
+    schedule: Schedule,
+    layer_decay: float,
+    group_names: Sequence[str],
+) -> tuple[Phase, ...]:
+    """Return the phases that a preset's name stands for.
+
+    - ``probe``: the head alone for `epochs` epochs.
+    - ``finetune``: everything for `epochs` epochs.
+    - ``probe-finetune``: the head alone for `probe_epochs`, then everything for `epochs` (LP-FT, Kumar et al. 2022).
+    - ``gradual``: the head alone for `probe_epochs`, then one more layer group per phase, from the output to the
+      input (gradual unfreezing; ULMFiT, Howard & Ruder 2018, section 3.3). `epochs` are shared out evenly, early
+      phases get what is left over; with fewer epochs than groups several groups are unfrozen at a time.
+
+    Args:
+        preset: One of `PRESETS`.
+        epochs: Fine-tuning epochs (of the probe, when only the probe is trained).
+        probe_epochs: Epochs of a probe that comes before fine-tuning.
+        lr: Peak LR of the head while more than the head is trained.
+        probe_lr: Peak LR of the head while it is trained alone.
+        schedule: Of the phases after the probe; the probe itself is annealed by half a cosine.
+        layer_decay: See `Phase`.
+        group_names: The model's groups, input to output, the head last.
+
+    Raises:
+        ConfigError: The preset is unknown.
+    """
+    probe = Phase("probe", epochs=probe_epochs, train=HEAD, lr=probe_lr)
+    everything = Phase("finetune", epochs=epochs, train="all", lr=lr, schedule=schedule, layer_decay=layer_decay)
+    if preset == "probe":
+        return (Phase("probe", epochs=epochs, train=HEAD, lr=probe_lr, schedule=schedule),)
+    if preset == "finetune":
+        return (everything,)
+    if preset == "probe-finetune":
+        return (probe, everything)
+    if preset == "gradual":
+        layers = [name for name in group_names if name != HEAD][::-1]
+        count = max(1, min(len(layers), epochs))
+        phases = [probe]
+        for number in range(count):
+            unfrozen = layers[: (number + 1) * len(layers) // count]
+            share = epochs // count + (number < epochs % count)
+            trained = tuple(name for name in group_names if name == HEAD or name in unfrozen)
+            name = f"unfreeze-{unfrozen[-1]}" if unfrozen else "unfreeze"
+            phases.append(Phase(name, epochs=share, train=trained, lr=lr, schedule=schedule, layer_decay=layer_decay))
+        return tuple(phases)
+    raise ConfigError(
+        f"unknown phases {preset!r}.{did_you_mean(preset, PRESETS)} "
+        f"Known: {', '.join(PRESETS)}, or a list of phases in a recipe."
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A phase list over a model's groups and an epoch's length: everything that happens, as pure functions.
+
+    Args:
+        phases: In order.
+        group_names: The model's groups, input to output, the head last.
+        steps_per_epoch: Optimizer steps in one epoch, at least 1.
+    """
+
+    phases: tuple[Phase, ...]
+    group_names: tuple[str, ...]
+    steps_per_epoch: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all phases together."""
+        return self.epochs * self.steps_per_epoch
+
+    def phase_at(self, epoch: int) -> int:
+        """Return the index of the phase that epoch `epoch` (from 0, over all phases) belongs to; past the end, the last."""
+        for index, phase in enumerate(self.phases):
+            if epoch < phase.epochs:
+                return index
+            epoch -= phase.epochs
+        return len(self.phases) - 1
+
+    def first_epoch(self, index: int) -> int:
+        """Return the epoch, over all phases, at which phase `index` starts."""
+        return sum(phase.epochs for phase in self.phases[:index])
+
+    def scale(self, index: int, group: str) -> float:
+        """Return a group's peak LR over the head's in phase `index`: 0 when frozen, `layer_decay` to the distance."""
+        phase = self.phases[index]
+        if group not in phase.trained(self.group_names):
+            return 0.0
+        return float(phase.layer_decay ** (len(self.group_names) - 1 - self.group_names.index(group)))
+
+    def lrs(self, step: int) -> dict[str, float]:
+        """Return every group's LR at optimizer step `step` (from 0, over all phases); 0 for frozen groups."""
+        index = self.phase_at(step // self.steps_per_epoch)
+        phase = self.phases[index]
+        local = step - self.first_epoch(index) * self.steps_per_epoch
+        factor = phase.curve.factor(local, phase.epochs * self.steps_per_epoch, self.steps_per_epoch)
+        return {group: phase.lr * self.scale(index, group) * factor for group in self.group_names}
+
+    def lr(self, group: str, step: int) -> float:
+        """Return one group's LR at optimizer step `step`."""
+        return self.lrs(step)[group]

@@ -1,0 +1,71 @@
+"""Pictures of a run: training curves over the phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from transferkit.files import write_atomically
+
+__all__ = ["plot_history", "save_figure"]
+
+SHADES = ("#eef3fb", "#fdf3e7", "#eef8ef", "#f7eef9")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all. Raises `StorageError`."""
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def plot_history(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch: int) -> None:
+    """Plot loss, accuracy and learning rates over the epochs, phases shaded.
+
+    Args:
+        history: Rows of `history.csv`.
+        path: The PNG to write.
+        best_epoch: Epoch whose weights were kept, from 0.
+    """
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
+    epochs = [row["epoch"] + 1 for row in history]
+    for axis, kind, label in ((loss, "loss", "loss"), (accuracy, "acc", "accuracy")):
+        for split, colour in (("train", "#1f5fa8"), ("val", "#d1701a")):
+            values = [row.get(f"{split}_{kind}") for row in history]
+            if any(value is not None for value in values):
+                axis.plot(epochs, values, marker="o", markersize=4, color=colour, label=split)
+        axis.set_ylabel(label)
+    groups = [key for key in history[0] if key.startswith("lr_")]
+    for number, key in enumerate(groups):
+        shown = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if row[key] > 0]
+        if shown:
+            colour = str(0.75 * (1 - (number + 1) / len(groups)))
+            rate.plot(*zip(*shown, strict=True), marker=".", color=colour, label=key.removeprefix("lr_"))
+    rate.set_yscale("log")
+    rate.set_ylabel("LR at epoch end")
+    rate.set_xlabel("epoch")
+    rate.legend(fontsize="x-small", ncols=max(1, len(groups) // 4), loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    names = list(dict.fromkeys(row["phase"] for row in history))
+    for axis in (loss, accuracy, rate):
+        for number, name in enumerate(names):
+            inside = [epoch for epoch, row in zip(epochs, history, strict=True) if row["phase"] == name]
+            axis.axvspan(inside[0] - 0.5, inside[-1] + 0.5, color=SHADES[number % len(SHADES)], zorder=0, linewidth=0)
+            if axis is loss:
+                axis.annotate(
+                    name, (inside[0] - 0.45, 1.02), xycoords=("data", "axes fraction"), fontsize="small", color="#444444"
+                )
+        axis.axvline(best_epoch + 1, color="#888888", linestyle=":", linewidth=1)
+        axis.set_xlim(0.5, epochs[-1] + 0.5)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.annotate(
+        "kept", (best_epoch + 1, 0.02), xycoords=("data", "axes fraction"), fontsize="x-small", color="#666666",
+        xytext=(3, 0), textcoords="offset points",
+    )  # fmt: skip
+    loss.legend(loc="upper right")
+    accuracy.legend(loc="lower right")
+    save_figure(figure, path)
