@@ -36,3 +36,49 @@ def no_network(monkeypatch):
 def own_caches(monkeypatch, tmp_path_factory):
     """Give every test its own user cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def draw_folder(root, classes=("circle", "square", "stripes"), per_class=12, size=48, seed=0):
+    """Draw a class-per-folder data set that a small network can learn."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    generator = np.random.default_rng(seed)
+    for label in classes:
+        folder = root / label
+        folder.mkdir(parents=True)
+        for number in range(per_class):
+            noise = generator.integers(0, 80, (size, size + 8, 3), dtype=np.uint8)
+            image = Image.fromarray(noise)
+            draw = ImageDraw.Draw(image)
+            colour = tuple(int(value) for value in generator.integers(140, 255, 3))
+            left, top = (int(value) for value in generator.integers(2, size // 3, 2))
+            box = (left, top, left + size // 2, top + size // 2)
+            if label == classes[0]:
+                draw.ellipse(box, fill=colour)
+            elif label == classes[1]:
+                draw.rectangle(box, fill=colour)
+            else:
+                for offset in range(0, size, 6):
+                    draw.line((0, offset, size + 8, offset), fill=colour, width=2)
+            image.save(folder / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A small data set with splits: 3 classes x (8 train, 4 val, 3 test)."""
+    root = tmp_path_factory.mktemp("pictures") / "shapes"
+    for seed, (split, count) in enumerate((("train", 8), ("val", 4), ("test", 3))):
+        draw_folder(root / split, per_class=count, seed=seed)
+    return root
+
+
+@pytest.fixture
+def quick(folder):
+    """Options of a fine-tuning run that takes a second."""
+    return {
+        "data": str(folder), "backbone": "test_resnet", "weights": "random", "image_size": 32, "batch_size": 4,
+        "epochs": 2, "probe_epochs": 1, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
+        "augment": "standard",
+    }  # fmt: skip

@@ -205,6 +205,9 @@ class ImageLoader(DataLoader[Any]):
             timeout=timeout if workers else 0,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
+            # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the
+            # global one, and a run resumed between two epochs would go on from another random state.
+            generator=torch.Generator().manual_seed(dataset.seed),
         )
         self._yielded = 0
 

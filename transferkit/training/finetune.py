@@ -107,6 +107,7 @@ def _build(config: FinetuneConfig, workers: int) -> tuple[ImageData, TransferMod
     """Return the data, read and checked, and the model, with weights."""
     if config.data != SAMPLE and not Path(config.data).exists():
         raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
+    L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
     console = progress_console(config.quiet)
     with counting_bar(console, "reading pictures") as told:
@@ -127,7 +128,7 @@ def _build(config: FinetuneConfig, workers: int) -> tuple[ImageData, TransferMod
         pictures = len(data.index.split("train"))
     if pictures < 2:
         raise DataError(f"{config.data}: {pictures} training picture(s), expected at least 2 - lower --val-split")
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    L.seed_everything(config.seed, workers=True, verbose=False)  # a fetched backbone must not change the head's start
     module = TransferModule(
         backbone,
         data.num_classes,
@@ -201,6 +202,7 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
             yield
     finally:
         logger.setLevel(level)

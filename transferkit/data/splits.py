@@ -1,0 +1,92 @@
+"""Which split a picture belongs to: a seeded hash of its content.
+
+A picture's place follows from its own bytes (or its group) and the seed alone, so adding files never moves old ones,
+renaming files moves nothing, and equal files share a split. Every class is cut by the same hash, so the shares hold per
+class in expectation; exact quotas would make a picture's place depend on its neighbours, and adding one file would move
+others. The one exception: a class left without a training picture gets its unit nearest to train moved there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Item", "assign_splits", "unit_interval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A picture as far as splitting goes: its content, its class, and what it must stay together with."""
+
+    sha256: str
+    label: str
+    group: str | None = None
+
+
+def unit_interval(seed: int, key: str) -> float:
+    """Hash `key` to a number in [0, 1), evenly spread and independent of platform and Python version."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: exact in a float, never rounded up to 1
+
+
+def assign_splits(
+    items: Sequence[Item], *, val_split: float, test_split: float, seed: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give every item a split.
+
+    With ``u = unit_interval(seed, key)`` an item goes to test where ``u < test_split``, to val where
+    ``u < test_split + val_split``, and to train otherwise. The key is that of the item's *unit*: its group if it has
+    one, else its content; groups that share a picture's content are one unit, whose smallest key counts.
+
+    Args:
+        items: The pictures.
+        val_split: Share for validation, in [0, 1).
+        test_split: Share for testing, in [0, 1); the sum of both is below 1.
+        seed: Another seed, another split.
+
+    Returns:
+        The split of each item, in order; and the classes, sorted, for which a unit was moved to train because none of
+        their pictures was there.
+    """
+    units = _units(items)
+    position = {unit: unit_interval(seed, unit) for unit in set(units)}
+    split = {unit: _split_at(u, val_split, test_split) for unit, u in position.items()}
+    by_class: dict[str, set[str]] = defaultdict(set)
+    for item, unit in zip(items, units, strict=True):
+        by_class[item.label].add(unit)
+    moved = []
+    for label in sorted(by_class):
+        if all(split[unit] != "train" for unit in by_class[label]):
+            # A move only ever adds to train, so it cannot undo an earlier one.
+            split[max(by_class[label], key=lambda unit: (position[unit], unit))] = "train"
+            moved.append(label)
+    return tuple(split[unit] for unit in units), tuple(moved)
+
+
+def _split_at(u: float, val_split: float, test_split: float) -> str:
+    if u < test_split:
+        return "test"
+    return "val" if u < test_split + val_split else "train"
+
+
+def _units(items: Sequence[Item]) -> list[str]:
+    """Return each item's unit: the smallest key of all that groups and equal contents tie it to (union-find)."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for item in items:
+        content, group = root(f"image:{item.sha256}"), None if item.group is None else root(f"group:{item.group}")
+        if group is not None and group != content:
+            low, high = sorted(
+                (content, group)
+            )  # "group:" sorts before "image:", so a unit with groups is named by one
+            parent[high] = low
+    return [root(f"image:{item.sha256}") for item in items]
