@@ -303,9 +303,20 @@ def _predict(options: dict[str, Any]) -> int:
 
 
 def _check(options: dict[str, Any]) -> int:
-    from transferkit.training.audit import print_audit
+    from transferkit.data.audit import print_audit
+    from transferkit.training.progress import counting_bar, progress_console
 
-    print_audit(make_config(CheckConfig, options))
+    config = make_config(CheckConfig, options)
+    lenient = {"bad": config.skip_bad, "empty": config.allow_empty_classes, "leaks": config.allow_leaks}
+    with counting_bar(progress_console(config.quiet), "reading pictures") as told:
+        print_audit(
+            config.data,
+            val_split=config.val_split,
+            test_split=config.test_split,
+            seed=config.seed,
+            strict=tuple(kind for kind, allowed in lenient.items() if not allowed),
+            progress=told,
+        )
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import time
 import warnings
@@ -50,6 +52,11 @@ def describe_run(
             "notes": list(index.notes),
         },
     )
+    if index.skipped:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([("path", "reason"), *((file.path, file.reason) for file in index.skipped)])
+        atomic_write(run / "bad_files.csv", text.getvalue())
     steps = len(data.train_dataloader())
     plan = Plan(phases, module.group_names(), steps)
     sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in module.groups()}

@@ -1,0 +1,170 @@
+"""The plan of the house: imports only go down, start-up is light, one public door, every guard can fail."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import transferkit
+
+PACKAGE = Path(transferkit.__file__).parent
+
+# Lowest first. A module may import from its own row and from the rows above it in this list.
+ROWS = (
+    ("transferkit", "transferkit.errors", "transferkit.records", "transferkit.files", "transferkit.config"),
+    ("transferkit.data",),
+    ("transferkit.models",),
+    ("transferkit.features",),
+    ("transferkit.training",),
+    ("transferkit.results",),
+    ("transferkit.cli",),
+)
+# Wings that lie side by side: pictures know nothing of models, and models nothing of pictures.
+SEPARATE = (("transferkit.models", "transferkit.data"),)
+
+
+def row_of(module):
+    for number, row in reversed(list(enumerate(ROWS))):
+        if any(module == name or (name != "transferkit" and module.startswith(f"{name}.")) for name in row):
+            return number
+    raise AssertionError(f"{module} is in no row of the house")
+
+
+def imports_of(source, module):
+    """Names of transferkit modules imported anywhere in a file, except for type checking of the public door."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "transferkit":
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "transferkit")
+
+
+def upward_imports(files):
+    """Sentences for every import that goes up; `files` maps module names to sources."""
+    found = []
+    for module, source in files.items():
+        if module == "transferkit":
+            continue  # the door: it names its rooms for type checkers and loads them on first use
+        for target in imports_of(source, module):
+            if row_of(target) > row_of(module):
+                found.append(f"{module} -> {target}: upward import")
+            for lower, other in SEPARATE:
+                if module.startswith(lower) and target.startswith(other):
+                    found.append(f"{module} -> {target}: import between separate wings")
+    return found
+
+
+def cycles(files):
+    """Modules that import each other in a circle."""
+    graph = {module: {t for t in imports_of(source, module) if t in files} for module, source in files.items()}
+    graph["transferkit"] = set()
+    found = []
+
+    def walk(module, trail):
+        if module in trail:
+            found.append(" -> ".join([*trail[trail.index(module) :], module]))
+            return
+        for target in graph[module]:
+            walk_once(target, [*trail, module])
+
+    seen = set()
+
+    def walk_once(module, trail):
+        if module in trail:
+            found.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in seen:
+            walk(module, trail)
+            seen.add(module)
+
+    for module in graph:
+        walk_once(module, [])
+    return found
+
+
+def package_files():
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("transferkit", *path.relative_to(PACKAGE).with_suffix("").parts)
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return files
+
+
+def test_imports_only_go_down():
+    assert upward_imports(package_files()) == []
+
+
+def test_the_import_test_can_fail():
+    bad = {
+        "transferkit.data.index": "from transferkit.training.callbacks import PhaseSchedule",
+        "transferkit.models.heads": "import transferkit.data.decode",
+    }
+    assert upward_imports(bad) == [
+        "transferkit.data.index -> transferkit.training.callbacks: upward import",
+        "transferkit.models.heads -> transferkit.data.decode: import between separate wings",
+    ]
+
+
+def test_no_circles():
+    assert cycles(package_files()) == []
+
+
+def test_the_circle_test_can_fail():
+    circle = {
+        "transferkit": "",
+        "transferkit.data.a": "import transferkit.data.b",
+        "transferkit.data.b": "from transferkit.data.a import x",
+    }
+    assert cycles(circle) == ["transferkit.data.a -> transferkit.data.b -> transferkit.data.a"]
+
+
+def test_modules_are_rooms():
+    """A docstring line of purpose, no `utils`, and at most 350 lines."""
+    for module, source in package_files().items():
+        assert ast.get_docstring(ast.parse(source)), module
+        assert "utils" not in module
+        assert source.count("\n") <= 350, f"{module} has {source.count(chr(10))} lines"
+
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "albumentations", "sklearn", "matplotlib", "cv2", "numpy", "PIL")
+
+
+def loaded_by(code):
+    script = f"{code}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return result.stdout.split("\n")[-2].split()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import transferkit",
+        "from transferkit.cli import main; main(['--help'])",
+        "from transferkit.cli import main; main(['finetune', '--help'])",
+        "from transferkit.cli import main; main(['predict', '--help'])",
+        "from transferkit.cli import main; main(['finetune', '--epochs', '0'])",
+        "import transferkit.training.schedules, transferkit.training.phases, transferkit.config",
+    ],
+)
+def test_start_up_is_light(code):
+    assert loaded_by(code) == []
+
+
+def test_the_start_up_test_can_fail():
+    assert loaded_by("import numpy") == ["numpy"]
+
+
+def test_one_door():
+    assert sorted(transferkit.__all__) == sorted(transferkit._HOMES)
+    assert len(transferkit.__all__) <= 20
+    for name in transferkit.__all__:
+        assert getattr(transferkit, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'finetun'"):
+        transferkit.finetun  # noqa: B018
+
+
+def test_version_is_the_changelogs():
+    changelog = (PACKAGE.parent / "CHANGELOG.md").read_text()
+    assert f"## {transferkit.__version__}" in changelog
+    assert f'version = "{transferkit.__version__}"' in (PACKAGE.parent / "pyproject.toml").read_text()
