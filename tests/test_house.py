@@ -20,6 +20,7 @@ ROWS = (
     ("transferkit.training",),
     ("transferkit.results",),
     ("transferkit.cli",),
+    ("transferkit.__main__",),
 )
 # Wings that lie side by side: pictures know nothing of models, and models nothing of pictures.
 SEPARATE = (("transferkit.models", "transferkit.data"),)

@@ -244,11 +244,14 @@ class TransferModule(L.LightningModule):
         return build_optimizer(groups=groups, **self.optimizer_options)  # type: ignore[arg-type]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the running epoch's sums, so that a resume in mid-epoch reports the same training loss."""
+        """Store the running epoch's sums, so that a resume in mid-epoch reports the same loss, and the data config."""
+        checkpoint["transferkit_data_config"] = self.data_config.to_dict()
         checkpoint["transferkit_train_sums"] = self._sums.detach().cpu().clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums; refuse a checkpoint of another model."""
+        """Restore the sums and the data config; refuse a checkpoint of another model."""
+        if "transferkit_data_config" in checkpoint:
+            self.backbone.data_config = DataConfig.from_dict(checkpoint["transferkit_data_config"])
         if "transferkit_train_sums" in checkpoint:
             self._sums = checkpoint["transferkit_train_sums"].to(self.device)
         for state in checkpoint.get("optimizer_states", ()):

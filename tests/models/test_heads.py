@@ -1,0 +1,228 @@
+"""Heads: what they compute, and that a head which does not fit is refused before training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from transferkit.errors import ConfigError
+from transferkit.models import heads
+from transferkit.models.heads import (
+    CosineHead,
+    LinearHead,
+    MLPHead,
+    build_head,
+    check_head,
+    list_heads,
+    register_head,
+    takes_maps,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(heads, "_REGISTERED", {})
+
+
+def features(count=5, width=8):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+
+
+class MapHead(nn.Module):
+    takes_maps = True
+
+    def __init__(self, in_features, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(in_features, num_classes, 1)
+
+    def forward(self, maps):
+        return self.conv(maps).amax(dim=(2, 3))
+
+
+# --- what they compute -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cosine"])
+def test_built_in_heads_give_logits_with_gradients(name):
+    head = build_head(name, 8, 3, drop_rate=0.1)
+    logits = head(features())
+    assert logits.shape == (5, 3)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+def test_linear_is_an_affine_map_that_starts_near_zero():
+    head = build_head("linear", 512, 10)
+    assert isinstance(head, LinearHead)
+    assert not head.linear.bias.any()
+    assert head.linear.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    x = features(width=512)
+    expected = (x.double() @ head.linear.weight.double().T).float()
+    torch.testing.assert_close(head(x), expected)
+
+
+def test_mlp_by_hand():
+    head = build_head("mlp", 2, 1, hidden=2).eval()
+    assert isinstance(head, MLPHead)
+    with torch.no_grad():
+        head.hidden.weight.copy_(torch.eye(2))
+        head.hidden.bias.zero_()
+        head.linear.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        head.linear.bias.fill_(0.5)
+        got = head(torch.tensor([[1.0, -1.0]])).item()
+    gelu = [x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in (1.0, -1.0)]
+    assert got == pytest.approx(gelu[0] + 2 * gelu[1] + 0.5, abs=1e-6)
+
+
+def test_mlp_hides_as_many_units_as_there_are_features_unless_told():
+    assert build_head("mlp", 8, 3).hidden.out_features == 8
+    assert build_head("mlp", 8, 3, hidden=5).hidden.out_features == 5
+
+
+def test_cosine_by_hand():
+    head = CosineHead(2, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[3.0, 0.0], [1.0, 1.0]]))
+        got = head(torch.tensor([[0.0, 5.0], [2.0, 0.0]]))
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(got, 10 * torch.tensor([[0.0, half], [1.0, half]]))
+
+
+def test_cosine_ignores_the_length_of_the_features():
+    head = build_head("cosine", 8, 3)
+    torch.testing.assert_close(head(features() * 100), head(features()))
+
+
+def test_a_fixed_scale_cannot_be_set_free():
+    assert "scale" in dict(CosineHead(2, 2).named_parameters())
+    head = CosineHead(2, 2, scale=30, learn_scale=False)
+    assert [name for name, _ in head.named_parameters()] == ["weight"]
+    assert head.state_dict()["scale"] == 30
+
+
+def test_dropout_is_where_it_is_asked_for():
+    for name in ("linear", "mlp", "cosine"):
+        head = build_head(name, 64, 3, drop_rate=0.9)
+        x = features(width=64)
+        assert not torch.equal(head.train()(x), head.train()(x))
+        assert torch.equal(head.eval()(x), head.eval()(x))
+        assert torch.equal(*(build.train()(x) for build in [build_head(name, 64, 3)] * 2))
+
+
+# --- registered heads, and the user's own ------------------------------------------------------------------------
+
+
+def test_a_registered_head_is_built_and_listed():
+    @register_head("bias-free")
+    def build(in_features, num_classes):
+        return nn.Linear(in_features, num_classes, bias=False)
+
+    assert list_heads() == ["bias-free", "cosine", "linear", "mlp"]
+    head = build_head("bias-free", 8, 3)
+    assert head.weight.shape == (3, 8)
+    assert build(8, 3) is not None  # the decorator gives the builder back
+
+
+@pytest.mark.parametrize("name", ["linear", "mine"])
+def test_a_second_head_of_one_name_is_refused(name):
+    register_head("mine")(nn.Linear)
+    with pytest.raises(ConfigError, match=f"a head named '{name}' exists already"):
+        register_head(name)
+
+
+def test_a_module_is_taken_as_it_is():
+    head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+    state = {key: value.clone() for key, value in head.state_dict().items()}
+    head[0].eval()
+    assert build_head(head, 8, 3) is head
+    assert head.training and head[1].training and not head[0].training, "the dry forward must restore the modes"
+    assert all(torch.equal(value, state[key]) for key, value in head.state_dict().items())
+
+
+def test_heads_that_take_maps_say_so():
+    register_head("maps")(MapHead)
+    assert takes_maps("maps") and takes_maps(MapHead(4, 2))
+    assert not takes_maps("linear") and not takes_maps(nn.Flatten())
+    instance = nn.Flatten()
+    instance.takes_maps = True
+    assert takes_maps(instance)
+    head = build_head("maps", 4, 2)
+    check_head(head, torch.zeros(2, 4, 5, 5), 2)
+    with pytest.raises(ConfigError, match=r"MapHead fails on feature maps of shape \(2, 7, 5, 5\)"):
+        check_head(head, torch.zeros(2, 7, 5, 5), 2)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_head_gets_a_close_match():
+    with pytest.raises(ConfigError, match=r"unknown head 'liner'\. Did you mean 'linear'\? Known: cosine, linear, mlp"):
+        build_head("liner", 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"in_features": 0}, "in_features must be at least 1, not 0"),
+        ({"drop_rate": 1.0}, r"drop_rate must be in \[0, 1\), not 1.0"),
+        ({"drop_rate": -0.1}, r"drop_rate must be in \[0, 1\), not -0.1"),
+        ({"drop_rate": float("nan")}, r"drop_rate must be in \[0, 1\), not nan"),
+        ({"hidden": 0, "head": "mlp"}, "hidden must be at least 1, not 0"),
+        ({"hidden": 4}, "hidden=4 belongs to the head 'mlp'"),
+        ({"head": nn.Linear(8, 3), "drop_rate": 0.1}, "drop_rate=0.1 has no effect on a head of your own"),
+        ({"drop_rate": 2, "num_classes": 0}, r"\(1\) num_classes must .*; \(2\) drop_rate must"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_head(**{"head": "linear", "in_features": 8, "num_classes": 3} | options)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (nn.Linear(9, 3), r"head Linear fails on features of shape \(2, 8\): RuntimeError: .* - a head must accept"),
+        (nn.Linear(8, 4), r"head Linear returns \(2, 4\) of torch.float32 for features .* float logits \(2, 3\)"),
+        (nn.Unflatten(1, (8, 1)), r"head Unflatten returns \(2, 8, 1\)"),
+        (nn.Conv2d(8, 3, 1), r"head Conv2d fails on features"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(head, message):
+    with pytest.raises(ConfigError, match=message):
+        build_head(head, 8, 3)
+
+
+def test_a_head_that_returns_something_else_is_refused():
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x[:, :3].long()
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ConfigError, match=r"Classes returns \(2, 3\) of torch.int64"):
+        build_head(Classes(), 8, 3)
+    with pytest.raises(ConfigError, match="Pair returns tuple for"):
+        build_head(Pair(), 8, 3)
+
+
+def test_a_builder_that_returns_no_head_is_refused():
+    register_head("nothing")(lambda in_features, num_classes: None)
+    with pytest.raises(ConfigError, match=r"head 'nothing' built a NoneType - it must return an nn\.Module"):
+        build_head("nothing", 8, 3)
+
+
+def test_a_builder_function_of_a_map_head_must_say_so():
+    def build(in_features, num_classes):
+        return MapHead(in_features, num_classes)
+
+    register_head("maps")(build)
+    with pytest.raises(ConfigError, match="head 'maps' takes feature maps, but what was registered does not say so"):
+        build_head("maps", 8, 3)
+    build.takes_maps = True
+    assert isinstance(build_head("maps", 8, 3), MapHead)

@@ -1,0 +1,332 @@
+"""The main job end to end: the run directory's contract, the product, signals, what a user meets."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import transferkit as tk
+from transferkit.cli import main
+from transferkit.data.datamodule import ImageData
+from transferkit.errors import BackboneError, CheckpointError, DataError, TransferkitWarning
+from transferkit.models.artifact import load_model
+from transferkit.training.finetune import finetune
+from transferkit.training.inference import predict_probs
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    words = [
+        "finetune", "--data", folder, "--backbone", "test_resnet", "--weights", "random", "--image-size", "32",
+        "--batch-size", "4", "--epochs", "2", "--probe-epochs", "1", "--accelerator", "cpu", "--workers", "0",
+        "--out", out,
+    ]  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    return out
+
+
+def test_the_run_directory_is_the_contract(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "plan.json", "data.json", "history.csv", "metrics.json", "curves.png", "model.safetensors",
+        "model.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+
+
+def test_history_has_a_row_per_epoch(finished):
+    with (finished / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["phase"] for row in rows] == ["probe", "finetune", "finetune"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["step"] for row in rows] == ["6", "12", "18"]
+    columns = list(rows[0])
+    assert columns[:3] == ["phase", "epoch", "step"]
+    assert [name for name in columns if name.startswith("lr_")] == [
+        "lr_stem", "lr_layer1", "lr_layer2", "lr_layer3", "lr_layer4", "lr_head",
+    ]  # fmt: skip
+    assert columns[-1] == "images_per_s"
+    assert {"train_loss", "val_loss", "val_acc"} < set(columns)
+    assert rows[0]["lr_layer4"] == "0.0"
+
+
+def test_metrics(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert {"val", "test", "phases", "time_s", "environment"} <= set(metrics)
+    for split, count in (("val", 12), ("test", 9)):
+        values = metrics[split]
+        assert {"acc", "acc_top5", "balanced_acc", "f1_macro", "loss", "ece", "n", "acc_ci"} <= set(values)
+        assert values["n"] == count
+        assert values["acc_ci"][0] <= values["acc"] <= values["acc_ci"][1]
+    assert [phase["epochs"] for phase in metrics["phases"]] == [1, 2]
+    assert metrics["environment"]["torch"] == torch.__version__
+
+
+def test_plan_and_data(finished):
+    plan = json.loads((finished / "plan.json").read_text())
+    total = sum(group["parameters"] for group in plan["groups"])
+    assert [phase["trainable_parameters"] for phase in plan["phases"]] == [plan["groups"][-1]["parameters"], total]
+    assert len(plan["lr"]["step"]) == len(plan["lr"]["head"]) == 18
+    data = json.loads((finished / "data.json").read_text())
+    assert data["classes"] == ["circle", "square", "stripes"]
+    assert data["counts"]["train"] == {"circle": 8, "square": 8, "stripes": 8}
+
+
+def test_checkpoints_hold_no_code(finished):
+    for path in (finished / "checkpoints").iterdir():
+        assert "state_dict" in torch.load(path, weights_only=True)
+
+
+def test_the_config_repeats_the_run(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune", "--config", str(finished / "config.yaml"), "--quiet"]) == 0
+    (again,) = (tmp_path / "runs").iterdir()
+    assert again.name == "shapes-test_resnet-1"
+    assert (again / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    ours, theirs = (json.loads((path / "metrics.json").read_text()) for path in (again, finished))
+    assert (ours["val"], ours["test"]) == (theirs["val"], theirs["test"])  # fault 51
+
+
+def test_the_product_gives_the_runs_own_accuracy(finished, folder):  # fault 84
+    module, info = load_model(finished)
+    data = ImageData(folder, data_config=info.preprocessing)
+    probs, targets = predict_probs(module, data.val_dataloader())
+    accuracy = (probs.argmax(dim=1) == targets).double().mean().item()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert accuracy == pytest.approx(metrics["val"]["acc"], abs=1e-7)
+    records = data.index.split("val")
+    predictions = tk.load(finished).predict([record.path for record in records])
+    right = [item.label == record.label for item, record in zip(predictions, records, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(metrics["val"]["acc"], abs=1e-7)
+
+
+def test_predict_verb(finished, folder, tmp_path, capsys):
+    good, bad = folder / "val" / "circle" / "000.png", tmp_path / "bad, name.jpg"
+    bad.write_text("no picture")
+    assert main(["predict", str(finished), str(good), str(bad)]) == 8
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(captured.out.splitlines()))
+    assert [row["path"] for row in rows] == [str(good), str(bad)]
+    assert rows[0]["label"] in ("circle", "square", "stripes")
+    assert 0 < float(rows[0]["probability"]) <= 1
+    assert rows[1]["label"] == ""
+    assert "bad, name.jpg" in rows[1]["error"]
+    assert "1 of 2 pictures could not be read" in captured.err
+    assert main(["predict", str(finished), str(folder / "val"), "--out", str(tmp_path / "p.csv")]) == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 13
+    assert main(["predict", str(finished), str(tmp_path / "none")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "model.json").unlink(), "model.json: missing"),
+        (lambda run: (run / "model.json").write_text("{"), "model.json: not JSON"),
+        (lambda run: (run / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"x"), "does not match the sha256 in model.json"),
+        (
+            lambda run: (run / "model.json").write_text(
+                (run / "model.json").read_text().replace('"format": 1', '"format": 99')
+            ),
+            "newer than this one",
+        ),
+    ],
+)
+def test_a_damaged_product_is_an_error(finished, tmp_path, damage, message):  # fault 87
+    run = shutil.copytree(finished, tmp_path / "run")
+    damage(run)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(run)
+
+
+def test_a_taken_directory_is_refused(finished, capsys):  # fault 40
+    status = main(["finetune", "--data", "sample", "--out", str(finished)])
+    assert status == 6
+    assert "go on with it by --resume, replace it by --overwrite" in capsys.readouterr().err
+
+
+def test_overwrite_replaces_a_run(finished, quick, tmp_path):  # fault 40
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "model.safetensors").read_bytes()
+    finetune(**{**quick, "seed": 5}, out=run, overwrite=True)
+    assert (run / "model.safetensors").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_missing_data_creates_nothing(quick, tmp_path):  # fault 1
+    with pytest.raises(DataError, match="none does not exist"):
+        finetune(**{**quick, "data": str(tmp_path / "none")}, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_pictures_stop_or_are_dropped(quick, folder, tmp_path):  # fault 11
+    data = shutil.copytree(folder, tmp_path / "data")
+    victim = data / "train" / "circle" / "000.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"1 unreadable pictures: .*000\.png.* or pass --skip-bad"):
+        finetune(**{**quick, "data": data}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    finetune(**{**quick, "data": data}, skip_bad=True, out=tmp_path / "run")
+    (row,) = csv.DictReader((tmp_path / "run" / "bad_files.csv").open())
+    assert row["path"] == str(victim)
+    described = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert [item["path"] for item in described["skipped"]] == [str(victim)]
+    assert described["counts"]["train"]["circle"] == 7
+
+
+def test_weights_that_cannot_be_had_stop_before_anything_is_written(quick, tmp_path, monkeypatch):  # fault 31
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    with pytest.raises(BackboneError, match="--weights FILE"):
+        finetune(**{**quick, "backbone": "resnet18", "weights": "pretrained"}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_starts_where_a_run_ended(finished, quick, tmp_path):  # fault 61
+    source = finished / "model.safetensors"
+    for start in (finished, source, finished / "checkpoints" / "best.ckpt"):
+        run = finetune(
+            **{**quick, "phases": "probe", "epochs": 1, "probe_lr": 1e-12, "augment": "none"}, init_from=start,
+            out=tmp_path / start.name,
+        )  # fmt: skip
+        before = json.loads((finished / "metrics.json").read_text())["val"]
+        assert run.metrics["val"]["loss"] == pytest.approx(before["loss"], abs=1e-4)
+
+
+def test_init_from_another_model_is_refused(finished, quick, tmp_path):  # fault 34
+    with pytest.raises(BackboneError, match="tensors matched"):
+        finetune(**{**quick, "backbone": "test_vit", "image_size": 160}, init_from=finished, out=tmp_path / "run")
+
+
+def test_a_weights_only_checkpoint_is_not_resumed(quick, tmp_path, finished):  # fault 61
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.json").unlink()
+    for path in (run / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save({"state_dict": checkpoint["state_dict"]}, path)
+    with pytest.raises(CheckpointError, match="holds weights only, a resume needs the optimizer too - pass it to --init"):
+        finetune(out=run, resume=True, quiet=True)
+
+
+def test_a_checkpoint_of_a_newer_release_is_refused(tmp_path, finished):  # fault 60
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.json").unlink()
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["transferkit"] = {"version": "9.0.0", "format": 99}
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"written by transferkit 9\.0\.0, newer than this one"):
+        finetune(out=run, resume=True, quiet=True)
+
+
+def test_a_checkpoint_with_code_is_refused(tmp_path, finished):  # fault 88
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.json").unlink()
+    marker = tmp_path / "marker"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    for name in ("last.ckpt", "best.ckpt"):
+        torch.save({"state_dict": {}, "x": Malicious()}, run / "checkpoints" / name)
+    with pytest.raises(CheckpointError, match="holds objects other than tensors and plain data, refused"):
+        finetune(out=run, resume=True, quiet=True)
+    assert not marker.exists()
+
+
+def test_a_set_without_validation_runs_on_training_loss(folder, quick, tmp_path):
+    data = shutil.copytree(folder / "train", tmp_path / "flat")
+    run = finetune(**{**quick, "data": data}, val_split=0.0, test_split=0.0, out=tmp_path / "run")
+    assert "val" not in run.metrics
+    assert run.metrics["selection"]["monitor"] == "train_loss"
+
+
+def test_empty_classes_keep_their_place(folder, quick, tmp_path):  # fault 3
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "train" / "moon").mkdir()
+    with pytest.raises(DataError, match="classes without pictures: 'moon'"):
+        finetune(**{**quick, "data": data}, out=tmp_path / "run")
+    run = finetune(**{**quick, "data": data}, allow_empty_classes=True, out=tmp_path / "run")
+    assert run.metrics["val"]["per_class"]["moon"]["recall"] is None
+
+
+def test_leaks_stop_or_warn(folder, quick, tmp_path):  # fault 24
+    data = shutil.copytree(folder, tmp_path / "data")
+    shutil.copy(data / "train" / "circle" / "000.png", data / "val" / "circle" / "copy.png")
+    with pytest.raises(DataError, match="1 pictures in more than one split"):
+        finetune(**{**quick, "data": data}, out=tmp_path / "run")
+    with pytest.warns(TransferkitWarning, match="1 pictures in more than one split"):
+        finetune(**{**quick, "data": data, "epochs": 1}, allow_leaks=True, out=tmp_path / "run")
+
+
+def start(quick, out, **changes):
+    """Start the command in a process of its own and wait until it trains."""
+    options = {key: value for key, value in {**quick, "epochs": 200, **changes}.items() if key != "quiet"}
+    words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transferkit", "finetune", *words, "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "history.csv").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_stop(quick, tmp_path, number, status):  # fault 47
+    process = start(quick, tmp_path / "run")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    message = [line for line in err.splitlines() if line.startswith("transferkit:")]
+    assert len(message) == 1
+    assert "go on with --resume --out" in message[0]
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+
+
+def test_sigkill_leaves_a_run_to_resume(quick, tmp_path):  # fault 47
+    process = start(quick, tmp_path / "run")
+    process.kill()
+    process.wait()
+    config = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["phases"][1]["epochs"] = values["epochs"] = 5
+    config.write_text(yaml.safe_dump(values))
+    epochs = len((tmp_path / "run" / "history.csv").read_text().splitlines()) - 1
+    if epochs < 6:
+        run = finetune(out=tmp_path / "run", resume=True, quiet=True)
+        assert run.metrics["phases"][1]["epochs"] == 5
+
+
+def test_the_run_directory_vanishes(quick, tmp_path):  # fault 58
+    process = start(quick, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 74, err
+
+
+def test_quiet_says_nothing(quick, tmp_path, capfd):
+    finetune(**quick, out=tmp_path / "run")
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_the_summary_names_the_next_command(quick, tmp_path, capsys):
+    finetune(**{**quick, "quiet": False}, out=tmp_path / "my run")
+    out = capsys.readouterr().out
+    assert "95 % interval" in out
+    assert f"transferkit predict '{tmp_path / 'my run'}' PICTURE..." in out
+    assert Path(tmp_path / "my run" / "model.safetensors").exists()

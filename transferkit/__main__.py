@@ -1,0 +1,8 @@
+"""`python -m transferkit`: the same as the command."""
+
+import sys
+
+from transferkit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Heads: from features (or a feature map) to logits, built in, registered by name, or the user's own module.
+
+A head takes features ``(B, D)`` and returns logits ``(B, C)``. One that wants the feature map instead,
+``(B, C, H, W)`` or tokens ``(B, N, C)``, says so by an attribute ``takes_maps = True`` on its class or instance;
+nothing else is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from transferkit.errors import ConfigError, did_you_mean, gather
+
+__all__ = [
+    "CosineHead",
+    "HeadBuilder",
+    "LinearHead",
+    "MLPHead",
+    "build_head",
+    "check_head",
+    "list_heads",
+    "register_head",
+    "takes_maps",
+]
+
+HeadBuilder = Callable[[int, int], nn.Module]
+"""Called with the width of what the head is given and with the number of classes."""
+
+_Builder = TypeVar("_Builder", bound=HeadBuilder)
+
+_BUILT_IN = ("cosine", "linear", "mlp")
+_REGISTERED: dict[str, HeadBuilder] = {}
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer: logistic regression on the features.
+
+    Small weights and no bias to begin with, so that the first logits are near zero and the first gradient into
+    the backbone is small.
+
+    Shape: ``(B, in_features)`` -> ``(B, num_classes)``.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(drop_rate)
+        self.linear = nn.Linear(in_features, num_classes)
+        _small(self.linear)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(B, num_classes)``."""
+        logits: Tensor = self.linear(self.drop(features))
+        return logits
+
+
+class MLPHead(nn.Module):
+    """One hidden layer: linear, GELU, dropout, linear.
+
+    Shape: ``(B, in_features)`` -> ``(B, num_classes)``.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, hidden: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_features, hidden)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop_rate)
+        self.linear = nn.Linear(hidden, num_classes)
+        _small(self.linear)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(B, num_classes)``."""
+        logits: Tensor = self.linear(self.drop(self.act(self.hidden(features))))
+        return logits
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine similarity between the features and one learned direction per class.
+
+    ``logits = scale * cos(features, weight)``: Gidaris and Komodakis 2018 (*Dynamic Few-Shot Visual Learning without
+    Forgetting*, section 3.2), with their learned scale that begins at 10; Chen et al. 2019 (*A Closer Look at Few-shot
+    Classification*, Baseline++) use the same head with a fixed scale, here ``learn_scale=False``. The length of the
+    features does not count, which helps when classes have few pictures.
+
+    Shape: ``(B, in_features)`` -> ``(B, num_classes)``, each logit within plus and minus ``scale``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        drop_rate: float = 0.0,
+        scale: float = 10.0,
+        learn_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(drop_rate)
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_classes, in_features), std=0.02))
+        self.scale: Tensor
+        if learn_scale:
+            self.scale = nn.Parameter(torch.tensor(float(scale)))
+        else:  # a buffer, so that no phase can set it free
+            self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(B, num_classes)``."""
+        directions = functional.normalize(self.weight, dim=1)
+        return self.scale * functional.linear(functional.normalize(self.drop(features), dim=1), directions)
+
+
+def register_head(name: str) -> Callable[[_Builder], _Builder]:
+    """Make a head known by `name`: a decorator for a builder, or for a class called the same way.
+
+    The builder is called with ``(in_features, num_classes)``. A class with ``takes_maps = True`` is given the
+    number of channels of the feature map as ``in_features``.
+
+    Raises:
+        ConfigError: `name` is taken.
+    """
+    if name in list_heads():
+        raise ConfigError(f"a head named {name!r} exists already - register it under another name")
+
+    def register(builder: _Builder) -> _Builder:
+        _REGISTERED[name] = builder
+        return builder
+
+    return register
+
+
+def list_heads() -> list[str]:
+    """Return the names that `build_head` knows, sorted."""
+    return sorted((*_BUILT_IN, *_REGISTERED))
+
+
+def takes_maps(head: str | nn.Module) -> bool:
+    """Whether `head` wants the feature map; `build_head` must then be given the map's channels as ``in_features``.
+
+    For a name, the registered class answers; a builder function that returns such a head carries the attribute itself.
+    """
+    return bool(getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "takes_maps", False))
+
+
+def build_head(
+    head: str | nn.Module,
+    in_features: int,
+    num_classes: int,
+    *,
+    drop_rate: float = 0.0,
+    hidden: int | None = None,
+) -> nn.Module:
+    """Return the head that `head` names, or `head` itself when it is a module.
+
+    A head for features is tried with a dry forward here; one for feature maps where they are known, by `check_head`.
+
+    Args:
+        head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or a module.
+        in_features: Width D of the features; for a head that takes maps, the map's channels.
+        num_classes: Number of classes C, at least 1.
+        drop_rate: Share of the inputs (``mlp``: of the hidden units) set to zero in training, in [0, 1); for built-in
+            heads only.
+        hidden: Width of the hidden layer of ``mlp``; `in_features` unless told.
+
+    Raises:
+        ConfigError: The name is unknown, a number is out of range, an option does not belong to this head, or the
+            head does not return ``(B, num_classes)``.
+    """
+    problems = _problems(head, in_features, num_classes, drop_rate, hidden)
+    if problems:
+        raise ConfigError(gather(problems))
+    match head:
+        case nn.Module():
+            built = head
+        case "linear":
+            built = LinearHead(in_features, num_classes, drop_rate=drop_rate)
+        case "mlp":
+            built = MLPHead(in_features, num_classes, hidden=hidden or in_features, drop_rate=drop_rate)
+        case "cosine":
+            built = CosineHead(in_features, num_classes, drop_rate=drop_rate)
+        case _:
+            built = _REGISTERED[head](in_features, num_classes)
+            if not isinstance(built, nn.Module):
+                raise ConfigError(f"head {head!r} built a {type(built).__name__} - it must return an nn.Module")
+            if takes_maps(built) and not takes_maps(head):
+                raise ConfigError(
+                    f"head {head!r} takes feature maps, but what was registered does not say so - "
+                    "set `takes_maps = True` on the class, or on the builder function"
+                )
+    if not takes_maps(built):
+        check_head(built, torch.zeros(2, in_features), num_classes)
+    return built
+
+
+def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
+    """Run `head` once in eval mode, without gradients, and check what it returns. Modes are restored.
+
+    Args:
+        head: The head.
+        inputs: What it will be given: features ``(B, D)``, or a feature map where it takes maps. They are moved to
+            the head's device.
+        num_classes: C of the expected logits ``(B, C)``.
+
+    Raises:
+        ConfigError: The head fails on `inputs`, or does not return floating-point ``(B, num_classes)``.
+    """
+    what = "feature maps" if takes_maps(head) else "features"
+    given = f"{what} of shape {tuple(inputs.shape)}"
+    modes = [(module, module.training) for module in head.modules()]
+    device = next((parameter.device for parameter in head.parameters()), inputs.device)
+    try:
+        head.eval()
+        with torch.no_grad():
+            logits = head(inputs.to(device))
+    except Exception as error:  # the user's own code: anything may come out of it
+        reason = str(error).strip().splitlines()
+        raise ConfigError(
+            f"head {type(head).__name__} fails on {given}: {type(error).__name__}: {reason[0] if reason else ''} - "
+            f"a head must accept {what} and return logits (B, {num_classes})"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    expected = (inputs.shape[0], num_classes)
+    seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if seen != expected or not logits.is_floating_point():
+        kind = f" of {logits.dtype}" if isinstance(logits, Tensor) else ""
+        raise ConfigError(
+            f"head {type(head).__name__} returns {seen}{kind} for {given} - it must return float logits {expected}"
+        )
+
+
+def _problems(
+    head: str | nn.Module, in_features: int, num_classes: int, drop_rate: float, hidden: int | None
+) -> list[str]:
+    problems = []
+    if isinstance(head, str) and head not in list_heads():
+        known = list_heads()
+        problems.append(f"unknown head {head!r}.{did_you_mean(head, known)} Known: {', '.join(known)}")
+    for name, value in (("in_features", in_features), ("num_classes", num_classes), ("hidden", hidden)):
+        if value is not None and value < 1:
+            problems.append(f"{name} must be at least 1, not {value}")
+    if not 0 <= drop_rate < 1:
+        problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
+    elif drop_rate and head not in _BUILT_IN:
+        problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into the head")
+    if hidden is not None and head != "mlp":
+        problems.append(f"hidden={hidden} belongs to the head 'mlp' - leave it out here")
+    return problems
+
+
+def _small(layer: nn.Linear) -> None:
+    nn.init.trunc_normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
