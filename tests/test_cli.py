@@ -42,7 +42,7 @@ def test_unknown_verb(capsys):
 
 def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(
+    status, _, err = run(
         capsys, "finetune", "--data", "x", "--epochs", "0", "--lr", "nan", "--batch-size", "-1", "--val-split", "1.0",
         "--epoch", "3", "--augment", "hevy", "--workers", "two", "--out",
     )  # fmt: skip

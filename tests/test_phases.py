@@ -1,5 +1,7 @@
 """Phases: presets, checks, and the plan's learning rates."""
 
+import itertools
+
 import pytest
 
 from transferkit.errors import ConfigError
@@ -67,7 +69,7 @@ def test_ratios_hold_at_every_step():
     plan = Plan((Phase("a", epochs=6, lr=1e-2, schedule=SGDR(cycle_mult=2), layer_decay=0.7),), GROUPS, 10)
     for step in range(plan.steps):
         lrs = plan.lrs(step)
-        for lower, upper in zip(GROUPS, GROUPS[1:], strict=False):
+        for lower, upper in itertools.pairwise(GROUPS):
             assert lrs[lower] == pytest.approx(0.7 * lrs[upper])
 
 

@@ -111,7 +111,7 @@ def build_parser(verb: str) -> ArgumentParser:
     import dataclasses
     import typing
 
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -220,7 +220,7 @@ def _load_yaml(text: str) -> Any:
         pass
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [loader.construct_object(key) for key, _ in node.value]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} given twice, expected each key once")
@@ -239,8 +239,7 @@ def _plain_message(message: str) -> str:
 
     text = _one_line(message)
     text = re.sub(r'Parser key "(\w+)":', lambda match: f"{flag(match[1])}:", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
-    return text
+    return re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
 
 
 def _one_line(text: str) -> str:

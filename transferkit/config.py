@@ -33,7 +33,9 @@ REQUIRED = ""  # the empty string is never a valid path, so it can stand for "no
 class DataOptions:
     """Where pictures come from and how they are split."""
 
-    data: str = option(REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'")
+    data: str = option(
+        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'"
+    )
     val_split: float = option(0.15, "share of a folder without splits that becomes the validation split, [0, 1)")
     test_split: float = option(0.15, "share of a folder without splits that becomes the test split, [0, 1)")
     skip_bad: bool = option(False, "drop unreadable pictures before splitting and list them, instead of stopping")
@@ -61,7 +63,9 @@ class FinetuneConfig(DataOptions):
 
     backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
     weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
-    init_from: str | None = option(None, "start from the weights of this run directory, model.safetensors or checkpoint")
+    init_from: str | None = option(
+        None, "start from the weights of this run directory, model.safetensors or checkpoint"
+    )
     head: str = option("linear", "linear, mlp, cosine or a registered head")
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)")
     phases: str | list[dict[str, Any]] = option(
@@ -205,7 +209,9 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
 
 def default_of(item: Field[Any]) -> Any:
     """Return a field's default value."""
-    return item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return item.default
 
 
 def _plain(value: Any, annotation: str) -> Any:

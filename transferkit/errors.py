@@ -1,17 +1,17 @@
 """The exceptions: one base, one class per kind of failure, each with its exit status.
 
-    TransferkitError            1   a bug of ours when raised bare
-    ├── ConfigError             2   usage or configuration
-    ├── DataError               3   pictures, folders, manifests
-    ├── BackboneError           4   backbones and weights
-    ├── TrainingError           5   diverged, out of memory
-    ├── CheckpointError         6   checkpoints and run directories
-    ├── StoreError              7   feature store
-    ├── ExportError             8   export and predict
-    ├── StorageError           74   disk and other I/O
-    └── Interrupted       130, 143  SIGINT or SIGTERM, after a clean stop
+TransferkitError            1   a bug of ours when raised bare
+├── ConfigError             2   usage or configuration
+├── DataError               3   pictures, folders, manifests
+├── BackboneError           4   backbones and weights
+├── TrainingError           5   diverged, out of memory
+├── CheckpointError         6   checkpoints and run directories
+├── StoreError              7   feature store
+├── ExportError             8   export and predict
+├── StorageError           74   disk and other I/O
+└── Interrupted       130, 143  SIGINT or SIGTERM, after a clean stop
 
-    TransferkitWarning              something the user should know, and can live with
+TransferkitWarning              something the user should know, and can live with
 """
 
 from __future__ import annotations

@@ -213,7 +213,9 @@ def test_a_weights_only_checkpoint_is_not_resumed(quick, tmp_path, finished):  #
     for path in (run / "checkpoints").iterdir():
         checkpoint = torch.load(path, weights_only=True)
         torch.save({"state_dict": checkpoint["state_dict"]}, path)
-    with pytest.raises(CheckpointError, match="holds weights only, a resume needs the optimizer too - pass it to --init"):
+    with pytest.raises(
+        CheckpointError, match="holds weights only, a resume needs the optimizer too - pass it to --init"
+    ):
         finetune(out=run, resume=True, quiet=True)
 
 

@@ -55,7 +55,9 @@ def signal_at(monkeypatch, step):
 def interrupt(monkeypatch, options, out, step):
     with monkeypatch.context() as patch:
         signal_at(patch, step)
-        with pytest.raises(Interrupted, match=r"stopped by SIGTERM; saved .*last\.ckpt - go on with --resume") as caught:
+        with pytest.raises(
+            Interrupted, match=r"stopped by SIGTERM; saved .*last\.ckpt - go on with --resume"
+        ) as caught:
             finetune(**options, out=out)
     assert caught.value.exit_status == 143
 
@@ -150,7 +152,9 @@ def test_a_damaged_last_checkpoint_falls_back(half, reference):  # fault 56
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
-    with pytest.warns(TransferkitWarning, match=r"last\.ckpt: .* does not match its checksum; going on from best\.ckpt"):
+    with pytest.warns(
+        TransferkitWarning, match=r"last\.ckpt: .* does not match its checksum; going on from best\.ckpt"
+    ):
         finetune(out=half, resume=True, quiet=True)
     assert_same_result(half, reference)
 

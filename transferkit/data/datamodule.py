@@ -166,12 +166,16 @@ class ImageData(L.LightningDataModule):
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
-        """Return the validation loader; nothing to iterate over when there is no validation split."""
-        return self._loader(self.dataset("val")) if self.index.split("val") else []
+        """Return the validation loader, or an empty list where there is no validation split."""
+        return self.evaluation_loader("val") if self.index.split("val") else []
 
     def test_dataloader(self) -> ImageLoader:
         """Return the test loader."""
-        return self._loader(self.dataset("test"))
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str) -> ImageLoader:
+        """Return a loader of a split's pictures in index order, without augmentation. Raises `DataError` when empty."""
+        return self._loader(self.dataset(split))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise a batch's pictures on the device they are on."""

@@ -73,8 +73,8 @@ def classification_metrics(
         balanced, f1 = _macro(_per_class(true, guess, weights, classes))
         draws["balanced_acc"].append(balanced)
         draws["f1_macro"].append(f1)
-    for name, values in draws.items():
-        result[f"{name}_ci"] = [float(bound) for bound in np.percentile(values, (2.5, 97.5))]
+    for name, sampled in draws.items():
+        result[f"{name}_ci"] = [float(bound) for bound in np.percentile(sampled, (2.5, 97.5))]
     result["per_class"] = {
         name: {
             "recall": _known(per_class["recall"][index]),
@@ -93,7 +93,7 @@ def confusion_matrix(probs: Tensor, targets: Tensor) -> list[list[int]] | None:
     if classes > CONFUSION_LIMIT:
         return None
     flat = torch.bincount(targets * classes + probs.argmax(dim=1), minlength=classes * classes)
-    return flat.view(classes, classes).tolist()  # type: ignore[no-any-return]
+    return flat.view(classes, classes).tolist()
 
 
 def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[str, Array]:

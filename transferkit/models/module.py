@@ -85,7 +85,9 @@ class TransferModule(L.LightningModule):
         self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
         if self.head_takes_maps:
             with torch.no_grad():
-                check_head(self.head, backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size)), num_classes)
+                check_head(
+                    self.head, backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size)), num_classes
+                )
         self.label_smoothing = label_smoothing
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
@@ -222,7 +224,8 @@ class TransferModule(L.LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Return probabilities ``(B, C)``."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return self(images).float().softmax(dim=1)
+        probs: Tensor = self(images).float().softmax(dim=1)
+        return probs
 
     def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
         images, targets = batch
@@ -271,8 +274,7 @@ class TransferModule(L.LightningModule):
                 f"refusing to load a checkpoint from the network: {checkpoint_path} - fetch the file first"
             )
         options["weights_only"] = True
-        module = super().load_from_checkpoint(checkpoint_path, map_location=map_location, **options)
-        return module  # type: ignore[no-any-return]
+        return super().load_from_checkpoint(checkpoint_path, map_location=map_location, **options)
 
 
 def _check(num_classes: int, class_names: Sequence[str] | None, label_smoothing: float, lr: float) -> None:

@@ -24,7 +24,15 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 # Learned vectors that are neither norms nor biases, yet describe positions rather than filters (timm's
 # `no_weight_decay` of the transformer families).
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "relative_position_bias_table", "gamma", "logit_scale")
+UNDECAYED = (
+    "pos_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "relative_position_bias_table",
+    "gamma",
+    "logit_scale",
+)
 
 
 def param_groups(groups: Iterable[tuple[str, NamedParameters]], *, weight_decay: float) -> list[dict[str, Any]]:

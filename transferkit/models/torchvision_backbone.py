@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
-import torchvision  # type: ignore[import-untyped]
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.vision_transformer import interpolate_embeddings  # type: ignore[import-untyped]
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from transferkit.errors import BackboneError
 from transferkit.models import hub

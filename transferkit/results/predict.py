@@ -51,7 +51,7 @@ class Predictor:
     """
 
     def __init__(self, module: TransferModule, info: ModelInfo, device: str = "cpu") -> None:
-        self.module = module.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module.eval().to(device).to(memory_format=torch.channels_last)
         self.info = info
         self.device = device
         self.transform = eval_transform(info.preprocessing)

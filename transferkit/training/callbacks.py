@@ -15,7 +15,7 @@ from transferkit.models.freezing import frozen_state_digest
 from transferkit.models.module import TransferModule
 from transferkit.training.phases import Phase, Plan, check_phases
 
-__all__ = ["PhaseSchedule", "apply_lrs"]
+__all__ = ["PhaseSchedule", "apply_lrs", "running_epoch"]
 
 
 def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
@@ -75,7 +75,7 @@ class PhaseSchedule(Callback):
     ) -> None:
         """Set every group's LR for this step."""
         plan = self._plan()
-        step = _epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
+        step = running_epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
         apply_lrs(trainer.optimizers[0], plan.lrs(step))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,7 +84,7 @@ class PhaseSchedule(Callback):
 
     def _enter(self, trainer: L.Trainer, module: TransferModule) -> None:
         plan = self._plan()
-        index = plan.phase_at(_epoch(trainer))
+        index = plan.phase_at(running_epoch(trainer))
         if index == self._applied:
             return
         self._audit(module)
@@ -109,9 +109,10 @@ class PhaseSchedule(Callback):
         return self.plan
 
 
-def _epoch(trainer: L.Trainer) -> int:
+def running_epoch(trainer: L.Trainer) -> int:
     """The running epoch, also while Lightning is restoring its own counters."""
-    return int(trainer.fit_loop.epoch_progress.current.processed)
+    # `current_epoch` lags behind between the end of one epoch and the restart of the next.
+    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # a subclass has it
 
 
 def _transfer_module(module: L.LightningModule) -> TransferModule:

@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, reads back, renames: an earlier checkpoint survives every failure."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint whole or not at all. Raises `StorageError`; `CheckpointError` for what could not be read."""
+        """Write a checkpoint whole or not at all. Raises `StorageError`, or `CheckpointError` for a failing disk."""
         checkpoint[KEY] = {"version": __version__, "format": FORMAT}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
             problem = verify_checkpoint(temporary)
             if problem:
-                raise CheckpointError(f"{target}: what was just written cannot be read back: {problem} - check the disk")
+                raise CheckpointError(
+                    f"{target}: what was just written cannot be read back: {problem} - check the disk"
+                )
 
         write_atomically(target, write)
 
@@ -104,7 +106,7 @@ def newest_checkpoint(directory: Path) -> tuple[Path, list[str]]:
         raise CheckpointError(
             f"{directory}: no checkpoint to resume from - start without --resume (add --overwrite to replace the run)"
         )
-    damaged = []
+    damaged: list[str] = []
     for path in found:
         problem = verify_checkpoint(path)
         if problem is None:

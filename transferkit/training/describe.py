@@ -115,8 +115,7 @@ def write_results(
     measured: dict[str, Any] = {}
     for split in ("val", "test"):
         if data.index.split(split):
-            loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-            probs, targets = predict_probs(module, loader, device=device)
+            probs, targets = predict_probs(module, data.evaluation_loader(split), device=device)
             measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
             measured[split]["confusion"] = confusion_matrix(probs, targets)
     save_model(run, module.cpu())

@@ -13,8 +13,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from transferkit.config import FinetuneConfig
 from transferkit.data.datamodule import SAMPLE, ImageData
@@ -36,6 +36,7 @@ from transferkit.training.summary import print_summary, read_metrics
 __all__ = ["Run", "finetune"]
 
 log = logging.getLogger("transferkit")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -165,7 +166,7 @@ def _fit(
     console = progress_console(config.quiet)
     if console is not None:
         callbacks.append(PhaseProgress(schedule, console))
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(
         accelerator=machine.accelerator,
         devices=config.devices,
@@ -184,8 +185,8 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"out of memory at batch size {config.batch_size} - try --batch-size {max(1, config.batch_size // 2)}, or a "
-            "smaller --image-size"
+            f"out of memory at batch size {config.batch_size} - try --batch-size {max(1, config.batch_size // 2)}, or "
+            "a smaller --image-size"
         ) from error
     return keeper
 
@@ -206,5 +207,3 @@ def _quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-

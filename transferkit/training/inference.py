@@ -13,7 +13,9 @@ from transferkit.models.module import TransferModule
 __all__ = ["predict_probs"]
 
 
-def predict_probs(module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def predict_probs(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Return probabilities ``(N, C) float32`` and labels ``(N,)`` of a loader's pictures, in order, in fp32.
 
     The one way that a run's own figures and later predictions are computed, so that they agree.

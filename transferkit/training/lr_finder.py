@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def _sweep(
 ) -> tuple[list[float], list[float]]:
     model.train()
     optimizer = model.configure_optimizers()
-    ratios = [group["lr"] / model.optimizer_options["lr"] for group in optimizer.param_groups]  # type: ignore[operator]
+    ratios = [group["lr"] / model.optimizer_options["lr"] for group in optimizer.param_groups]
     batches = _endless(data.train_dataloader())
     lrs: list[float] = []
     losses: list[float] = []
@@ -170,6 +171,6 @@ def _sweep(
             break
         lrs.append(lr)
         losses.append(smoothed)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     return lrs, losses

@@ -7,6 +7,7 @@ import ctypes
 import sys
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from transferkit.errors import ConfigError
 from transferkit.models.module import TransferModule
 
 __all__ = ["Machine", "choose_accelerator", "choose_precision", "choose_workers", "tune_process"]
+
+Precision = Literal["32", "bf16"]
 
 GAIN = 1.15
 """bf16 must be so much faster than fp32 to be chosen: a tie goes to the more exact one, run after run."""
@@ -38,7 +41,7 @@ class Machine:
     """
 
     accelerator: str
-    precision: str
+    precision: Precision
     workers: int
     threads: int
     reason: str
@@ -106,7 +109,7 @@ def tune_process(threads: int) -> None:
     mallopt(ctypes.c_int(m_trim_threshold), ctypes.c_int((1 << 31) - 1))
 
 
-def choose_precision(wanted: str, accelerator: str, module: TransferModule, batch_size: int) -> tuple[str, str]:
+def choose_precision(wanted: str, accelerator: str, module: TransferModule, batch_size: int) -> tuple[Precision, str]:
     """Return ``"32"`` or ``"bf16"``, and why.
 
     On a CPU `auto` times two training steps of each on the model and batch size at hand: bf16 is several times faster
@@ -119,14 +122,16 @@ def choose_precision(wanted: str, accelerator: str, module: TransferModule, batc
         batch_size: Pictures per step.
     """
     if wanted != "auto":
-        return wanted, "as asked"
+        return ("bf16" if wanted == "bf16" else "32"), "as asked"
     if accelerator == "gpu":
-        return ("bf16", "the GPU has it") if torch.cuda.is_bf16_supported(including_emulation=False) else ("32", "no bf16")
+        return (
+            ("bf16", "the GPU has it") if torch.cuda.is_bf16_supported(including_emulation=False) else ("32", "no bf16")
+        )
     if accelerator == "mps":
         return "32", "bf16 autocast is not complete on MPS"
     if not _cpu_has_bf16():
         return "32", "the processor has no bf16 arithmetic"
-    trial = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trial = copy.deepcopy(module).to(memory_format=torch.channels_last)
     full, half = _time_step(trial, batch_size, half=False), _time_step(trial, batch_size, half=True)
     ratio = full / half
     return ("bf16" if ratio >= GAIN else "32"), f"a training step in bf16 is {ratio:.2f} times as fast as in fp32 here"
@@ -150,7 +155,7 @@ def _time_step(module: nn.Module, batch_size: int, *, half: bool) -> float:
         started = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             loss = functional.cross_entropy(module(images).float(), targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         module.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

@@ -21,6 +21,9 @@ HEAD = "head"
 PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
 
 
+PROBE_CURVE = Cosine()
+
+
 @dataclass(frozen=True)
 class Phase:
     """One step of the unfreeze schedule.
@@ -39,7 +42,7 @@ class Phase:
     epochs: int
     train: str | tuple[str, ...] = "all"
     lr: float = 1e-3
-    schedule: Schedule | str | Mapping[str, Any] = Cosine()
+    schedule: Schedule | str | Mapping[str, Any] = PROBE_CURVE
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
@@ -114,11 +117,11 @@ def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str
     return found
 
 
-def make_phases(values: Sequence[Mapping[str, Any] | Phase]) -> tuple[Phase, ...]:
+def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
     """Return the phases that a recipe lists, with all of its mistakes in one error.
 
     Args:
-        values: Mappings with the fields of `Phase`.
+        values: Mappings with the fields of `Phase`, or phases.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or a phase cannot run.
@@ -238,7 +241,7 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def phase_at(self, epoch: int) -> int:
-        """Return the index of the phase that epoch `epoch` (from 0, over all phases) belongs to; past the end, the last."""
+        """Return the index of the phase that `epoch` (from 0, over all phases) belongs to; past the end, the last."""
         for index, phase in enumerate(self.phases):
             if epoch < phase.epochs:
                 return index

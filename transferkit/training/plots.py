@@ -56,7 +56,11 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch
             axis.axvspan(inside[0] - 0.5, inside[-1] + 0.5, color=SHADES[number % len(SHADES)], zorder=0, linewidth=0)
             if axis is loss:
                 axis.annotate(
-                    name, (inside[0] - 0.45, 1.02), xycoords=("data", "axes fraction"), fontsize="small", color="#444444"
+                    name,
+                    (inside[0] - 0.45, 1.02),
+                    xycoords=("data", "axes fraction"),
+                    fontsize="small",
+                    color="#444444",
                 )
         axis.axvline(best_epoch + 1, color="#888888", linestyle=":", linewidth=1)
         axis.set_xlim(0.5, epochs[-1] + 0.5)

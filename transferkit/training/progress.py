@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from transferkit.models.module import TransferModule
-from transferkit.training.callbacks import PhaseSchedule
+from transferkit.training.callbacks import PhaseSchedule, running_epoch
 
 __all__ = ["PhaseProgress", "RateColumn", "counting_bar", "progress_console"]
 
@@ -122,7 +122,7 @@ class PhaseProgress(Callback):
     def _open(self, trainer: L.Trainer) -> None:
         plan = self.schedule.plan
         assert plan is not None
-        epoch = trainer.fit_loop.epoch_progress.current.processed
+        epoch = running_epoch(trainer)
         index = plan.phase_at(epoch)
         phase = plan.phases[index]
         if phase.name != self._phase:
@@ -144,7 +144,7 @@ class PhaseProgress(Callback):
     def _batches_done(self, trainer: L.Trainer, batches: int) -> int:
         plan = self.schedule.plan
         assert plan is not None
-        epoch = trainer.fit_loop.epoch_progress.current.processed
+        epoch = running_epoch(trainer)
         before = epoch - plan.first_epoch(plan.phase_at(epoch))
         return int(before * trainer.num_training_batches + batches)
 
@@ -154,7 +154,7 @@ class PhaseProgress(Callback):
         else:
             arrived = self._pending
             target = torch.empty(3, pin_memory=True).copy_(sums, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._pending = (target, event)
             if arrived is None or not arrived[1].query():

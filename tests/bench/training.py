@@ -1,0 +1,172 @@
+"""Training speed: transferkit over a hand-written minimal PyTorch loop, same model, data, batch size and workers.
+
+The loop is what a careful person writes: ImageFolder, torchvision transforms, fp32, AdamW. transferkit runs as its
+command does, with what `--precision auto` chooses on this machine, its memory format, allocator and decoding.
+
+    python tests/bench/training.py [--data FOLDER] [--backbone resnet18] [--image-size 96] [--workers 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import lightning as L
+import timm
+import torch
+from harness import compare, print_table
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from transferkit.data.datamodule import ImageData, available_cores
+from transferkit.data.sample import sample_folder
+from transferkit.models.backbones import create_backbone
+from transferkit.models.module import TransferModule
+from transferkit.training.callbacks import PhaseSchedule
+from transferkit.training.checkpoint import AtomicCheckpointIO
+from transferkit.training.keeper import RunKeeper, SignalFlag
+from transferkit.training.machine import choose_accelerator, choose_precision, tune_process
+from transferkit.training.phases import Phase
+
+
+class Clock(L.Callback):
+    """Times an epoch from the first batch's arrival to the last step, and what of it the steps themselves take."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start."""
+        self.images, self.started = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Count."""
+        self.images += len(batch[1])
+        if batch_idx + 1 == trainer.num_training_batches:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds = time.perf_counter() - self.started
+
+
+def plain_epoch(options: argparse.Namespace, folder: Path, device: str) -> float:
+    """Images per second of one epoch of the hand-written loop."""
+    torch.set_num_threads(available_cores())
+    size = options.image_size
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=(0.5, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    data = ImageFolder(str(folder), transform)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()[: options.images]
+    loader = DataLoader(
+        Subset(data, order), options.batch_size, shuffle=True, num_workers=options.workers, drop_last=True
+    )
+    model = timm.create_model(options.backbone, num_classes=len(data.classes)).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    seen, started = 0, time.perf_counter()
+    for images, targets in loader:
+        images, targets = images.to(device), targets.to(device)
+        loss = torch.nn.functional.cross_entropy(model(images), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        seen += len(targets)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return seen / (time.perf_counter() - started)
+
+
+def build(options: argparse.Namespace, folder: Path, precision: str) -> tuple[TransferModule, ImageData]:
+    """The model and data of our side."""
+    backbone = create_backbone(options.backbone, weights="random", image_size=options.image_size)
+    data = ImageData(
+        folder, batch_size=options.batch_size, augment="light", data_config=backbone.data_config, val_split=0.0,
+        test_split=0.0, workers=options.workers, keep_bytes=None if options.keep else 0, allow_leaks=True,
+    )  # fmt: skip
+    return TransferModule(backbone, data.num_classes), data
+
+
+def our_epoch(
+    options: argparse.Namespace, module: TransferModule, data: ImageData, accelerator: str, precision: str
+) -> float:
+    """Images per second of one epoch of transferkit's training, with everything `finetune` hangs on it."""
+    tune_process(max(1, available_cores() - options.workers))
+    with tempfile.TemporaryDirectory() as out:
+        schedule = PhaseSchedule([Phase("finetune", epochs=1)])
+        clock = Clock()
+        keeper = RunKeeper(Path(out), schedule, monitor="train_loss", patience=None, flag=SignalFlag())
+        trainer = L.Trainer(
+            accelerator=accelerator, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true",
+            callbacks=[schedule, keeper, clock], plugins=[AtomicCheckpointIO()], max_epochs=1, gradient_clip_val=1.0,
+            limit_train_batches=options.images // options.batch_size, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out,
+        )  # fmt: skip
+        trainer.fit(module.to(memory_format=torch.channels_last), datamodule=data)
+    return clock.images / clock.seconds
+
+
+def overhead(options: argparse.Namespace, module: TransferModule, accelerator: str, precision: str) -> float:
+    """Images per second of the same steps on synthetic tensors in a bare loop: what an epoch costs more is ours."""
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    module = module.to(device).train()
+    module.requires_grad_(True)
+    optimizer = module.configure_optimizers()
+    size = options.image_size
+    images = torch.randn(options.batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    targets = torch.randint(0, module.num_classes, (options.batch_size,), device=device)
+    steps = options.images // options.batch_size
+    started = time.perf_counter()
+    for _ in range(steps):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(module.head(module.backbone(images)).float(), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return steps * options.batch_size / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="class folders; default: the bundled sample set")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=320, help="per epoch and side")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-keep", dest="keep", action="store_false", help="decode every epoch, as the loop does")
+    options = parser.parse_args()
+    folder = options.data or sample_folder()
+    accelerator = choose_accelerator("auto")
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    tune_process(available_cores())
+    module, data = build(options, folder, "32")
+    data.index  # noqa: B018  read once, before the clock, as `finetune` does
+    precision, reason = choose_precision("auto", accelerator, module, options.batch_size)
+    print(f"precision {precision}: {reason}")
+    sides = {
+        "plain PyTorch loop": lambda: plain_epoch(options, folder, device),
+        "transferkit": lambda: our_epoch(options, module, data, accelerator, precision),
+        "bare steps on synthetic tensors": lambda: overhead(options, module, accelerator, precision),
+    }
+    figures = compare(sides, rounds=options.rounds)
+    title = (
+        f"training {options.backbone} at {options.image_size} px, batch {options.batch_size}, workers {options.workers}"
+    )
+    print_table(title, figures, base="plain PyTorch loop", unit="images/s")
+
+
+if __name__ == "__main__":
+    main()
