@@ -236,7 +236,7 @@ def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),
         "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "str": isinstance(value, str) or isinstance(value, os.PathLike),
+        "str": isinstance(value, str | os.PathLike),
         "list[str]": isinstance(value, list) and all(isinstance(part, str) for part in value),
         "list[dict[str, Any]]": isinstance(value, list | tuple),
         "dict[str, Any]": isinstance(value, Mapping),

@@ -62,7 +62,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path`, whole or not at all. Raises `StorageError`.
 
-    Bytes of file names that are no UTF-8 are written as ``\\udcXX``.
+    Bytes of file names that are no UTF-8 are written as escapes.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     write_atomically(path, lambda temporary: _fill(temporary, data))

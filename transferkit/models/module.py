@@ -147,7 +147,7 @@ class TransferModule(L.LightningModule):
         return tuple(name for name, _ in self.groups())
 
     def train_groups(self, names: Sequence[str]) -> None:
-        """Let exactly the groups `names` learn; all others are frozen: no gradient, and eval mode through `.train()`."""
+        """Let exactly the groups `names` learn; all others are frozen: no gradient, eval mode through `.train()`."""
         chosen = [parameter for name, members in self.groups() if name in names for _, parameter in members]
         set_trainable(self, chosen)
         self.train(self.training)
