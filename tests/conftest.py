@@ -9,6 +9,8 @@ import pytest
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Compute threads that sleep at barriers instead of spinning: tests stay quick beside other work on few cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

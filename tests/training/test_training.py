@@ -30,7 +30,8 @@ def make_module(**options):
 def make_trainer(tmp_path, *callbacks, **options):
     return L.Trainer(
         callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False,
-        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False, **{"max_epochs": -1, **options},
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+        **{"max_epochs": -1, **options},
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from transferkit import __version__
 from transferkit.errors import CheckpointError
-from transferkit.files import write_atomically
+from transferkit.files import storage_errors, write_atomically
 
 __all__ = ["FORMAT", "AtomicCheckpointIO", "load_checkpoint", "newest_checkpoint", "verify_checkpoint"]
 
@@ -33,7 +33,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint whole or not at all. Raises `StorageError`, or `CheckpointError` for a failing disk."""
         checkpoint[KEY] = {"version": __version__, "format": FORMAT}
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors("create", target.parent):
+            target.parent.mkdir(exist_ok=True)  # not its parents: a run directory that vanished stays so
 
         def write(temporary: Path) -> None:
             torch.save(checkpoint, temporary)

@@ -180,6 +180,7 @@ def _fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        limit_val_batches=1.0 if data.index.split("val") else 0,
     )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
