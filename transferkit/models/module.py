@@ -84,10 +84,7 @@ class TransferModule(L.LightningModule):
             raise ConfigError(f"{backbone.name} has no feature map for this head - use a head that takes features")
         self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
         if self.head_takes_maps:
-            with torch.no_grad():
-                check_head(
-                    self.head, backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size)), num_classes
-                )
+            check_head(self.head, self._dry_maps(), num_classes)
         self.label_smoothing = label_smoothing
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
@@ -133,6 +130,14 @@ class TransferModule(L.LightningModule):
             prefix=prefix,
             compute_groups=False,
         )
+
+    def _dry_maps(self) -> Tensor:
+        mode = self.backbone.training
+        self.backbone.eval()
+        with torch.no_grad():
+            maps = self.backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size))
+        self.backbone.train(mode)
+        return maps
 
     # ---- freezing ---------------------------------------------------------------------------------------------
 
@@ -231,7 +236,8 @@ class TransferModule(L.LightningModule):
         images, targets = batch
         logits = self(images).float()
         probs = logits.softmax(dim=1)
-        metrics["loss"].update(functional.cross_entropy(logits, targets), weight=len(targets))
+        # One value per picture: torchmetrics 1.9 drops `weight` when it is told not to look for NaN.
+        metrics["loss"].update(functional.cross_entropy(logits, targets, reduction="none"))
         metrics["acc"].update(probs, targets)
         metrics["f1_macro"].update(probs, targets)
 
