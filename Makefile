@@ -18,7 +18,7 @@ test: $(BIN)/transferkit  ## the default tests: no network, no GPU, under 12 min
 	$(BIN)/python -m pytest
 
 test-all: $(BIN)/transferkit
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m ""
 
 test-gpu: $(BIN)/transferkit
 	$(BIN)/python -m pytest -m gpu

@@ -15,6 +15,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none, and say so by name."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Fail on any connection that leaves this machine."""

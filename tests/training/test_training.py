@@ -253,3 +253,28 @@ def test_phases_from_a_recipe_run(quick, tmp_path):
     ]
     run = finetune(**{**quick, "phases": phases}, out=tmp_path / "run")
     assert [phase["name"] for phase in run.metrics["phases"]] == ["probe", "top"]
+
+
+def test_bf16_with_a_fused_optimizer_and_clipping_runs(quick, tmp_path):
+    run = finetune(**{**quick, "precision": "bf16", "clip": 0.5}, out=tmp_path / "run")
+    assert run.metrics["environment"]["precision"] == "bf16"
+    assert run.metrics["val"]["n"] == 12
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_to_the_norm(data, tmp_path, precision):
+    class Norms(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            before.append(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item())
+
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            grads = [p.grad for p in module.parameters() if p.grad is not None]
+            if grads:
+                after.append(nn.utils.get_total_norm(grads).item())
+
+    before, after = [], []
+    runner = make_trainer(tmp_path, Norms(), max_epochs=2, gradient_clip_val=0.01, precision=precision)
+    runner.fit(make_module(), data)
+    assert min(before) > 0.02
+    assert after == pytest.approx([0.01] * len(after), rel=1e-3)
+    assert after

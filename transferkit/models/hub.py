@@ -11,6 +11,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+# huggingface_hub reads this at import; without it, every process that fetches asks one address more.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import HfFileMetadata

@@ -252,6 +252,25 @@ class TransferModule(L.LightningModule):
         groups = param_groups(self.groups(), weight_decay=self.weight_decay)
         return build_optimizer(groups=groups, **self.optimizer_options)  # type: ignore[arg-type]
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer was told, in bf16 too, where Lightning refuses it for fused optimizers.
+
+        In fp16 a fused optimizer takes the loss scale off within its step, so there is nothing yet to clip.
+        """
+        if gradient_clip_val is None:
+            return
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the running epoch's sums, so that a resume in mid-epoch reports the same loss, and the data config."""
         checkpoint["transferkit_data_config"] = self.data_config.to_dict()

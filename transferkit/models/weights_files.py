@@ -9,6 +9,7 @@ import json
 import os
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -116,13 +117,13 @@ def _load(file: Path) -> object:
         head = stream.read(64)
     if not head:
         raise BackboneError(f"weights file {str(file)!r} is empty - {_REFETCH}")
-    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip format; a bare pickle, as from torch before 1.6
-        return _load_torch(file, zipped=head.startswith(b"PK"))
-    if head[8:9] == b"{":
+    if head[8:9] == b"{":  # first: the length before it can begin with any byte, a pickle's too
         try:
             return load_file(file)
         except SafetensorError as error:
             raise BackboneError(f"weights file {str(file)!r} is damaged or cut short ({error}) - {_REFETCH}") from error
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip format; a bare pickle, as from torch before 1.6
+        return _load_torch(file, zipped=head.startswith(b"PK"))
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         seen = "a Git LFS pointer, not the weights themselves - run `git lfs pull`"
@@ -138,7 +139,9 @@ def _load_torch(file: Path, *, zipped: bool) -> object:
     try:
         if zipped:
             _verify_checksums(file)
-        with file.open("rb") as stream:  # not by path: torch.load would go by a name that ends in .safetensors
+        # Not by path: torch.load would go by a name that ends in .safetensors.
+        with file.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, to torch's developers
             return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything: KeyError, struct.error, EOFError, ...
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged zip's offsets

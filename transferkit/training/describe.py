@@ -52,7 +52,7 @@ def describe_run(
             "notes": list(index.notes),
         },
     )
-    if index.skipped:
+    if config.skip_bad and index.skipped:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([("path", "reason"), *((file.path, file.reason) for file in index.skipped)])

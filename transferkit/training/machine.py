@@ -6,6 +6,7 @@ import copy
 import ctypes
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from transferkit.data.datamodule import available_cores
-from transferkit.errors import ConfigError
+from transferkit.errors import ConfigError, TransferkitWarning
 from transferkit.models.module import TransferModule
 
 __all__ = ["Machine", "choose_accelerator", "choose_precision", "choose_workers", "tune_process"]
@@ -87,7 +88,14 @@ def choose_workers(wanted: int | None, accelerator: str) -> tuple[int, int]:
         workers = min(GPU_WORKERS, max(1, cores - 1)) if wanted is None else wanted
         return workers, max(1, cores - workers)
     workers = cores // 8 if wanted is None else wanted
-    return workers, max(1, cores - workers)
+    if workers > cores - 1:
+        warnings.warn(
+            f"--workers {workers} beside a compute thread would outnumber the {cores} core(s); using {cores - 1}",
+            TransferkitWarning,
+            stacklevel=3,
+        )
+        workers = cores - 1
+    return workers, cores - workers
 
 
 def tune_process(threads: int) -> None:
