@@ -14,12 +14,12 @@ import timm
 import torch
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from transferkit import __version__
 from transferkit.errors import CheckpointError
-from transferkit.files import sha256_of_file, write_atomically, write_json
+from transferkit.files import atomic_write, sha256_of_file, write_json
 from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.models.weights import load_backbone_weights
@@ -93,7 +93,7 @@ def save_model(directory: Path, module: TransferModule) -> ModelInfo:
         versions=versions(),
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _product(module).state_dict().items()}
-    write_atomically(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    atomic_write(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     write_json(
         directory / INFO,
         {

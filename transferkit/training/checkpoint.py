@@ -37,7 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             target.parent.mkdir(exist_ok=True)  # not its parents: a run directory that vanished stays so
 
         def write(temporary: Path) -> None:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as stream:  # through Python, whose errors say "disk full" and torch's do not
+                torch.save(checkpoint, stream)
             problem = verify_checkpoint(temporary)
             if problem:
                 raise CheckpointError(
