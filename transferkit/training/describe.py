@@ -119,7 +119,7 @@ def write_results(
             measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
             measured[split]["confusion"] = confusion_matrix(probs, targets)
     save_model(run, module.cpu())
-    plot_history(keeper.history, run / "curves.png", best_epoch=keeper.best_epoch)
+    plot_history(keeper.history, _read_json(run / "plan.json"), run / "curves.png", best_epoch=keeper.best_epoch)
     keeper.write_history()
     phases = []
     for name in dict.fromkeys(str(row["phase"]) for row in keeper.history):

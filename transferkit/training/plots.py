@@ -22,11 +22,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch: int) -> None:
+def plot_history(history: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], path: Path, *, best_epoch: int) -> None:
     """Plot loss, accuracy and learning rates over the epochs, phases shaded.
 
     Args:
         history: Rows of `history.csv`.
+        plan: The content of `plan.json`.
         path: The PNG to write.
         best_epoch: Epoch whose weights were kept, from 0.
     """
@@ -39,14 +40,16 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch
             if any(value is not None for value in values):
                 axis.plot(epochs, values, marker="o", markersize=4, color=colour, label=split)
         axis.set_ylabel(label)
-    groups = [key for key in history[0] if key.startswith("lr_")]
-    for number, key in enumerate(groups):
-        shown = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if row[key] > 0]
-        if shown:
-            colour = str(0.75 * (1 - (number + 1) / len(groups)))
-            rate.plot(*zip(*shown, strict=True), marker=".", color=colour, label=key.removeprefix("lr_"))
+    groups = [group["name"] for group in plan["groups"]]
+    # An epoch spans half a unit to both sides of its number, like the shading.
+    positions = [step / plan["steps_per_epoch"] + 0.5 for step in plan["lr"]["step"]]
+    for number, group in enumerate(groups):
+        lrs = [lr if lr > 0 else None for lr in plan["lr"][group]]
+        rate.plot(positions, lrs, color=str(0.75 * (1 - (number + 1) / len(groups))), label=group)
+    peaks = [max(plan["lr"][group]) for group in groups if max(plan["lr"][group]) > 0]
     rate.set_yscale("log")
-    rate.set_ylabel("LR at epoch end")
+    rate.set_ylim(min(peaks) / 30, max(peaks) * 1.5)  # annealing ends near zero; how near says nothing
+    rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
     rate.legend(fontsize="x-small", ncols=max(1, len(groups) // 4), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     names = list(dict.fromkeys(row["phase"] for row in history))
@@ -67,7 +70,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
         axis.xaxis.get_major_locator().set_params(integer=True)
     accuracy.annotate(
-        "kept", (best_epoch + 1, 0.02), xycoords=("data", "axes fraction"), fontsize="x-small", color="#666666",
+        "kept", (best_epoch + 1, 0.95), xycoords=("data", "axes fraction"), fontsize="x-small", color="#666666",
         xytext=(3, 0), textcoords="offset points",
     )  # fmt: skip
     loss.legend(loc="upper right")
