@@ -148,7 +148,7 @@ def test_the_model_card_names_the_file_that_is_bundled():
 
 def few(monkeypatch):
     monkeypatch.setattr(sample, "_PER_CLASS", 1)
-    monkeypatch.setattr(draw_sample, "__kwdefaults__", {"per_class": 1, "seed": 0})
+    monkeypatch.setattr(draw_sample, "__kwdefaults__", {"per_class": 1, "seed": 0, "progress": None})
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

@@ -301,7 +301,7 @@ def test_signals_save_and_stop(quick, tmp_path, number, status):  # fault 47
 def test_sigkill_leaves_a_run_to_resume(quick, tmp_path):  # fault 47
     process = start(quick, tmp_path / "run")
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)
     config = tmp_path / "run" / "config.yaml"
     values = yaml.safe_load(config.read_text())
     values["phases"][1]["epochs"] = values["epochs"] = 5

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,19 @@ __all__ = ["SAMPLE_CLASSES", "draw_sample", "sample_folder"]
 
 SAMPLE_CLASSES: tuple[str, ...] = tuple(SURFACES)
 
+Progress = Callable[[int, int], None]
+
 _VERSION = 1  # raise it when a drawing changes: folders drawn before must not pass for the new set
 _PER_CLASS = 60
 
 
-def draw_sample(directory: str | os.PathLike[str], *, per_class: int = _PER_CLASS, seed: int = 0) -> Path:
+def draw_sample(
+    directory: str | os.PathLike[str],
+    *,
+    per_class: int = _PER_CLASS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
     """Draw the sample set as ``directory/<class>/NNN.jpg``. About 10 s for the 360 pictures of the default.
 
     The folder appears whole or not at all. On one machine the same arguments give the same bytes, as long as numpy and
@@ -32,6 +41,7 @@ def draw_sample(directory: str | os.PathLike[str], *, per_class: int = _PER_CLAS
         directory: A new or empty folder. Missing parents are made.
         per_class: Pictures of each class, at least 1.
         seed: At least 0.
+        progress: Called with pictures drawn and pictures in all.
 
     Returns:
         The folder.
@@ -55,7 +65,7 @@ def draw_sample(directory: str | os.PathLike[str], *, per_class: int = _PER_CLAS
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         try:
             drawing = work / "drawing"  # inside, because mkdtemp makes a private folder and this one may be shared
-            _draw(drawing, per_class, seed)
+            _draw(drawing, per_class, seed, progress)
             with contextlib.suppress(FileNotFoundError):
                 target.rmdir()  # an empty folder; fails, and keeps everything, if another process filled it meanwhile
             drawing.rename(target)
@@ -64,11 +74,14 @@ def draw_sample(directory: str | os.PathLike[str], *, per_class: int = _PER_CLAS
     return target
 
 
-def sample_folder() -> Path:
+def sample_folder(progress: Progress | None = None) -> Path:
     """Return the sample set in the user's cache, drawn on first use.
 
     It lies in ``$XDG_CACHE_HOME/transferkit/`` or, without that variable, in ``~/.cache/transferkit/``. Two processes
     may ask at once.
+
+    Args:
+        progress: Called with pictures drawn and pictures in all, when they have to be drawn.
 
     Raises:
         DataError: The folder is there but pictures are missing.
@@ -80,7 +93,7 @@ def sample_folder() -> Path:
     folder = cache / "transferkit" / f"sample-v{_VERSION}"
     if not folder.is_dir():
         try:
-            draw_sample(folder)
+            draw_sample(folder, progress=progress)
         except (DataError, StorageError):
             if not folder.is_dir():  # else another process was faster, and its folder is as good
                 raise
@@ -103,13 +116,16 @@ def _check_free(target: Path) -> None:
         raise DataError(f"{str(target)!r} is a file, expected a new or empty folder - name another")
 
 
-def _draw(folder: Path, per_class: int, seed: int) -> None:
-    for number, path in enumerate(_paths(folder, per_class)):
+def _draw(folder: Path, per_class: int, seed: int, progress: Progress | None) -> None:
+    paths = _paths(folder, per_class)
+    for number, path in enumerate(paths):
         label, picture = divmod(number, per_class)
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, label, picture])
         quality = int(rng.integers(70, 93))
         draw_picture(SAMPLE_CLASSES[label], rng).save(path, quality=quality)
+        if progress is not None:
+            progress(number + 1, len(paths))
 
 
 def _paths(folder: Path, per_class: int) -> list[Path]:
