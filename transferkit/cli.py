@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -91,6 +92,9 @@ def _run(words: list[str]) -> int:
         parser.parse_args(rest)  # prints the recipe and exits
     options = parse_options(verb, rest)
     _show_warnings()
+    # Compute threads that sleep at barriers instead of spinning: no slower on a quiet machine, and half as fast again
+    # beside one busy core (tests/bench/RESULTS.md). Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     runners: dict[str, Callable[[dict[str, Any]], int]] = {
         "finetune": _finetune,
         "predict": _predict,

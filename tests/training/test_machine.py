@@ -49,8 +49,7 @@ def module():
 @pytest.mark.parametrize(("half", "expected"), [(0.5, "bf16"), (0.9, "32"), (1.5, "32")])
 def test_precision_follows_the_measurement(monkeypatch, module, half, expected):
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(machine, "_time_step", lambda trial, size, *, half: times[half])
-    times = {True: half, False: 1.0}
+    monkeypatch.setattr(machine, "_time_steps", lambda trial, size: (1.0, half))
     precision, reason = machine.choose_precision("auto", "cpu", module, 8)
     assert precision == expected
     assert f"{1 / half:.2f} times as fast" in reason

@@ -29,7 +29,7 @@ from transferkit.training.keeper import RunKeeper, SignalFlag
 from transferkit.training.machine import Machine, choose_accelerator, choose_precision, choose_workers, tune_process
 from transferkit.training.options import resolve_options, resolve_phases
 from transferkit.training.phases import Phase
-from transferkit.training.progress import PhaseProgress, counting_bar, progress_console
+from transferkit.training.progress import PhaseProgress, counting_bar, progress_console, waiting
 from transferkit.training.rundir import default_run_dir, is_complete, open_run_dir, prepare_run_dir
 from transferkit.training.summary import print_summary, read_metrics
 
@@ -84,7 +84,8 @@ def finetune(**options: Any) -> Run:
     phases = resolve_phases(config, module.group_names())
     if config.init_from is not None and not config.resume:
         load_weights_from(Path(config.init_from), module)
-    precision, reason = choose_precision(config.precision, accelerator, module, config.batch_size)
+    with waiting(progress_console(config.quiet), "measuring bf16 against fp32"):
+        precision, reason = choose_precision(config.precision, accelerator, module, config.batch_size)
     log.info("precision %s: %s", precision, reason)
     config = dataclasses.replace(config, precision=precision, phases=[phase.to_dict() for phase in phases])
     machine = Machine(accelerator, precision, workers, threads, reason)

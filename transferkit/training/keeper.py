@@ -119,6 +119,7 @@ class RunKeeper(Checkpoint):
         self._random: dict[str, Any] | None = None
         self._started = 0.0
         self._train_seconds = 0.0
+        self._seen_before = 0
 
     @property
     def last(self) -> Path:
@@ -156,13 +157,16 @@ class RunKeeper(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a run that had stopped early stays stopped."""
+        assert isinstance(pl_module, TransferModule)
         self._started = time.perf_counter()
+        self._seen_before = int(pl_module.train_sums()[2].item())  # by the process that is being continued
         if self.stopped_early:
             trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
         self._started = time.perf_counter()
+        self._seen_before = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -182,13 +186,15 @@ class RunKeeper(Checkpoint):
             self._train_seconds = time.perf_counter() - self._started
         if self.flag.received is not None and stepped and not last:
             _require_finite(float(pl_module.train_sums()[0].item()), "train_loss", trainer, self)  # type: ignore[operator]
+            plan = self.schedule.plan
+            assert plan is not None
+            self._add_time(plan.phases[plan.phase_at(trainer.current_epoch)].name)
             self._save(trainer)
             self._interrupt()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
         assert isinstance(pl_module, TransferModule)
-        seconds = time.perf_counter() - self._started
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         for name in ("train_loss", "val_loss"):
             if name in values:
@@ -198,9 +204,9 @@ class RunKeeper(Checkpoint):
         epoch = trainer.current_epoch
         index = plan.phase_at(epoch)
         phase = plan.phases[index]
-        self.phase_seconds[phase.name] = self.phase_seconds.get(phase.name, 0.0) + seconds
+        self._add_time(phase.name)
         lrs = plan.lrs((epoch + 1) * plan.steps_per_epoch - 1)
-        pictures = int(pl_module.train_sums()[2].item())
+        pictures = int(pl_module.train_sums()[2].item()) - self._seen_before
         self.history.append(
             {
                 "phase": phase.name,
@@ -234,6 +240,9 @@ class RunKeeper(Checkpoint):
             self.best_value, self.best_epoch = value, epoch
             return True
         return False
+
+    def _add_time(self, phase: str) -> None:
+        self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + time.perf_counter() - self._started
 
     def _save(self, trainer: L.Trainer) -> None:
         if not self.run.is_dir():

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from transferkit.data.datamodule import available_cores
@@ -24,6 +23,9 @@ Precision = Literal["32", "bf16"]
 
 GAIN = 1.15
 """bf16 must be so much faster than fp32 to be chosen: a tie goes to the more exact one, run after run."""
+
+TRIAL_S = 4.0
+"""Seconds after which the measurement of bf16 against fp32 ends, once both have been timed."""
 
 GPU_WORKERS = 16
 """More decoding processes than this have not been seen to help one GPU."""
@@ -120,7 +122,7 @@ def tune_process(threads: int) -> None:
 def choose_precision(wanted: str, accelerator: str, module: TransferModule, batch_size: int) -> tuple[Precision, str]:
     """Return ``"32"`` or ``"bf16"``, and why.
 
-    On a CPU `auto` times two training steps of each on the model and batch size at hand: bf16 is several times faster
+    On a CPU `auto` times a few training steps of each on the model and batch size at hand: bf16 is several times faster
     for dense convolutions on processors with AMX, and slower than fp32 for depthwise ones.
 
     Args:
@@ -140,7 +142,7 @@ def choose_precision(wanted: str, accelerator: str, module: TransferModule, batc
     if not _cpu_has_bf16():
         return "32", "the processor has no bf16 arithmetic"
     trial = copy.deepcopy(module).to(memory_format=torch.channels_last)
-    full, half = _time_step(trial, batch_size, half=False), _time_step(trial, batch_size, half=True)
+    full, half = _time_steps(trial, batch_size)
     ratio = full / half
     return ("bf16" if ratio >= GAIN else "32"), f"a training step in bf16 is {ratio:.2f} times as fast as in fp32 here"
 
@@ -150,20 +152,24 @@ def _cpu_has_bf16() -> bool:
     return capability == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _time_step(module: nn.Module, batch_size: int, *, half: bool) -> float:
-    """Return the shortest seconds of a forward and backward pass; the first one warms up and does not count."""
-    assert isinstance(module, TransferModule)
+def _time_steps(module: TransferModule, batch_size: int) -> tuple[float, float]:
+    """Return the shortest seconds of a training step in fp32 and in bf16.
+
+    They take turns, so that other work on the machine disturbs both alike; the first of each warms up, uncounted.
+    """
     module.requires_grad_(True)
     module.train()
     size = module.data_config.image_size
     images = torch.zeros(min(batch_size, 32), 3, *size).contiguous(memory_format=torch.channels_last)
     targets = torch.zeros(len(images), dtype=torch.int64)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            loss = functional.cross_entropy(module(images).float(), targets)
-        torch.autograd.backward(loss)
-        module.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    began = time.perf_counter()
+    while len(seconds[True]) < 2 or (len(seconds[True]) < 5 and time.perf_counter() - began < TRIAL_S):
+        for half in (False, True):
+            started = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                loss = functional.cross_entropy(module(images).float(), targets)
+            torch.autograd.backward(loss)
+            module.zero_grad(set_to_none=True)
+            seconds[half].append(time.perf_counter() - started)
+    return min(seconds[False][1:]), min(seconds[True][1:])

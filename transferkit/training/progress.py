@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -18,7 +18,7 @@ from torch import Tensor
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule, running_epoch
 
-__all__ = ["PhaseProgress", "RateColumn", "counting_bar", "progress_console"]
+__all__ = ["PhaseProgress", "RateColumn", "counting_bar", "progress_console", "waiting"]
 
 REFRESH_S = 0.5
 
@@ -49,6 +49,11 @@ def counting_bar(console: Console | None, description: str) -> Iterator[Callable
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def waiting(console: Console | None, description: str) -> AbstractContextManager[object]:
+    """Show that something is going on whose length is not known."""
+    return nullcontext() if console is None else console.status(description)
 
 
 class PhaseProgress(Callback):
