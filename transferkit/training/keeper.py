@@ -28,17 +28,26 @@ from transferkit.training.callbacks import PhaseSchedule
 
 __all__ = ["RunKeeper", "SignalFlag", "random_state", "restore_random_state"]
 
+SAME_SIGNAL_S = 1.0
+
 
 class SignalFlag:
-    """Remembers the first SIGINT or SIGTERM, so that training can stop between two steps; a second one ends at once."""
+    """Remembers the first SIGINT or SIGTERM, so that training can stop between two steps; a second one ends at once.
+
+    `timeout`, batch systems and terminals signal a process and its group, so the same wish can arrive twice: what
+    follows within a second is the first one again.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = signum, now
+        elif now - self._at > SAME_SIGNAL_S:
             os._exit(128 + signum)
-        self.received = signum
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -1,0 +1,45 @@
+"""Signals: the first is remembered, its echo is not a second one, a second one ends the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from transferkit.training.keeper import SignalFlag
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_remembered_and_its_echo_ignored(number):  # fault 47
+    before = signal.getsignal(number)
+    flag = SignalFlag()
+    with flag.installed():
+        assert flag.received is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert flag.received == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_at_once():  # fault 47
+    script = (
+        "import time\n"
+        "from transferkit.training import keeper\n"
+        "keeper.SAME_SIGNAL_S = 0.2\n"
+        "flag = keeper.SignalFlag()\n"
+        "with flag.installed():\n"
+        "    print('ready', flush=True)\n"
+        "    while True:\n"
+        "        time.sleep(0.05)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
