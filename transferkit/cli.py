@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transferkit import __version__
-from transferkit.config import BackbonesConfig, CheckConfig, FinetuneConfig, PredictConfig, default_of, make_config
+from transferkit.config import (
+    REQUIRED,
+    BackbonesConfig,
+    CheckConfig,
+    FinetuneConfig,
+    PredictConfig,
+    default_of,
+    make_config,
+)
 from transferkit.errors import ConfigError, ExportError, TransferkitError, did_you_mean, gather
 
 if TYPE_CHECKING:
@@ -115,7 +123,7 @@ def build_parser(verb: str) -> ArgumentParser:
     import dataclasses
     import typing
 
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
+    from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -143,6 +151,8 @@ def build_parser(verb: str) -> ArgumentParser:
             parser.add_argument(flag(item.name), action="store_true", default=False, help=text)
         else:
             metavar = item.name.rsplit("_", 1)[-1].upper()
+            if default == REQUIRED:
+                default, text = SUPPRESS, f"{text} (required)"
             parser.add_argument(flag(item.name), type=hints[item.name], default=default, help=text, metavar=metavar)
     return parser
 

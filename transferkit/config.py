@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from transferkit.errors import ConfigError, did_you_mean, gather
 
-__all__ = ["BackbonesConfig", "CheckConfig", "FinetuneConfig", "PredictConfig", "make_config"]
+__all__ = ["REQUIRED", "BackbonesConfig", "CheckConfig", "FinetuneConfig", "PredictConfig", "make_config"]
 
 Config = TypeVar("Config")
 
