@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from transferkit.data.datamodule import ImageData, normalise
+from transferkit.data.datamodule import ImageData, _shift_and_scale, normalise
 from transferkit.data.decode import decode_image
 from transferkit.data.loader import EpochSampler, sample_seed
 from transferkit.errors import ConfigError, DataError
@@ -154,6 +154,18 @@ def test_normalise_equals_the_written_out_formula():
     assert result.shape == (2, 3, 5, 4)
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert normalise(result, config) is result
+
+
+def test_the_constants_of_normalising_are_made_once():
+    """Made anew for every batch, they would be two copies to a GPU that the host waits for."""
+    config = DataConfig(mean=(0.11, 0.2, 0.3))
+    images = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        normalise(images, config)
+    made = _shift_and_scale.cache_info().misses
+    result = normalise(images, config)
+    assert _shift_and_scale.cache_info().misses == made
+    assert not result.is_inference()
 
 
 def test_labels_are_indices_of_the_training_classes(data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import lightning as L
@@ -190,10 +190,20 @@ def normalise(images: Tensor, config: DataConfig) -> Tensor:
     """
     if images.is_floating_point():
         return images
-    mean = torch.tensor(config.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(config.std, device=images.device).view(1, 3, 1, 1)
-    # (x / 255 - mean) / std as one multiplication and one addition over the batch.
-    return torch.addcmul(-mean / std, images.permute(0, 3, 1, 2).float(), 1.0 / (255.0 * std))
+    shift, scale = _shift_and_scale(config, images.device)
+    return torch.addcmul(shift, images.permute(0, 3, 1, 2).float(), scale)
+
+
+@lru_cache(maxsize=32)
+def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what turns x in 0..255 into (x / 255 - mean) / std by one multiplication and one addition.
+
+    Kept per device: sending these few numbers to a GPU anew for every batch would make the host wait for it.
+    """
+    with torch.inference_mode(False):  # ordinary tensors, whoever asks first
+        mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
+        return -mean / std, 1.0 / (255.0 * std)
 
 
 def available_cores() -> int:

@@ -197,7 +197,7 @@ class TransferModule(L.LightningModule):
         with torch.no_grad():
             correct = (logits.argmax(dim=1) == targets).sum()
             size = len(targets)
-            self._sums += torch.stack((loss.detach() * size, correct, correct.new_tensor(size)))
+            self._sums += torch.stack((loss.detach() * size, correct, correct.new_full((), size)))
         return loss
 
     def train_sums(self) -> Tensor:
