@@ -141,6 +141,12 @@ def test_resume_without_a_run(tmp_path):  # fault 55
         finetune(out=tmp_path / "none", resume=True)
 
 
+def test_resume_of_something_else(tmp_path):  # fault 55
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(CheckpointError, match=r"holds no run \(no config.yaml\), so there is nothing to resume"):
+        finetune(out=tmp_path, resume=True)
+
+
 def test_resume_without_a_checkpoint(half):  # fault 55
     shutil.rmtree(half / "checkpoints")
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):

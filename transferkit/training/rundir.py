@@ -46,6 +46,8 @@ def prepare_run_dir(run: Path, *, resume: bool, overwrite: bool) -> None:
     if resume:
         if not filled:
             raise CheckpointError(f"{run}: nothing to resume - start without --resume")
+        if not (run / "config.yaml").is_file():
+            raise CheckpointError(f"{run}: holds no run (no config.yaml), so there is nothing to resume - check --out")
     elif filled and not overwrite:
         raise CheckpointError(
             f"{run}: is not empty - go on with it by --resume, replace it by --overwrite, or give another --out"
