@@ -1,6 +1,7 @@
 """The command line: help, all mistakes at once, recipes, one-line errors, exit statuses."""
 
 import dataclasses
+import signal
 
 import pytest
 import yaml
@@ -153,6 +154,12 @@ def test_terminal_escapes_in_names_are_made_visible(capsys):  # fault 92
     assert status == 3
     assert "\x1b" not in err
     assert err.count("\n") == 1
+
+
+def test_the_commands_signal_handler_does_not_outlive_it(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    run(capsys, "finetune", "--data", "/no/such/folder")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_python_options_are_checked_like_flags():

@@ -284,12 +284,18 @@ def _show_warnings() -> None:
 
 def _finetune(options: dict[str, Any]) -> int:
     import signal
+    import threading
 
     from transferkit.training.finetune import finetune
 
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)  # before and after training; RunKeeper's takes over in between
-    finetune(**options)
+    # Before and after training; in between, RunKeeper's own handlers save first.
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminated) if ours else None
+    try:
+        finetune(**options)
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
