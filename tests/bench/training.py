@@ -111,7 +111,7 @@ def plain_epoch(options: argparse.Namespace, folder: Path, device: str) -> float
     return seen / (time.perf_counter() - started)
 
 
-def build(options: argparse.Namespace, folder: Path, precision: str) -> tuple[TransferModule, ImageData]:
+def build(options: argparse.Namespace, folder: Path) -> tuple[TransferModule, ImageData]:
     """The model and data of our side."""
     backbone = create_backbone(options.backbone, weights="random", image_size=options.image_size)
     data = ImageData(
@@ -185,7 +185,7 @@ def main() -> None:
     accelerator = choose_accelerator("auto")
     device = "cuda" if accelerator == "gpu" else "cpu"
     tune_process(available_cores())
-    module, data = build(options, folder, "32")
+    module, data = build(options, folder)
     data.index  # noqa: B018  read once, before the clock, as `finetune` does
     precision, reason = choose_precision("auto", accelerator, module, options.batch_size)
     print(f"precision {precision}: {reason}")

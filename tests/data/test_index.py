@@ -674,7 +674,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 def test_parquet(pets):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = [(f"{c}/{n:03}.bmp", c, "val" if n > 15 else "train", None) for c in ("cat", "dog") for n in range(20)]

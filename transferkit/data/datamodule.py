@@ -208,7 +208,10 @@ def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, 
 
 def available_cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # systems without processor affinity
+        return os.cpu_count() or 1
 
 
 def free_memory() -> int:

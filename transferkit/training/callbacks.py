@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -43,7 +43,6 @@ class PhaseSchedule(Callback):
         self.plan: Plan | None = None
         self._applied: int | None = None
         self._frozen_digest: str | None = None
-        self.on_phase: list[Callable[[int, Plan], None]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the phases against the module's groups and bound the fit."""
@@ -92,8 +91,6 @@ class PhaseSchedule(Callback):
         module.train()
         self._applied = index
         self._frozen_digest = frozen_state_digest(module)
-        for tell in self.on_phase:
-            tell(index, plan)
 
     def _audit(self, module: TransferModule) -> None:
         if self._frozen_digest is not None and frozen_state_digest(module) != self._frozen_digest:
