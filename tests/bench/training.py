@@ -26,12 +26,13 @@ from torchvision.datasets import ImageFolder
 
 from transferkit.data.datamodule import ImageData, available_cores
 from transferkit.data.sample import sample_folder
+from transferkit.features.machine import choose_accelerator, tune_process
 from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.keeper import RunKeeper, SignalFlag
-from transferkit.training.machine import choose_accelerator, choose_precision, tune_process
+from transferkit.training.machine import choose_precision
 from transferkit.training.phases import Phase
 
 

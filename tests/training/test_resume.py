@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 from transferkit.errors import CheckpointError, Interrupted, TransferkitWarning
+from transferkit.features.machine import choose_workers
 from transferkit.training.finetune import finetune
 from transferkit.training.keeper import RunKeeper
-from transferkit.training.machine import choose_workers
 
 
 def rows(run):

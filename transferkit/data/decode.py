@@ -42,6 +42,7 @@ __all__ = [
     "UnreadableImage",
     "decode_image",
     "decode_with_info",
+    "image_pixels",
     "read_bytes",
 ]
 
@@ -169,6 +170,35 @@ def decode_with_info(
         raise _unreadable(name, f"{error or type(error).__name__}") from error
 
 
+def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "<image>") -> npt.NDArray[np.uint8]:
+    """Return the pixels of a Pillow picture, by the rules that files are decoded by, at full size.
+
+    Args:
+        image: In any format and mode; loaded if it is not yet, else left as it is. Of several frames the current one
+            counts.
+        max_pixels: Refuse larger ones.
+        name: How messages call it.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, upright, C-contiguous, writable.
+
+    Raises:
+        UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
+    """
+    try:
+        with quiet_pillow():
+            _check_size(image.width, image.height, max_pixels)
+            image.load()
+            orientation = _orientation(image)
+            return np.array(_turned(_to_rgb(image), orientation))
+    except _Refused as error:
+        raise _unreadable(name, str(error)) from None
+    except OSError as error:
+        raise _unreadable(name, error.strerror or str(error)) from error
+    except Exception as error:  # as above: loading parses
+        raise _unreadable(name, f"{error or type(error).__name__}") from error
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a whole file, refusing what is not a regular file and what is larger than `MAX_FILE_BYTES`.
 
@@ -217,10 +247,7 @@ def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[npt.NDA
         raise _Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
     image: Image.Image = _PLUGINS[kind](io.BytesIO(data))
     width, height = image.size
-    if width < 1 or height < 1:
-        raise _Refused(f"it has no pixels ({width} x {height})")
-    if width * height > max_pixels:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {max_pixels:,} pixels")
+    _check_size(width, height, max_pixels)
     mode, animated, transparent = image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data
     if min_side is not None:
         image.draft(
@@ -228,15 +255,24 @@ def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[npt.NDA
         )  # JPEG only; the side kept is the short one, however the camera was held
     image.load()
     orientation = _orientation(image)
-    rgb = _to_rgb(image)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+    rgb = _turned(_to_rgb(image), orientation)
     if (image.width > image.height) != (width > height) and kind == "TIFF":
         width, height = height, width  # Pillow turns a TIFF itself while loading
     if orientation >= 5:
         width, height = height, width
     info = ImageInfo(kind, mode, width, height, animated, transparent)
     return np.array(rgb), info
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise _Refused(f"it has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise _Refused(f"{width} x {height} pixels, more than the limit of {max_pixels:,} pixels")
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.data.checks import class_problems, leaks, thin_classes
-from transferkit.data.found import SPLITS, FoundFile, listing
+from transferkit.data.found import SPLITS, FoundFile, Scan, listing
 from transferkit.data.reading import ReadResult, describe, read_images
 from transferkit.data.scan import scan_data
 from transferkit.data.splits import Item, assign_splits
 from transferkit.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.records import ImageRecord, SkippedFile
 
-__all__ = ["ImageIndex", "index_images"]
+__all__ = ["ImageIndex", "build_index", "index_images"]
 
 _Read = tuple[FoundFile, ReadResult]
 
@@ -123,6 +123,50 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
+    return build_index(
+        data,
+        scan,
+        results,
+        val_split=val_split,
+        test_split=test_split,
+        seed=seed,
+        skip_bad=skip_bad,
+        allow_empty_classes=allow_empty_classes,
+        allow_leaks=allow_leaks,
+    )
+
+
+def build_index(
+    data: str | os.PathLike[str],
+    scan: Scan,
+    results: Sequence[ReadResult],
+    *,
+    val_split: float,
+    test_split: float,
+    seed: int,
+    skip_bad: bool,
+    allow_empty_classes: bool,
+    allow_leaks: bool,
+) -> ImageIndex:
+    """Check and split what a scan found and reading gave; nothing is opened here.
+
+    Args:
+        data: The data set, as given by the user.
+        scan: Its files and classes.
+        results: What reading (or only hashing) each of `scan.files` gave, in the same order.
+        val_split: As for `index_images`, like the rest.
+        test_split: Likewise.
+        seed: Likewise.
+        skip_bad: Likewise.
+        allow_empty_classes: Likewise.
+        allow_leaks: Likewise.
+
+    Raises:
+        DataError: Everything that is wrong with the data set, in one message.
+
+    Warns:
+        TransferkitWarning: Classes without a val picture or with a single one; leaks that were allowed.
+    """
     reads = list(zip(scan.files, results, strict=True))
     bad = [result for result in results if result.error is not None]
     problems = list(scan.problems)
@@ -140,11 +184,11 @@ def index_images(
     if problems:
         raise DataError(gather(problems))
     for leak in leaking:
-        warnings.warn(leak, TransferkitWarning, stacklevel=2)
+        warnings.warn(leak, TransferkitWarning, stacklevel=3)
 
     records, split_notes = _split(good, val_split, test_split, seed)
     for warning in thin_classes(scan.class_names, records, val_split):
-        warnings.warn(warning, TransferkitWarning, stacklevel=2)
+        warnings.warn(warning, TransferkitWarning, stacklevel=3)
     dropped = [f"{len(bad)} unreadable pictures left out"] if bad else []
     skipped = [*scan.skipped, *(SkippedFile(result.path, str(result.error)) for result in bad)]
     return ImageIndex(

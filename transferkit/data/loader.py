@@ -19,7 +19,7 @@ from transferkit.data.decode import decode_image
 from transferkit.errors import DataError, TransferkitError
 from transferkit.records import ImageRecord
 
-__all__ = ["EpochSampler", "ImageDataset", "ImageLoader", "sample_seed"]
+__all__ = ["EpochSampler", "ImageDataset", "ImageLoader", "as_is", "read_indexed", "sample_seed", "start_worker"]
 
 Key = tuple[int, int]
 """Epoch and position: what a sampler yields, so that a worker needs no message to know the epoch."""
@@ -123,7 +123,7 @@ class ImageDataset(Dataset[Batch]):
         record = self.records[position]
         pixels = self.pixels.get(record.sha256)
         if pixels is None:
-            pixels = decode_image(_read(record), min_side=self.decode_side, name=record.path)
+            pixels = decode_image(read_indexed(record.path, record.sha256), min_side=self.decode_side, name=record.path)
         return self.transform(pixels, sample_seed(self.seed, epoch, record.sha256))
 
     def __getitem__(self, key: int | Key) -> Batch:
@@ -152,17 +152,22 @@ class ImageDataset(Dataset[Batch]):
             return error
 
 
-def _read(record: ImageRecord) -> bytes:
+def read_indexed(path: str, sha256: str) -> bytes:
+    """Return the bytes of a file that was indexed before.
+
+    Raises:
+        DataError: It is gone, or its content is no longer that of the index.
+    """
     try:
-        data = Path(record.path).read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"{record.path}: cannot be read any more ({error.strerror}) - it was there when the data were indexed; "
+            f"{path}: cannot be read any more ({error.strerror}) - it was there when the data were indexed; "
             "leave the folder alone while a run uses it, and run again"
         ) from error
-    if hashlib.sha256(data).hexdigest() != record.sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise DataError(
-            f"{record.path}: its content changed since the data were indexed - leave the folder alone while a run "
+            f"{path}: its content changed since the data were indexed - leave the folder alone while a run "
             "uses it, and run again"
         )
     return data
@@ -204,7 +209,7 @@ class ImageLoader(DataLoader[Any]):
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the
             # global one, and a run resumed between two epochs would go on from another random state.
             generator=torch.Generator().manual_seed(dataset.seed),
@@ -237,5 +242,6 @@ class ImageLoader(DataLoader[Any]):
             self.sampler.start = state["samples"]
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Leave the cores to the other workers."""
     torch.set_num_threads(1)

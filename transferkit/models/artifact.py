@@ -22,6 +22,7 @@ from transferkit.errors import CheckpointError
 from transferkit.files import atomic_write, sha256_of_file, write_json
 from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.weights import load_backbone_weights
 from transferkit.models.weights_files import read_state_dict
 from transferkit.records import DataConfig
@@ -39,6 +40,7 @@ class ModelInfo:
     Attributes:
         backbone: Name for `create_backbone`.
         head: Name of the head, or ``None`` for a module of the user's own.
+        head_args: What else its head is built with.
         class_names: In index order.
         preprocessing: Facts that travel with the weights.
         weights_source: Where the backbone's starting weights came from.
@@ -56,6 +58,7 @@ class ModelInfo:
     temperature: float = 1.0
     license: str | None = None
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    head_args: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,12 +74,20 @@ def versions() -> dict[str, str]:
     }
 
 
-def save_model(directory: Path, module: TransferModule) -> ModelInfo:
+def save_model(
+    directory: Path,
+    module: TransferModule,
+    *,
+    head: str | None = None,
+    head_args: Mapping[str, Any] | None = None,
+) -> ModelInfo:
     """Write a module as a product; the weights first, so that `model.json` never describes a file that is not there.
 
     Args:
         directory: Where the two files go.
         module: The trained module.
+        head: Name of its head, where the module was not built by one.
+        head_args: What else that head is built with; plain values.
 
     Raises:
         StorageError: The disk is full or read-only.
@@ -84,7 +95,8 @@ def save_model(directory: Path, module: TransferModule) -> ModelInfo:
     hparams = dict(module.hparams)
     info = ModelInfo(
         backbone=module.backbone.name,
-        head=hparams.get("head"),
+        head=head or hparams.get("head"),
+        head_args=dict(head_args or {}),
         class_names=module.class_names,
         preprocessing=module.data_config,
         weights_source=module.backbone.weights_source,
@@ -100,6 +112,7 @@ def save_model(directory: Path, module: TransferModule) -> ModelInfo:
             "format": FORMAT,
             "backbone": info.backbone,
             "head": info.head,
+            "head_args": dict(info.head_args),
             "classes": list(info.class_names),
             "preprocessing": info.preprocessing.to_dict(),
             "temperature": info.temperature,
@@ -138,6 +151,8 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
         values["backbone"], weights="random", image_size=config.image_size, backbone_args=values["backbone_args"]
     )
     backbone.data_config = config
+    if chosen == KNN:
+        chosen = NeighbourHead(backbone.num_features, len(values["classes"]), **values["head_args"])
     module = TransferModule(backbone, len(values["classes"]), chosen, class_names=values["classes"])
     try:
         _product(module).load_state_dict(load_file(weights))
@@ -146,6 +161,7 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
     info = ModelInfo(
         backbone=values["backbone"],
         head=values["head"],
+        head_args=values["head_args"],
         class_names=tuple(values["classes"]),
         preprocessing=config,
         weights_source=values["weights_source"],
@@ -194,6 +210,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
         )
     needed = ("backbone", "head", "classes", "preprocessing", "temperature", "weights_source", "license",
               "backbone_args", "versions", "sha256")  # fmt: skip
+    values.setdefault("head_args", {})  # models written before there were any
     missing = [key for key in needed if key not in values]
     if missing:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")

@@ -20,7 +20,7 @@ from torch import nn
 
 from transferkit.errors import ConfigError
 
-__all__ = ["frozen_modules", "frozen_state_digest", "keep_frozen_eval", "set_trainable"]
+__all__ = ["frozen_modules", "frozen_state_digest", "keep_frozen_eval", "set_trainable", "state_digest"]
 
 
 def set_trainable(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
@@ -88,9 +88,18 @@ def frozen_state_digest(module: nn.Module) -> str:
     """
     frozen = {id(parameter) for parameter in module.parameters() if not parameter.requires_grad}
     frozen.update(id(buffer) for part in frozen_modules(module) for buffer in part.buffers())
+    return _digest(module, frozen)
+
+
+def state_digest(module: nn.Module) -> str:
+    """Return the sha256 over all parameters and saved buffers of `module`, with their names, shapes and types."""
+    return _digest(module, None)
+
+
+def _digest(module: nn.Module, only: set[int] | None) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-        if isinstance(tensor, torch.Tensor) and id(tensor) in frozen:
+        if isinstance(tensor, torch.Tensor) and (only is None or id(tensor) in only):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

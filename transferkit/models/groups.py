@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["LayerGroup", "child_groups", "named_groups"]
+__all__ = ["STEM", "LayerGroup", "child_groups", "named_groups"]
 
 NamedParameters = tuple[tuple[str, nn.Parameter], ...]
 
 # A backbone whose classifier was cut off may keep a norm under this name, which means the new head everywhere else.
 _RESERVED = "head"
+
+STEM = "stem"
+"""The first group, where it is not one module or is called so."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _group_name(position: int, owner: dict[str, int], parameters: dict[str, nn.P
     others = [name for name, group in owner.items() if group != position]
     tops = {name.partition(".")[0] for name in mine}
     if first and (len(tops) > 1 or any("." not in name for name in mine)):
-        return "stem"
+        return STEM
     path = ""
     while True:
         # One step down, to the child that holds most of the weights.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.errors import BackboneError
-from transferkit.models.groups import LayerGroup
+from transferkit.models.groups import STEM, LayerGroup
 from transferkit.records import DataConfig
 
 __all__ = ["Backbone", "BackboneFacts", "first_line"]
@@ -44,6 +44,8 @@ class Backbone(nn.Module, abc.ABC):
         model: The network.
         num_features: Width D of the features, measured by a dry forward in eval mode.
         map_channels: Channels of the feature map (width of a token); ``None`` where the network has no one feature map.
+        prefix_tokens: Class and register tokens before the patch tokens, for networks that work on tokens.
+        channels_last: Whether the network's stages give ``(B, H, W, C)`` (Swin) instead of ``(B, C, H, W)``.
     """
 
     name: str
@@ -54,9 +56,13 @@ class Backbone(nn.Module, abc.ABC):
     num_features: int
     map_channels: int | None
 
-    def __init__(self, model: nn.Module, facts: BackboneFacts) -> None:
+    def __init__(
+        self, model: nn.Module, facts: BackboneFacts, *, prefix_tokens: int = 0, channels_last: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.prefix_tokens = prefix_tokens
+        self.channels_last = channels_last
         self.name = facts.name
         self.data_config = facts.data_config
         self.license = facts.license
@@ -89,6 +95,15 @@ class Backbone(nn.Module, abc.ABC):
     @abc.abstractmethod
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return every parameter exactly once, in uniquely named groups, from input to output."""
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return the layer groups that are one module each, by name, from input to output; the stem is not one.
+
+        What such a module returns is a feature map or tokens: the features of that depth.
+        """
+        modules = dict(self.model.named_modules())
+        return {group.name: modules[group.name] for group in self.layer_groups() if group.name in modules
+                and group.name != STEM}  # fmt: skip
 
     def measure(self) -> None:
         """Set `num_features` and `map_channels` by a dry forward. An adapter's constructor ends with this.

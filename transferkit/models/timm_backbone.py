@@ -30,8 +30,13 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, model: nn.Module, facts: BackboneFacts) -> None:
-        super().__init__(model, facts)
-        self._channels_last = str(getattr(model, "output_fmt", "NCHW")) == "NHWC"
+        # Facts that timm's networks carry where they differ from the usual.
+        super().__init__(
+            model,
+            facts,
+            prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+            channels_last=str(getattr(model, "output_fmt", "NCHW")) == "NHWC",
+        )
         self.measure()
 
     def forward_maps(self, images: Tensor) -> Tensor:
@@ -41,11 +46,11 @@ class TimmBackbone(Backbone):
             raise BackboneError(
                 f"backbone {self.name!r} has no single feature map - use a head that takes features, such as 'linear'"
             )
-        return maps.permute(0, 3, 1, 2) if self._channels_last and maps.ndim == 4 else maps
+        return maps.permute(0, 3, 1, 2) if self.channels_last and maps.ndim == 4 else maps
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return features ``(B, D)``: timm's pooling and whatever else comes before the classifier."""
-        return self._before_logits(maps.permute(0, 2, 3, 1) if self._channels_last and maps.ndim == 4 else maps)
+        return self._before_logits(maps.permute(0, 2, 3, 1) if self.channels_last and maps.ndim == 4 else maps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(B, D)`` of images ``(B, 3, H, W)``."""

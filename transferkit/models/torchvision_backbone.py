@@ -44,7 +44,12 @@ class TorchvisionBackbone(Backbone):
     """
 
     def __init__(self, model: nn.Module, facts: BackboneFacts, architecture: str) -> None:
-        super().__init__(model, facts)
+        super().__init__(
+            model,
+            facts,
+            prefix_tokens=int(architecture.startswith("vit")),
+            channels_last=architecture.startswith("swin"),
+        )
         self.architecture = architecture
         self.measure()
 

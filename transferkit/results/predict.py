@@ -13,7 +13,8 @@ import torch
 from transferkit.data.datamodule import normalise
 from transferkit.data.decode import decode_image
 from transferkit.data.transforms import eval_transform
-from transferkit.errors import ConfigError, DataError
+from transferkit.errors import DataError
+from transferkit.features.machine import choose_accelerator, device_of
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
 
@@ -105,16 +106,8 @@ def load(run: str | Path, *, accelerator: str = "cpu") -> Predictor:
         CheckpointError: The model is missing or damaged.
         ConfigError: The accelerator is not on this machine.
     """
-    present = {"cpu": "cpu"}
-    if torch.cuda.is_available():
-        present["gpu"] = "cuda"
-    if torch.backends.mps.is_available():
-        present["mps"] = "mps"
-    wanted = list(present)[-1] if accelerator == "auto" else accelerator
-    if wanted not in present:
-        raise ConfigError(f"--accelerator {wanted} is not on this machine, which has: {', '.join(present)}")
     module, info = load_model(run)
-    return Predictor(module, info, present[wanted])
+    return Predictor(module, info, device_of(choose_accelerator(accelerator)))
 
 
 def find_pictures(paths: Sequence[str]) -> list[str]:
