@@ -7,24 +7,23 @@ the wings, because they read it.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from transferkit.errors import ConfigError, did_you_mean, gather
+from transferkit.declare import at_least, default_of, make_config, option, positive
 
-__all__ = ["REQUIRED", "BackbonesConfig", "CheckConfig", "FinetuneConfig", "PredictConfig", "make_config"]
-
-Config = TypeVar("Config")
-
-
-def option(default: Any, text: str) -> Any:
-    """Declare an option with its default and its help text, units included."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
+__all__ = [
+    "REQUIRED",
+    "BackbonesConfig",
+    "CheckConfig",
+    "FeaturesConfig",
+    "FinetuneConfig",
+    "PredictConfig",
+    "ProbeConfig",
+    "StoreConfig",
+    "default_of",
+    "make_config",
+]
 
 REQUIRED = ""  # the empty string is never a valid path, so it can stand for "not given"
 
@@ -71,10 +70,14 @@ class FinetuneConfig(DataOptions):
     phases: str | list[dict[str, Any]] = option(
         "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
     )
-    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained)")
-    probe_epochs: int = option(3, "epochs of the head alone, before fine-tuning")
+    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)")
+    probe: Literal["auto", "solve", "sgd"] = option(
+        "auto", "the head alone is solved on cached features, or trained by sgd; auto solves a linear head"
+    )
+    probe_views: int = option(2, "augmented views of each training picture that a solved probe is fitted on")
+    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3")
     lr: float = option(1e-3, "peak learning rate of the head while fine-tuning, per step")
-    probe_lr: float = option(1e-2, "peak learning rate of the head while it is trained alone, per step")
+    probe_lr: float | None = option(None, "peak LR of the head while it is trained alone, per step; default: 0.01")
     schedule: str | dict[str, Any] = option("cosine", "constant, cosine, one_cycle or sgdr; options in a recipe")
     warmup_epochs: float = option(0.5, "linear warmup of the schedules that have one, in epochs")
     layer_decay: float = option(0.75, "peak LR of a layer group over that of the next one nearer the head, (0, 1]")
@@ -93,6 +96,7 @@ class FinetuneConfig(DataOptions):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
     devices: int = option(1, "number of devices")
     workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
     resume: bool = option(False, "go on with the run in --out, exactly where it stopped")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
@@ -101,17 +105,22 @@ class FinetuneConfig(DataOptions):
     def problems(self) -> list[str]:
         """Return everything that is wrong with these options; empty when they can be tried."""
         found = self.data_problems()
-        for name in ("epochs", "probe_epochs", "batch_size", "devices"):
-            found += _at_least(name, getattr(self, name), 1)
-        for name in ("patience", "image_size"):
+        for name in ("epochs", "batch_size", "devices"):
+            found += at_least(name, getattr(self, name), 1)
+        for name in ("probe_epochs", "patience", "image_size"):
             if getattr(self, name) is not None:
-                found += _at_least(name, getattr(self, name), 1)
+                found += at_least(name, getattr(self, name), 1)
         if self.workers is not None:
-            found += _at_least("workers", self.workers, 0)
-        for name in ("lr", "probe_lr"):
-            found += _positive(name, getattr(self, name))
-        if self.clip is not None:
-            found += _positive("clip", self.clip)
+            found += at_least("workers", self.workers, 0)
+        for name in ("lr", "probe_lr", "clip"):
+            if getattr(self, name) is not None:
+                found += positive(name, getattr(self, name))
+        if self.probe == "solve":
+            if self.head != "linear":
+                found.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")
+            for name in ("probe_epochs", "probe_lr"):
+                if getattr(self, name) is not None:
+                    found.append(f"--{name.replace('_', '-')} belongs to --probe sgd; a solved probe has none")
         for name in ("drop_rate", "momentum", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 found.append(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected a number in [0, 1)")
@@ -127,9 +136,107 @@ class FinetuneConfig(DataOptions):
             found.append("--resume needs --out, the run directory to go on with")
         return found
 
+    @property
+    def solves_probe(self) -> bool:
+        """Whether the head alone is solved on cached features; by default where it can be and SGD is not set up."""
+        if self.probe == "auto":
+            return self.head == "linear" and self.probe_epochs is None and self.probe_lr is None
+        return self.probe == "solve"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a recipe writes them."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(DataOptions):
+    """Which features of the pictures, where they are kept, and what they are computed with."""
+
+    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
+    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
+    image_size: int | None = option(None, "side of the model's input in pixels; default: the backbone's own")
+    layer: str = option(
+        "pooled", "{pooled|stageN|NAME|all}: the penultimate layer, a stage, or every depth in one pass"
+    )
+    pool: Literal["avg", "max", "avgmax", "cls"] | None = option(
+        None, "how a feature map becomes a vector; default: the backbone's own, the average for stages"
+    )
+    views: int = option(0, "augmented views of each picture, kept besides the evaluation view")
+    augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    precision: Literal["auto", "32", "bf16"] = option(
+        "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"
+    )
+    compile: Literal["auto", "on", "off"] = option("auto", "compile the backbone; auto where the pictures pay for it")
+    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+
+    def feature_problems(self) -> list[str]:
+        """Return what is wrong with these options."""
+        found = self.data_problems() + at_least("views", self.views, 0)
+        for name, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) is not None:
+                found += at_least(name, getattr(self, name), low)
+        if self.views and self.augment == "none":
+            found.append("--views without augmentation are all the same - pass --augment light, standard or heavy")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(FeatureOptions):
+    """Extract penultimate features of a folder into the store, and export them."""
+
+    out: str | None = option(None, "also write the features to this .npz, .parquet or .csv")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        return self.feature_problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(FeatureOptions):
+    """Fit a classifier on cached features; writes a run directory."""
+
+    classifier: str = option("logistic", "{logistic|knn|IMPORT.PATH} of any scikit-learn classifier")
+    classifier_args: dict[str, Any] | None = option(None, "arguments of the scikit-learn classifier; in a recipe")
+    class_weight: Literal["none", "balanced"] = option("none", "balanced weighs rare classes up")
+    folds: int = option(5, "folds of the cross-validation inside the training split")
+    use_views: Literal["sample", "average"] = option(
+        "sample", "with --views: every view is a training row of its own, or a picture's views are averaged"
+    )
+    depth: bool = option(False, "also probe every stage: accuracy over depth, with a plot")
+    learning_curve: bool = option(False, "also fit on 10, 20, 40, 80 and 100 % of the labels, with a plot")
+    out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
+    overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        found = self.feature_problems() + at_least("folds", self.folds, 2)
+        if self.layer == "all":
+            found.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """List, verify or clean the feature store."""
+
+    action: Literal["list", "verify", "gc"] = option("list", "{list|verify|gc}")
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    unused_days: float | None = option(None, "gc: also remove sets that were not used for so many days")
+    dry_run: bool = option(False, "gc: only say what would be removed")
+    quiet: bool = option(False, "no progress bar")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        if self.unused_days is not None and not (math.isfinite(self.unused_days) and self.unused_days >= 0):
+            return [f"--unused-days is {self.unused_days}, expected a finite number of at least 0"]
+        if self.action != "gc" and (self.unused_days is not None or self.dry_run):
+            return [f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,77 +277,4 @@ class PredictConfig:
         """Return everything that is wrong with these options."""
         found = [] if self.run else ["RUN is missing, expected a run directory"]
         found += [] if self.paths else ["PATH is missing, expected pictures or folders"]
-        return found + _at_least("batch_size", self.batch_size, 1)
-
-
-def _at_least(name: str, value: int, low: int) -> list[str]:
-    return [] if value >= low else [f"--{name.replace('_', '-')} is {value}, expected a whole number of at least {low}"]
-
-
-def _positive(name: str, value: float) -> list[str]:
-    if math.isfinite(value) and value > 0:
-        return []
-    return [f"--{name.replace('_', '-')} is {value}, expected a finite number above 0"]
-
-
-def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
-    """Build a verb's options from keyword arguments, with every mistake in one error.
-
-    Args:
-        kind: One of this module's dataclasses.
-        options: Values by field name.
-
-    Raises:
-        ConfigError: A name is unknown, a value has the wrong type or is out of range.
-    """
-    known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    problems = [f"unknown option {key!r}.{did_you_mean(key, known)}" for key in options if key not in known]
-    for key, item in known.items():
-        if key in options:
-            problems += _type_problem(key, options[key], str(item.type))
-    if problems:
-        raise ConfigError(gather(problems))
-    config = kind(**{key: _plain(value, str(known[key].type)) for key, value in options.items()})
-    problems = config.problems()  # type: ignore[attr-defined]
-    if problems:
-        raise ConfigError(gather(problems))
-    return config
-
-
-def default_of(item: Field[Any]) -> Any:
-    """Return a field's default value."""
-    if item.default_factory is not MISSING:
-        return item.default_factory()
-    return item.default
-
-
-def _plain(value: Any, annotation: str) -> Any:
-    """Turn a path-like into text and a whole number into a float where the option is one."""
-    if annotation.startswith("str") and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if annotation.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
-
-
-def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
-    """Return what is wrong with a value's type; the annotations of this module are a small closed set."""
-    if value is None:
-        return [] if "None" in annotation else [f"{name} is None, expected {annotation}"]
-    if annotation.startswith("Literal["):
-        choices = [part.strip(" \"'") for part in annotation[len("Literal[") : -1].split(",")]
-        if value in choices:
-            return []
-        return [f"{name} is {value!r}.{did_you_mean(str(value), choices)} Expected one of {', '.join(choices)}"]
-    accepted = {
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "str": isinstance(value, str | os.PathLike),
-        "list[str]": isinstance(value, list) and all(isinstance(part, str) for part in value),
-        "list[dict[str, Any]]": isinstance(value, list | tuple),
-        "dict[str, Any]": isinstance(value, Mapping),
-    }
-    if any(accepted[part.strip()] for part in annotation.split(" | ") if part.strip() != "None"):
-        return []
-    return [f"{name} is {value!r}, expected {annotation.replace('dict[str, Any]', 'a mapping')}"]
+        return found + at_least("batch_size", self.batch_size, 1)

@@ -1,0 +1,89 @@
+"""The frozen network that the engine runs: uint8 pictures in, features of one or several depths out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.features.folding import fold_batch_norm
+from transferkit.features.taps import OWN, POOLED, Tap, pool_maps
+from transferkit.models.interface import Backbone
+
+__all__ = ["FeatureNetwork", "freeze_network"]
+
+
+class FeatureNetwork(nn.Module):
+    """Normalises pictures, runs the backbone once and pools every tap.
+
+    Args:
+        backbone: Not copied: the caller hands over one of its own.
+        taps: Where to take features from.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.taps = tuple(taps)
+        mean = torch.tensor(backbone.data_config.mean).view(1, 3, 1, 1)
+        std = torch.tensor(backbone.data_config.std).view(1, 3, 1, 1)
+        self.register_buffer("shift", -mean / std)
+        self.register_buffer("scale", 1.0 / (255.0 * std))
+        self._caught: dict[str, Tensor] = {}
+        stages = backbone.stages()
+        for layer in {tap.layer for tap in self.taps if tap.layer != POOLED}:
+            stages[layer].register_forward_hook(_Catch(self._caught, layer))
+        self._wants_maps = any(tap.layer == POOLED and tap.pool != OWN for tap in self.taps)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return ``(B, D) float32`` per tap for pictures ``(B, H, W, 3) uint8``."""
+        # (x / 255 - mean) / std, by one multiplication and one addition, as in training
+        inputs = torch.addcmul(self.shift, images.permute(0, 3, 1, 2).float(), self.scale)
+        maps = self.backbone.forward_maps(inputs) if self._wants_maps else None
+        own = self.backbone(inputs) if maps is None else maps
+        rows = []
+        for tap in self.taps:
+            if tap.layer != POOLED:
+                caught = self._caught[tap.layer]
+                if self.backbone.channels_last and caught.ndim == 4:
+                    caught = caught.permute(0, 3, 1, 2)
+                row = pool_maps(caught, tap.pool, prefix_tokens=self.backbone.prefix_tokens)
+            elif tap.pool == OWN:
+                row = own
+            else:
+                row = pool_maps(own, tap.pool, prefix_tokens=self.backbone.prefix_tokens)
+            rows.append(row.float())
+        self._caught.clear()
+        return tuple(rows)
+
+
+class _Catch:
+    """A forward hook that keeps a stage's output until it has been pooled."""
+
+    def __init__(self, caught: dict[str, Tensor], layer: str) -> None:
+        self.caught = caught
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.caught[self.layer] = output
+
+
+def freeze_network(backbone: Backbone, taps: Sequence[Tap], *, fold: bool = True) -> FeatureNetwork:
+    """Return a copy of a backbone made ready for inference: eval mode, batch norm folded, channels-last.
+
+    Args:
+        backbone: Left as it is.
+        taps: Where to take features from.
+        fold: Whether to fold batch norm.
+    """
+    network = FeatureNetwork(copy.deepcopy(backbone).cpu(), taps).eval().requires_grad_(False)
+    if fold:
+        height, width = backbone.data_config.image_size
+        generator = torch.Generator().manual_seed(0)
+        fold_batch_norm(network, torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator))
+    return network.to(memory_format=torch.channels_last)
