@@ -9,6 +9,7 @@ import yaml
 from transferkit.cli import VERBS, main, parse_options
 from transferkit.config import FinetuneConfig, default_of, make_config
 from transferkit.errors import ConfigError
+from transferkit.verbs import RUNNERS
 
 
 def run(capsys, *words):
@@ -135,7 +136,7 @@ def test_print_config_is_a_recipe(capsys, tmp_path):
 
 
 def test_a_bug_is_one_line_without_debug(capsys, monkeypatch):
-    monkeypatch.setattr("transferkit.cli._backbones", lambda options: 1 / 0)
+    monkeypatch.setitem(RUNNERS, "backbones", lambda options: 1 / 0)
     status, _, err = run(capsys, "backbones")
     assert (status, err.count("\n")) == (1, 1)
     assert "error[internal]: ZeroDivisionError: division by zero - this is a bug of transferkit" in err

@@ -13,12 +13,20 @@ PACKAGE = Path(transferkit.__file__).parent
 
 # Lowest first. A module may import from its own row and from the rows above it in this list.
 ROWS = (
-    ("transferkit", "transferkit.errors", "transferkit.records", "transferkit.files", "transferkit.config"),
+    (
+        "transferkit",
+        "transferkit.errors",
+        "transferkit.records",
+        "transferkit.files",
+        "transferkit.declare",
+        "transferkit.config",
+    ),
     ("transferkit.data",),
     ("transferkit.models",),
     ("transferkit.features",),
     ("transferkit.training",),
     ("transferkit.results",),
+    ("transferkit.verbs",),
     ("transferkit.cli",),
     ("transferkit.__main__",),
 )

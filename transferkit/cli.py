@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transferkit import __version__
@@ -13,12 +13,16 @@ from transferkit.config import (
     REQUIRED,
     BackbonesConfig,
     CheckConfig,
+    FeaturesConfig,
     FinetuneConfig,
     PredictConfig,
+    ProbeConfig,
+    StoreConfig,
     default_of,
     make_config,
 )
-from transferkit.errors import ConfigError, ExportError, TransferkitError, did_you_mean, gather
+from transferkit.errors import ConfigError, TransferkitError, did_you_mean, gather
+from transferkit.verbs import RUNNERS
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -27,12 +31,15 @@ __all__ = ["main"]
 
 VERBS: dict[str, tuple[type[Any], str]] = {
     "finetune": (FinetuneConfig, "fine-tune a pretrained backbone on a folder of pictures"),
+    "features": (FeaturesConfig, "extract features of a folder, once; kept in the store, exported on request"),
+    "probe": (ProbeConfig, "fit a classifier on cached features, in seconds"),
     "predict": (PredictConfig, "predict the class of pictures with a finished run"),
     "check": (CheckConfig, "audit a data folder before training on it"),
     "backbones": (BackbonesConfig, "list, search and describe backbones"),
+    "store": (StoreConfig, "list, verify or clean the feature store"),
 }
 
-POSITIONAL = {"predict": ("run", "paths"), "backbones": ("pattern",)}
+POSITIONAL = {"predict": ("run", "paths"), "backbones": ("pattern",), "store": ("action",)}
 
 HELP = f"""\
 transferkit {__version__}: transfer learning for images
@@ -103,13 +110,7 @@ def _run(words: list[str]) -> int:
     # Compute threads that sleep at barriers instead of spinning: no slower on a quiet machine, and half as fast again
     # beside one busy core (tests/bench/RESULTS.md). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    runners: dict[str, Callable[[dict[str, Any]], int]] = {
-        "finetune": _finetune,
-        "predict": _predict,
-        "check": _check,
-        "backbones": _backbones,
-    }
-    return runners[verb](options)
+    return RUNNERS[verb](options)
 
 
 # ---- flags ------------------------------------------------------------------------------------------------------
@@ -143,10 +144,10 @@ def build_parser(verb: str) -> ArgumentParser:
     for item in dataclasses.fields(kind):
         default, text = default_of(item), item.metadata["help"].replace("%", "%%")
         if item.name in places:
-            nargs = {"run": None, "paths": "*", "pattern": "?"}[item.name]
-            element = str if nargs != "*" else None
+            nargs = {"run": None, "paths": "*", "pattern": "?", "action": "?"}[item.name]
+            element = hints[item.name] if nargs == "?" else str
             extra: dict[str, Any] = {} if nargs is None else {"nargs": nargs, "default": default}
-            parser.add_argument(item.name, type=element or str, help=text, metavar=item.name.upper(), **extra)
+            parser.add_argument(item.name, type=element, help=text, metavar=item.name.upper(), **extra)
         elif hints[item.name] is bool and not default:
             parser.add_argument(flag(item.name), action="store_true", default=False, help=text)
         else:
@@ -277,71 +278,3 @@ def _show_warnings() -> None:
             usual(message, category, *where, **more)
 
     warnings.showwarning = show
-
-
-# ---- verbs ------------------------------------------------------------------------------------------------------
-
-
-def _finetune(options: dict[str, Any]) -> int:
-    import signal
-    import threading
-
-    from transferkit.training.finetune import finetune
-
-    # Before and after training; in between, RunKeeper's own handlers save first.
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminated) if ours else None
-    try:
-        finetune(**options)
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
-    return 0
-
-
-def _terminated(signum: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
-def _predict(options: dict[str, Any]) -> int:
-    from transferkit.files import atomic_write
-    from transferkit.results.predict import find_pictures, load, predictions_csv
-
-    config = make_config(PredictConfig, options)
-    predictor = load(config.run, accelerator=config.accelerator)
-    predictions = predictor.predict(find_pictures(config.paths), batch_size=config.batch_size)
-    text = predictions_csv(predictions)
-    if config.out is None:
-        print(text, end="")
-    else:
-        atomic_write(config.out, text)
-    failed = [item for item in predictions if item.error is not None]
-    if failed:
-        raise ExportError(f"{len(failed)} of {len(predictions)} pictures could not be read; their rows say why")
-    return 0
-
-
-def _check(options: dict[str, Any]) -> int:
-    from transferkit.data.audit import print_audit
-    from transferkit.training.progress import counting_bar, progress_console
-
-    config = make_config(CheckConfig, options)
-    lenient = {"bad": config.skip_bad, "empty": config.allow_empty_classes, "leaks": config.allow_leaks}
-    with counting_bar(progress_console(config.quiet), "reading pictures") as told:
-        print_audit(
-            config.data,
-            val_split=config.val_split,
-            test_split=config.test_split,
-            seed=config.seed,
-            strict=tuple(kind for kind, allowed in lenient.items() if not allowed),
-            progress=told,
-        )
-    return 0
-
-
-def _backbones(options: dict[str, Any]) -> int:
-    from transferkit.models.listing import print_backbones
-
-    config = make_config(BackbonesConfig, options)
-    print_backbones(config.pattern, pretrained_only=config.pretrained, describe=config.describe)
-    return 0

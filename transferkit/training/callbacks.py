@@ -33,13 +33,15 @@ class PhaseSchedule(Callback):
 
     Args:
         phases: In order. The Trainer stops after the last one, unless its own limit comes first.
+        solved: Whether a first phase with ``solve`` has been done already; a Trainer cannot do it.
 
     Raises:
         ConfigError: At the start of `fit`, with everything that is wrong with the phases.
     """
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
+    def __init__(self, phases: Sequence[Phase], *, solved: bool = False) -> None:
         self.phases = tuple(phases)
+        self.solved = solved
         self.plan: Plan | None = None
         self._applied: int | None = None
         self._frozen_digest: str | None = None
@@ -50,6 +52,11 @@ class PhaseSchedule(Callback):
             return
         module = _transfer_module(pl_module)
         problems = check_phases(self.phases, module.group_names())
+        if self.phases and self.phases[0].solve and not self.solved:
+            problems.append(
+                f"phase {self.phases[0].name!r} is solved on cached features, which a Trainer does not do - call "
+                "transferkit.solve_head(model, data) before `fit`, and leave the phase out"
+            )
         if problems:
             raise ConfigError(gather(problems))
         epochs = sum(phase.epochs for phase in self.phases)

@@ -17,50 +17,34 @@ import yaml
 
 from transferkit.config import FinetuneConfig
 from transferkit.data.datamodule import ImageData
+from transferkit.data.index import ImageIndex
 from transferkit.errors import CheckpointError, TransferkitWarning, gather
+from transferkit.features.machine import device_of
 from transferkit.files import atomic_write, write_json
 from transferkit.models.artifact import save_model, versions
 from transferkit.models.metrics import classification_metrics, confusion_matrix
 from transferkit.models.module import TransferModule
 from transferkit.training.checkpoint import load_checkpoint, newest_checkpoint
 from transferkit.training.inference import predict_probs
-from transferkit.training.keeper import RunKeeper
+from transferkit.training.keeper import BEFORE_TRAINING, RunKeeper
 from transferkit.training.machine import Machine
 from transferkit.training.options import NOT_SAVED, PATHS, absolute
 from transferkit.training.phases import Phase, Plan
 from transferkit.training.plots import plot_history
 
-__all__ = ["describe_run", "resume_point", "write_results"]
+__all__ = ["describe_config", "describe_data", "describe_run", "device_name", "resume_point", "write_results"]
 
 
 def describe_run(
     run: Path, config: FinetuneConfig, data: ImageData, module: TransferModule, phases: tuple[Phase, ...]
 ) -> None:
     """Write what is about to happen: `config.yaml`, `data.json`, `plan.json`."""
-    values = {key: value for key, value in config.to_dict().items() if key not in NOT_SAVED}
-    for key in PATHS:
-        values[key] = absolute(values[key])
-    atomic_write(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    index = data.index
-    write_json(
-        run / "data.json",
-        {
-            "classes": list(index.class_names),
-            "counts": index.counts(),
-            "digest": index.digest(),
-            "skipped": [{"path": file.path, "reason": file.reason} for file in index.skipped],
-            "notes": list(index.notes),
-        },
-    )
-    if config.skip_bad and index.skipped:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("path", "reason"), *((file.path, file.reason) for file in index.skipped)])
-        atomic_write(run / "bad_files.csv", text.getvalue())
+    describe_config(run, config.to_dict())
+    describe_data(run, data.index, skip_bad=config.skip_bad)
     steps = len(data.train_dataloader())
     plan = Plan(phases, module.group_names(), steps)
     sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in module.groups()}
-    samples = sorted({round(number * (plan.steps - 1) / 200) for number in range(201)})
+    samples = sorted({round(number * (plan.steps - 1) / 200) for number in range(201)}) if plan.steps else []
     write_json(
         run / "plan.json",
         {
@@ -80,6 +64,34 @@ def describe_run(
             "lr": {"step": samples, **{name: [plan.lr(name, step) for step in samples] for name in plan.group_names}},
         },
     )
+
+
+def describe_config(run: Path, options: Mapping[str, Any]) -> None:
+    """Write `config.yaml`: what to run, without where and how; paths absolute, so that it repeats the run elsewhere."""
+    values = {key: value for key, value in options.items() if key not in NOT_SAVED}
+    for key in PATHS:
+        if key in values:
+            values[key] = absolute(values[key])
+    atomic_write(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def describe_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
+    """Write `data.json`, and `bad_files.csv` where files were left out."""
+    write_json(
+        run / "data.json",
+        {
+            "classes": list(index.class_names),
+            "counts": index.counts(),
+            "digest": index.digest(),
+            "skipped": [{"path": file.path, "reason": file.reason} for file in index.skipped],
+            "notes": list(index.notes),
+        },
+    )
+    if skip_bad and index.skipped:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([("path", "reason"), *((file.path, file.reason) for file in index.skipped)])
+        atomic_write(run / "bad_files.csv", text.getvalue())
 
 
 def resume_point(run: Path, data: ImageData) -> Path:
@@ -108,10 +120,10 @@ def write_results(
     keeper: RunKeeper,
 ) -> dict[str, Any]:
     """Take the best epoch's weights, measure them, write the product; `metrics.json` last: it marks a complete run."""
-    best = load_checkpoint(keeper.best)
-    module.load_state_dict(best["state_dict"])
+    if keeper.history:  # else the solved head is all there is, and the module has it
+        module.load_state_dict(load_checkpoint(keeper.best)["state_dict"])
     started = time.perf_counter()
-    device = {"gpu": "cuda"}.get(machine.accelerator, machine.accelerator)
+    device = device_of(machine.accelerator)
     measured: dict[str, Any] = {}
     for split in ("val", "test"):
         if data.index.split(split):
@@ -119,30 +131,43 @@ def write_results(
             measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
             measured[split]["confusion"] = confusion_matrix(probs, targets)
     save_model(run, module.cpu())
-    plot_history(keeper.history, _read_json(run / "plan.json"), run / "curves.png", best_epoch=keeper.best_epoch)
+    if keeper.history:
+        plan = _read_json(run / "plan.json")
+        plot_history(keeper.history, plan, run / "curves.png", best_epoch=keeper.best_epoch, solved=keeper.solved)
     keeper.write_history()
-    phases = []
+    phases: list[dict[str, Any]] = [] if keeper.solved is None else [{"epochs": 0, **keeper.solved}]
     for name in dict.fromkeys(str(row["phase"]) for row in keeper.history):
         rows = [row for row in keeper.history if row["phase"] == name]
         final = {key: rows[-1].get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc", "images_per_s")}
         phases.append({"name": name, "epochs": len(rows), "time_s": keeper.phase_seconds[name], **final})
     metrics = {
         **measured,
-        "selection": {
-            "monitor": keeper.monitor,
-            "epoch": keeper.best_epoch,
-            "note": "the epoch was chosen on val, so val is optimistic; test was not looked at before",
-            "stopped_early": keeper.stopped_early,
-        },
+        "selection": _selection(keeper),
         "phases": phases,
         "time_s": sum(keeper.phase_seconds.values()) + time.perf_counter() - started,
-        "environment": {**versions(), "device": _device_name(device), **dataclasses.asdict(machine)},
+        "environment": {**versions(), "device": device_name(device), **dataclasses.asdict(machine)},
     }
     write_json(run / "metrics.json", metrics)
     return metrics
 
 
-def _device_name(device: str) -> str:
+def _selection(keeper: RunKeeper) -> dict[str, Any]:
+    """Say what was chosen on which split, for whoever reads the figures of that split."""
+    if not keeper.history:
+        note = "nothing was chosen on val: the regularisation was cross-validated inside train; test was not looked at"
+        return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
+    before = keeper.best_epoch == BEFORE_TRAINING
+    return {
+        "monitor": keeper.monitor,
+        "epoch": None if before else keeper.best_epoch,
+        "kept": "the solved probe" if before else f"epoch {keeper.best_epoch}",
+        "note": "the epoch was chosen on val, so val is optimistic; test was not looked at before",
+        "stopped_early": keeper.stopped_early,
+    }
+
+
+def device_name(device: str) -> str:
+    """Return the name of a device for `metrics.json`."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
 
 

@@ -17,8 +17,11 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.config import FinetuneConfig
-from transferkit.data.datamodule import SAMPLE, ImageData
+from transferkit.data.datamodule import SAMPLE, ImageData, available_cores
 from transferkit.errors import DataError, TrainingError
+from transferkit.features.compute import Compute
+from transferkit.features.machine import choose_accelerator, choose_workers, device_of, tune_process
+from transferkit.features.store import FeatureStore
 from transferkit.models.artifact import load_weights_from
 from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule
@@ -26,7 +29,8 @@ from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.describe import describe_run, resume_point, write_results
 from transferkit.training.keeper import RunKeeper, SignalFlag
-from transferkit.training.machine import Machine, choose_accelerator, choose_precision, choose_workers, tune_process
+from transferkit.training.lpft import SolvedProbe, solve_probe
+from transferkit.training.machine import Machine, choose_precision
 from transferkit.training.options import resolve_options, resolve_phases
 from transferkit.training.phases import Phase
 from transferkit.training.progress import PhaseProgress, counting_bar, progress_console, waiting
@@ -89,13 +93,14 @@ def finetune(**options: Any) -> Run:
     log.info("precision %s: %s", precision, reason)
     config = dataclasses.replace(config, precision=precision, phases=[phase.to_dict() for phase in phases])
     machine = Machine(accelerator, precision, workers, threads, reason)
+    solved = _solve(config, machine, data, module) if phases[0].solve and not config.resume else None
 
     with open_run_dir(run, resume=config.resume, overwrite=config.overwrite):
         checkpoint = resume_point(run, data) if config.resume else None
         describe_run(run, config, data, module, phases)
         flag = SignalFlag()
         with flag.installed(), _quiet_lightning():
-            keeper = _fit(run, config, machine, data, module, phases, checkpoint, flag)
+            keeper = _fit(run, config, machine, data, module, phases, checkpoint, flag, solved)
         metrics = write_results(run, config, machine, data, module, keeper)
         if not config.quiet:
             print_summary(run)
@@ -150,6 +155,22 @@ def _build(config: FinetuneConfig, workers: int) -> tuple[ImageData, TransferMod
 # ---- training and results ---------------------------------------------------------------------------------------
 
 
+def _solve(config: FinetuneConfig, machine: Machine, data: ImageData, module: TransferModule) -> SolvedProbe:
+    """Fit the head on cached features. Nothing is in the run directory yet: when this is stopped, the features stay."""
+    device = device_of(machine.accelerator)
+    # bf16 in training says nothing of features, where every row counts: it is tried, and used if it is exact enough.
+    precision = "32" if machine.precision == "32" else "auto"
+    compute = Compute(device, precision, workers=machine.workers, threads=available_cores())
+    console = progress_console(config.quiet)
+    with counting_bar(console, "solving the probe") as told:
+        solved = solve_probe(
+            module, data, FeatureStore(config.store), compute, views=config.probe_views, seed=config.seed,
+            extracting=told,
+        )  # fmt: skip
+    log.info("probe solved in %.1f s: val accuracy %s", solved.seconds, solved.figures["val_acc"])
+    return solved
+
+
 def _fit(
     run: Path,
     config: FinetuneConfig,
@@ -159,10 +180,15 @@ def _fit(
     phases: tuple[Phase, ...],
     checkpoint: Path | None,
     flag: SignalFlag,
+    solved: SolvedProbe | None,
 ) -> RunKeeper:
-    schedule = PhaseSchedule(phases)
+    schedule = PhaseSchedule(phases, solved=True)
     monitor = config.monitor if data.index.split("val") else "train_loss"
     keeper = RunKeeper(run, schedule, monitor=monitor, patience=config.patience, flag=flag)
+    if solved is not None:
+        keeper.begin_with(phases[0].name, solved.figures)
+    if not sum(phase.epochs for phase in phases):
+        return keeper  # the solved probe is all there is
     callbacks: list[Callback] = [schedule, keeper]
     console = progress_console(config.quiet)
     if console is not None:

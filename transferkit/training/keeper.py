@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,9 +26,12 @@ from transferkit.files import atomic_write, write_atomically
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
 
-__all__ = ["RunKeeper", "SignalFlag", "random_state", "restore_random_state"]
+__all__ = ["BEFORE_TRAINING", "RunKeeper", "SignalFlag", "random_state", "restore_random_state"]
 
 SAME_SIGNAL_S = 1.0
+
+BEFORE_TRAINING = -1
+"""The epoch that stands for a solved head."""
 
 
 class SignalFlag:
@@ -125,6 +128,7 @@ class RunKeeper(Checkpoint):
         self.best_epoch = -1
         self.stopped_early = False
         self.phase_seconds: dict[str, float] = {}
+        self.solved: dict[str, Any] | None = None
         self._random: dict[str, Any] | None = None
         self._started = 0.0
         self._train_seconds = 0.0
@@ -140,6 +144,16 @@ class RunKeeper(Checkpoint):
         """The checkpoint of the best epoch."""
         return self.run / "checkpoints" / "best.ckpt"
 
+    def begin_with(self, phase: str, figures: Mapping[str, Any]) -> None:
+        """Take a solved first phase into account: its weights are the first candidate for the best.
+
+        Args:
+            phase: Its name.
+            figures: What came of it, with ``val_acc``, ``val_loss`` and ``time_s``.
+        """
+        self.solved = {"name": phase, **figures}
+        self.phase_seconds[phase] = float(figures["time_s"])
+
     # ---- state ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,6 +164,7 @@ class RunKeeper(Checkpoint):
             "best_epoch": self.best_epoch,
             "stopped_early": self.stopped_early,
             "phase_seconds": self.phase_seconds,
+            "solved": self.solved,
             "random": random_state(),
         }
 
@@ -160,13 +175,20 @@ class RunKeeper(Checkpoint):
         self.best_epoch = state_dict["best_epoch"]
         self.stopped_early = state_dict["stopped_early"]
         self.phase_seconds = dict(state_dict["phase_seconds"])
+        self.solved = state_dict.get("solved")
         self._random = state_dict["random"]
 
     # ---- hooks ------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; a run that had stopped early stays stopped."""
+        """Start the clock; a run that had stopped early stays stopped; one that begins with a solved head saves it."""
         assert isinstance(pl_module, TransferModule)
+        value = self.solved.get(self.monitor) if self.solved is not None else None
+        if value is not None and self.best_value is None:
+            self._improved({self.monitor: value}, BEFORE_TRAINING)
+            self._save(trainer)
+            if trainer.is_global_zero:
+                _copy(self.last, self.best)
         self._started = time.perf_counter()
         self._seen_before = int(pl_module.train_sums()[2].item())  # by the process that is being continued
         if self.stopped_early:

@@ -20,10 +20,13 @@ __all__ = ["NOT_SAVED", "absolute", "resolve_options", "resolve_phases"]
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "out", "overwrite", "quiet", "resume", "workers"})
 """What may differ between a run and its resume: where it computes, not what."""
 
-NOT_SAVED = frozenset({"out", "overwrite", "quiet", "resume"})
+NOT_SAVED = frozenset({"out", "overwrite", "quiet", "resume", "store"})
 """What says where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 
 PATHS = ("data", "weights", "init_from")
+
+PROBE_EPOCHS, PROBE_LR = 3, 1e-2
+"""Of a probe that is trained, unless told otherwise."""
 
 
 def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
@@ -78,16 +81,19 @@ def resolve_phases(config: FinetuneConfig, group_names: Sequence[str] | None) ->
         phases = preset_phases(
             config.phases,
             epochs=config.epochs,
-            probe_epochs=config.probe_epochs,
+            probe_epochs=config.probe_epochs or PROBE_EPOCHS,
             lr=config.lr,
-            probe_lr=config.probe_lr,
+            probe_lr=config.probe_lr or PROBE_LR,
             schedule=_schedule(config),
             layer_decay=config.layer_decay,
             group_names=group_names or ("backbone", "head"),
+            solve=config.solves_probe,
         )
     else:
         phases = make_phases(config.phases)
     problems = check_phases(phases, group_names)
+    if any(phase.solve for phase in phases) and config.head != "linear":
+        problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
     if problems:
         raise ConfigError(gather(problems))
     return phases

@@ -30,12 +30,14 @@ class Phase:
 
     Args:
         name: Unique within a plan; shown in progress, history and plots.
-        epochs: Length, at least 1.
+        epochs: Length, at least 1; 0 for a phase that is solved.
         train: ``"head"``, ``"all"``, or one or more layer groups by name or glob (``["head", "layer[34]"]``).
         lr: Peak LR of the head, per step.
         schedule: Multiplies every group's peak LR; a schedule, its name, or a mapping with its options.
         layer_decay: Each layer group's peak LR over that of the next one nearer the head, in (0, 1]
             (discriminative learning rates; BEiT, Bao et al. 2022; ULMFiT, Howard & Ruder 2018, section 3.2).
+        solve: The head is fitted at once, by logistic regression on cached features, instead of being trained for
+            epochs. Possible for the first phase, with ``train="head"`` and a linear head; `finetune` does it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Phase:
     lr: float = 1e-3
     schedule: Schedule | str | Mapping[str, Any] = PROBE_CURVE
     layer_decay: float = 1.0
+    solve: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", make_schedule(self.schedule))
@@ -68,6 +71,8 @@ class Phase:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the phase as a recipe writes it."""
+        if self.solve:
+            return {"name": self.name, "epochs": 0, "train": HEAD, "solve": True}
         train = self.train if isinstance(self.train, str) else list(self.train)
         return {
             "name": self.name,
@@ -92,12 +97,21 @@ def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = No
     names = [phase.name for phase in phases]
     for phase in phases:
         problems += [f"phase {phase.name!r}: {problem}" for problem in _phase_problems(phase, group_names)]
+    problems += [
+        f"phase {phase.name!r}: solve comes first or not at all, expected it as the first phase"
+        for phase in phases[1:]
+        if phase.solve
+    ]
     problems += [f"phase name {name!r} is used twice" for name in sorted({n for n in names if names.count(n) > 1})]
     return problems
 
 
 def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str]:
     found = []
+    if phase.solve:
+        found += [] if phase.epochs == 0 else [f"epochs is {phase.epochs!r}, expected 0 for a phase that is solved"]
+        found += [] if phase.patterns == (HEAD,) else [f"train is {phase.train!r}, expected 'head' for a solved phase"]
+        return found
     if isinstance(phase.epochs, bool) or not isinstance(phase.epochs, int) or phase.epochs < 1:
         return [f"epochs is {phase.epochs!r}, expected a whole number of at least 1"]
     if not (math.isfinite(phase.lr) and phase.lr > 0):
@@ -137,7 +151,10 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
             problems.append(f"{where} is {value!r}, expected a mapping with the keys {', '.join(known)}")
             continue
         found = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
-        found += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in value]
+        implied = {"epochs": 0, "train": HEAD} if value.get("solve") is True else {}
+        found += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
+        if "solve" in value and not isinstance(value["solve"], bool):
+            found.append(f"{where}: solve is {value['solve']!r}, expected true or false")
         for key, kinds, expected in (("lr", (int, float), "a number"), ("layer_decay", (int, float), "a number")):
             if key in value and (isinstance(value[key], bool) or not isinstance(value[key], kinds)):
                 found.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
@@ -148,7 +165,7 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
             found.append(f"{where}: train is {train!r}, expected 'head', 'all' or a list of layer groups")
         if not found:
             try:
-                phases.append(Phase(**{str(key): part for key, part in value.items()}))
+                phases.append(Phase(**{**implied, **{str(key): part for key, part in value.items()}}))
             except ConfigError as error:
                 found.append(f"{where}: {error}")
         problems += found
@@ -168,13 +185,15 @@ def preset_phases(
     schedule: Schedule,
     layer_decay: float,
     group_names: Sequence[str],
+    solve: bool = False,
 ) -> tuple[Phase, ...]:
     """Return the phases that a preset's name stands for.
 
-    - ``probe``: the head alone for `epochs` epochs.
+    - ``probe``: the head alone, solved or for `epochs` epochs.
     - ``finetune``: everything for `epochs` epochs.
-    - ``probe-finetune``: the head alone for `probe_epochs`, then everything for `epochs` (LP-FT, Kumar et al. 2022).
-    - ``gradual``: the head alone for `probe_epochs`, then one more layer group per phase, from the output to the
+    - ``probe-finetune``: the head alone, solved or for `probe_epochs`, then everything for `epochs` (LP-FT, Kumar et
+      al. 2022: fine-tuning from a converged head distorts the features less).
+    - ``gradual``: the head alone, likewise, then one more layer group per phase, from the output to the
       input (gradual unfreezing; ULMFiT, Howard & Ruder 2018, section 3.3). `epochs` are shared out evenly, early
       phases get what is left over; with fewer epochs than groups several groups are unfrozen at a time.
 
@@ -187,14 +206,15 @@ def preset_phases(
         schedule: Of the phases after the probe; the probe itself is annealed by half a cosine.
         layer_decay: See `Phase`.
         group_names: The model's groups, input to output, the head last.
+        solve: Whether the head alone is solved on cached features instead of trained.
 
     Raises:
         ConfigError: The preset is unknown.
     """
-    probe = Phase("probe", epochs=probe_epochs, train=HEAD, lr=probe_lr)
+    probe = Phase("probe", epochs=0 if solve else probe_epochs, train=HEAD, lr=probe_lr, solve=solve)
     everything = Phase("finetune", epochs=epochs, train="all", lr=lr, schedule=schedule, layer_decay=layer_decay)
     if preset == "probe":
-        return (Phase("probe", epochs=epochs, train=HEAD, lr=probe_lr, schedule=schedule),)
+        return (probe,) if solve else (Phase("probe", epochs=epochs, train=HEAD, lr=probe_lr, schedule=schedule),)
     if preset == "finetune":
         return (everything,)
     if preset == "probe-finetune":

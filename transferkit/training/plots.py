@@ -22,14 +22,22 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], path: Path, *, best_epoch: int) -> None:
+def plot_history(
+    history: Sequence[Mapping[str, Any]],
+    plan: Mapping[str, Any],
+    path: Path,
+    *,
+    best_epoch: int,
+    solved: Mapping[str, Any] | None = None,
+) -> None:
     """Plot loss, accuracy and learning rates over the epochs, phases shaded.
 
     Args:
         history: Rows of `history.csv`.
         plan: The content of `plan.json`.
         path: The PNG to write.
-        best_epoch: Epoch whose weights were kept, from 0.
+        best_epoch: Epoch whose weights were kept, from 0; -1 for the solved probe before them.
+        solved: Figures of a probe that was solved before the first epoch.
     """
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
@@ -40,6 +48,11 @@ def plot_history(history: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], 
             if any(value is not None for value in values):
                 axis.plot(epochs, values, marker="o", markersize=4, color=colour, label=split)
         axis.set_ylabel(label)
+        if solved is not None and solved.get(f"val_{kind}") is not None:
+            # Epoch 0 of the axis is the state before the first epoch.
+            axis.plot(
+                [0], [solved[f"val_{kind}"]], marker="D", markersize=6, color="#d1701a", label="val, solved probe"
+            )
     groups = [group["name"] for group in plan["groups"]]
     # An epoch spans half a unit to both sides of its number, like the shading.
     positions = [step / plan["steps_per_epoch"] + 0.5 for step in plan["lr"]["step"]]
@@ -66,7 +79,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], 
                     color="#444444",
                 )
         axis.axvline(best_epoch + 1, color="#888888", linestyle=":", linewidth=1)
-        axis.set_xlim(0.5, epochs[-1] + 0.5)
+        axis.set_xlim(0.5 if solved is None else -0.5, epochs[-1] + 0.5)
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
         axis.xaxis.get_major_locator().set_params(integer=True)
     accuracy.annotate(

@@ -1,9 +1,10 @@
-"""The table at the end of a run: phases, accuracy with its interval, time, where the model lies, what to type next."""
+"""What is printed at the end: accuracy with its interval, time, where things lie, what to type next."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from transferkit.errors import CheckpointError
+from transferkit.features.table import FeatureTable
 
-__all__ = ["print_summary", "read_metrics"]
+PLOTS = ("path.png", "depth.png", "learning_curve.png")
+
+__all__ = ["accuracy_text", "duration", "print_features", "print_probe", "print_summary", "read_metrics"]
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -44,20 +48,22 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in metrics["phases"]:
         table.add_row(
-            phase["name"], str(phase["epochs"]), _percent(phase["train_acc"]), _percent(phase["val_acc"]),
-            f"{phase['images_per_s']:,.0f}", _duration(phase["time_s"]),
+            phase["name"], str(phase["epochs"] or "solved"), _percent(phase["train_acc"]), _percent(phase["val_acc"]),
+            _rate(phase.get("images_per_s")), duration(phase["time_s"]),
         )  # fmt: skip
     console.print(table)
     for split in ("val", "test"):
         if split in metrics:
-            console.print(f"{split:<9}{_accuracy(metrics[split])}{_selection(split, metrics)}", soft_wrap=True)
-    console.print(f"time     {_duration(metrics['time_s'])} on {metrics['environment']['device']}", soft_wrap=True)
+            console.print(f"{split:<9}{accuracy_text(metrics[split])}{_selection(split, metrics)}", soft_wrap=True)
+    console.print(f"time     {duration(metrics['time_s'])} on {metrics['environment']['device']}", soft_wrap=True)
     console.print(f"model    {run / 'model.safetensors'}", soft_wrap=True)
-    console.print(f"curves   {run / 'curves.png'}", soft_wrap=True)
+    if (run / "curves.png").is_file():
+        console.print(f"curves   {run / 'curves.png'}", soft_wrap=True)
     console.print(f"next     transferkit predict {shlex.quote(str(run))} PICTURE...", soft_wrap=True)
 
 
-def _accuracy(values: Mapping[str, Any]) -> str:
+def accuracy_text(values: Mapping[str, Any]) -> str:
+    """Return a split's accuracy in words, with its interval and number of pictures."""
     low, high = values["acc_ci"]
     return f"{values['acc']:.1%} accuracy (95 % interval {low:.1%} to {high:.1%}, {values['n']} pictures)"
 
@@ -66,15 +72,82 @@ def _selection(split: str, metrics: Mapping[str, Any]) -> str:
     if split == "test":
         return ", looked at once"
     selection = metrics["selection"]
+    if selection["monitor"] is None:
+        return ", nothing chosen on it"
+    if selection["epoch"] is None:
+        return f", {selection['kept']} chosen by {selection['monitor']}"
     return f", best epoch {selection['epoch'] + 1} chosen by {selection['monitor']}"
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
 
 
 def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1%}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds in the unit a person would use."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def print_features(table: FeatureTable, *, out: str | None, seconds: float, console: Console | None = None) -> None:
+    """Print what was extracted on standard output.
+
+    Args:
+        table: The features.
+        out: The file they were exported to.
+        seconds: How long it took.
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    facts = table.facts
+    counts = Counter(record.split for record in table.records)
+    told = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "val", "test") if counts[split])
+    widths = ", ".join(f"{layer} {rows.shape[1]}" for layer, rows in table.layers.items())
+    console.print(f"pictures  {len(table):,} of {len(table.class_names)} classes ({told})", soft_wrap=True)
+    console.print(f"features  {facts['backbone']}: {widths} wide", soft_wrap=True)
+    if facts["views"]:
+        console.print(f"views     1 plain, {facts['views']} augmented ({facts['augment']})", soft_wrap=True)
+    console.print(f"computed  {facts['computed']:,}, the others were in the store; {duration(seconds)}", soft_wrap=True)
+    console.print(f"precision {facts['precision']}: {facts['precision_reason']}", soft_wrap=True)
+    console.print(f"store     {facts['store']}", soft_wrap=True)
+    if out is not None:
+        console.print(f"written   {out}", soft_wrap=True)
+
+
+def print_probe(run: Path, *, console: Console | None = None) -> None:
+    """Print a finished probe on standard output.
+
+    Args:
+        run: The run directory.
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    metrics = read_metrics(run)
+    probe, features = metrics["probe"], metrics["features"]
+    chosen = ", ".join(f"{name} = {probe[name]:.3g}" for name in ("C", "k") if name in probe)
+    lines = [
+        ("run", str(run)),
+        ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
+                  + (f", {chosen} ({probe['criterion']})" if chosen else "")),
+        ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}"),
+        ("fit", f"{duration(metrics['phases'][0]['time_s'])}, train accuracy {metrics['phases'][0]['train_acc']:.1%}"),
+        *((split, accuracy_text(metrics[split])) for split in ("val", "test") if split in metrics),
+        *(("depth", f"{row['layer']:<12}{row['acc']:.1%} ({row['acc_low']:.1%} to {row['acc_high']:.1%})")
+          for row in metrics.get("depth", ())),
+        *(("labels", f"{row['rows']:>7,.0f} {row['acc']:.1%} ({row['acc_min']:.1%} to {row['acc_max']:.1%})")
+          for row in metrics.get("learning_curve", ())),
+        *(("plot", str(run / name)) for name in PLOTS if (run / name).is_file()),
+    ]  # fmt: skip
+    if probe["exported"] == "yes":
+        lines += [("model", str(run / "model.safetensors")),
+                  ("next", f"transferkit predict {shlex.quote(str(run))} PICTURE...")]  # fmt: skip
+    else:
+        lines.append(("model", str(probe["exported"])))
+    for name, text in lines:
+        console.print(f"{name:<9}{text}", soft_wrap=True, markup=False)

@@ -1,0 +1,163 @@
+"""The `probe` verb: a classifier on cached features, measured, drawn and written down as a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from transferkit.config import ProbeConfig
+from transferkit.errors import ConfigError, DataError
+from transferkit.features.curves import depth_curve, learning_curve
+from transferkit.features.extract import extract_table, frozen_backbone
+from transferkit.features.machine import choose_accelerator, device_of
+from transferkit.features.probe import FittedProbe, fit_probe
+from transferkit.features.table import FeatureTable
+from transferkit.features.taps import ALL, OWN, POOLED, Tap, find_taps
+from transferkit.files import write_json
+from transferkit.models.artifact import save_model, versions
+from transferkit.models.backbones import Backbone
+from transferkit.models.heads import LinearHead
+from transferkit.models.metrics import classification_metrics, confusion_matrix
+from transferkit.models.module import TransferModule
+from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.training.describe import describe_config, describe_data, device_name
+from transferkit.training.lpft import row_groups, training_rows, write_head
+from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
+from transferkit.training.progress import counting_bar, progress_console
+from transferkit.training.rundir import default_run_dir, open_run_dir, prepare_run_dir
+from transferkit.training.summary import print_probe
+
+__all__ = ["run_probe"]
+
+
+def run_probe(config: ProbeConfig) -> Path:
+    """Extract what the store has not, fit the classifier, and write the run directory.
+
+    Args:
+        config: The options.
+
+    Returns:
+        The run directory: `config.yaml`, `data.json`, `metrics.json`, plots and, where the classifier can be written as
+        a head, `model.safetensors` and `model.json`.
+
+    Raises:
+        ConfigError: An option does not fit the backbone, the data or the classifier.
+        TransferkitError: As `extract_features` says; CheckpointError for a run directory that is taken.
+    """
+    started = time.perf_counter()
+    run = Path(config.out) if config.out else default_run_dir(config.data, f"{config.backbone}-probe")
+    prepare_run_dir(run, resume=False, overwrite=config.overwrite)
+    console = progress_console(config.quiet)
+    backbone = frozen_backbone(config.backbone, config.weights, config.image_size).backbone
+    (tap,) = find_taps(backbone, config.layer, config.pool)
+    wanted = dataclasses.replace(config, layer=ALL) if config.depth else config
+    with counting_bar(console, "extracting features") as told:
+        table = extract_table(wanted, indexing=told, extracting=told)
+    extracted = time.perf_counter()
+    train = table.split("train")
+    if len(set(train.y.tolist())) < 2:
+        raise DataError(f"{config.data}: the training split holds pictures of one class, expected at least two")
+    held = next((split for split in ("val", "test") if len(table.split(split))), None)
+    if held is None and (config.depth or config.learning_curve):
+        raise ConfigError("--depth and --learning-curve need pictures to measure on - pass a --val-split above 0")
+
+    fit = partial(
+        fit_probe,
+        classifier=config.classifier,
+        classifier_args=config.classifier_args,
+        class_weight=None if config.class_weight == "none" else config.class_weight,
+        folds=config.folds,
+    )
+    with counting_bar(console, "fitting") as told:
+        X, y, groups, weight = training_rows(train, tap.layer, config.use_views)
+        probe = fit(X, y, len(table.class_names), groups=groups, sample_weight=weight, seed=config.seed, progress=told)
+    solved = time.perf_counter()
+    measured = _measure(probe, table, tap.layer, config.seed)
+    extra: dict[str, Any] = {}
+    with counting_bar(console, "fitting curves") as told:
+        if config.depth and held is not None:
+            extra["depth"] = depth_curve(
+                train.layers, train.y, table.split(held).layers, table.split(held).y, len(table.class_names),
+                groups=row_groups(train), seed=config.seed, fit=fit, progress=told,
+            )  # fmt: skip
+        if config.learning_curve and held is not None:
+            extra["learning_curve"] = learning_curve(
+                train.layers[tap.layer], train.y, table.split(held).layers[tap.layer], table.split(held).y,
+                len(table.class_names), groups=row_groups(train), seed=config.seed, fit=fit, progress=told,
+            )  # fmt: skip
+
+    with open_run_dir(run, resume=False, overwrite=config.overwrite):
+        describe_config(run, dataclasses.asdict(config))
+        describe_data(run, table.index, skip_bad=config.skip_bad)
+        if "curve" in probe.choice and probe.name in ("logistic", KNN):
+            plot_path(probe.choice, run / "path.png", name="C" if probe.name == "logistic" else "k")
+        if "depth" in extra:
+            plot_depth(extra["depth"], run / "depth.png", split=str(held))
+        if "learning_curve" in extra:
+            plot_learning_curve(extra["learning_curve"], run / "learning_curve.png", split=str(held))
+        exported = _export(run, probe, table, backbone, tap)
+        train_acc = float((probe.predict(train.layers[tap.layer]) == train.y).mean())
+        metrics = {
+            **measured,
+            "selection": {
+                "monitor": None,
+                "epoch": None,
+                "note": "what had to be chosen was cross-validated inside train; val and test were not looked at",
+            },
+            "probe": {"classifier": probe.name, "layer": tap.layer, "pool": tap.pool, "exported": exported,
+                      "views": config.use_views if config.views else None, **probe.choice},
+            "phases": [{"name": "probe", "epochs": 0, "train_acc": train_acc, "val_acc": _acc(measured, "val"),
+                        "time_s": solved - extracted}],
+            "features": {**table.facts, "time_s": extracted - started},
+            **extra,
+            "time_s": time.perf_counter() - started,
+            "environment": {**versions(), "device": device_name(device_of(choose_accelerator(config.accelerator)))},
+        }  # fmt: skip
+        write_json(run / "metrics.json", metrics)
+    if not config.quiet:
+        print_probe(run)
+    return run
+
+
+def _measure(probe: FittedProbe, table: FeatureTable, layer: str, seed: int) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    for name in ("val", "test"):
+        split = table.split(name)
+        if len(split):
+            probs, targets = torch.from_numpy(probe.probs(split.layers[layer])), torch.from_numpy(split.y)
+            measured[name] = classification_metrics(probs, targets, table.class_names, seed=seed)
+            measured[name]["confusion"] = confusion_matrix(probs, targets)
+    return measured
+
+
+def _acc(measured: dict[str, Any], split: str) -> float | None:
+    return float(measured[split]["acc"]) if split in measured else None
+
+
+def _export(run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbone, tap: Tap) -> str | None:
+    """Write the product, backbone and head; return why not, where the classifier cannot be one."""
+    if tap.layer != POOLED or tap.pool != OWN:
+        return f"no: a head stands on the penultimate features, not on {tap.layer} ({tap.pool})"
+    classes = table.class_names
+    if probe.linear is not None:
+        module = TransferModule(backbone, len(classes), "linear", class_names=classes)
+        assert isinstance(module.head, LinearHead)
+        write_head(module.head, probe.linear)
+        save_model(run, module)
+        return "yes"
+    if probe.neighbours is None:
+        return f"no: {probe.name} is not linear - use it in a pipeline behind transferkit.FeatureExtractor"
+    votes = probe.neighbours
+    arguments = {"rows": len(votes.rows), "k": votes.k, "temperature": votes.temperature}
+    head = NeighbourHead(backbone.num_features, len(classes), **arguments)  # type: ignore[arg-type]
+    for name, values in (("mean", votes.standardiser.mean), ("scale", votes.standardiser.scale), ("rows", votes.rows),
+                         ("labels", votes.labels)):  # fmt: skip
+        head.get_buffer(name).copy_(torch.from_numpy(np.asarray(values)))
+    save_model(run, TransferModule(backbone, len(classes), head, class_names=classes), head=KNN, head_args=arguments)
+    return "yes"

@@ -1,0 +1,167 @@
+"""What each verb does, between its options and its exit status; heavy modules are loaded when a verb runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transferkit.config import (
+    BackbonesConfig,
+    CheckConfig,
+    FeaturesConfig,
+    PredictConfig,
+    ProbeConfig,
+    StoreConfig,
+    make_config,
+)
+from transferkit.errors import ExportError, Interrupted
+
+__all__ = ["RUNNERS"]
+
+
+def run_finetune(options: dict[str, Any]) -> int:
+    from transferkit.training.finetune import finetune
+
+    with _stopped_by_sigterm():  # before and after training; in between, RunKeeper's own handlers save first
+        finetune(**options)
+    return 0
+
+
+def run_features(options: dict[str, Any]) -> int:
+    from transferkit.features.extract import extract_table
+    from transferkit.features.table import check_export
+    from transferkit.training.progress import counting_bar, progress_console
+    from transferkit.training.summary import print_features
+
+    config = make_config(FeaturesConfig, options)
+    if config.out is not None:
+        check_export(Path(config.out))
+    with (
+        _stopped_by_sigterm(),
+        _told_what_is_kept(),
+        counting_bar(progress_console(config.quiet), "extracting features") as told,
+    ):
+        started = time.perf_counter()
+        table = extract_table(config, indexing=told, extracting=told)
+        if config.out is not None:
+            table.save(config.out)
+    if not config.quiet:
+        print_features(table, out=config.out, seconds=time.perf_counter() - started)
+    return 0
+
+
+def run_probe(options: dict[str, Any]) -> int:
+    from transferkit.training.probe_run import run_probe as fit
+
+    config = make_config(ProbeConfig, options)
+    with _stopped_by_sigterm(), _told_what_is_kept():
+        fit(config)
+    return 0
+
+
+def run_store(options: dict[str, Any]) -> int:
+    from transferkit.features.store import FeatureStore
+    from transferkit.results.store_report import print_store
+    from transferkit.training.progress import counting_bar, progress_console
+
+    config = make_config(StoreConfig, options)
+    with counting_bar(progress_console(config.quiet), "reading shards") as told:
+        print_store(
+            FeatureStore(config.store),
+            config.action,
+            unused_days=config.unused_days,
+            dry_run=config.dry_run,
+            progress=told,
+        )
+    return 0
+
+
+def run_predict(options: dict[str, Any]) -> int:
+    from transferkit.files import atomic_write
+    from transferkit.results.predict import find_pictures, load, predictions_csv
+
+    config = make_config(PredictConfig, options)
+    predictor = load(config.run, accelerator=config.accelerator)
+    predictions = predictor.predict(find_pictures(config.paths), batch_size=config.batch_size)
+    text = predictions_csv(predictions)
+    if config.out is None:
+        print(text, end="")
+    else:
+        atomic_write(config.out, text)
+    failed = [item for item in predictions if item.error is not None]
+    if failed:
+        raise ExportError(f"{len(failed)} of {len(predictions)} pictures could not be read; their rows say why")
+    return 0
+
+
+def run_check(options: dict[str, Any]) -> int:
+    from transferkit.data.audit import print_audit
+    from transferkit.training.progress import counting_bar, progress_console
+
+    config = make_config(CheckConfig, options)
+    lenient = {"bad": config.skip_bad, "empty": config.allow_empty_classes, "leaks": config.allow_leaks}
+    with counting_bar(progress_console(config.quiet), "reading pictures") as told:
+        print_audit(
+            config.data,
+            val_split=config.val_split,
+            test_split=config.test_split,
+            seed=config.seed,
+            strict=tuple(kind for kind, allowed in lenient.items() if not allowed),
+            progress=told,
+        )
+    return 0
+
+
+def run_backbones(options: dict[str, Any]) -> int:
+    from transferkit.models.listing import print_backbones
+
+    config = make_config(BackbonesConfig, options)
+    print_backbones(config.pattern, pretrained_only=config.pretrained, describe=config.describe)
+    return 0
+
+
+RUNNERS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "finetune": run_finetune,
+    "features": run_features,
+    "probe": run_probe,
+    "predict": run_predict,
+    "check": run_check,
+    "backbones": run_backbones,
+    "store": run_store,
+}
+
+
+# ---- signals ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block like an exception, with what has been done so far in order."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminated) if ours else None
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(signum: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+@contextmanager
+def _told_what_is_kept() -> Iterator[None]:
+    """Say on Ctrl-C or SIGTERM that the features computed so far are not lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        signum = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        raise Interrupted(
+            f"stopped by {signum.name}; the features computed so far are in the store - run again to go on", signum
+        ) from stop
