@@ -105,8 +105,8 @@ class FinetuneConfig(DataOptions):
     def problems(self) -> list[str]:
         """Return everything that is wrong with these options; empty when they can be tried."""
         found = self.data_problems()
-        for name in ("epochs", "batch_size", "devices"):
-            found += at_least(name, getattr(self, name), 1)
+        for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("probe_views", 0)):
+            found += at_least(name, getattr(self, name), low)
         for name in ("probe_epochs", "patience", "image_size"):
             if getattr(self, name) is not None:
                 found += at_least(name, getattr(self, name), 1)
