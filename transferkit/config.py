@@ -96,6 +96,9 @@ class FinetuneConfig(DataOptions):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
     devices: int = option(1, "number of devices")
     workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    keep_activations: Literal["auto", "off"] = option(
+        "auto", "run the frozen part once a phase, where there is no augmentation and memory suffices"
+    )
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
     resume: bool = option(False, "go on with the run in --out, exactly where it stopped")

@@ -85,6 +85,9 @@ class ImageDataset(Dataset[Batch]):
         seed: Of the augmentation.
         pixels: Pictures that are decoded already, by sha256.
         threads: Decode so many pictures of a batch side by side, when this process is not a worker.
+
+    Attributes:
+        activations: ``(N, ...)``, given out instead of the pictures while it is set.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class ImageDataset(Dataset[Batch]):
         self.seed = seed
         self.pixels = pixels or {}
         self.threads = threads
+        self.activations: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -133,6 +137,9 @@ class ImageDataset(Dataset[Batch]):
     def batch(self, keys: Sequence[int | Key]) -> Batch:
         """Return pictures ``(B, H, W, 3) uint8`` and labels ``(B,) int64``."""
         pairs = [(0, key) if isinstance(key, int) else key for key in keys]
+        if self.activations is not None:
+            rows = [position for _, position in pairs]
+            return self.activations[rows], self.targets[rows]
         if self.threads > 1 and len(pairs) > 1 and get_worker_info() is None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
@@ -189,6 +196,8 @@ class ImageLoader(DataLoader[Any]):
         pin_memory: For copies to a GPU that do not block.
         timeout: Seconds after which a silent worker is an error.
     """
+
+    dataset: ImageDataset
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from transferkit.errors import CheckpointError, ConfigError, gather
 from transferkit.models.backbones import Backbone, create_backbone
+from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
 from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
@@ -90,6 +91,7 @@ class TransferModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.val_metrics = self._metrics("val_")
         self.test_metrics = self._metrics("test_")
+        self.boundary: Boundary | None = None
         self._sums = torch.zeros(3)  # loss, correct and count of the epoch's training pictures, on the device
         if isinstance(head, str):
             # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
@@ -168,7 +170,7 @@ class TransferModule(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``."""
-        run = self.backbone.forward_maps if self.head_takes_maps else self.backbone.forward
+        run = self._run
         if torch.is_grad_enabled() and not images.requires_grad and self._backbone_is_frozen():
             # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
             # which the head may save for its own backward pass.
@@ -179,6 +181,26 @@ class TransferModule(L.LightningModule):
             features = run(images)
         logits: Tensor = self.head(features)
         return logits
+
+    @property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        return self.backbone.forward_maps if self.head_takes_maps else self.backbone.forward
+
+    def open_boundary(self, stage: str) -> Boundary:
+        """Let training steps take activations of `stage` instead of pictures, until `close_boundary`.
+
+        Args:
+            stage: The last frozen stage; ``""`` for the features of a frozen backbone.
+        """
+        self.close_boundary()
+        self.boundary = Boundary(self.backbone, stage, self._run)
+        return self.boundary
+
+    def close_boundary(self) -> None:
+        """Let training steps take pictures again."""
+        if self.boundary is not None:
+            self.boundary.close()
+            self.boundary = None
 
     def _backbone_is_frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -192,7 +214,7 @@ class TransferModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
         images, targets = batch
-        logits = self(images).float()
+        logits = (self(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
         loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         with torch.no_grad():
             correct = (logits.argmax(dim=1) == targets).sum()

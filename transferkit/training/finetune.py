@@ -29,6 +29,7 @@ from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.describe import describe_run, resume_point, write_results
 from transferkit.training.keeper import RunKeeper, SignalFlag
+from transferkit.training.kept_activations import KeptActivations
 from transferkit.training.lpft import SolvedProbe, solve_probe
 from transferkit.training.machine import Machine, choose_precision
 from transferkit.training.options import resolve_options, resolve_phases
@@ -191,6 +192,8 @@ def _fit(
         return keeper  # the solved probe is all there is
     callbacks: list[Callback] = [schedule, keeper]
     console = progress_console(config.quiet)
+    if config.keep_activations == "auto":
+        callbacks.append(KeptActivations(schedule, data, console))
     if console is not None:
         callbacks.append(PhaseProgress(schedule, console))
     module.to(memory_format=torch.channels_last)
