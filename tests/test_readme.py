@@ -11,8 +11,10 @@ from loopback_hub import LoopbackHub
 README = Path(__file__).parent.parent / "README.md"
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def block_with(text):
+    """The one Python block that holds `text`."""
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if text in block]
+    return block
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_the_example_of_the_design(hub, folder, tmp_path, monkeypatch):
-    code = blocks()[0]
+    code = block_with("tk.ImageData(")
     for name in ("ImageData", "TransferModule", "Phase(", "SGDR", "PhaseSchedule", "finetune(", "find_lr"):
         assert name in code
     replaced = {
@@ -57,9 +59,17 @@ def test_the_example_of_the_design(hub, folder, tmp_path, monkeypatch):
     assert any("model.safetensors" in path for path in hub.paths("GET"))
 
 
+def test_the_example_of_features(folder, capsys):
+    names: dict = {}
+    exec(block_with("tk.FeatureExtractor(").replace('"folder/"', repr(str(folder))), names)
+    assert names["X"].shape == (45, 256)
+    assert names["table"].views["pooled"].shape == (2, 45, 256)
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1
+
+
 def test_the_example_of_a_backbone():
     names: dict = {}
-    exec(blocks()[1], names)
+    exec(block_with("@tk.register_backbone"), names)
     assert names["model"].backbone.num_features == 32
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from transferkit.declare import at_least, default_of, make_config, option, positive
+from transferkit.errors import did_you_mean
 
 __all__ = [
     "REQUIRED",
@@ -198,6 +199,10 @@ class FeaturesConfig(FeatureOptions):
         return self.feature_problems()
 
 
+CLASSIFIERS = ("logistic", "knn")
+"""Those that are known by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(FeatureOptions):
     """Fit a classifier on cached features; writes a run directory."""
@@ -218,6 +223,11 @@ class ProbeConfig(FeatureOptions):
     def problems(self) -> list[str]:
         """Return everything that is wrong with these options."""
         found = self.feature_problems() + at_least("folds", self.folds, 2)
+        if "." not in self.classifier and self.classifier not in CLASSIFIERS:
+            found.append(
+                f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "
+                f"{', '.join(CLASSIFIERS)} or the import path of a scikit-learn classifier, such as sklearn.svm.SVC"
+            )
         if self.layer == "all":
             found.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
         return found

@@ -79,7 +79,7 @@ def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
     if value is None:
         return [] if "None" in annotation else [f"{name} is None, expected {annotation}"]
     if annotation.startswith("Literal["):
-        choices = [part.strip(" \"'") for part in annotation[len("Literal[") : -1].split(",")]
+        choices = [part.strip(" \"'") for part in annotation[len("Literal[") : annotation.index("]")].split(",")]
         if value in choices:
             return []
         return [f"{name} is {value!r}.{did_you_mean(str(value), choices)} Expected one of {', '.join(choices)}"]

@@ -14,6 +14,7 @@ import torch
 from transferkit.config import ProbeConfig
 from transferkit.errors import ConfigError, DataError
 from transferkit.features.curves import depth_curve, learning_curve
+from transferkit.features.estimators import build_estimator
 from transferkit.features.extract import extract_table, frozen_backbone
 from transferkit.features.machine import choose_accelerator, device_of
 from transferkit.features.probe import FittedProbe, fit_probe
@@ -54,6 +55,10 @@ def run_probe(config: ProbeConfig) -> Path:
     run = Path(config.out) if config.out else default_run_dir(config.data, f"{config.backbone}-probe")
     prepare_run_dir(run, resume=False, overwrite=config.overwrite)
     console = progress_console(config.quiet)
+    weight = None if config.class_weight == "none" else config.class_weight
+    arguments = config.classifier_args or {}
+    if "." in config.classifier:  # a wrong name or argument is told now, not after the features
+        build_estimator(config.classifier, arguments, class_weight=weight, seed=config.seed)
     backbone = frozen_backbone(config.backbone, config.weights, config.image_size).backbone
     (tap,) = find_taps(backbone, config.layer, config.pool)
     wanted = dataclasses.replace(config, layer=ALL) if config.depth else config
@@ -70,13 +75,13 @@ def run_probe(config: ProbeConfig) -> Path:
     fit = partial(
         fit_probe,
         classifier=config.classifier,
-        classifier_args=config.classifier_args,
-        class_weight=None if config.class_weight == "none" else config.class_weight,
+        classifier_args=arguments,
+        class_weight=weight,
         folds=config.folds,
     )
     with counting_bar(console, "fitting") as told:
-        X, y, groups, weight = training_rows(train, tap.layer, config.use_views)
-        probe = fit(X, y, len(table.class_names), groups=groups, sample_weight=weight, seed=config.seed, progress=told)
+        X, y, groups, shares = training_rows(train, tap.layer, config.use_views)
+        probe = fit(X, y, len(table.class_names), groups=groups, sample_weight=shares, seed=config.seed, progress=told)
     solved = time.perf_counter()
     measured = _measure(probe, table, tap.layer, config.seed)
     extra: dict[str, Any] = {}
