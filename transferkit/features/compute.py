@@ -119,7 +119,7 @@ class FrozenBackbone:
 
     def engine(self, taps: Sequence[Tap], precision: str, compute: Compute, memory: Memory) -> Engine:
         """Return the engine for these taps, made on first use."""
-        key = (tuple(taps), precision, compute.device, compute.compiling)
+        key = (tuple(taps), precision, compute.device, compute.compiling, compute.batch)
         if key not in self._engines:
             known = memory.recall()
             self._engines[key] = Engine(
@@ -128,6 +128,7 @@ class FrozenBackbone:
                 device=compute.device,
                 precision="bf16" if precision == "bf16" else "32",
                 compiling=compute.compiling,
+                batch=compute.batch,
                 gain=float(known.get("gain", GAIN)),
                 compile_s=float(known.get("compile_s", COMPILE_S)),
             )

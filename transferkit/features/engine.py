@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +117,7 @@ class Engine:
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         precision: ``"32"`` or ``"bf16"``.
         compiling: ``"on"``, ``"off"``, or ``"auto"``: when the pictures still to come pay for it.
+        batch: Pictures per batch that compiled code is made for; smaller ones are padded, larger ones run without it.
         gain: Compiled speed over eager speed, where it was measured before.
         compile_s: Seconds that compiling took, likewise.
 
@@ -133,6 +135,7 @@ class Engine:
         device: str = "cpu",
         precision: Precision = "32",
         compiling: Literal["auto", "on", "off"] = "auto",
+        batch: int = 32,
         gain: float = GAIN,
         compile_s: float = COMPILE_S,
     ) -> None:
@@ -143,11 +146,11 @@ class Engine:
         self.measured = False  # whether gain and compile_s were measured by this engine
         self._network: FeatureNetwork = freeze_network(backbone, taps).to(device)
         self._compiled: FeatureNetwork | None = None
-        self._padded = 0  # batch size the compiled code is for
+        self._batch = batch
         self._eager: list[float] = []  # seconds per picture of the eager batches, while they count
-        size = backbone.data_config.image_size
-        self.widths = tuple(row.shape[1] for row in self.rows(torch.zeros(1, *size, 3, dtype=torch.uint8)))
-        self._eager.clear()
+        blank = torch.zeros(1, *backbone.data_config.image_size, 3, dtype=torch.uint8, device=device)
+        with self._arithmetic():
+            self.widths = tuple(row.shape[1] for row in self._network(blank))
 
     @property
     def is_compiled(self) -> bool:
@@ -164,21 +167,40 @@ class Engine:
         if self._compiled is None and self._should_compile(len(images), left):
             self._compile(images)
         started = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
-            moved = images.to(self.device, non_blocking=True)
-            if self._compiled is not None and len(images) <= self._padded:
-                # One shape only: compiled code for another one would have to be made anew.
-                missing = self._padded - len(moved)
-                filled = functional.pad(moved, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else moved
+        moved = images.to(self.device, non_blocking=True)
+        if self._compiled is not None and len(images) <= self._batch:
+            filled = self._filled(moved)  # outside inference mode: for its tensors code would be compiled anew
+            with self._arithmetic():
                 return tuple(row[: len(moved)].clone() for row in self._compiled(filled))
+        with self._arithmetic():
             rows: tuple[Tensor, ...] = self._network(moved)
         if self.device == "cpu" and self.compiling == "auto" and len(self._eager) < TIMED_BATCHES:
             self._eager.append((time.perf_counter() - started) / len(images))
         return rows
 
+    def _filled(self, images: Tensor) -> Tensor:
+        """Pad a batch to the one size that code is compiled for."""
+        return functional.pad(images, (0, 0, 0, 0, 0, 0, 0, max(0, self._batch - len(images))))
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Inference mode in this engine's precision. fp32 means fp32: rows are the same from every device."""
+        half = self.precision == "bf16"
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        try:
+            if self.device == "cuda" and not half:
+                torch.set_float32_matmul_precision("highest")
+                torch.backends.cudnn.allow_tf32 = False
+            with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=half):
+                yield
+        finally:
+            if self.device == "cuda" and not half:
+                torch.set_float32_matmul_precision(before[0])
+                torch.backends.cudnn.allow_tf32 = before[1]
+
     def _should_compile(self, size: int, left: int) -> bool:
         if self.compiling == "on":
-            return size > 1
+            return size <= self._batch
         # On a GPU large batches leave the launches of eager mode little to lose, and decoding is the limit.
         if self.compiling == "off" or self.device != "cpu" or len(self._eager) < 3:
             return False
@@ -193,23 +215,22 @@ class Engine:
         from torch._inductor import config
 
         eager = self._eager_seconds() if len(self._eager) > 1 else None
-        self._padded = len(images)
         started = time.perf_counter()
         compiled = torch.compile(self._network, dynamic=False)
-        before, frozen = config.freezing, images.to(self.device)
+        before, frozen = config.freezing, self._filled(images.to(self.device))
         config.freezing = True
         try:
-            with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self._arithmetic():
                 compiled(frozen)
                 self.compile_s = time.perf_counter() - started
                 seconds = []
                 for _ in range(2):
                     began = time.perf_counter()
                     compiled(frozen)
-                    seconds.append((time.perf_counter() - began) / len(images))
+                    seconds.append((time.perf_counter() - began) / len(frozen))
         except Exception as error:  # no compiler, or one that cannot take this network: anything may come out of it
             log.warning("not compiled (%s); going on in eager mode", first_line(error))
-            self.compiling, self.gain, self.measured = "off", 1.0, True
+            self.compiling = "off"  # for this process; a compiler may be there another day
             return
         finally:
             config.freezing = before

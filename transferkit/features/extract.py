@@ -106,18 +106,20 @@ def extract_table(
             allow_leaks=config.allow_leaks,
         )
 
-    index(hashes, config.skip_bad)  # what is wrong with names, classes and splits is told before any work
+    found = index(hashes, config.skip_bad)  # what is wrong with names, classes and splits is told before any work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(str(result.sha256), result.path) for result in readable]
     extraction = extract_pictures(
         pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting
     )
     bad = {pictures[at].sha256: reason for at, reason in extraction.failures.items()}
-    reads = [
-        ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
-        for result in hashes
-    ]
-    return table_of(index(reads, config.skip_bad), pictures, extraction, _facts(config, frozen, extraction))
+    if bad:
+        reads = [
+            ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
+            for result in hashes
+        ]
+        found = index(reads, config.skip_bad)
+    return table_of(found, pictures, extraction, _facts(config, frozen, extraction))
 
 
 @lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled

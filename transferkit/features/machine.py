@@ -108,14 +108,14 @@ def keep_memory() -> None:
 
 
 def describe_device(device: str) -> str:
-    """Return the name of the processor or GPU that `device` stands for, with the number of compute threads."""
+    """Return the name of the processor or GPU that `device` stands for."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):  # not Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{device}: {name}, {torch.get_num_threads()} threads"
+    return f"{device}: {name}"
 
 
 def cpu_has_bf16() -> bool:
