@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "transferkit.models.backbones",
+    "FeatureExtractor": "transferkit.features.sklearn",
+    "ImageProbe": "transferkit.features.sklearn",
     "ImageData": "transferkit.data.datamodule",
     "Phase": "transferkit.training.phases",
     "PhaseSchedule": "transferkit.training.callbacks",
@@ -21,11 +23,13 @@ _HOMES = {
     "OneCycle": "transferkit.training.schedules",
     "TransferModule": "transferkit.models.module",
     "TransferkitError": "transferkit.errors",
+    "extract_features": "transferkit.features.extract",
     "find_lr": "transferkit.training.lr_finder",
     "finetune": "transferkit.training.finetune",
     "load": "transferkit.results.predict",
     "register_backbone": "transferkit.models.backbones",
     "register_head": "transferkit.models.heads",
+    "solve_head": "transferkit.training.lpft",
 }
 
 __all__ = [
@@ -33,28 +37,35 @@ __all__ = [
     "Backbone",
     "Constant",
     "Cosine",
+    "FeatureExtractor",
     "ImageData",
+    "ImageProbe",
     "OneCycle",
     "Phase",
     "PhaseSchedule",
     "TransferModule",
     "TransferkitError",
+    "extract_features",
     "find_lr",
     "finetune",
     "load",
     "register_backbone",
     "register_head",
+    "solve_head",
 ]
 
 if TYPE_CHECKING:
     from transferkit.data.datamodule import ImageData
     from transferkit.errors import TransferkitError
+    from transferkit.features.extract import extract_features
+    from transferkit.features.sklearn import FeatureExtractor, ImageProbe
     from transferkit.models.backbones import Backbone, register_backbone
     from transferkit.models.heads import register_head
     from transferkit.models.module import TransferModule
     from transferkit.results.predict import load
     from transferkit.training.callbacks import PhaseSchedule
     from transferkit.training.finetune import finetune
+    from transferkit.training.lpft import solve_head
     from transferkit.training.lr_finder import find_lr
     from transferkit.training.phases import Phase
     from transferkit.training.schedules import SGDR, Constant, Cosine, OneCycle
