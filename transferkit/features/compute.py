@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class FrozenBackbone:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.digest = state_digest(backbone)
+        self.digest = hashlib.sha256(f"{state_digest(backbone)}\n{backbone!r}".encode()).hexdigest()
         self._engines: dict[tuple[Any, ...], Engine] = {}
 
     def memory(self, taps: Sequence[Tap], compute: Compute, store: FeatureStore) -> Memory:

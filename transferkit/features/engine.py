@@ -216,10 +216,10 @@ class Engine:
 
         eager = self._eager_seconds() if len(self._eager) > 1 else None
         started = time.perf_counter()
-        compiled = torch.compile(self._network, dynamic=False)
         before, frozen = config.freezing, self._filled(images.to(self.device))
         config.freezing = True
         try:
+            compiled = torch.compile(self._network, dynamic=False)
             with self._arithmetic():
                 compiled(frozen)
                 self.compile_s = time.perf_counter() - started

@@ -143,8 +143,9 @@ def _compute(
                 left = kept.read(chunk)  # another process may have been here meanwhile
                 tell(len(chunk) - len(left))
                 if left:
-                    computed += len(left)
+                    unreadable = len(kept.failures)
                     _compute_chunk(kept, left, engine, dataset, taps, compute, tell, len(positions) - done)
+                    computed += len(left) - (len(kept.failures) - unreadable)
         stuck = len(busy) == len(chunks)
         chunks = busy
     return computed

@@ -15,11 +15,12 @@ import timm
 import torch
 import torchvision
 
+from transferkit.data.found import listing
 from transferkit.errors import StoreError, TransferkitWarning
 from transferkit.features.compute import FrozenBackbone
 from transferkit.features.pictures import EVALUATION, Picture, Views
 from transferkit.features.spec import FeatureSpec, row_key
-from transferkit.features.store import FeatureSet, FeatureStore, NonFiniteFeatures
+from transferkit.features.store import FeatureSet, FeatureStore
 from transferkit.features.taps import Tap
 
 __all__ = ["KeptRows", "Rows", "specs"]
@@ -140,18 +141,16 @@ class KeptRows:
             new = computed[part.tap][mine]
             for at, row in zip(mine, new, strict=True):
                 self.rows[part.tap][places[at][1], places[at][0]] = row
-            keys = [self._keys[places[at][1]][places[at][0]] for at in mine]
-            if not self._writable():
-                continue
-            try:
-                part.kept.add(keys, new, failures if part.kept is self.first else {})
-            except NonFiniteFeatures as error:
-                names = [repr(self.pictures[places[mine[at]][0]].name) for at in error.positions]
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            odd = [places[mine[at]][0] for at in np.flatnonzero(~np.isfinite(new).all(axis=1))]
+            if odd:
                 raise StoreError(
-                    f"features of {', '.join(names[:5])}{more} are not finite - try --precision 32; if that does not "
-                    "help, the weights are damaged, or the picture is one that this network cannot take"
-                ) from error
+                    f"features of {listing([self.pictures[at].name for at in odd], limit=5)} are not finite - try "
+                    "--precision 32; if that does not help, the weights are damaged, or the picture is one that this "
+                    "network cannot take"
+                )
+            if self._writable():
+                keys = [self._keys[places[at][1]][places[at][0]] for at in mine]
+                part.kept.add(keys, new, failures if part.kept is self.first else {})
 
     def require_space(self, missing: dict[int, set[int]]) -> None:
         """Refuse to start what the disk has no room for. Raises `StorageError`."""

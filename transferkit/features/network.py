@@ -34,10 +34,11 @@ class FeatureNetwork(nn.Module):
         std = torch.tensor(backbone.data_config.std).view(1, 3, 1, 1)
         self.register_buffer("shift", -mean / std)
         self.register_buffer("scale", 1.0 / (255.0 * std))
-        self._caught: dict[str, Tensor] = {}
-        stages = backbone.stages()
-        for layer in {tap.layer for tap in self.taps if tap.layer != POOLED}:
-            stages[layer].register_forward_hook(_Catch(self._caught, layer))
+        self._caught: dict[Tap, Tensor] = {}
+        stages, places = backbone.stages(), _places(backbone)
+        for tap in self.taps:
+            if tap.layer != POOLED:
+                stages[tap.layer].register_forward_hook(_Catch(self._caught, tap, backbone, places))
         self._wants_maps = any(tap.layer == POOLED and tap.pool != OWN for tap in self.taps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -49,10 +50,7 @@ class FeatureNetwork(nn.Module):
         rows = []
         for tap in self.taps:
             if tap.layer != POOLED:
-                caught = self._caught[tap.layer]
-                if self.backbone.channels_last and caught.ndim == 4:
-                    caught = caught.permute(0, 3, 1, 2)
-                row = pool_maps(caught, tap.pool, prefix_tokens=self.backbone.prefix_tokens)
+                row = self._caught[tap]
             elif tap.pool == OWN:
                 row = own
             else:
@@ -63,14 +61,30 @@ class FeatureNetwork(nn.Module):
 
 
 class _Catch:
-    """A forward hook that keeps a stage's output until it has been pooled."""
+    """A forward hook that pools a stage's output at once: the next layer may write into it."""
 
-    def __init__(self, caught: dict[str, Tensor], layer: str) -> None:
+    def __init__(self, caught: dict[Tap, Tensor], tap: Tap, backbone: Backbone, places: int | None) -> None:
         self.caught = caught
-        self.layer = layer
+        self.tap = tap
+        self.channels_last = backbone.channels_last
+        self.prefix_tokens = backbone.prefix_tokens
+        self.places = places
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.caught[self.layer] = output
+        if self.channels_last and output.ndim == 4:
+            output = output.permute(0, 3, 1, 2)
+        # In some networks (CaiT, XCiT) the class token joins late: until then every token is a place.
+        joined = output.ndim == 3 and output.shape[1] != self.places
+        self.caught[self.tap] = pool_maps(output, self.tap.pool, prefix_tokens=self.prefix_tokens if joined else 0)
+
+
+def _places(backbone: Backbone) -> int | None:
+    """Return how many tokens stand for places, where there are others; ``None`` where that is not known."""
+    if not backbone.prefix_tokens or backbone.map_channels is None:
+        return None
+    with torch.no_grad():
+        maps = backbone.forward_maps(torch.zeros(1, 3, *backbone.data_config.image_size))
+    return maps.shape[1] - backbone.prefix_tokens if maps.ndim == 3 else None
 
 
 def freeze_network(backbone: Backbone, taps: Sequence[Tap], *, fold: bool = True) -> FeatureNetwork:
@@ -81,7 +95,7 @@ def freeze_network(backbone: Backbone, taps: Sequence[Tap], *, fold: bool = True
         taps: Where to take features from.
         fold: Whether to fold batch norm.
     """
-    network = FeatureNetwork(copy.deepcopy(backbone).cpu(), taps).eval().requires_grad_(False)
+    network = FeatureNetwork(copy.deepcopy(backbone).cpu().eval(), taps).eval().requires_grad_(False)
     if fold:
         height, width = backbone.data_config.image_size
         generator = torch.Generator().manual_seed(0)

@@ -100,7 +100,7 @@ class FeatureTable:
     def _columns(self) -> dict[str, list[str]]:
         return {
             "path": [_text(record.path) for record in self.records],
-            "label": [record.label for record in self.records],
+            "label": [_text(record.label) for record in self.records],
             "split": [record.split for record in self.records],
             "sha256": [record.sha256 for record in self.records],
         }
@@ -127,7 +127,7 @@ class FeatureTable:
     def _write_csv(self, path: Path) -> None:
         columns = self._columns()
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = csv.writer(stream)  # ends lines as RFC 4180 does, and so quotes a lone carriage return in a name
             writer.writerow([*columns, *(f"f{number}" for number in range(self.X.shape[1]))])
             for facts, row in zip(zip(*columns.values(), strict=True), self.X, strict=True):
                 # The shortest decimals that read back as the same float32.
@@ -145,6 +145,8 @@ def check_export(path: Path) -> None:
             f"--out {path}: unknown ending {path.suffix!r}.{did_you_mean(path.suffix, EXPORTS)} Known: "
             f"{', '.join(EXPORTS)}"
         )
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
     if path.suffix == ".parquet":
@@ -154,9 +156,9 @@ def check_export(path: Path) -> None:
             raise ConfigError(f"--out {path}: Parquet needs pyarrow - pip install pyarrow, or use .npz") from error
 
 
-def _text(path: str) -> str:
-    """Return a path as valid text: bytes that are no UTF-8 become escapes."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _text(name: str) -> str:
+    """Return a file or folder name as valid text: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _not_a_formula(text: str) -> str:
