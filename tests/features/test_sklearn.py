@@ -145,6 +145,7 @@ def test_a_search_runs_the_network_once_per_picture(paths, labels, extractor, se
     assert sum(seen) == 2 * len(paths)
 
 
+@pytest.mark.slow
 def test_processes_share_the_store(paths, labels, extractor):
     pipeline = make_pipeline(extractor, StandardScaler(), SVC())
     alone = cross_val_score(pipeline, paths, labels, cv=3)

