@@ -50,15 +50,18 @@ def print_store(
 def _list(store: FeatureStore, console: Console) -> None:
     sets = describe(store)
     table = Table(title=str(store.root), title_justify="left", title_style="bold")
-    for column in ("backbone", "layer", "pool", "size", "view", "precision", "rows", "MB", "last used", "key"):
-        table.add_column(column, justify="right" if column in ("rows", "MB") else "left")
+    for column in ("features", "size", "view", "precision", "rows", "MB", "used"):
+        table.add_column(
+            column, justify="right" if column in ("rows", "MB") else "left", no_wrap=column != "features",
+            overflow="fold",
+        )  # fmt: skip
     for each in sorted(sets, key=lambda item: item.last_used, reverse=True):
         spec = each.spec
         config = spec.transform.get("config", {})
         table.add_row(
-            spec.backbone, spec.layer, spec.pool, "x".join(map(str, config.get("image_size", ()))),
+            f"{spec.backbone} {spec.layer} ({spec.pool})", "x".join(map(str, config.get("image_size", ()))),
             str(spec.transform.get("name", "")), spec.precision, f"{each.rows:,}", f"{each.bytes / 1e6:,.1f}",
-            _ago(each.last_used), spec.key[:8],
+            _ago(each.last_used),
         )  # fmt: skip
     console.print(table)
     console.print(f"{len(sets)} sets, {sum(each.bytes for each in sets) / 1e6:,.1f} MB")
@@ -90,4 +93,4 @@ def _gc(store: FeatureStore, unused_days: float | None, dry_run: bool, console: 
 
 def _ago(moment: datetime) -> str:
     hours = (datetime.now(UTC) - moment).total_seconds() / 3600
-    return f"{hours / 24:.0f} days ago" if hours >= 48 else f"{hours:.0f} h ago" if hours >= 1 else "just now"
+    return f"{hours / 24:.0f} days ago" if hours >= 48 else f"{hours:.0f} h ago" if hours >= 1 else "now"
