@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import assert_all_finite
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
@@ -141,6 +142,7 @@ def encode_labels(y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.
         raise InputError("this classifier requires y to be passed, but the target y is None - pass a label per picture")
     try:
         labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         classes, targets = np.unique(labels, return_inverse=True)
     except (ValueError, TypeError) as error:  # TypeError: text and numbers in one object array
