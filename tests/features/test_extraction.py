@@ -31,6 +31,15 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["engine_worker", "transferkit.features.extract"])
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Single pictures through a small network: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def backbone():
     return build("test_resnet")

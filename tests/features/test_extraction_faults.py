@@ -26,6 +26,15 @@ from transferkit.features.taps import find_taps
 CLOSE = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Single pictures through a small network: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def backbone():
     return build("test_resnet")
@@ -402,7 +411,7 @@ def test_warnings_come_once(tmp_path, options):
 
     data = draw_folder(tmp_path / "data", per_class=6)
     shutil.copy(data / "circle" / "000.png", data / "square" / "copy.png")
-    extract.frozen_backbone.cache_clear()
+    extract.made_once.cache_clear()
     with pytest.warns(TransferkitWarning) as told:
         extract_features(data, allow_leaks=True, **options)
     texts = [str(warning.message) for warning in told]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from transferkit.config import FeatureOptions, FeaturesConfig, make_config
 from transferkit.data.datamodule import SAMPLE, available_cores
@@ -29,7 +30,15 @@ from transferkit.features.taps import find_taps
 from transferkit.models.backbones import create_backbone
 from transferkit.records import DataConfig
 
-__all__ = ["extract_features", "extract_table", "frozen_backbone", "make_compute", "make_views", "table_of"]
+__all__ = [
+    "extract_features",
+    "extract_table",
+    "frozen_backbone",
+    "made_once",
+    "make_compute",
+    "make_views",
+    "table_of",
+]
 
 log = logging.getLogger("transferkit")
 
@@ -80,7 +89,7 @@ def extract_table(
     Raises:
         TransferkitError: As `extract_features` says.
     """
-    frozen = frozen_backbone(config.backbone, config.weights, config.image_size)
+    frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
@@ -122,19 +131,34 @@ def extract_table(
     return table_of(found, pictures, extraction, _facts(config, frozen, extraction))
 
 
-@lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled
-def frozen_backbone(name: str, weights: str, image_size: int | tuple[int, int] | None) -> FrozenBackbone:
+def frozen_backbone(
+    name: str, weights: str, image_size: int | tuple[int, int] | None, seed: int | None = None
+) -> FrozenBackbone:
     """Return a backbone to extract features with, made once per process.
 
     Args:
         name: As for `create_backbone`.
         weights: Likewise.
         image_size: Likewise.
+        seed: Of random weights; ``None`` for others in every process.
 
     Raises:
         BackboneError: The name is unknown, or the weights cannot be had or do not fit.
     """
-    backbone = create_backbone(name, weights=weights, image_size=image_size)
+    file = Path(weights)
+    facts = file.stat() if file.is_file() else None  # another file under the same name is another network
+    stamp = None if facts is None else (facts.st_mtime_ns, facts.st_size)
+    return made_once(name, weights, image_size, stamp, seed if weights == "random" else None)
+
+
+@lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled
+def made_once(
+    name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, int] | None, seed: int | None
+) -> FrozenBackbone:
+    """Do what `frozen_backbone` says, for a weights file (by time of change and size) that is the same as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.seed() if seed is None else seed)
+        backbone = create_backbone(name, weights=weights, image_size=image_size)
     return FrozenBackbone(backbone.eval().requires_grad_(False))
 
 

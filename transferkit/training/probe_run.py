@@ -59,7 +59,7 @@ def run_probe(config: ProbeConfig) -> Path:
     arguments = config.classifier_args or {}
     if "." in config.classifier:  # a wrong name or argument is told now, not after the features
         build_estimator(config.classifier, arguments, class_weight=weight, seed=config.seed)
-    backbone = frozen_backbone(config.backbone, config.weights, config.image_size).backbone
+    backbone = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed).backbone
     (tap,) = find_taps(backbone, config.layer, config.pool)
     wanted = dataclasses.replace(config, layer=ALL) if config.depth else config
     with counting_bar(console, "extracting features") as told:
