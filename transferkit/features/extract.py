@@ -212,10 +212,11 @@ def table_of(
     place = {picture.sha256: at for at, picture in enumerate(pictures)}
     records = tuple(record for record in index.records if record.split in splits)
     order = [place[record.sha256] for record in records]
+    whole = order == list(range(len(pictures)))  # then there is nothing to copy
     number = {name: label for label, name in enumerate(index.class_names)}
     views = {tap.layer: rows[1:, order] for tap, rows in extraction.rows.items() if len(rows) > 1}
     return FeatureTable(
-        layers={tap.layer: rows[0, order] for tap, rows in extraction.rows.items()},
+        layers={tap.layer: rows[0] if whole else rows[0, order] for tap, rows in extraction.rows.items()},
         y=np.array([number[record.label] for record in records], dtype=np.int64),
         records=records,
         views=views,

@@ -25,6 +25,9 @@ from transferkit.features.taps import Tap
 
 __all__ = ["KeptRows", "Rows", "specs"]
 
+SLICE = 4096
+"""Rows read at a time."""
+
 Rows = npt.NDArray[np.float32]
 
 
@@ -106,6 +109,12 @@ class KeptRows:
         Returns:
             The views that are missing, by position; pictures known to be unreadable are left out.
         """
+        missing: dict[int, set[int]] = {}
+        for start in range(0, len(positions), SLICE):  # a second copy of all rows at once would double the memory
+            missing |= self._read_some(positions[start : start + SLICE])
+        return dict(sorted(missing.items()))
+
+    def _read_some(self, positions: Sequence[int]) -> dict[int, set[int]]:
         chosen = np.asarray(positions, dtype=np.int64)
         known = self.first.failures(self.keys(chosen))
         self.failures |= {int(chosen[at]): reason for at, reason in known.items()}
@@ -120,7 +129,7 @@ class KeptRows:
                 for position in chosen[absent].tolist():
                     if position not in self.failures:
                         missing[position].add(view)
-        return dict(sorted(missing.items()))
+        return missing
 
     def keep(self, places: Sequence[tuple[int, int]], computed: dict[Tap, Rows], failed: dict[int, str]) -> None:
         """Put computed rows in their places, and into the store if it can be written.
