@@ -32,8 +32,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from transferkit.config import FeaturesConfig, make_config
-from transferkit.data.datamodule import available_cores
 from transferkit.data.decode import decode_image
+from transferkit.data.host import available_cores
 from transferkit.data.transforms import eval_transform
 from transferkit.features.engine import Engine
 from transferkit.features.extract import extract_table, frozen_backbone

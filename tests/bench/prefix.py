@@ -20,7 +20,8 @@ import torch
 from harness import compare, print_table
 from torch import Tensor
 
-from transferkit.data.datamodule import ImageData, available_cores, normalise
+from transferkit.data.datamodule import ImageData, normalise
+from transferkit.data.host import available_cores
 from transferkit.features.machine import tune_process
 from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from transferkit.data.datamodule import ImageData, available_cores
+from transferkit.data.datamodule import ImageData
+from transferkit.data.host import available_cores
 from transferkit.data.sample import sample_folder
 from transferkit.features.machine import choose_accelerator, tune_process
 from transferkit.models.backbones import create_backbone

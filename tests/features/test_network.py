@@ -370,3 +370,16 @@ def test_a_network_with_nan_weights_is_left_as_it_is():
         network[0].weight[0, 0, 0, 0] = torch.nan
     assert fold_batch_norm(network, example()) == 0
     assert norms(network) == 1
+
+
+@pytest.mark.parametrize(("name", "layer"), [("volo_d1_224", "network.1"), ("pvt_v2_b0", "patch_embed")])
+def test_a_stage_in_the_other_layout(name, layer):
+    """Networks that give maps ``(B, H, W, C)`` at some depths although they declare nothing."""
+    backbone = build(name, size=64)
+    images = random_images(backbone, 2)
+    maps = outputs_of_stages(backbone, images)[layer]
+    assert maps.shape[1] == maps.shape[2] != maps.shape[3]
+    with torch.inference_mode():
+        (rows,) = freeze_network(backbone, find_taps(backbone, layer))(images)
+    assert rows.shape[1] == maps.shape[3]
+    assert error(rows, maps.mean(dim=(1, 2))) <= CLOSE

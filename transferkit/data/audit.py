@@ -8,9 +8,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from transferkit.data.datamodule import SAMPLE, available_cores
+from transferkit.data.host import available_cores
 from transferkit.data.index import ImageIndex, index_images
-from transferkit.data.sample import sample_folder
+from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.errors import DataError, TransferkitWarning, gather
 
 __all__ = ["audit", "print_audit"]

@@ -12,17 +12,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from transferkit.data.host import available_cores, free_memory
 from transferkit.data.index import ImageIndex, index_images
 from transferkit.data.loader import EpochSampler, ImageDataset, ImageLoader
-from transferkit.data.sample import sample_folder
+from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.transforms import eval_transform, train_transform
 from transferkit.errors import ConfigError, DataError, gather
 from transferkit.records import DataConfig
 
-__all__ = ["SAMPLE", "ImageData", "available_cores", "normalise"]
-
-SAMPLE = "sample"
-"""The value of ``data`` that stands for the bundled sample set."""
+__all__ = ["ImageData", "normalise"]
 
 
 class ImageData(L.LightningDataModule):
@@ -204,19 +202,3 @@ def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, 
         mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
         return -mean / std, 1.0 / (255.0 * std)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # systems without processor affinity
-        return os.cpu_count() or 1
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that are free for use, or 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 0

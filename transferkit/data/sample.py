@@ -15,7 +15,10 @@ from transferkit.data.surfaces import SURFACES, draw_picture
 from transferkit.errors import ConfigError, DataError, StorageError, gather
 from transferkit.files import storage_errors
 
-__all__ = ["SAMPLE_CLASSES", "draw_sample", "sample_folder"]
+__all__ = ["SAMPLE", "SAMPLE_CLASSES", "draw_sample", "sample_folder"]
+
+SAMPLE = "sample"
+"""The value of ``data`` that stands for the bundled sample set."""
 
 SAMPLE_CLASSES: tuple[str, ...] = tuple(SURFACES)
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from transferkit.config import FeatureOptions, FeaturesConfig, make_config
-from transferkit.data.datamodule import SAMPLE, available_cores
 from transferkit.data.found import SPLITS
+from transferkit.data.host import available_cores
 from transferkit.data.index import ImageIndex, build_index
 from transferkit.data.reading import ReadResult, hash_images
-from transferkit.data.sample import sample_folder
+from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan import scan_data
 from transferkit.data.transforms import eval_transform, train_transform
 from transferkit.features.compute import Compute, FrozenBackbone
@@ -147,15 +147,15 @@ def frozen_backbone(
     """
     file = Path(weights)
     facts = file.stat() if file.is_file() else None  # another file under the same name is another network
-    stamp = None if facts is None else (facts.st_mtime_ns, facts.st_size)
+    stamp = None if facts is None else (facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size)
     return made_once(name, weights, image_size, stamp, seed if weights == "random" else None)
 
 
 @lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled
 def made_once(
-    name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, int] | None, seed: int | None
+    name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, ...] | None, seed: int | None
 ) -> FrozenBackbone:
-    """Do what `frozen_backbone` says, for a weights file (by time of change and size) that is the same as before."""
+    """Do what `frozen_backbone` says, for a weights file (by inode, times and size) that is the same as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.seed() if seed is None else seed)
         backbone = create_backbone(name, weights=weights, image_size=image_size)

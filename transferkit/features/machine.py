@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from transferkit.data.datamodule import available_cores
+from transferkit.data.host import available_cores
 from transferkit.errors import ConfigError, TransferkitWarning
 
 __all__ = [

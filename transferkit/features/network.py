@@ -66,16 +66,28 @@ class _Catch:
     def __init__(self, caught: dict[Tap, Tensor], tap: Tap, backbone: Backbone, places: int | None) -> None:
         self.caught = caught
         self.tap = tap
-        self.channels_last = backbone.channels_last
+        self.declared = backbone.channels_last
+        self.size = backbone.data_config.image_size
         self.prefix_tokens = backbone.prefix_tokens
         self.places = places
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        if self.channels_last and output.ndim == 4:
+        if output.ndim == 4 and _channels_last(output.shape[1:], self.size, self.declared):
             output = output.permute(0, 3, 1, 2)
         # In some networks (CaiT, XCiT) the class token joins late: until then every token is a place.
         joined = output.ndim == 3 and output.shape[1] != self.places
         self.caught[self.tap] = pool_maps(output, self.tap.pool, prefix_tokens=self.prefix_tokens if joined else 0)
+
+
+def _channels_last(shape: Sequence[int], size: tuple[int, int], declared: bool) -> bool:
+    """Whether a stage gives ``(H, W, C)``: its places have the proportions of the input, its channels have not.
+
+    Some networks mix both layouts (VOLO, the patch embedding of PVT v2), so their own word is taken only where the
+    shape fits both.
+    """
+    height, width = size
+    first, last = (abs(h * width - w * height) < max(size) for h, w in (shape[:2], shape[1:]))
+    return declared if first == last else first
 
 
 def _places(backbone: Backbone) -> int | None:

@@ -18,7 +18,8 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from transferkit.config import FeaturesConfig, make_config
-from transferkit.data.datamodule import SAMPLE, available_cores
+from transferkit.data.host import available_cores
+from transferkit.data.sample import SAMPLE
 from transferkit.errors import BackboneError, ConfigError, TransferkitWarning, did_you_mean
 from transferkit.features.compute import Compute, FrozenBackbone
 from transferkit.features.extract import frozen_backbone, make_views

@@ -110,8 +110,9 @@ class FeatureTable:
         if len(self.layers) > 1:
             arrays |= {f"X_{layer}": rows for layer, rows in self.layers.items()}
         arrays |= {f"views_{layer}": rows for layer, rows in self.views.items()}
+        arrays |= {name: np.array(values) for name, values in self._columns().items()}  # text, never objects
         with path.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays, **{k: np.array(v) for k, v in self._columns().items()})
+            np.savez(stream, **arrays)
 
     def _write_parquet(self, path: Path) -> None:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")

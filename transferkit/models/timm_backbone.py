@@ -34,7 +34,7 @@ class TimmBackbone(Backbone):
         super().__init__(
             model,
             facts,
-            prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+            prefix_tokens=int(getattr(model, "num_prefix_tokens", getattr(model, "cls_token", None) is not None)),
             channels_last=str(getattr(model, "output_fmt", "NCHW")) == "NHWC",
         )
         self.measure()

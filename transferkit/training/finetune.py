@@ -17,7 +17,9 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.config import FinetuneConfig
-from transferkit.data.datamodule import SAMPLE, ImageData, available_cores
+from transferkit.data.datamodule import ImageData
+from transferkit.data.host import available_cores
+from transferkit.data.sample import SAMPLE
 from transferkit.errors import DataError, TrainingError
 from transferkit.features.compute import Compute
 from transferkit.features.machine import choose_accelerator, choose_workers, device_of, tune_process

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from transferkit.data.datamodule import ImageData, free_memory, normalise
+from transferkit.data.datamodule import ImageData, normalise
+from transferkit.data.host import free_memory
 from transferkit.data.loader import ImageLoader
 from transferkit.models.boundary import Boundary, last_frozen_stage
 from transferkit.models.module import TransferModule

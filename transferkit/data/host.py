@@ -1,0 +1,23 @@
+"""What the machine gives this process: cores and memory."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["available_cores", "free_memory"]
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # systems without processor affinity
+        return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are free for use, or 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0
