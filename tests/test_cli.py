@@ -51,7 +51,7 @@ def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
     assert status == 2
     assert err.count("\n") == 1
     for part in (
-        "--lr: Expected a float. Got value: nan",
+        "--lr: saw 'nan', expected a number or auto",
         "--epochs is 0, expected a whole number of at least 1",
         "--batch-size is -1",
         "--val-split is 1.0, expected a share in [0, 1)",
@@ -166,7 +166,7 @@ def test_the_commands_signal_handler_does_not_outlive_it(capsys):
 def test_python_options_are_checked_like_flags():
     with pytest.raises(ConfigError) as caught:
         make_config(FinetuneConfig, {"data": "x", "epoch": 3, "lr": "fast", "augment": "hevy", "quiet": 1})
-    for part in ("unknown option 'epoch'. Did you mean 'epochs'", "lr is 'fast', expected float",
+    for part in ("unknown option 'epoch'. Did you mean 'epochs'", "lr is 'fast', expected a number or auto",
                  "augment is 'hevy'. Did you mean 'heavy'", "quiet is 1, expected bool"):  # fmt: skip
         assert part in str(caught.value)
 

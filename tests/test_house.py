@@ -19,6 +19,8 @@ ROWS = (
         "transferkit.records",
         "transferkit.files",
         "transferkit.declare",
+        "transferkit.config_data",
+        "transferkit.config_training",
         "transferkit.config",
     ),
     ("transferkit.data",),

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from transferkit.errors import ConfigError
-from transferkit.training.phases import Phase, Plan, check_phases, make_phases, preset_phases
+from transferkit.training.phases import Phase, Plan, check_phases, make_phases
+from transferkit.training.presets import preset_phases
 from transferkit.training.schedules import SGDR, Constant, Cosine
 
 GROUPS = ("stem", "layer1", "layer2", "head")
@@ -131,3 +132,73 @@ def test_check_phases_names_and_emptiness():
     assert check_phases([], GROUPS) == ["there are no phases, expected at least one"]
     assert check_phases([Phase("a", 1), Phase("a", 1)]) == ["phase name 'a' is used twice"]
     assert check_phases(preset("gradual"), GROUPS) == []
+
+
+# ---- explicit LRs, plateau, momentum ------------------------------------------------------------------------------
+
+
+def test_explicit_lrs_hold_at_every_step():
+    phase = Phase(
+        "all", epochs=3, lr=1e-2, schedule="cosine", layer_decay=0.5, group_lrs={"layer*": 4e-3, "layer1": 1e-3}
+    )
+    plan = Plan((phase,), GROUPS, 5)
+    assert [plan.scale(0, group) for group in GROUPS] == pytest.approx([0.125, 0.1, 0.4, 1.0])
+    for step in range(plan.steps - 1):
+        lrs = plan.lrs(step)
+        assert [lrs[group] / lrs["head"] for group in GROUPS] == pytest.approx([0.125, 0.1, 0.4, 1.0])
+    assert plan.lrs(0)["layer1"] == pytest.approx(1e-3)
+
+
+def test_explicit_lrs_of_frozen_groups_stay_zero():
+    plan = Plan((Phase("top", epochs=1, train="head", group_lrs={"layer1": 1e-3}),), GROUPS, 2)
+    assert plan.lrs(0)["layer1"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("lrs", "message"),
+    [
+        ({"layer9": 1e-3}, "'layer9' matches no layer group. Did you mean 'layer2'"),
+        ({"head": 0}, "group_lrs['head'] is 0, expected a finite number above 0"),
+        ({"head": float("nan")}, "group_lrs['head'] is nan"),
+        ({"head": "fast"}, "group_lrs['head'] is 'fast'"),
+    ],
+)
+def test_bad_explicit_lrs(lrs, message):
+    (problem,) = check_phases([Phase("all", epochs=1, group_lrs=lrs)], GROUPS)
+    assert message in problem
+
+
+def test_explicit_lrs_from_a_recipe_round_trip():
+    written = {"name": "all", "epochs": 1, "group_lrs": {"head": 1e-3}, "test_view": True}
+    (phase,) = make_phases([written])
+    assert phase.group_lrs == {"head": 1e-3}
+    assert make_phases([phase.to_dict()]) == (phase,)
+    with pytest.raises(ConfigError, match="group_lrs is 3, expected LRs by layer group"):
+        make_phases([{**written, "group_lrs": 3}])
+    with pytest.raises(ConfigError, match="test_view is 'yes', expected true or false"):
+        make_phases([{**written, "test_view": "yes"}])
+
+
+def test_plateau_follows_from_plan_and_values():
+    phases = (
+        Phase("probe", epochs=2, train="head"),
+        Phase("all", epochs=5, lr=1.0, schedule={"name": "plateau", "gamma": 0.1, "patience": 1, "threshold": 0.0}),
+    )
+    plan = Plan(phases, GROUPS, 2)
+    # epoch of the phase   0    1    2    3    4      the third value in a row that is no better divides the LR
+    known = plan.given({0: [9.0, 9.0], 1: [1.0, 1.0, 1.0, 1.0]})
+    course = [known.lrs(step)["head"] for step in range(4, 14, 2)]
+    assert course == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
+    assert [plan.lrs(step)["head"] for step in range(4, 14, 2)] == pytest.approx([1.0] * 5)
+
+
+def test_momentum_of_the_phase_that_cycles():
+    phases = (
+        Phase("probe", epochs=1, train="head"),
+        Phase("all", epochs=2, schedule={"name": "one_cycle", "cycle_momentum": True}),
+    )
+    plan = Plan(phases, GROUPS, 10)
+    assert plan.momentum(5) is None
+    lowest = min(range(10, 30), key=plan.momentum)
+    assert plan.lrs(lowest)["head"] == pytest.approx(phases[1].lr)  # momentum is lowest where the LR is highest
+    assert plan.momentum(lowest) == pytest.approx(0.85)

@@ -23,6 +23,7 @@ _HOMES = {
     "OneCycle": "transferkit.training.schedules",
     "TransferModule": "transferkit.models.module",
     "TransferkitError": "transferkit.errors",
+    "check_gradients": "transferkit.training.gradcheck",
     "extract_features": "transferkit.features.extract",
     "find_lr": "transferkit.training.lr_finder",
     "finetune": "transferkit.training.finetune",
@@ -45,6 +46,7 @@ __all__ = [
     "PhaseSchedule",
     "TransferModule",
     "TransferkitError",
+    "check_gradients",
     "extract_features",
     "find_lr",
     "finetune",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from transferkit.results.predict import load
     from transferkit.training.callbacks import PhaseSchedule
     from transferkit.training.finetune import finetune
+    from transferkit.training.gradcheck import check_gradients
     from transferkit.training.lpft import solve_head
     from transferkit.training.lr_finder import find_lr
     from transferkit.training.phases import Phase

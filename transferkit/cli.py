@@ -15,8 +15,12 @@ from transferkit.config import (
     CheckConfig,
     FeaturesConfig,
     FinetuneConfig,
+    LRFindConfig,
+    PlanConfig,
     PredictConfig,
     ProbeConfig,
+    SearchConfig,
+    SelftestConfig,
     StoreConfig,
     default_of,
     make_config,
@@ -31,12 +35,16 @@ __all__ = ["main"]
 
 VERBS: dict[str, tuple[type[Any], str]] = {
     "finetune": (FinetuneConfig, "fine-tune a pretrained backbone on a folder of pictures"),
+    "plan": (PlanConfig, "what finetune would do: phases, learning rates, predicted time and memory"),
+    "lr-find": (LRFindConfig, "LR range test: suggestions, and the curve as CSV and PNG"),
+    "search": (SearchConfig, "search for options with Optuna; the best ones become a recipe"),
     "features": (FeaturesConfig, "extract features of a folder, once; kept in the store, exported on request"),
     "probe": (ProbeConfig, "fit a classifier on cached features, in seconds"),
     "predict": (PredictConfig, "predict the class of pictures with a finished run"),
     "check": (CheckConfig, "audit a data folder before training on it"),
     "backbones": (BackbonesConfig, "list, search and describe backbones"),
     "store": (StoreConfig, "list, verify or clean the feature store"),
+    "selftest": (SelftestConfig, "prove on this machine that a killed run resumes exactly"),
 }
 
 POSITIONAL = {"predict": ("run", "paths"), "backbones": ("pattern",), "store": ("action",)}
@@ -254,7 +262,13 @@ def _plain_message(message: str) -> str:
 
     text = _one_line(message)
     text = re.sub(r'Parser key "(\w+)":', lambda match: f"{flag(match[1])}:", text)
-    return re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
+    union = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(\w+), Literal\['(\w+)'\]\]"
+                      r".* Given value: (.*)$", text)  # fmt: skip
+    if union:
+        kind = {"int": "a whole number", "float": "a number"}[union[1]]
+        text = f"{text[: union.start()]}saw {union[3]!r}, expected {kind} or {union[2]}"
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -79,10 +79,14 @@ def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
     if value is None:
         return [] if "None" in annotation else [f"{name} is None, expected {annotation}"]
     if annotation.startswith("Literal["):
-        choices = [part.strip(" \"'") for part in annotation[len("Literal[") : annotation.index("]")].split(",")]
+        choices = _choices(annotation)
         if value in choices:
             return []
         return [f"{name} is {value!r}.{did_you_mean(str(value), choices)} Expected one of {', '.join(choices)}"]
+    if isinstance(value, str) and " | Literal[" in annotation:
+        choices = _choices(annotation[annotation.index("Literal[") :])
+        kind = "a whole number" if annotation.startswith("int") else "a number"
+        return [] if value in choices else [f"{name} is {value!r}, expected {kind} or {', '.join(choices)}"]
     accepted = {
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),
@@ -92,6 +96,12 @@ def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
         "list[dict[str, Any]]": isinstance(value, list | tuple),
         "dict[str, Any]": isinstance(value, Mapping),
     }
-    if any(accepted[part.strip()] for part in annotation.split(" | ") if part.strip() != "None"):
+    parts = [part.strip() for part in annotation.split(" | ")]
+    if any(accepted[part] for part in parts if part != "None" and not part.startswith("Literal[")):
         return []
     return [f"{name} is {value!r}, expected {annotation.replace('dict[str, Any]', 'a mapping')}"]
+
+
+def _choices(annotation: str) -> list[str]:
+    """Return the words of a ``Literal[...]``."""
+    return [part.strip(" \"'") for part in annotation[len("Literal[") : annotation.index("]")].split(",")]

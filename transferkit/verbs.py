@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 import time
@@ -14,8 +15,12 @@ from transferkit.config import (
     BackbonesConfig,
     CheckConfig,
     FeaturesConfig,
+    LRFindConfig,
+    PlanConfig,
     PredictConfig,
     ProbeConfig,
+    SearchConfig,
+    SelftestConfig,
     StoreConfig,
     make_config,
 )
@@ -27,14 +32,53 @@ __all__ = ["RUNNERS"]
 def run_finetune(options: dict[str, Any]) -> int:
     from transferkit.training.finetune import finetune
 
-    with _stopped_by_sigterm():  # before and after training; in between, RunKeeper's own handlers save first
+    # Before and after training; in between, RunKeeper's own handlers save first.
+    with _said_once(), _stopped_by_sigterm():
         finetune(**options)
+    return 0
+
+
+def run_plan(options: dict[str, Any]) -> int:
+    from transferkit.training.plan import write_plan
+
+    config = make_config(PlanConfig, options)
+    with _stopped_by_sigterm():
+        write_plan(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
+    return 0
+
+
+def run_lr_find(options: dict[str, Any]) -> int:
+    from transferkit.training.lr_find import run_lr_find as find
+
+    config = make_config(LRFindConfig, options)
+    with _stopped_by_sigterm():
+        find(config)
+    return 0
+
+
+def run_search(options: dict[str, Any]) -> int:
+    from transferkit.training.search import search
+
+    config = make_config(SearchConfig, options)
+    with _stopped_by_sigterm():
+        search(config, options)
+    return 0
+
+
+def run_selftest(options: dict[str, Any]) -> int:
+    from transferkit.training.selftest import check_resume
+
+    config = make_config(SelftestConfig, options)
+    with _stopped_by_sigterm():
+        check_resume(config)
     return 0
 
 
 def run_features(options: dict[str, Any]) -> int:
     from transferkit.features.extract import extract_table
     from transferkit.features.table import check_export
+    from transferkit.training.connecting import connected, place_of_torchrun
+    from transferkit.training.parallel import gather, is_writer, on_first
     from transferkit.training.progress import counting_bar, progress_console
     from transferkit.training.summary import print_features
 
@@ -42,15 +86,20 @@ def run_features(options: dict[str, Any]) -> int:
     if config.out is not None:
         check_export(Path(config.out))
     with (
+        _said_once(),
         _stopped_by_sigterm(),
         _told_what_is_kept(),
-        counting_bar(progress_console(config.quiet), "extracting features") as told,
+        connected(place_of_torchrun()),  # each of them extracts what no other has claimed
+        counting_bar(progress_console(config.quiet or not is_writer()), "extracting features") as told,
     ):
         started = time.perf_counter()
         table = extract_table(config, indexing=told, extracting=told)
+        computed = sum(gather(table.facts["computed"]))
+        table = dataclasses.replace(table, facts={**table.facts, "computed": computed})
         if config.out is not None:
-            table.save(config.out)
-    if not config.quiet:
+            on_first(table.save, config.out)
+        writes = is_writer()
+    if not config.quiet and writes:
         print_features(table, out=config.out, seconds=time.perf_counter() - started)
     return 0
 
@@ -83,19 +132,23 @@ def run_store(options: dict[str, Any]) -> int:
 
 def run_predict(options: dict[str, Any]) -> int:
     from transferkit.files import atomic_write
-    from transferkit.results.predict import find_pictures, load, predictions_csv
+    from transferkit.results.predict import find_pictures, load, predict_together, predictions_csv
+    from transferkit.training.connecting import connected, place_of_torchrun
+    from transferkit.training.parallel import on_first
 
     config = make_config(PredictConfig, options)
-    predictor = load(config.run, accelerator=config.accelerator)
-    predictions = predictor.predict(find_pictures(config.paths), batch_size=config.batch_size)
-    text = predictions_csv(predictions)
-    if config.out is None:
-        print(text, end="")
-    else:
-        atomic_write(config.out, text)
-    failed = [item for item in predictions if item.error is not None]
-    if failed:
-        raise ExportError(f"{len(failed)} of {len(predictions)} pictures could not be read; their rows say why")
+    with _said_once(), connected(place_of_torchrun()):
+        predictor = load(config.run, accelerator=config.accelerator)
+        pictures = on_first(find_pictures, config.paths)
+        predictions = predict_together(predictor, pictures, batch_size=config.batch_size)
+        text = predictions_csv(predictions)
+        if config.out is None:
+            on_first(print, text, end="", flush=True)
+        else:
+            on_first(atomic_write, config.out, text)
+        failed = [item for item in predictions if item.error is not None]
+        if failed:
+            raise ExportError(f"{len(failed)} of {len(predictions)} pictures could not be read; their rows say why")
     return 0
 
 
@@ -127,6 +180,10 @@ def run_backbones(options: dict[str, Any]) -> int:
 
 RUNNERS: dict[str, Callable[[dict[str, Any]], int]] = {
     "finetune": run_finetune,
+    "plan": run_plan,
+    "lr-find": run_lr_find,
+    "search": run_search,
+    "selftest": run_selftest,
     "features": run_features,
     "probe": run_probe,
     "predict": run_predict,
@@ -134,6 +191,20 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], int]] = {
     "backbones": run_backbones,
     "store": run_store,
 }
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """End quietly a process that fails because another one of the run did, with the status of that one."""
+    from transferkit.training.parallel import PeerError
+
+    try:
+        yield
+    except PeerError as error:
+        raise SystemExit(error.exit_status) from error
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------

@@ -32,9 +32,10 @@ from transferkit.models.backbones import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO
-from transferkit.training.keeper import RunKeeper, SignalFlag
+from transferkit.training.keeper import RunKeeper
 from transferkit.training.machine import choose_precision
 from transferkit.training.phases import Phase
+from transferkit.training.signals import SignalFlag
 
 
 class Clock(L.Callback):

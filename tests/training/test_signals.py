@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from transferkit.training.keeper import SignalFlag
+from transferkit.training.signals import SignalFlag
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -27,9 +27,9 @@ def test_the_first_signal_is_remembered_and_its_echo_ignored(number):  # fault 4
 def test_a_second_signal_ends_at_once():  # fault 47
     script = (
         "import time\n"
-        "from transferkit.training import keeper\n"
-        "keeper.SAME_SIGNAL_S = 0.2\n"
-        "flag = keeper.SignalFlag()\n"
+        "from transferkit.training import signals\n"
+        "signals.SAME_SIGNAL_S = 0.2\n"
+        "flag = signals.SignalFlag()\n"
         "with flag.installed():\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"

@@ -24,7 +24,8 @@ from transferkit.training.finetune import finetune
 from transferkit.training.inference import predict_probs
 from transferkit.training.keeper import RunKeeper
 from transferkit.training.lpft import START_STD, soften_head, solve_head, training_rows
-from transferkit.training.phases import Phase, check_phases, make_phases, preset_phases
+from transferkit.training.phases import Phase, check_phases, make_phases
+from transferkit.training.presets import preset_phases
 from transferkit.training.schedules import Cosine
 
 

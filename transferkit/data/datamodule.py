@@ -14,13 +14,17 @@ from torch import Tensor
 
 from transferkit.data.host import available_cores, free_memory
 from transferkit.data.index import ImageIndex, index_images
-from transferkit.data.loader import EpochSampler, ImageDataset, ImageLoader
+from transferkit.data.loader import EpochSampler, EvaluationSampler, ImageDataset, ImageLoader, even_batch_size
+from transferkit.data.mixing import Mixer
 from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.sampling import BalancedSampler
 from transferkit.data.transforms import eval_transform, train_transform
-from transferkit.errors import ConfigError, DataError, gather
+from transferkit.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.records import DataConfig
 
 __all__ = ["ImageData", "normalise"]
+
+SAMPLERS = ("shuffle", "balanced")
 
 
 class ImageData(L.LightningDataModule):
@@ -33,8 +37,12 @@ class ImageData(L.LightningDataModule):
     Args:
         data: Folder, CSV or Parquet manifest (DESIGN: ``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
+        train_size: Side of training pictures in pixels; that of the model's input when ``None``.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
+        sampler: ``"shuffle"``, or ``"balanced"``: every class is drawn equally often, pictures with replacement.
+        mixup: Alpha of mixup (Zhang et al. 2018), 0 for none. With it or `cutmix` targets are ``(B, C) float32``.
+        cutmix: Alpha of CutMix (Yun et al. 2019), 0 for none.
         data_config: How pictures are prepared. ``None``: mean, std, interpolation and crop of the model that a
             Trainer fits (if it states them), else ImageNet's.
         val_split: Share of a folder without splits, in [0, 1).
@@ -58,7 +66,11 @@ class ImageData(L.LightningDataModule):
         image_size: int | tuple[int, int] | None = None,
         *,
         batch_size: int = 32,
+        train_size: int | None = None,
         augment: str = "light",
+        sampler: str = "shuffle",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         data_config: DataConfig | None = None,
         val_split: float = 0.15,
         test_split: float = 0.15,
@@ -81,15 +93,24 @@ class ImageData(L.LightningDataModule):
                 ("batch_size", batch_size, 1),
                 ("workers", workers, 0),
                 ("image_size", min(config.image_size), 1),
+                ("train_size", train_size or 1, 1),
             )
             if value < low
         ]
+        if sampler not in SAMPLERS:
+            problems.append(
+                f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}"
+            )
         if problems:
             raise ConfigError(gather(problems))
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.data = data
         self.batch_size = batch_size
         self.augment = augment
+        self.sampler = sampler
+        self.mixup, self.cutmix = mixup, cutmix
+        self.train_size = train_size
+        self.test_view_epochs: frozenset[int] = frozenset()
         self.data_config = config
         self.adopts_config = data_config is None
         self.seed = seed
@@ -106,6 +127,13 @@ class ImageData(L.LightningDataModule):
             "workers": available_cores(),
             "progress": progress,
         }
+
+    @property
+    def _train_config(self) -> DataConfig:
+        """How pictures are prepared for training: like those of evaluation, but for their size."""
+        if self.train_size is None:
+            return self.data_config
+        return dataclasses.replace(self.data_config, image_size=(self.train_size, self.train_size))
 
     @cached_property
     def index(self) -> ImageIndex:
@@ -139,37 +167,69 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
-        return ImageDataset(
+        plain = eval_transform(self.data_config)
+        dataset = ImageDataset(
             records,
             self.class_names,
-            train_transform(self.augment, self.data_config) if train else eval_transform(self.data_config),
-            decode_side=self.data_config.decode_side,
+            train_transform(self.augment, self._train_config) if train else plain,
+            decode_side=self.data_config.decode_side,  # also where training pictures are of another size: see there
             seed=self.seed,
             pixels=self.index.pixels,
             threads=available_cores(),
         )
+        dataset.test_view, dataset.test_view_epochs = plain, self.test_view_epochs
+        return dataset
 
-    def _loader(self, dataset: ImageDataset, sampler: EpochSampler | None = None) -> ImageLoader:
+    def _loader(
+        self,
+        dataset: ImageDataset,
+        sampler: EpochSampler | EvaluationSampler | None = None,
+        batch_size: int | None = None,
+    ) -> ImageLoader:
         return ImageLoader(
-            dataset, self.batch_size, sampler=sampler, workers=self.workers, pin_memory=torch.cuda.is_available()
+            dataset,
+            batch_size or self.batch_size,
+            sampler=sampler,
+            workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
         )
+
+    def _place(self) -> tuple[int, int]:
+        """The Trainer's rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> ImageLoader:
         """Return the training loader; its order follows from seed and epoch."""
         dataset = self.dataset("train", train=True)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        sampler = EpochSampler(
-            len(dataset), batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
-        return self._loader(dataset, sampler)
+        rank, world_size = self._place()
+        place = {"batch_size": self.batch_size, "seed": self.seed, "rank": rank, "world_size": world_size}
+        if self.sampler == "balanced":
+            return self._loader(dataset, BalancedSampler(dataset.targets.tolist(), **place))
+        return self._loader(dataset, EpochSampler(len(dataset), **place))
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
-        """Return the validation loader, or an empty list where there is no validation split."""
-        return self.evaluation_loader("val") if self.index.split("val") else []
+        """Return the validation loader, or an empty list where there is no validation split.
+
+        Under a Trainer of several processes each measures its part of the pictures, all of them together every picture
+        once; where they are too few to be dealt out in equally many batches, every process measures all of them. Either
+        way the figures are those of one process.
+        """
+        return self._part("val") if self.index.split("val") else []
 
     def test_dataloader(self) -> ImageLoader:
-        """Return the test loader."""
-        return self.evaluation_loader("test")
+        """Return the test loader; under a Trainer of several processes as `val_dataloader`."""
+        return self._part("test")
+
+    def _part(self, split: str) -> ImageLoader:
+        rank, world_size = self._place()
+        if world_size == 1:
+            return self.evaluation_loader(split)
+        dataset = self.dataset(split)
+        batch_size = even_batch_size(len(dataset), self.batch_size, world_size)
+        if batch_size is None:
+            rank, world_size = 0, 1
+        sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler, batch_size)
 
     def evaluation_loader(self, split: str) -> ImageLoader:
         """Return a loader of a split's pictures in index order, without augmentation. Raises `DataError` when empty."""
@@ -178,7 +238,14 @@ class ImageData(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise a batch's pictures on the device they are on."""
         images, targets = batch
-        return normalise(images, self.data_config), targets
+        images = normalise(images, self.data_config)
+        if self._mixer is None or self.trainer is None or not self.trainer.training:
+            return images, targets
+        return self._mixer(images, targets)
+
+    @cached_property
+    def _mixer(self) -> Mixer | None:
+        return Mixer(self.num_classes, self.mixup, self.cutmix) if self.mixup or self.cutmix else None
 
 
 def normalise(images: Tensor, config: DataConfig) -> Tensor:

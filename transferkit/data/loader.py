@@ -19,10 +19,24 @@ from transferkit.data.decode import decode_image
 from transferkit.errors import DataError, TransferkitError
 from transferkit.records import ImageRecord
 
-__all__ = ["EpochSampler", "ImageDataset", "ImageLoader", "as_is", "read_indexed", "sample_seed", "start_worker"]
+__all__ = [
+    "REPEAT",
+    "EpochSampler",
+    "EvaluationSampler",
+    "ImageDataset",
+    "ImageLoader",
+    "as_is",
+    "even_batch_size",
+    "read_indexed",
+    "sample_seed",
+    "start_worker",
+]
 
 Key = tuple[int, int]
 """Epoch and position: what a sampler yields, so that a worker needs no message to know the epoch."""
+
+REPEAT = 1 << 32
+"""Added to the epoch of a key each time that the same picture comes again in it, so that it is augmented anew."""
 
 Batch = tuple[Tensor, Tensor]
 Pixels = npt.NDArray[np.uint8]
@@ -74,6 +88,47 @@ class EpochSampler(DistributedSampler[int]):
         self.epoch = epoch
 
 
+class EvaluationSampler(DistributedSampler[int]):
+    """Every picture once, whatever the number of ranks: rank r has positions r, r + world_size, ...; none is padded.
+
+    A `DistributedSampler`, so that Lightning does not replace it by one that pads.
+
+    Args:
+        size: Number of pictures.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self._mine = range(rank, size, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+
+def even_batch_size(size: int, batch_size: int, world_size: int) -> int | None:
+    """Return the largest batch size by which all ranks of an `EvaluationSampler` have equally many batches.
+
+    Under some strategies a rank with one batch more than the others would wait for them for ever.
+
+    Args:
+        size: Number of pictures.
+        batch_size: The most.
+        world_size: Number of processes.
+
+    Returns:
+        ``None`` where there is none, as with fewer pictures than ranks.
+    """
+    fewest, rest = divmod(size, world_size)  # a rank has so many pictures, or one more
+    if not rest:
+        return batch_size
+    return next((candidate for candidate in range(batch_size, 1, -1) if fewest % candidate), None)
+
+
 class ImageDataset(Dataset[Batch]):
     """Pictures and labels by position; whole batches at a time.
 
@@ -88,6 +143,8 @@ class ImageDataset(Dataset[Batch]):
 
     Attributes:
         activations: ``(N, ...)``, given out instead of the pictures while it is set.
+        test_view: What `transform` is in the epochs of `test_view_epochs`.
+        test_view_epochs: Epochs in which pictures are as they are evaluated.
     """
 
     def __init__(
@@ -110,6 +167,8 @@ class ImageDataset(Dataset[Batch]):
         self.pixels = pixels or {}
         self.threads = threads
         self.activations: Tensor | None = None
+        self.test_view = transform
+        self.test_view_epochs: frozenset[int] = frozenset()
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -125,10 +184,11 @@ class ImageDataset(Dataset[Batch]):
             DataError: The file is gone, unreadable, or not the one that was indexed.
         """
         record = self.records[position]
+        transform = self.test_view if epoch % REPEAT in self.test_view_epochs else self.transform
         pixels = self.pixels.get(record.sha256)
         if pixels is None:
             pixels = decode_image(read_indexed(record.path, record.sha256), min_side=self.decode_side, name=record.path)
-        return self.transform(pixels, sample_seed(self.seed, epoch, record.sha256))
+        return transform(pixels, sample_seed(self.seed, epoch, record.sha256))
 
     def __getitem__(self, key: int | Key) -> Batch:
         images, targets = self.batch([key])
@@ -191,7 +251,7 @@ class ImageLoader(DataLoader[Any]):
     Args:
         dataset: Gives batches.
         batch_size: Pictures per batch.
-        sampler: The training order; pictures come in index order when ``None``.
+        sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
         workers: Processes.
         pin_memory: For copies to a GPU that do not block.
         timeout: Seconds after which a silent worker is an error.
@@ -204,7 +264,7 @@ class ImageLoader(DataLoader[Any]):
         dataset: ImageDataset,
         batch_size: int,
         *,
-        sampler: EpochSampler | None = None,
+        sampler: EpochSampler | EvaluationSampler | None = None,
         workers: int = 0,
         pin_memory: bool = False,
         timeout: float = 300.0,

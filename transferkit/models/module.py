@@ -20,6 +20,7 @@ from transferkit.models.backbones import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
+from transferkit.models.losses import make_loss
 from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
 from transferkit.records import DataConfig
 
@@ -31,7 +32,8 @@ HEAD = "head"
 class TransferModule(L.LightningModule):
     """A pretrained backbone with a head of its own, ready for a plain `lightning.Trainer`.
 
-    Batches are ``(images, targets)``: images ``(B, 3, H, W) float32, normalised``, targets ``(B,) int64 in [0, C)``.
+    Batches are ``(images, targets)``: images ``(B, 3, H, W) float32, normalised``, targets ``(B,) int64 in [0, C)`` or,
+    for training, shares of the classes ``(B, C) float32``.
 
     Args:
         backbone: A name for `create_backbone`, or a backbone.
@@ -42,6 +44,8 @@ class TransferModule(L.LightningModule):
         class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
         drop_rate: Dropout in the head, in [0, 1).
         label_smoothing: Of the training loss, in [0, 1); validation reports the plain negative log-likelihood.
+        loss: The training loss, ``"cross_entropy"`` or ``"focal"`` (with `focal_gamma`, at least 0).
+        class_weights: Weight of each class in the training loss, in index order.
         optimizer: ``"adamw"``, ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
         lr: Per step, where no `PhaseSchedule` sets it.
         weight_decay: Not applied to biases, norms and position embeddings.
@@ -65,6 +69,9 @@ class TransferModule(L.LightningModule):
         class_names: Sequence[str] | None = None,
         drop_rate: float = 0.0,
         label_smoothing: float = 0.0,
+        loss: str = "cross_entropy",
+        focal_gamma: float = 2.0,
+        class_weights: Sequence[float] | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
@@ -86,13 +93,14 @@ class TransferModule(L.LightningModule):
         self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
         if self.head_takes_maps:
             check_head(self.head, self._dry_maps(), num_classes)
-        self.label_smoothing = label_smoothing
+        weighed = None if class_weights is None else torch.tensor(class_weights)
+        self.loss = make_loss(loss, gamma=focal_gamma, class_weights=weighed, label_smoothing=label_smoothing)
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
         self.val_metrics = self._metrics("val_")
         self.test_metrics = self._metrics("test_")
         self.boundary: Boundary | None = None
-        self._sums = torch.zeros(3)  # loss, correct and count of the epoch's training pictures, on the device
+        self._sums = torch.zeros(3)  # of the epoch's pictures, on the device: loss, correct, count
         if isinstance(head, str):
             # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
             self.save_hyperparameters(
@@ -105,6 +113,9 @@ class TransferModule(L.LightningModule):
                     "class_names": list(self.class_names),
                     "drop_rate": drop_rate,
                     "label_smoothing": label_smoothing,
+                    "loss": loss,
+                    "focal_gamma": focal_gamma,
+                    "class_weights": None if class_weights is None else list(class_weights),
                     "optimizer": optimizer,
                     "lr": lr,
                     "weight_decay": weight_decay,
@@ -215,9 +226,10 @@ class TransferModule(L.LightningModule):
         """Return the loss of one batch; nothing here waits for the device."""
         images, targets = batch
         logits = (self(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss: Tensor = self.loss(logits, targets)
         with torch.no_grad():
-            correct = (logits.argmax(dim=1) == targets).sum()
+            labels = targets if targets.ndim == 1 else targets.argmax(dim=1)  # of mixed pictures, the larger part
+            correct = (logits.argmax(dim=1) == labels).sum()
             size = len(targets)
             self._sums += torch.stack((loss.detach() * size, correct, correct.new_full((), size)))
         return loss

@@ -17,8 +17,9 @@ from transferkit.errors import DataError
 from transferkit.features.machine import choose_accelerator, device_of
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
+from transferkit.training.parallel import gather, rank, world
 
-__all__ = ["Prediction", "Predictor", "load", "predictions_csv"]
+__all__ = ["Prediction", "Predictor", "load", "predict_together", "predictions_csv"]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -129,6 +130,19 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
     if not found:
         raise DataError(f"no pictures in {', '.join(paths)} - expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def predict_together(predictor: Predictor, paths: Sequence[str | Path], *, batch_size: int = 32) -> list[Prediction]:
+    """Return what `Predictor.predict` does; of several connected processes each predicts its part, and all return all.
+
+    Args:
+        predictor: The model.
+        paths: Picture files, the same in every process.
+        batch_size: Pictures per forward pass.
+    """
+    processes = world()
+    parts = gather(predictor.predict(paths[rank() :: processes], batch_size=batch_size))
+    return [parts[at % processes][at // processes] for at in range(len(paths))]
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:

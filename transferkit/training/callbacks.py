@@ -10,12 +10,18 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from transferkit.data.datamodule import ImageData
 from transferkit.errors import ConfigError, TrainingError, gather
 from transferkit.models.freezing import frozen_state_digest
 from transferkit.models.module import TransferModule
+from transferkit.training.parallel import average, statistics
 from transferkit.training.phases import Phase, Plan, check_phases
+from transferkit.training.strategies import wrap_again
 
-__all__ = ["PhaseSchedule", "apply_lrs", "running_epoch"]
+__all__ = ["PhaseSchedule", "apply_lrs", "apply_momentum", "running_epoch"]
+
+WATCHED = ("val_loss", "train_loss")
+"""What schedules that go by a value are told: the first of these that is measured."""
 
 
 def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
@@ -24,12 +30,25 @@ def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
         group["lr"] = lrs[group["group"]]
 
 
+def apply_momentum(optimizer: Optimizer, momentum: float | None) -> None:
+    """Write a momentum (Adam's first beta) into the optimizer's parameter groups; ``None`` for the optimizer's own."""
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            first, second = optimizer.defaults["betas"]
+            group["betas"] = (first if momentum is None else momentum, second)
+        else:
+            group["momentum"] = optimizer.defaults["momentum"] if momentum is None else momentum
+
+
 class PhaseSchedule(Callback):
     """Trains a `TransferModule` phase by phase; works with a plain `lightning.Trainer`.
 
-    Nothing is remembered: which groups train and at which LR follows from the plan, the epoch and the batch, at every
-    start anew, so a resumed run is where it was. At the end of each phase the frozen part is compared with what it was
-    at its beginning, parameters and buffers.
+    Which groups train and at which LR follows from the plan, the epoch and the batch, at every start anew, so a resumed
+    run is where it was. Only the validation values that `plateau` goes by are remembered. At the end of each phase the
+    frozen part is compared with what it was at its beginning, parameters and buffers.
+
+    Under DDP the model is wrapped anew at the beginning of each phase: the gradients that processes share are those of
+    the parameters that learn. Running statistics are averaged over the processes at the end of each epoch.
 
     Args:
         phases: In order. The Trainer stops after the last one, unless its own limit comes first.
@@ -43,8 +62,10 @@ class PhaseSchedule(Callback):
         self.phases = tuple(phases)
         self.solved = solved
         self.plan: Plan | None = None
+        self._values: dict[int, list[float]] = {}
         self._applied: int | None = None
         self._frozen_digest: str | None = None
+        self._cycles = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the phases against the module's groups and bound the fit."""
@@ -57,6 +78,14 @@ class PhaseSchedule(Callback):
                 f"phase {self.phases[0].name!r} is solved on cached features, which a Trainer does not do - call "
                 "transferkit.solve_head(model, data) before `fit`, and leave the phase out"
             )
+        bounds = Plan(self.phases, module.group_names(), 1)
+        views = {bounds.first_epoch(number) + epoch for number, phase in enumerate(self.phases) if phase.test_view
+                 for epoch in range(phase.epochs)}  # fmt: skip
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
+        if isinstance(data, ImageData):
+            data.test_view_epochs = frozenset(views)
+        elif views:
+            problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:
             raise ConfigError(gather(problems))
         epochs = sum(phase.epochs for phase in self.phases)
@@ -68,7 +97,9 @@ class PhaseSchedule(Callback):
         """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
         module = _transfer_module(pl_module)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        self.plan = Plan(self.phases, module.group_names(), steps)
+        self.plan = Plan(self.phases, module.group_names(), steps).given(self._values)
+        self._cycles = any(self.plan.momentum(self.plan.first_epoch(number) * steps) is not None
+                           for number, phase in enumerate(self.phases) if phase.epochs)  # fmt: skip
         self._applied = None
         self._enter(trainer, module)
 
@@ -83,6 +114,38 @@ class PhaseSchedule(Callback):
         plan = self._plan()
         step = running_epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
         apply_lrs(trainer.optimizers[0], plan.lrs(step))
+        if self._cycles:
+            apply_momentum(trainer.optimizers[0], plan.momentum(step))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch, before validation, give all processes the mean of their running statistics.
+
+        As timm's ``distribute_bn="reduce"``. Each has normalised by its own pictures until then.
+        """
+        if trainer.world_size > 1 and batch_idx + 1 >= trainer.num_training_batches:
+            average(statistics(pl_module).values())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the schedules what was measured."""
+        name = next((name for name in WATCHED if name in trainer.callback_metrics), None)
+        if name is None:
+            return
+        plan = self._plan()
+        index = plan.phase_at(trainer.current_epoch)
+        epoch = trainer.current_epoch - plan.first_epoch(index)
+        values = [*self._values.get(index, [])[:epoch], float(trainer.callback_metrics[name])]
+        self._values[index] = values
+        self.plan = plan.given(self._values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values that schedules went by."""
+        return {"values": {str(index): list(values) for index, values in self._values.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the values of an earlier process."""
+        self._values = {int(index): list(values) for index, values in state_dict["values"].items()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Audit the last phase."""
@@ -96,6 +159,7 @@ class PhaseSchedule(Callback):
         self._audit(module)
         module.train_groups(plan.phases[index].trained(plan.group_names))
         module.train()
+        wrap_again(trainer)
         self._applied = index
         self._frozen_digest = frozen_state_digest(module)
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ import torch
 import yaml
 
 from transferkit.config import FinetuneConfig
+from transferkit.config_training import TrainingOptions
 from transferkit.data.datamodule import ImageData
 from transferkit.data.index import ImageIndex
+from transferkit.data.loader import EpochSampler
 from transferkit.errors import CheckpointError, TransferkitWarning, gather
 from transferkit.features.machine import device_of
 from transferkit.files import atomic_write, write_json
@@ -25,6 +28,7 @@ from transferkit.models.artifact import save_model, versions
 from transferkit.models.metrics import classification_metrics, confusion_matrix
 from transferkit.models.module import TransferModule
 from transferkit.training.checkpoint import load_checkpoint, newest_checkpoint
+from transferkit.training.finishing import finish_weights, measure_snapshots
 from transferkit.training.inference import predict_probs
 from transferkit.training.keeper import BEFORE_TRAINING, RunKeeper
 from transferkit.training.machine import Machine
@@ -32,7 +36,16 @@ from transferkit.training.options import NOT_SAVED, PATHS, absolute
 from transferkit.training.phases import Phase, Plan
 from transferkit.training.plots import plot_history
 
-__all__ = ["describe_config", "describe_data", "describe_run", "device_name", "resume_point", "write_results"]
+__all__ = [
+    "describe_config",
+    "describe_data",
+    "describe_run",
+    "device_name",
+    "make_plan",
+    "plan_values",
+    "resume_point",
+    "write_results",
+]
 
 
 def describe_run(
@@ -41,29 +54,39 @@ def describe_run(
     """Write what is about to happen: `config.yaml`, `data.json`, `plan.json`."""
     describe_config(run, config.to_dict())
     describe_data(run, data.index, skip_bad=config.skip_bad)
-    steps = len(data.train_dataloader())
-    plan = Plan(phases, module.group_names(), steps)
+    write_json(run / "plan.json", plan_values(make_plan(config, data, module, phases), module))
+
+
+def make_plan(config: TrainingOptions, data: ImageData, module: TransferModule, phases: tuple[Phase, ...]) -> Plan:
+    """Return the phases over the module's groups and the epoch's length in optimizer steps."""
+    processes = config.devices * config.num_nodes
+    share = EpochSampler(
+        len(data.index.split("train")), batch_size=data.batch_size, seed=config.seed, world_size=processes
+    )
+    batches = math.ceil(len(share) / data.batch_size)
+    return Plan(phases, module.group_names(), math.ceil(batches / config.accumulate))
+
+
+def plan_values(plan: Plan, module: TransferModule) -> dict[str, Any]:
+    """Return a plan as `plan.json` holds it."""
     sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in module.groups()}
     samples = sorted({round(number * (plan.steps - 1) / 200) for number in range(201)}) if plan.steps else []
-    write_json(
-        run / "plan.json",
-        {
-            "steps_per_epoch": steps,
-            "epochs": plan.epochs,
-            "groups": [{"name": name, "parameters": size} for name, size in sizes.items()],
-            "phases": [
-                {
-                    **phase.to_dict(),
-                    "first_epoch": plan.first_epoch(number),
-                    "groups": list(phase.trained(plan.group_names)),
-                    "trainable_parameters": sum(sizes[name] for name in phase.trained(plan.group_names)),
-                    "peak_lr": {name: phase.lr * plan.scale(number, name) for name in plan.group_names},
-                }
-                for number, phase in enumerate(phases)
-            ],
-            "lr": {"step": samples, **{name: [plan.lr(name, step) for step in samples] for name in plan.group_names}},
-        },
-    )
+    return {
+        "steps_per_epoch": plan.steps_per_epoch,
+        "epochs": plan.epochs,
+        "groups": [{"name": name, "parameters": size} for name, size in sizes.items()],
+        "phases": [
+            {
+                **phase.to_dict(),
+                "first_epoch": plan.first_epoch(number),
+                "groups": list(phase.trained(plan.group_names)),
+                "trainable_parameters": sum(sizes[name] for name in phase.trained(plan.group_names)),
+                "peak_lr": {name: phase.lr * plan.scale(number, name) for name in plan.group_names},
+            }
+            for number, phase in enumerate(plan.phases)
+        ],
+        "lr": {"step": samples, **{name: [plan.lr(name, step) for step in samples] for name in plan.group_names}},
+    }
 
 
 def describe_config(run: Path, options: Mapping[str, Any]) -> None:
@@ -124,12 +147,15 @@ def write_results(
         module.load_state_dict(load_checkpoint(keeper.best)["state_dict"])
     started = time.perf_counter()
     device = device_of(machine.accelerator)
+    told = finish_weights(run, config, data, module, keeper.schedule.phases, device)
     measured: dict[str, Any] = {}
     for split in ("val", "test"):
         if data.index.split(split):
             probs, targets = predict_probs(module, data.evaluation_loader(split), device=device)
             measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
             measured[split]["confusion"] = confusion_matrix(probs, targets)
+    if config.snapshots:
+        told["snapshots"] = measure_snapshots(run, config, data, module, device)
     save_model(run, module.cpu())
     if keeper.history:
         plan = _read_json(run / "plan.json")
@@ -143,6 +169,7 @@ def write_results(
     metrics = {
         **measured,
         "selection": _selection(keeper),
+        **told,
         "phases": phases,
         "time_s": sum(keeper.phase_seconds.values()) + time.perf_counter() - started,
         "environment": {**versions(), "device": device_name(device), **dataclasses.asdict(machine)},

@@ -5,103 +5,40 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import random
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from transferkit.errors import Interrupted, StorageError, TrainingError
 from transferkit.files import atomic_write, write_atomically
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
+from transferkit.training.ema import EMA
 from transferkit.training.lpft import soften_head
+from transferkit.training.parallel import agree, average, gather, on_first, require_equal, statistics
+from transferkit.training.random_state import random_state, restore_random_state
+from transferkit.training.signals import SignalFlag
 
-__all__ = ["BEFORE_TRAINING", "RunKeeper", "SignalFlag", "random_state", "restore_random_state"]
-
-SAME_SIGNAL_S = 1.0
+__all__ = ["BEFORE_TRAINING", "RunKeeper"]
 
 BEFORE_TRAINING = -1
 """The epoch that stands for a solved head."""
 
+RANKS = "transferkit_ranks"
+"""In a checkpoint of several processes: what each of them has of its own."""
 
-class SignalFlag:
-    """Remembers the first SIGINT or SIGTERM, so that training can stop between two steps; a second one ends at once.
-
-    `timeout`, batch systems and terminals signal a process and its group, so the same wish can arrive twice: what
-    follows within a second is the first one again.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._at = 0.0
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.received is None:
-            self.received, self._at = signum, now
-        elif now - self._at > SAME_SIGNAL_S:
-            os._exit(128 + signum)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Catch the signals for the time of the block; a no-op outside the main thread."""
-        try:
-            before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # signals can be set in the main thread only
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every global random generator, as plain data and tensors."""
-    version, internal, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": {
-            "bit_generator": numpy_state["bit_generator"],
-            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-            "pos": int(numpy_state["state"]["pos"]),
-            "has_gauss": int(numpy_state["has_gauss"]),
-            "gauss": float(numpy_state["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every global random generator back to `random_state`'s values."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    saved = state["numpy"]
-    np.random.set_state(
-        {
-            "bit_generator": saved["bit_generator"],
-            "state": {"key": saved["key"].numpy().astype(np.uint32), "pos": saved["pos"]},
-            "has_gauss": saved["has_gauss"],
-            "gauss": saved["gauss"],
-        }
-    )
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
+ASK_S, ASK_STEPS = 1.0, 10
+"""Several processes ask each other for signals about every second, and at least every ten steps."""
 
 
 class RunKeeper(Checkpoint):
@@ -136,6 +73,10 @@ class RunKeeper(Checkpoint):
         self._started = 0.0
         self._train_seconds = 0.0
         self._seen_before = 0
+        self._seen = 0
+        self._own: dict[str, Any] | None = None
+        self._ask_at = 0
+        self._asked = 0.0
 
     @property
     def last(self) -> Path:
@@ -172,7 +113,7 @@ class RunKeeper(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of an earlier process; the random generators follow just before the first step."""
+        """Take over the state of an earlier process; the random generators follow when training starts."""
         self.history = list(state_dict["history"])
         self.best_value = state_dict["best_value"]
         self.best_epoch = state_dict["best_epoch"]
@@ -182,17 +123,63 @@ class RunKeeper(Checkpoint):
         self._resumed = True
         self._random = state_dict["random"]
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put in what every process has of its own; the rest is the same everywhere, and the first one's is saved."""
+        if trainer.world_size > 1:
+            assert isinstance(pl_module, TransferModule)
+            checkpoint[RANKS] = gather(
+                {
+                    "random": random_state(),
+                    "sums": pl_module.train_sums().detach().cpu().clone(),
+                    **{f"buffer {name}": tensor.detach().cpu().clone() for name, tensor in _own(trainer, pl_module)},
+                }
+            )
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find what this process had of its own; of another number of processes only what they had together."""
+        ranks = checkpoint.get(RANKS)
+        if ranks is not None and len(ranks) == trainer.world_size:
+            self._own = ranks[trainer.global_rank]
+        elif ranks is not None or trainer.world_size > 1:
+            sums = [own["sums"] for own in ranks or [{"sums": checkpoint["transferkit_train_sums"]}]]
+            self._own = {"sums": torch.stack(sums).sum(dim=0) * trainer.is_global_zero}
+
     # ---- hooks ------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; a run that had stopped early stays stopped; one that begins with a solved head saves it."""
+        """Start the clock; a run that had stopped early stays stopped; one that begins with a solved head saves it.
+
+        The random generators of a process that is being continued come back last.
+        """
         assert isinstance(pl_module, TransferModule)
+        self.flag.hold()
+        self._settle(trainer, pl_module)
         if self.solved is not None and not self._resumed:
             self._start_from(self.solved, trainer, pl_module)
+        elif not self._resumed:
+            self._save(trainer)  # so that a run can be resumed whenever it ends
         self._started = time.perf_counter()
         self._seen_before = int(pl_module.train_sums()[2].item())  # by the process that is being continued
         if self.stopped_early:
             trainer.should_stop = True
+        if self._random is not None:  # now, because the first batch may be mixed by them before any other hook
+            restore_random_state(self._random)
+            self._random = None
+
+    def _settle(self, trainer: L.Trainer, module: TransferModule) -> None:
+        """Give this one of several processes what it has of its own: random numbers, and on a resume what it had."""
+        self._ask_at, self._asked = 0, time.perf_counter()
+        own, self._own = self._own or {}, None
+        if "random" in own:
+            self._random = own["random"]
+        elif trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)  # dropout of its own
+            self._random = None
+        if "sums" in own:
+            module.train_sums().copy_(own["sums"])
+        for name, tensor in _own(trainer, module):
+            if f"buffer {name}" in own:
+                tensor.copy_(own[f"buffer {name}"])
 
     def _start_from(self, solved: Mapping[str, Any], trainer: L.Trainer, module: TransferModule) -> None:
         """Make the solved head the first candidate for the best, then soften it for training and save that."""
@@ -207,16 +194,8 @@ class RunKeeper(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._started = time.perf_counter()
-        self._seen_before = 0
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Restore the random generators of the process that is being continued."""
-        if self._random is not None:
-            restore_random_state(self._random)
-            self._random = None
+        self._started = self._asked = time.perf_counter()
+        self._seen_before = self._ask_at = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -225,9 +204,14 @@ class RunKeeper(Checkpoint):
         last = batch_idx + 1 >= trainer.num_training_batches
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if last:
+            assert isinstance(pl_module, TransferModule)
+            self._seen = int(pl_module.train_sums()[2].item())
             self._train_seconds = time.perf_counter() - self._started
-        if self.flag.received is not None and stepped and not last:
-            _require_finite(float(pl_module.train_sums()[0].item()), "train_loss", trainer, self)  # type: ignore[operator]
+            if trainer.world_size > 1:
+                average(tensor for name, tensor in _own(trainer, pl_module) if name.startswith("ema "))
+        if stepped and not last and self._is_to_stop(trainer, (batch_idx + 1) // trainer.accumulate_grad_batches):
+            assert isinstance(pl_module, TransferModule)
+            _require_finite(sum(gather(float(pl_module.train_sums()[0].item()))), "train_loss", trainer, self)
             plan = self.schedule.plan
             assert plan is not None
             self._add_time(plan.phases[plan.phase_at(trainer.current_epoch)].name)
@@ -237,7 +221,8 @@ class RunKeeper(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
         assert isinstance(pl_module, TransferModule)
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Decisions follow from these values: were they not the same everywhere, processes would wait for each other.
+        values = on_first(lambda: {name: float(value) for name, value in trainer.callback_metrics.items()})
         for name in ("train_loss", "val_loss"):
             if name in values:
                 _require_finite(values[name], name, trainer, self)
@@ -248,7 +233,7 @@ class RunKeeper(Checkpoint):
         phase = plan.phases[index]
         self._add_time(phase.name)
         lrs = plan.lrs((epoch + 1) * plan.steps_per_epoch - 1)
-        pictures = int(pl_module.train_sums()[2].item()) - self._seen_before
+        pictures = self._seen - self._seen_before
         self.history.append(
             {
                 "phase": phase.name,
@@ -265,11 +250,14 @@ class RunKeeper(Checkpoint):
             if since >= self.patience:
                 self.stopped_early = True
                 trainer.should_stop = True
+        if isinstance(trainer.strategy, DDPStrategy):  # others spread the weights over the processes
+            require_equal(pl_module, f"after epoch {epoch}")
         self._save(trainer)
         if improved and trainer.is_global_zero:
             _copy(self.last, self.best)
         if trainer.is_global_zero:
             self.write_history()
+        self.flag.received = agree(self.flag.received or 0)[0] or None
         if self.flag.received is not None and epoch + 1 < plan.epochs and not self.stopped_early:
             self._interrupt()
 
@@ -283,11 +271,22 @@ class RunKeeper(Checkpoint):
             return True
         return False
 
+    def _is_to_stop(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether any process has received a signal; asked for at the same steps by all."""
+        if trainer.world_size > 1 and step >= self._ask_at:
+            now = time.perf_counter()
+            steps = min(ASK_STEPS, max(1, round(ASK_S * max(1, step - self._ask_at) / max(now - self._asked, 1e-9))))
+            signum, steps = agree(self.flag.received or 0, steps)
+            self._ask_at, self._asked = step + steps, now
+            self.flag.received = signum or None
+            return self.flag.received is not None
+        return trainer.world_size == 1 and self.flag.received is not None
+
     def _add_time(self, phase: str) -> None:
         self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + time.perf_counter() - self._started
 
     def _save(self, trainer: L.Trainer) -> None:
-        if not self.run.is_dir():
+        if trainer.is_global_zero and not self.run.is_dir():
             raise StorageError(f"{self.run}: the run directory has vanished - leave it alone while it is written to")
         trainer.save_checkpoint(self.last, weights_only=False)
 
@@ -307,6 +306,15 @@ class RunKeeper(Checkpoint):
         writer.writeheader()
         writer.writerows(self.history)
         atomic_write(self.run / "history.csv", text.getvalue())
+
+
+def _own(trainer: L.Trainer, module: TransferModule) -> Iterator[tuple[str, Tensor]]:
+    """Yield by name what processes measure on their own pictures in the course of an epoch: statistics, their EMA."""
+    own = statistics(module)
+    yield from own.items()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it
+        if isinstance(callback, EMA):
+            yield from ((f"ema {name}", tensor) for name, tensor in callback.average.items() if name in own)
 
 
 def _copy(source: Path, target: Path) -> None:

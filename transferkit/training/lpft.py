@@ -15,7 +15,7 @@ from transferkit.data.datamodule import ImageData
 from transferkit.errors import ConfigError, DataError
 from transferkit.features.compute import Compute, FrozenBackbone
 from transferkit.features.extract import make_compute, make_views, table_of
-from transferkit.features.extraction import extract_pictures
+from transferkit.features.extraction import Extraction, extract_pictures
 from transferkit.features.logistic import LinearModel
 from transferkit.features.pictures import Picture
 from transferkit.features.probe import FittedProbe, fit_probe
@@ -25,7 +25,16 @@ from transferkit.features.taps import POOLED, find_taps
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 
-__all__ = ["SolvedProbe", "row_groups", "soften_head", "solve_head", "solve_probe", "training_rows", "write_head"]
+__all__ = [
+    "SolvedProbe",
+    "row_groups",
+    "soften_head",
+    "solve_head",
+    "solve_probe",
+    "split_features",
+    "training_rows",
+    "write_head",
+]
 
 START_STD = 0.3
 """Standard deviation of the logits that fine-tuning starts from."""
@@ -98,18 +107,13 @@ def solve_probe(
     if not isinstance(module.head, LinearHead):
         raise ConfigError(f"a {type(module.head).__name__} cannot be solved, expected a linear head - train it instead")
     started = time.perf_counter()
-    backbone = module.backbone
-    frozen = FrozenBackbone(backbone)
+    frozen = FrozenBackbone(module.backbone)
     tables, computed, precision = {}, 0, ""
     for split in ("train", "val"):
-        shown = make_views(module.data_config, views if split == "train" else 0, data.augment, seed)
-        pictures = [Picture(record.sha256, record.path, data.index.pixels.get(record.sha256))
-                    for record in data.index.split(split)]  # fmt: skip
-        extraction = extract_pictures(pictures, frozen, find_taps(backbone), shown, store, compute, progress=extracting)
-        if extraction.failures:  # they were read when the data were indexed
-            at, reason = next(iter(extraction.failures.items()))
-            raise DataError(f"{pictures[at].name}: cannot be read any more ({reason}) - run again")
-        tables[split] = table_of(data.index, pictures, extraction, {}, splits=(split,))
+        tables[split], extraction = _split_features(
+            module, frozen, data, split, store, compute, views=views if split == "train" else 0, seed=seed,
+            progress=extracting,
+        )  # fmt: skip
         computed += extraction.computed
         precision = extraction.precision.precision
     train, val = tables["train"], tables["val"]
@@ -132,6 +136,59 @@ def solve_probe(
         "time_s": time.perf_counter() - started,
     }
     return SolvedProbe(figures)
+
+
+def split_features(
+    module: TransferModule,
+    data: ImageData,
+    split: str,
+    store: FeatureStore,
+    compute: Compute,
+    *,
+    views: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureTable:
+    """Return the features of a split's pictures, from the store as far as they are there.
+
+    Args:
+        module: Whose backbone.
+        data: The pictures.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        store: Where features are kept.
+        compute: What to compute them with.
+        views: Augmented views besides the evaluation view.
+        seed: Of the views.
+        progress: Called with pictures computed and pictures to compute.
+
+    Raises:
+        DataError: A picture has changed since it was indexed.
+    """
+    frozen = FrozenBackbone(module.backbone)
+    return _split_features(module, frozen, data, split, store, compute, views=views, seed=seed, progress=progress)[0]
+
+
+def _split_features(
+    module: TransferModule,
+    frozen: FrozenBackbone,
+    data: ImageData,
+    split: str,
+    store: FeatureStore,
+    compute: Compute,
+    *,
+    views: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[FeatureTable, Extraction]:
+    shown = make_views(module.data_config, views, data.augment, seed)
+    pictures = [Picture(record.sha256, record.path, data.index.pixels.get(record.sha256))
+                for record in data.index.split(split)]  # fmt: skip
+    taps = find_taps(module.backbone)
+    extraction = extract_pictures(pictures, frozen, taps, shown, store, compute, progress=progress)
+    if extraction.failures:  # they were read when the data were indexed
+        at, reason = next(iter(extraction.failures.items()))
+        raise DataError(f"{pictures[at].name}: cannot be read any more ({reason}) - run again")
+    return table_of(data.index, pictures, extraction, {}, splits=(split,)), extraction
 
 
 def write_head(head: LinearHead, model: LinearModel) -> None:

@@ -1,176 +1,256 @@
 """The LR range test: which learning rate to start from, without a trace on the model.
 
 Smith 2017 (*Cyclical Learning Rates for Training Neural Networks*, section 3.3). Here a copy of the model is trained
-while one multiplier over all groups' own LRs rises exponentially, so that the ratios between groups hold.
+while one multiplier over all groups' own LRs rises, so that the ratios between groups hold.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, cast
 
+import lightning as L
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional
+from torch.optim import Optimizer
 
-from transferkit.data.datamodule import ImageData
-from transferkit.data.loader import EpochSampler, ImageLoader
-from transferkit.errors import ConfigError, TrainingError, gather
+from transferkit.data.datamodule import ImageData, normalise
+from transferkit.data.loader import EpochSampler
+from transferkit.errors import ConfigError, DataError, TrainingError, gather
 from transferkit.models.module import TransferModule
-from transferkit.training.keeper import random_state, restore_random_state
-from transferkit.training.plots import save_figure
+from transferkit.training.lr_search import LRSearch, Measure, Spacing, make_search
+from transferkit.training.lr_sweep import LRRange, detached_copy, own_place, sweep, undisturbed
+from transferkit.training.phases import HEAD, Phase, Plan, check_phases
 
-__all__ = ["LRSearch", "find_lr", "suggest"]
+__all__ = ["LRSearch", "find_lr"]
 
-SMOOTHING = 0.9  # of the loss; the first values are corrected for their bias, as in Adam
-DIVERGED = 4.0  # times the smallest smoothed loss
-ENOUGH = 10  # points before any suggestion
-
-
-@dataclass(frozen=True)
-class LRSearch:
-    """What a range test saw.
-
-    Attributes:
-        lrs: LR of the head at each step.
-        losses: Smoothed training loss at each step.
-        suggestion: The LR where the loss falls fastest over the logarithm of the LR, or ``None`` when it never does.
-        tenth_of_minimum: A tenth of the LR with the smallest loss, or ``None``.
-    """
-
-    lrs: tuple[float, ...]
-    losses: tuple[float, ...]
-    suggestion: float | None
-    tenth_of_minimum: float | None
-
-    def plot(self, path: str | Path) -> None:
-        """Write the curve as PNG, suggestions marked. Raises `StorageError`."""
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axis = figure.subplots()
-        axis.plot(self.lrs, self.losses, color="#1f5fa8")
-        for value, name, colour in (
-            (self.suggestion, "steepest", "#d1701a"),
-            (self.tenth_of_minimum, "minimum / 10", "#4b8b3b"),
-        ):
-            if value is not None:
-                axis.axvline(value, color=colour, linestyle="--", label=f"{name}: {value:.2g}")
-        axis.set_xscale("log")
-        axis.set_xlabel("learning rate of the head")
-        axis.set_ylabel("training loss, smoothed")
-        axis.grid(color="#dddddd", linewidth=0.6)
-        if self.suggestion is not None:
-            axis.legend()
-        save_figure(figure, Path(path))
+VAL_PICTURES = 64
+"""Validation pictures that ``measure="val"`` looks at after every step, at most."""
 
 
 def find_lr(
-    model: TransferModule, data: ImageData, *, steps: int = 100, lr_min: float = 1e-6, lr_max: float = 1.0
+    model: TransferModule,
+    data: ImageData,
+    *,
+    steps: int = 100,
+    lr_min: float = 1e-7,
+    lr_max: float = 1.0,
+    spacing: Spacing = "exponential",
+    measure: Measure = "train",
+    phase: Phase | None = None,
+    clip: float | None = None,
+    accumulate: int = 1,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LRSearch:
-    """Train a copy of the model while the LR rises, and suggest one. Model, data and random state stay as they were.
+    """Train a copy of the model while the LR rises, and suggest one.
+
+    Model, optimizer, data, Trainer and random state stay bit for bit as they were, after an exception or Ctrl-C too.
+    It can be called at any point of a run. Under `torch.distributed` every rank has to call it; all see the same curve.
+
+    One multiplier is swept over the LRs of all groups. Their ratios are those of `phase`; without one, those of the
+    optimizer of the Trainer that the model is attached to, relative to the largest; else those of
+    `configure_optimizers`.
 
     Args:
-        model: What will be trained; the parameters that require a gradient now are trained.
+        model: What will be trained.
         data: Its training batches are cycled through when there are fewer than `steps`.
         steps: Length of the test, at least 30.
-        lr_min: First LR of the head.
-        lr_max: Last LR of the head.
+        lr_min: First LR of the head, per step.
+        lr_max: Last LR of the head, per step.
+        spacing: How the LR rises: ``"exponential"`` or ``"linear"``.
+        measure: The loss that is recorded: ``"train"``, of the step's batch before the step, or ``"val"``, of up to 64
+            validation pictures after it, always the same.
+        phase: The phase to find the LR of: what it trains, at which ratios, on which view of the pictures. Without
+            one, the parameters that require a gradient now are trained.
+        clip: Largest gradient norm, as the training will have it; ``None`` for no clipping.
+        accumulate: Batches per step, as the training will have it.
+        device: Where to compute; where the model is when ``None``.
+        progress: Called with steps done and steps in all.
+
+    Returns:
+        The curve and what follows from it. Where nothing does, as when the loss is flat or not finite from the first
+        step on, `LRSearch.suggestion` is ``None`` and `LRSearch.reason` says why.
 
     Raises:
-        ConfigError: An argument is out of range, or nothing in the model trains.
-        TrainingError: The loss is not finite from the first step on.
+        ConfigError: An argument is out of range, nothing trains, or there are no ratios to be had.
+        DataError: There are no training pictures, or no validation pictures to measure.
+        TrainingError: Memory ran out.
     """
-    problems = []
-    if steps < 30:
-        problems.append(f"steps is {steps}, expected at least 30")
-    if not (0 < lr_min < lr_max and math.isfinite(lr_max)):
-        problems.append(f"lr_min is {lr_min} and lr_max {lr_max}, expected 0 < lr_min < lr_max")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        problems.append("nothing in the model requires a gradient, expected something to train")
+    lr_range = LRRange(steps, lr_min, lr_max, spacing)
+    problems = [*lr_range.problems(), *_problems(model, measure, phase, clip, accumulate)]
     if problems:
         raise ConfigError(gather(problems))
-    state = random_state()
-    mode = model.training
-    try:
-        lrs, losses = _sweep(_detached_copy(model), data, steps, lr_min, lr_max)
-    finally:
-        restore_random_state(state)
-        model.train(mode)
-    if len(losses) < 2:
-        raise TrainingError(
-            f"the loss is not finite from the first step on, at LR {lr_min:.2g} - check the pictures, or --precision 32"
+    if measure == "val" and not data.index.split("val"):
+        raise DataError(
+            'measure="val" needs validation pictures, and the data have none - add a val folder, make val_split larger '
+            'than 0, or pass measure="train"'
         )
-    steepest, tenth = suggest(lrs, losses)
-    return LRSearch(tuple(lrs), tuple(losses), steepest, tenth)
+    seen = _as_in_training(data, model, phase, steps)
+    with undisturbed(data.seed + own_place()[0], model.device if device is None else device):
+        twin = detached_copy(model, device)
+        if phase is not None:
+            twin.train_groups(phase.trained(twin.group_names()))
+        optimizer = one_optimizer(twin)
+        names, ratios = _ratios(model, twin, optimizer, phase)
+        try:
+            swept = sweep(
+                twin,
+                optimizer,
+                ratios,
+                _batches(seen, twin.device),
+                lr_range.lrs(),
+                evaluate=_validation(twin, seen) if measure == "val" else None,
+                clip=clip,
+                accumulate=accumulate,
+                progress=progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory beside the model, in batches of {data.batch_size} - pass a smaller batch size (such as "
+                f"{max(1, data.batch_size // 2)}) or image size"
+            ) from error
+    by_group = dict(zip(names, ratios, strict=True))
+    axis = HEAD if phase is not None or by_group.get(HEAD) == 1.0 else names[ratios.index(1.0)]
+    return make_search(
+        swept.lrs, swept.losses, ratios=by_group, axis=axis, ended=swept.ended, spacing=spacing, measure=measure
+    )
 
 
-def suggest(lrs: list[float], losses: list[float]) -> tuple[float | None, float | None]:
-    """Return the LR of the steepest fall over log LR, and a tenth of the LR of the smallest loss.
-
-    Both are ``None`` when there are too few points or the loss never falls below where it began.
-    """
-    if len(losses) < ENOUGH or min(losses) >= losses[0]:
-        return None, None
-    lowest = losses.index(min(losses))
-    logs = [math.log(lr) for lr in lrs]
-    # Slope over five points: a single step is noise.
-    slopes = {
-        middle: (losses[middle + 2] - losses[middle - 2]) / (logs[middle + 2] - logs[middle - 2])
-        for middle in range(2, min(lowest, len(losses) - 3) + 1)
-    }
-    if not slopes or min(slopes.values()) >= 0:
-        return None, None
-    return lrs[min(slopes, key=slopes.__getitem__)], lrs[lowest] / 10
+def one_optimizer(model: TransferModule) -> Optimizer:
+    """Return the optimizer that a model builds. Raises `ConfigError` when it builds anything else."""
+    optimizer: Any = model.configure_optimizers()
+    if isinstance(optimizer, Mapping):
+        optimizer = optimizer.get("optimizer")
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    raise ConfigError(
+        f"configure_optimizers() of {type(model).__name__} returned {type(optimizer).__name__}, expected one "
+        "optimizer, or a mapping with it as 'optimizer'"
+    )
 
 
-def _detached_copy(model: TransferModule) -> TransferModule:
-    """A copy without ties to a Trainer."""
-    trainer = model._trainer
-    model._trainer = None
-    try:
-        return copy.deepcopy(model)
-    finally:
-        model._trainer = trainer
+def _problems(
+    model: TransferModule, measure: str, phase: Phase | None, clip: float | None, accumulate: int
+) -> list[str]:
+    found = []
+    if measure not in ("train", "val"):
+        found.append(f"measure is {measure!r}, expected 'train' or 'val'")
+    if clip is not None and not clip > 0:
+        found.append(f"clip is {clip}, expected a number above 0, or None")
+    if accumulate < 1:
+        found.append(f"accumulate is {accumulate}, expected at least 1")
+    if phase is not None:
+        if phase.solve:
+            found.append(f"phase {phase.name!r} is solved, which takes no LR - pass a phase that is trained")
+        found += check_phases((phase,), model.group_names())
+    elif not any(parameter.requires_grad for parameter in model.parameters()):
+        found.append("nothing in the model requires a gradient, expected something to train - or pass phase=")
+    return found
 
 
-def _endless(loader: ImageLoader) -> Iterator[tuple[Tensor, Tensor]]:
+# ---- ratios -----------------------------------------------------------------------------------------------------
+
+
+def _ratios(
+    model: TransferModule, twin: TransferModule, optimizer: Optimizer, phase: Phase | None
+) -> tuple[list[str], list[float]]:
+    """Return names and ratios of the groups of the copy's `optimizer`; 0 for what does not train."""
+    groups = optimizer.param_groups
+    if phase is not None:
+        if not all("group" in group for group in groups):
+            raise ConfigError(
+                f"the optimizer of {type(model).__name__} does not say which layer group its parameters are of, and "
+                "phases go by layer groups - build it over transferkit.models.optimizers.param_groups"
+            )
+        plan = Plan((phase,), twin.group_names(), 1)
+        return _names(groups), [plan.scale(0, group["group"]) for group in groups]
+    trains = [any(parameter.requires_grad for parameter in group["params"]) for group in groups]
+    lrs = [lr if learns else 0.0 for lr, learns in zip(_own_lrs(model, groups), trains, strict=True)]
+    largest = max(lrs)
+    for name, lr, learns in zip(_names(groups), lrs, trains, strict=True):
+        if learns and not lr > 0:
+            raise ConfigError(
+                f"{name} trains, and its LR in the optimizer is {lr}, which says nothing of the ratio it will have - "
+                "pass phase=, the phase to find the LR of"
+            )
+    return _names(groups), [lr / largest for lr in lrs]
+
+
+def _own_lrs(model: TransferModule, groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the LRs of a running optimizer's groups, else those that `groups` are built with."""
+    running = model._trainer.optimizers if model._trainer is not None else []
+    if not running:
+        return [_base_lr(group) for group in groups]
+    own = running[0].param_groups
+    if len(own) != len(groups):
+        raise ConfigError(
+            f"the running optimizer has {len(own)} parameter groups, configure_optimizers() builds {len(groups)} - "
+            "pass phase=, or find the LR before `fit`"
+        )
+    lrs = [float(group["lr"]) for group in own]
+    return lrs if any(lrs) else [_base_lr(group) for group in own]
+
+
+def _base_lr(group: Mapping[str, Any]) -> float:
+    """A scheduler that warms up from 0 keeps the LR it starts from as ``initial_lr``."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(group.get("group", group.get("name", f"group {number}"))) for number, group in enumerate(groups)]
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """What `ImageData` asks of a Trainer: that it trains, and who this process is."""
+
+    global_rank: int
+    world_size: int
+    training: bool = True
+
+
+def _as_in_training(data: ImageData, model: TransferModule, phase: Phase | None, steps: int) -> ImageData:
+    """Return the data as a Trainer would give them to the model; shares the pictures, and nothing that moves."""
+    data.index  # noqa: B018  # read once, for both
+    seen = copy.copy(data)
+    seen.trainer = cast("L.Trainer", _Seat(*own_place()))
+    if data.adopts_config:
+        seen.data_config = dataclasses.replace(model.data_config, image_size=data.data_config.image_size)
+    test_view = phase is not None and phase.test_view
+    seen.test_view_epochs = frozenset(range(steps)) if test_view else frozenset()
+    return seen
+
+
+def _batches(data: ImageData, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield training batches on `device`, epoch after epoch."""
+    loader = data.train_dataloader()
     epoch = 0
     while True:
         if isinstance(loader.sampler, EpochSampler):
             loader.sampler.set_epoch(epoch)
-        yield from loader
+        for images, targets in loader:
+            yield data.on_after_batch_transfer((images.to(device), targets.to(device)), 0)
         epoch += 1
 
 
-def _sweep(
-    model: TransferModule, data: ImageData, steps: int, lr_min: float, lr_max: float
-) -> tuple[list[float], list[float]]:
-    model.train()
-    optimizer = model.configure_optimizers()
-    ratios = [group["lr"] / model.optimizer_options["lr"] for group in optimizer.param_groups]
-    batches = _endless(data.train_dataloader())
-    lrs: list[float] = []
-    losses: list[float] = []
-    average = 0.0
-    for step in range(steps):
-        lr = lr_min * (lr_max / lr_min) ** (step / (steps - 1))
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group["lr"] = lr * ratio
-        images, targets = (tensor.to(model.device) for tensor in next(batches))
-        images, targets = data.on_after_batch_transfer((images, targets), 0)
-        optimizer.zero_grad(set_to_none=True)
-        loss = model.training_step((images, targets), step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            break
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        smoothed = average / (1 - SMOOTHING ** (step + 1))
-        if losses and smoothed > DIVERGED * min(losses):
-            break
-        lrs.append(lr)
-        losses.append(smoothed)
-        torch.autograd.backward(loss)
-        optimizer.step()
-    return lrs, losses
+def _validation(model: TransferModule, data: ImageData) -> Callable[[], Tensor]:
+    """Return what measures the loss of some validation pictures, the same ones at every call."""
+    dataset = data.dataset("val")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(data.seed))
+    images, targets = dataset.batch(sorted(order[:VAL_PICTURES].tolist()))
+    images, targets = normalise(images.to(model.device), data.data_config), targets.to(model.device)
+
+    def measure() -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            return functional.cross_entropy(model(images).float(), targets)
+
+    return measure

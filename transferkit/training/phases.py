@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from transferkit.errors import ConfigError, did_you_mean, gather
 from transferkit.training.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["HEAD", "PRESETS", "Phase", "Plan", "check_phases", "make_phases", "preset_phases"]
+__all__ = ["HEAD", "Phase", "Plan", "check_phases", "make_phases"]
 
 HEAD = "head"
-PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
-
 
 PROBE_CURVE = Cosine()
 
@@ -36,6 +34,9 @@ class Phase:
         schedule: Multiplies every group's peak LR; a schedule, its name, or a mapping with its options.
         layer_decay: Each layer group's peak LR over that of the next one nearer the head, in (0, 1]
             (discriminative learning rates; BEiT, Bao et al. 2022; ULMFiT, Howard & Ruder 2018, section 3.2).
+        group_lrs: Peak LRs of single layer groups by name or glob, instead of what `lr` and `layer_decay` give them.
+        test_view: Train on pictures as they are evaluated: at the model's own size, without augmentation (the last step
+            of FixRes; Touvron et al. 2019, section 4.2).
         solve: The head is fitted at once, by logistic regression on cached features, instead of being trained for
             epochs. Possible for the first phase, with ``train="head"`` and a linear head; `finetune` does it.
     """
@@ -46,10 +47,13 @@ class Phase:
     lr: float = 1e-3
     schedule: Schedule | str | Mapping[str, Any] = PROBE_CURVE
     layer_decay: float = 1.0
+    group_lrs: Mapping[str, float] = field(default_factory=dict)
+    test_view: bool = False
     solve: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", make_schedule(self.schedule))
+        object.__setattr__(self, "group_lrs", dict(self.group_lrs))
         if not isinstance(self.train, str):
             object.__setattr__(self, "train", tuple(self.train))
 
@@ -69,6 +73,12 @@ class Phase:
         """Return the groups this phase trains, in the order of `group_names`."""
         return tuple(name for name in group_names if any(fnmatchcase(name, pattern) for pattern in self.patterns))
 
+    def own_lr(self, group: str) -> float | None:
+        """Return the peak LR that `group_lrs` gives a group: by its name, else by the first pattern that fits."""
+        if group in self.group_lrs:
+            return self.group_lrs[group]
+        return next((lr for pattern, lr in self.group_lrs.items() if fnmatchcase(group, pattern)), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the phase as a recipe writes it."""
         if self.solve:
@@ -81,6 +91,8 @@ class Phase:
             "lr": self.lr,
             "schedule": self.curve.to_dict(),
             "layer_decay": self.layer_decay,
+            **({"group_lrs": dict(self.group_lrs)} if self.group_lrs else {}),
+            **({"test_view": True} if self.test_view else {}),
         }
 
 
@@ -119,8 +131,11 @@ def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str
     if not 0.0 < phase.layer_decay <= 1.0:
         found.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
     found += phase.curve.problems(phase.epochs)
+    for pattern, lr in phase.group_lrs.items():
+        if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
+            found.append(f"group_lrs[{pattern!r}] is {lr!r}, expected a finite number above 0")
     if group_names is not None:
-        for pattern in phase.patterns:
+        for pattern in (*phase.patterns, *phase.group_lrs):
             if not any(fnmatchcase(name, pattern) for name in group_names):
                 found.append(
                     f"{pattern!r} matches no layer group.{did_you_mean(pattern, group_names)} "
@@ -153,8 +168,11 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
         found = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
         implied = {"epochs": 0, "train": HEAD} if value.get("solve") is True else {}
         found += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
-        if "solve" in value and not isinstance(value["solve"], bool):
-            found.append(f"{where}: solve is {value['solve']!r}, expected true or false")
+        for key in ("solve", "test_view"):
+            if key in value and not isinstance(value[key], bool):
+                found.append(f"{where}: {key} is {value[key]!r}, expected true or false")
+        if not isinstance(value.get("group_lrs", {}), Mapping):
+            found.append(f"{where}: group_lrs is {value['group_lrs']!r}, expected LRs by layer group")
         for key, kinds, expected in (("lr", (int, float), "a number"), ("layer_decay", (int, float), "a number")):
             if key in value and (isinstance(value[key], bool) or not isinstance(value[key], kinds)):
                 found.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
@@ -173,67 +191,6 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
     if problems:
         raise ConfigError(gather(problems))
     return tuple(phases)
-
-
-def preset_phases(
-    preset: str,
-    *,
-    epochs: int,
-    probe_epochs: int,
-    lr: float,
-    probe_lr: float,
-    schedule: Schedule,
-    layer_decay: float,
-    group_names: Sequence[str],
-    solve: bool = False,
-) -> tuple[Phase, ...]:
-    """Return the phases that a preset's name stands for.
-
-    - ``probe``: the head alone, solved or for `epochs` epochs.
-    - ``finetune``: everything for `epochs` epochs.
-    - ``probe-finetune``: the head alone, solved or for `probe_epochs`, then everything for `epochs` (LP-FT, Kumar et
-      al. 2022: fine-tuning from a converged head distorts the features less).
-    - ``gradual``: the head alone, likewise, then one more layer group per phase, from the output to the
-      input (gradual unfreezing; ULMFiT, Howard & Ruder 2018, section 3.3). `epochs` are shared out evenly, early
-      phases get what is left over; with fewer epochs than groups several groups are unfrozen at a time.
-
-    Args:
-        preset: One of `PRESETS`.
-        epochs: Fine-tuning epochs (of the probe, when only the probe is trained).
-        probe_epochs: Epochs of a probe that comes before fine-tuning.
-        lr: Peak LR of the head while more than the head is trained.
-        probe_lr: Peak LR of the head while it is trained alone.
-        schedule: Of the phases after the probe; the probe itself is annealed by half a cosine.
-        layer_decay: See `Phase`.
-        group_names: The model's groups, input to output, the head last.
-        solve: Whether the head alone is solved on cached features instead of trained.
-
-    Raises:
-        ConfigError: The preset is unknown.
-    """
-    probe = Phase("probe", epochs=0 if solve else probe_epochs, train=HEAD, lr=probe_lr, solve=solve)
-    everything = Phase("finetune", epochs=epochs, train="all", lr=lr, schedule=schedule, layer_decay=layer_decay)
-    if preset == "probe":
-        return (probe,) if solve else (Phase("probe", epochs=epochs, train=HEAD, lr=probe_lr, schedule=schedule),)
-    if preset == "finetune":
-        return (everything,)
-    if preset == "probe-finetune":
-        return (probe, everything)
-    if preset == "gradual":
-        layers = [name for name in group_names if name != HEAD][::-1]
-        count = max(1, min(len(layers), epochs))
-        phases = [probe]
-        for number in range(count):
-            unfrozen = layers[: (number + 1) * len(layers) // count]
-            share = epochs // count + (number < epochs % count)
-            trained = tuple(name for name in group_names if name == HEAD or name in unfrozen)
-            name = f"unfreeze-{unfrozen[-1]}" if unfrozen else "unfreeze"
-            phases.append(Phase(name, epochs=share, train=trained, lr=lr, schedule=schedule, layer_decay=layer_decay))
-        return tuple(phases)
-    raise ConfigError(
-        f"unknown phases {preset!r}.{did_you_mean(preset, PRESETS)} "
-        f"Known: {', '.join(PRESETS)}, or a list of phases in a recipe."
-    )
 
 
 @dataclass(frozen=True)
@@ -272,21 +229,47 @@ class Plan:
         """Return the epoch, over all phases, at which phase `index` starts."""
         return sum(phase.epochs for phase in self.phases[:index])
 
+    def given(self, values: Mapping[int, Sequence[float]]) -> Plan:
+        """Return the plan as it stands once validation values are known, for schedules that go by them (`plateau`).
+
+        Args:
+            values: By phase index, the monitored loss of each of its finished epochs.
+        """
+        phases = [replace(phase, schedule=phase.curve.given(values.get(number, ())))
+                  for number, phase in enumerate(self.phases)]  # fmt: skip
+        return replace(self, phases=tuple(phases))
+
     def scale(self, index: int, group: str) -> float:
-        """Return a group's peak LR over the head's in phase `index`: 0 when frozen, `layer_decay` to the distance."""
+        """Return a group's peak LR over `Phase.lr` in phase `index`.
+
+        0 when frozen; else what `group_lrs` say, else `layer_decay` to the distance from the head.
+        """
         phase = self.phases[index]
         if group not in phase.trained(self.group_names):
             return 0.0
+        own = phase.own_lr(group)
+        if own is not None:
+            return own / phase.lr
         return float(phase.layer_decay ** (len(self.group_names) - 1 - self.group_names.index(group)))
 
     def lrs(self, step: int) -> dict[str, float]:
         """Return every group's LR at optimizer step `step` (from 0, over all phases); 0 for frozen groups."""
-        index = self.phase_at(step // self.steps_per_epoch)
+        index, *place = self._place(step)
         phase = self.phases[index]
-        local = step - self.first_epoch(index) * self.steps_per_epoch
-        factor = phase.curve.factor(local, phase.epochs * self.steps_per_epoch, self.steps_per_epoch)
+        factor = phase.curve.factor(*place)
         return {group: phase.lr * self.scale(index, group) * factor for group in self.group_names}
 
     def lr(self, group: str, step: int) -> float:
         """Return one group's LR at optimizer step `step`."""
         return self.lrs(step)[group]
+
+    def momentum(self, step: int) -> float | None:
+        """Return the momentum at optimizer step `step`, or ``None`` where the optimizer's own holds."""
+        index, *place = self._place(step)
+        return self.phases[index].curve.momentum(*place)
+
+    def _place(self, step: int) -> tuple[int, int, int, int]:
+        """Return the phase of a step, the step within it, the phase's steps, and those of an epoch."""
+        index = self.phase_at(step // self.steps_per_epoch)
+        local = step - self.first_epoch(index) * self.steps_per_epoch
+        return index, local, self.phases[index].epochs * self.steps_per_epoch, self.steps_per_epoch

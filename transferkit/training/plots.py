@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from transferkit.files import write_atomically
 
-__all__ = ["plot_history", "save_figure"]
+__all__ = ["draw_rates", "plot_history", "plot_plan", "save_figure"]
 
 SHADES = ("#eef3fb", "#fdf3e7", "#eef8ef", "#f7eef9")
 
@@ -20,6 +23,49 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all. Raises `StorageError`."""
     FigureCanvasAgg(figure)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def draw_rates(axis: Axes, plan: Mapping[str, Any]) -> None:
+    """Draw every group's LR over the epochs, the head darkest.
+
+    Args:
+        axis: Where to; an epoch spans half a unit to both sides of its number.
+        plan: The content of `plan.json`.
+    """
+    groups = [group["name"] for group in plan["groups"]]
+    positions = [step / plan["steps_per_epoch"] + 0.5 for step in plan["lr"]["step"]]
+    for number, group in enumerate(groups):
+        lrs = [lr if lr > 0 else math.nan for lr in plan["lr"][group]]
+        axis.plot(positions, lrs, color=str(0.75 * (1 - (number + 1) / len(groups))), label=group)
+    peaks = [max(plan["lr"][group]) for group in groups if max(plan["lr"][group]) > 0]
+    axis.set_yscale("log")
+    axis.set_ylim(min(peaks) / 30, max(peaks) * 1.5)  # annealing ends near zero; how near says nothing
+    axis.set_ylabel("learning rate")
+    axis.legend(fontsize="x-small", ncols=max(1, len(groups) // 6), loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def plot_plan(plan: Mapping[str, Any], path: Path) -> None:
+    """Plot every group's LR over a run that has not begun, phases shaded.
+
+    Args:
+        plan: The content of `plan.json`, with at least one epoch.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
+    draw_rates(axis, plan)
+    trained = [phase for phase in plan["phases"] if phase["epochs"]]
+    for number, phase in enumerate(trained):
+        start = phase["first_epoch"] + 0.5
+        axis.axvspan(start, start + phase["epochs"], color=SHADES[number % len(SHADES)], zorder=0, linewidth=0)
+        axis.annotate(
+            phase["name"], (start + 0.05, 1.02), xycoords=("data", "axes fraction"), fontsize="small", color="#444444"
+        )
+    axis.set_xlim(0.5, plan["epochs"] + 0.5)
+    axis.set_xlabel("epoch")
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    save_figure(figure, path)
 
 
 def plot_history(
@@ -53,18 +99,8 @@ def plot_history(
             axis.plot(
                 [0], [solved[f"val_{kind}"]], marker="D", markersize=6, color="#d1701a", label="val, solved probe"
             )
-    groups = [group["name"] for group in plan["groups"]]
-    # An epoch spans half a unit to both sides of its number, like the shading.
-    positions = [step / plan["steps_per_epoch"] + 0.5 for step in plan["lr"]["step"]]
-    for number, group in enumerate(groups):
-        lrs = [lr if lr > 0 else None for lr in plan["lr"][group]]
-        rate.plot(positions, lrs, color=str(0.75 * (1 - (number + 1) / len(groups))), label=group)
-    peaks = [max(plan["lr"][group]) for group in groups if max(plan["lr"][group]) > 0]
-    rate.set_yscale("log")
-    rate.set_ylim(min(peaks) / 30, max(peaks) * 1.5)  # annealing ends near zero; how near says nothing
-    rate.set_ylabel("learning rate")
+    draw_rates(rate, plan)
     rate.set_xlabel("epoch")
-    rate.legend(fontsize="x-small", ncols=max(1, len(groups) // 4), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     names = list(dict.fromkeys(row["phase"] for row in history))
     for axis in (loss, accuracy, rate):
         for number, name in enumerate(names):

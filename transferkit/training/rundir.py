@@ -15,18 +15,23 @@ from pathlib import Path
 from transferkit.errors import CheckpointError, StorageError
 from transferkit.files import storage_errors
 
-__all__ = ["default_run_dir", "is_complete", "open_run_dir", "prepare_run_dir"]
+__all__ = ["default_run_dir", "is_complete", "open_run_dir", "prepare_run_dir", "run_stem"]
 
 LOCK = ".lock"
 
 
 def default_run_dir(data: str, backbone: str) -> Path:
     """Return ``runs/<data>-<backbone>-<n>``, with the first free number."""
-    stem = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
+    stem = run_stem(data, backbone)
     number = 1
     while (Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return Path("runs") / f"{stem}-{number}"
+
+
+def run_stem(data: str, backbone: str) -> str:
+    """Return ``<data>-<backbone>``, fit for a file name."""
+    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
 
 
 def is_complete(run: Path) -> bool:

@@ -55,6 +55,8 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
     for split in ("val", "test"):
         if split in metrics:
             console.print(f"{split:<9}{accuracy_text(metrics[split])}{_selection(split, metrics)}", soft_wrap=True)
+    for line in _craft(metrics):
+        console.print(line, soft_wrap=True)
     console.print(f"time     {duration(metrics['time_s'])} on {metrics['environment']['device']}", soft_wrap=True)
     console.print(f"model    {run / 'model.safetensors'}", soft_wrap=True)
     if (run / "curves.png").is_file():
@@ -66,6 +68,22 @@ def accuracy_text(values: Mapping[str, Any]) -> str:
     """Return a split's accuracy in words, with its interval and number of pictures."""
     low, high = values["acc_ci"]
     return f"{values['acc']:.1%} accuracy (95 % interval {low:.1%} to {high:.1%}, {values['n']} pictures)"
+
+
+def _craft(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what was done to the weights after the last step, a line each."""
+    found = []
+    if "interpolation" in metrics:
+        mixed = metrics["interpolation"]
+        ends = f"{_percent(mixed['val_acc'][0])} at 0, {_percent(mixed['val_acc'][-1])} at 1"
+        found.append(f"mixed    {mixed['alpha']:g} of the fine-tuned weights, chosen on val ({ends})")
+    if "recalibrated_bn" in metrics:
+        found.append(f"bn       {metrics['recalibrated_bn']} layers measured by one pass over the training pictures")
+    for split, values in metrics.get("snapshots", {}).items():
+        alone = values["each_acc"]
+        apart = f"{_percent(min(alone))} to {_percent(max(alone))}"
+        found.append(f"snapshots {split} {_percent(values['acc'])} together, {len(alone)} alone {apart}")
+    return found
 
 
 def _selection(split: str, metrics: Mapping[str, Any]) -> str:

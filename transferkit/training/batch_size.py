@@ -1,0 +1,134 @@
+"""How many pictures a step takes: what fits into memory, and what to go on with when it did not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+
+import torch
+
+from transferkit.config_training import FinetuneConfig
+from transferkit.data.host import free_memory
+from transferkit.errors import TrainingError, TransferkitWarning
+from transferkit.features.machine import device_of
+from transferkit.models.module import TransferModule
+from transferkit.training.building import Prepared
+from transferkit.training.fit import is_out_of_memory
+from transferkit.training.progress import progress_console, waiting
+
+__all__ = ["SIZES", "choose_batch_size", "halved"]
+
+SIZES = (8, 16, 32, 64, 128, 256)
+"""What is tried. Larger batches need another LR and, on the few pictures of transfer learning, too few steps remain."""
+
+STEPS_PER_EPOCH = 16
+"""A batch is not so large that an epoch has fewer steps, memory or not."""
+
+SHARE = 0.8
+"""Of the memory that is free; the rest is for what a measurement of one step does not see."""
+
+
+def choose_batch_size(ready: Prepared, *, quiet: bool = False) -> int:
+    """Return the largest batch size of `SIZES` at which a whole training step fits.
+
+    A copy of the model does one step of every size in turn, everything trainable, optimizer included, until memory runs
+    out. On a CPU nothing is driven that far, since the system might kill the process: what a step takes is computed
+    from what its activations take.
+
+    Args:
+        ready: What will be trained.
+        quiet: No progress.
+
+    Raises:
+        TrainingError: Not even the smallest size fits.
+    """
+    device = device_of(ready.machine.accelerator)
+    pictures = len(ready.data.index.split("train"))
+    wanted = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
+    largest = 0
+    with waiting(progress_console(quiet), "measuring the batch size"):
+        trial = _Trial(ready.module, device, half=ready.machine.precision == "bf16")
+        try:
+            for size in wanted:
+                if device == "cpu" and trial.needs(size) > SHARE * free_memory():
+                    break
+                if device != "cpu" and not trial.fits(size):
+                    break
+                largest = size
+        finally:
+            del trial
+            if device == "cuda":
+                torch.cuda.empty_cache()
+    if not largest:
+        raise TrainingError(
+            f"not even a batch of {SIZES[0]} pictures fits into memory - try a smaller --image-size or --backbone"
+        )
+    return largest
+
+
+def halved(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the options with half the batch and twice the accumulation: the same steps in less memory."""
+    size = int(config.batch_size) // 2
+    accumulate = config.accumulate * 2
+    message = f"out of memory at batch size {config.batch_size}: going on with {size}, {accumulate} batches per step"
+    warnings.warn(message, TransferkitWarning, stacklevel=2)
+    return dataclasses.replace(config, batch_size=size, accumulate=accumulate)
+
+
+class _Trial:
+    """Training steps of a copy of the model.
+
+    Args:
+        module: The model.
+        device: Where to try.
+        half: Under bf16 autocast.
+    """
+
+    def __init__(self, module: TransferModule, device: str, *, half: bool) -> None:
+        self.module = copy.deepcopy(module).to(device, memory_format=torch.channels_last)
+        self.module.requires_grad_(True)
+        self.module.train()
+        self.optimizer = self.module.configure_optimizers()
+        self.device = device
+        self.half = half
+
+    def fits(self, size: int) -> bool:
+        """Whether a step of `size` pictures can be done twice within the memory at hand."""
+        try:
+            if self.device == "cuda":
+                torch.cuda.set_per_process_memory_fraction(SHARE)
+            for _ in range(2):
+                self._loss(size).backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            if self.device == "cuda":
+                torch.cuda.set_per_process_memory_fraction(1.0)
+        return True
+
+    def needs(self, size: int) -> int:
+        """Return the bytes of a step: what autograd keeps of a small batch, scaled up, twice for its gradients."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self._loss(2)
+        del loss
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.module.parameters())
+        return round(sum(kept.values()) / 2 * size * 2) + 3 * weights
+
+    def _loss(self, size: int) -> torch.Tensor:
+        images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
+        targets = torch.zeros(size, dtype=torch.int64, device=self.device)
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
+            logits = self.module(images.contiguous(memory_format=torch.channels_last))
+        loss: torch.Tensor = self.module.loss(logits.float(), targets)
+        return loss
