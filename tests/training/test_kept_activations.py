@@ -40,7 +40,7 @@ def prefix_pictures(monkeypatch):
         stem.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         return backbone
 
-    monkeypatch.setattr("transferkit.training.finetune.create_backbone", listened)
+    monkeypatch.setattr("transferkit.training.building.create_backbone", listened)
     return seen
 
 

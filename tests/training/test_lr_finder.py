@@ -887,6 +887,7 @@ def as_rank(rank, folder, meeting):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_agree(folder, tmp_path, monkeypatch):  # fault 76
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

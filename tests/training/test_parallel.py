@@ -181,7 +181,7 @@ def test_validation_is_exact_for_any_number_of_pictures(tmp_path):  # fault 77, 
 
 def test_the_first_rank_writes_and_the_others_wait_for_it(options, tmp_path):  # fault 80
     options |= {"phases": "finetune", "epochs": 1}
-    results = worker.run_ranks(2, tmp_path, worker.finetune_watched, options, (), 1.5, True)
+    results = worker.run_ranks(2, tmp_path, worker.finetune_watched, options, (), 0.5, True)
     assert results[0]["path"] == results[1]["path"] == options["out"]
     assert results[0]["metrics"] == results[1]["metrics"]
     assert (Path(options["out"]) / "metrics.json").exists()
@@ -238,6 +238,7 @@ def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(normed, tmp_path, 
         assert {**row, "images_per_s": ""} == {**other, "images_per_s": ""}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(normed, tmp_path):
     worker.Ranks(2, tmp_path, worker.finetune_watched, normed, [(0, 1, 0, int(signal.SIGTERM))]).results()
     again = {"out": normed["out"], "resume": True, "devices": 1}
@@ -256,6 +257,7 @@ def test_a_rank_that_fails_before_training_ends_all_with_its_status(tmp_path, jo
     assert [value for _, value in results] == said
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_all(tmp_path):  # fault 79
     results = worker.Ranks(2, tmp_path, worker.connect_and, worker.is_killed).results(60)
     assert [code for code, _ in results] == [5, -signal.SIGKILL]

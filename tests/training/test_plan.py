@@ -104,7 +104,7 @@ def test_dry_run_is_plan(quick, tmp_path, monkeypatch, capsys):
         "phases",
         "probe",
         "finetune",
-        "frozen norms",
+        "15/15",
         "learning rates",
         "head",
         "steps per epoch",

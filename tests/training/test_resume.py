@@ -93,7 +93,7 @@ def test_the_comparison_can_fail(options, reference, tmp_path):
 def test_same_seed_same_result_whatever_the_workers(monkeypatch, options, reference, tmp_path):  # fault 51
     # The number of compute threads changes the order of sums, so it is held.
     threads = choose_workers(0, "cpu")[1]
-    monkeypatch.setattr("transferkit.training.finetune.choose_workers", lambda workers, _: (workers, threads))
+    monkeypatch.setattr("transferkit.training.building.choose_workers", lambda workers, _: (workers, threads))
     again = finetune(**{**options, "workers": 2}, out=tmp_path / "run").path
     assert_same_result(again, reference)
 

@@ -31,7 +31,7 @@ STEP = timedelta(minutes=30)
 WAIT = timedelta(days=1)
 """How long the others may wait for the first: it measures, solves and writes for all. A dead one is noticed at once."""
 
-NOTE_S = 3.0
+NOTE_S = 2.0
 """How long to look for what a process that is gone has left to say."""
 
 FAILURES, FAILURE, READERS = "transferkit/failures", "transferkit/failure", "transferkit/readers"

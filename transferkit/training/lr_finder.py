@@ -26,7 +26,7 @@ from transferkit.training.lr_search import LRSearch, Measure, Spacing, make_sear
 from transferkit.training.lr_sweep import LRRange, detached_copy, own_place, sweep, undisturbed
 from transferkit.training.phases import HEAD, Phase, Plan, check_phases
 
-__all__ = ["LRSearch", "find_lr"]
+__all__ = ["LRSearch", "find_lr", "one_optimizer"]
 
 VAL_PICTURES = 64
 """Validation pictures that ``measure="val"`` looks at after every step, at most."""
