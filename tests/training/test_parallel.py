@@ -557,9 +557,10 @@ def test_an_error_of_one_process_is_the_error_of_the_command(command, options, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "to"), [("launcher", "first"), ("launcher", "group"), ("launcher", "second"),
-                                         ("torchrun", "first")])  # fmt: skip
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("how", "to", "number"), [
+    ("launcher", "first", signal.SIGTERM), ("launcher", "second", signal.SIGTERM), ("launcher", "group", signal.SIGINT),
+    ("torchrun", "first", signal.SIGTERM),
+])  # fmt: skip
 def test_a_signal_saves_and_ends_the_command(command, options, tmp_path, how, to, number):  # fault 47
     run = Path(options["out"])
     running = command(how, {**options, "phases": "finetune", "epochs": 500}, tmp_path / "errors")

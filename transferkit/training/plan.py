@@ -90,22 +90,25 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
     """
     console = console or Console(highlight=False)
     table = Table(title="phases", title_justify="left", title_style="bold")
-    for column in ("phase", "epochs", "steps", "trains", "parameters", "norms frozen", "time", "memory"):
-        table.add_column(column, justify="left" if column in ("phase", "trains") else "right")
+    for column in ("phase", "epochs", "steps", "trains", "norms frozen", "time", "memory"):
+        table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=column == "phase")
     for phase in values["phases"]:
         table.add_row(
-            phase["name"], str(phase["epochs"] or "solved"), f"{phase['steps']:,}", _named(phase["groups"]),
-            f"{phase['trainable_parameters']:,}", f"{phase['frozen_norms']}/{values['norms']}",
+            phase["name"], str(phase["epochs"] or "solved"), f"{phase['steps']:,}",
+            _short(phase["trainable_parameters"]), f"{phase['frozen_norms']}/{values['norms']}",
             duration(phase["time_s"]), f"{phase['memory'] / 1e9:.2f} GB",
         )  # fmt: skip
     console.print(table)
-    rates = Table(title="learning rates, start > peak > end", title_justify="left", title_style="bold")
     trained = [phase for phase in values["phases"] if phase["epochs"]]
-    for column in ("group", "parameters", *(phase["name"] for phase in trained)):
-        rates.add_column(column, justify="left" if column == "group" else "right")
-    for group in values["groups"]:
-        cells = (" > ".join(f"{lr:.2g}" for lr in phase["lr_course"].get(group["name"], ())) for phase in trained)
-        rates.add_row(group["name"], f"{group['parameters']:,}", *(cell or "frozen" for cell in cells))
+    sizes = {group["name"]: group["parameters"] for group in values["groups"]}
+    rates = Table(title="learning rates; other groups are frozen", title_justify="left", title_style="bold")
+    for column in ("phase", "group", "parameters", "start", "peak", "end"):
+        rates.add_column(column, justify="left" if column in ("phase", "group") else "right", no_wrap=True)
+    for phase in trained:
+        for number, (group, course) in enumerate(phase["lr_course"].items()):
+            shown = "" if number else phase["name"]
+            last = number + 1 == len(phase["lr_course"])
+            rates.add_row(shown, group, _short(sizes[group]), *(f"{lr:.2g}" for lr in course), end_section=last)
     if trained:
         console.print(rates)
     if values["lr_found"] is not None:
@@ -124,8 +127,9 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
 # ---- parts ------------------------------------------------------------------------------------------------------
 
 
-def _named(groups: list[str]) -> str:
-    return ", ".join(groups) if len(groups) <= 3 else f"{groups[0]} ... {groups[-1]} ({len(groups)})"
+def _short(count: int) -> str:
+    """Return a number of parameters in the unit a person would use."""
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
 def _frozen_norms(ready: Prepared) -> list[int]:
