@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from transferkit.config import FinetuneConfig, make_config
 from transferkit.errors import ConfigError, TrainingError, TransferkitWarning
 from transferkit.models.module import TransferModule
 from transferkit.training import batch_size
-from transferkit.training.auto_lr import find_start
+from transferkit.training.auto_lr import find_start, peak_lr
 from transferkit.training.batch_size import choose_batch_size
 from transferkit.training.building import prepare
 from transferkit.training.finetune import finetune
 from transferkit.training.fit import is_out_of_memory
+from transferkit.training.phases import Phase
 
 
 def rows(run):
@@ -174,3 +176,21 @@ def test_accumulation_equals_the_large_batch(folder, tmp_path):
     other = finetune(**options, batch_size=4, out=tmp_path / "other").path
     theirs = load_file(other / "model.safetensors")
     assert not all(torch.allclose(ours[name], tensor, rtol=1e-4, atol=1e-6) for name, tensor in theirs.items())
+
+
+# ---- the peak of a schedule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lowest", "expected"),
+    [
+        ("constant", 1.0, 1e-3),  # always at the peak
+        ("cosine", 1.0, 2e-3),  # half a cosine has the mean 1/2
+        ({"name": "cosine", "lr_min_ratio": 0.5}, 1.0, 1e-3 / 0.75),
+        ("cosine", 1.5e-3, 1.5e-3),  # never beyond the smallest loss
+        ("cosine", 5e-4, 1e-3),  # nor below what was suggested
+    ],
+)
+def test_the_mean_of_a_schedule_is_what_was_suggested(schedule, lowest, expected):
+    search = SimpleNamespace(suggestion=1e-3, lrs=(1e-5, lowest, 10.0), losses=(2.0, 1.0, 3.0))
+    assert peak_lr(search, Phase("all", epochs=2, schedule=schedule)) == pytest.approx(expected, rel=0.01)

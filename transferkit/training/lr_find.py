@@ -10,7 +10,7 @@ from transferkit.config_training import LRFindConfig
 from transferkit.errors import ConfigError, TrainingError, did_you_mean
 from transferkit.features.store import FeatureStore
 from transferkit.files import storage_errors
-from transferkit.training.auto_lr import search_phase
+from transferkit.training.auto_lr import peak_lr, search_phase
 from transferkit.training.batch_size import choose_batch_size
 from transferkit.training.building import make_compute_of, prepare
 from transferkit.training.lpft import solve_probe
@@ -92,4 +92,8 @@ def _print(search: LRSearch, phase: Phase, out: Path) -> None:
         console.print(f"groups   {told}", soft_wrap=True)
     console.print(f"curve    {out / CURVE}, {out / PLOT}", soft_wrap=True)
     if search.suggestion is not None:
-        console.print(f"next     transferkit finetune ... --lr {search.suggestion:.2g}")
+        peak = peak_lr(search, phase)
+        console.print(
+            f"peak     {peak:.2g}, so that the mean over the {phase.curve.name} schedule is what is suggested"
+        )
+        console.print(f"next     transferkit finetune ... --lr {peak:.2g}")

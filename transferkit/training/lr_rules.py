@@ -48,7 +48,7 @@ SLIDE_THRESHOLD = 0.1
 VALLEY_PLACE = 2 / 3
 """How far down the longest valley the LR is taken, in decades of LR."""
 
-DEFAULT_RULE = "valley"
+DEFAULT_RULE = "steep"
 """The rule in use."""
 
 Floats = Sequence[float]
