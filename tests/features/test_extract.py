@@ -282,6 +282,15 @@ def test_an_export_that_cannot_be_is_refused_before_any_work(folder, tmp_path, c
     assert decoded == []
 
 
+@pytest.fixture
+def interruptible():
+    """A process that a shell started in the background ignores SIGINT from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
     """It comes while a picture is decoded; the chunk that was done is kept, and so are the batches before it."""
