@@ -26,7 +26,7 @@ _HOMES = {
     "check_gradients": "transferkit.training.gradcheck",
     "extract_features": "transferkit.features.extract",
     "find_lr": "transferkit.training.lr_finder",
-    "finetune": "transferkit.training.finetune",
+    "finetune": "transferkit.results.job",
     "load": "transferkit.results.predict",
     "register_backbone": "transferkit.models.backbones",
     "register_head": "transferkit.models.heads",
@@ -64,9 +64,9 @@ if TYPE_CHECKING:
     from transferkit.models.backbones import Backbone, register_backbone
     from transferkit.models.heads import register_head
     from transferkit.models.module import TransferModule
+    from transferkit.results.job import finetune
     from transferkit.results.predict import load
     from transferkit.training.callbacks import PhaseSchedule
-    from transferkit.training.finetune import finetune
     from transferkit.training.gradcheck import check_gradients
     from transferkit.training.lpft import solve_head
     from transferkit.training.lr_finder import find_lr

@@ -12,15 +12,21 @@ from transferkit import __version__
 from transferkit.config import (
     REQUIRED,
     BackbonesConfig,
+    CalibrateConfig,
     CheckConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
     FeaturesConfig,
     FinetuneConfig,
     LRFindConfig,
     PlanConfig,
     PredictConfig,
     ProbeConfig,
+    ReportConfig,
     SearchConfig,
     SelftestConfig,
+    ServeConfig,
     StoreConfig,
     default_of,
     make_config,
@@ -40,14 +46,34 @@ VERBS: dict[str, tuple[type[Any], str]] = {
     "search": (SearchConfig, "search for options with Optuna; the best ones become a recipe"),
     "features": (FeaturesConfig, "extract features of a folder, once; kept in the store, exported on request"),
     "probe": (ProbeConfig, "fit a classifier on cached features, in seconds"),
-    "predict": (PredictConfig, "predict the class of pictures with a finished run"),
+    "evaluate": (EvaluateConfig, "measure a run on labelled pictures; --against another run, picture by picture"),
+    "predict": (PredictConfig, "predict the class of pictures with a finished run; CSV or JSON lines"),
+    "calibrate": (CalibrateConfig, "fit a run's confidence on labelled pictures it has not seen"),
+    "explain": (ExplainConfig, "heat maps of pictures, and the training pictures nearest to them"),
+    "report": (ReportConfig, "one page about a run, or one that compares several"),
+    "export": (ExportConfig, "ONNX, torch.export, safetensors or skops; verified before the file appears"),
+    "serve": (ServeConfig, "a small HTTP server with a page to drop pictures on"),
     "check": (CheckConfig, "audit a data folder before training on it"),
     "backbones": (BackbonesConfig, "list, search and describe backbones"),
     "store": (StoreConfig, "list, verify or clean the feature store"),
     "selftest": (SelftestConfig, "prove on this machine that a killed run resumes exactly"),
 }
 
-POSITIONAL = {"predict": ("run", "paths"), "backbones": ("pattern",), "store": ("action",)}
+POSITIONAL = {
+    "evaluate": ("run", "data"),
+    "predict": ("run", "paths"),
+    "calibrate": ("run", "data"),
+    "explain": ("run", "paths"),
+    "report": ("runs",),
+    "export": ("run",),
+    "serve": ("run",),
+    "backbones": ("pattern",),
+    "store": ("action",),
+}
+
+NARGS = {"run": None, "data": "?", "paths": "*", "runs": "*", "pattern": "?", "action": "?"}
+
+STANDS_IN = {"run": "-", "data": "-", "paths": ["-"], "runs": ["-"]}
 
 HELP = f"""\
 transferkit {__version__}: transfer learning for images
@@ -152,7 +178,7 @@ def build_parser(verb: str) -> ArgumentParser:
     for item in dataclasses.fields(kind):
         default, text = default_of(item), item.metadata["help"].replace("%", "%%")
         if item.name in places:
-            nargs = {"run": None, "paths": "*", "pattern": "?", "action": "?"}[item.name]
+            nargs = NARGS[item.name]
             element = hints[item.name] if nargs == "?" else str
             extra: dict[str, Any] = {} if nargs is None else {"nargs": nargs, "default": default}
             parser.add_argument(item.name, type=element, help=text, metavar=item.name.upper(), **extra)
@@ -182,7 +208,7 @@ def parse_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
     try:
         options: dict[str, Any] = parser.parse_args(list(words), defaults=False).as_dict()
     except ConfigError as error:
-        problems = _diagnose(parser, kind, words) or [_with_hint(str(error), kind)]
+        problems = _diagnose(parser, kind, words, POSITIONAL.get(verb, ())) or [_with_hint(str(error), kind)]
         raise ConfigError(f"{gather(problems)}; see transferkit {verb} --help") from error
     options.pop("config", None)
     if not (verb == "finetune" and options.get("resume")):  # a resume has its options from the run directory
@@ -190,13 +216,15 @@ def parse_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _diagnose(parser: ArgumentParser, kind: type[Any], words: Sequence[str]) -> list[str]:
+def _diagnose(parser: ArgumentParser, kind: type[Any], words: Sequence[str], places: Sequence[str]) -> list[str]:
     """Return every mistake of a command line that the parser refused; it stops at the first one itself."""
     import dataclasses
 
     fields = {flag(item.name): item for item in dataclasses.fields(kind)}
     problems = []
-    sound: dict[str, Any] = {}
+    # What stands in a place of its own is not looked at here, only that something does.
+    given = bool(words) and not words[0].startswith("--")
+    sound: dict[str, Any] = {name: value for name, value in STANDS_IN.items() if given and name in places}
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
         if not name.startswith("--"):

@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transferkit.config_data import REQUIRED, DataOptions
+from transferkit.config_results import (
+    CalibrateConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    PredictConfig,
+    ReportConfig,
+    ServeConfig,
+)
 from transferkit.config_training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
 from transferkit.declare import at_least, default_of, make_config, option
 from transferkit.errors import did_you_mean
@@ -18,15 +27,21 @@ from transferkit.errors import did_you_mean
 __all__ = [
     "REQUIRED",
     "BackbonesConfig",
+    "CalibrateConfig",
     "CheckConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "FinetuneConfig",
     "LRFindConfig",
     "PlanConfig",
     "PredictConfig",
     "ProbeConfig",
+    "ReportConfig",
     "SearchConfig",
     "SelftestConfig",
+    "ServeConfig",
     "StoreConfig",
     "default_of",
     "make_config",
@@ -97,6 +112,10 @@ class ProbeConfig(FeatureOptions):
     )
     depth: bool = option(False, "also probe every stage: accuracy over depth, with a plot")
     learning_curve: bool = option(False, "also fit on 10, 20, 40, 80 and 100 % of the labels, with a plot")
+    calibrate: Literal["temperature", "vector", "none"] = option(
+        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
+    )
+    report: Literal["on", "off"] = option("on", "write report.html")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
     quiet: bool = option(False, "no progress bars, no summary")
@@ -155,20 +174,3 @@ class BackbonesConfig:
     def problems(self) -> list[str]:
         """Return everything that is wrong with these options."""
         return []
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Predict the class of pictures with the model of a run directory; CSV on standard output or in a file."""
-
-    run: str = option(REQUIRED, "run directory of a finished run")
-    paths: list[str] = option([], "pictures, or folders of pictures")
-    out: str | None = option(None, "CSV file to write; default: standard output")
-    batch_size: int = option(32, "pictures per forward pass")
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
-
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = [] if self.run else ["RUN is missing, expected a run directory"]
-        found += [] if self.paths else ["PATH is missing, expected pictures or folders"]
-        return found + at_least("batch_size", self.batch_size, 1)

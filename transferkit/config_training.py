@@ -166,6 +166,10 @@ class FinetuneConfig(TrainingOptions):
     overfit_batches: int | None = option(
         None, "a check, not a training: so many batches must be learnt to 100 %; writes no run"
     )
+    calibrate: Literal["temperature", "vector", "none"] = option(
+        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
+    )
+    report: Literal["on", "off"] = option("on", "write report.html")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
     resume: bool = option(False, "go on with the run in --out, exactly where it stopped")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")

@@ -13,24 +13,30 @@ from typing import Any, NoReturn
 
 from transferkit.config import (
     BackbonesConfig,
+    CalibrateConfig,
     CheckConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
     FeaturesConfig,
     LRFindConfig,
     PlanConfig,
     PredictConfig,
     ProbeConfig,
+    ReportConfig,
     SearchConfig,
     SelftestConfig,
+    ServeConfig,
     StoreConfig,
     make_config,
 )
-from transferkit.errors import ExportError, Interrupted
+from transferkit.errors import Interrupted
 
 __all__ = ["RUNNERS"]
 
 
 def run_finetune(options: dict[str, Any]) -> int:
-    from transferkit.training.finetune import finetune
+    from transferkit.results.job import finetune
 
     # Before and after training; in between, RunKeeper's own handlers save first.
     with _said_once(), _stopped_by_sigterm():
@@ -105,11 +111,11 @@ def run_features(options: dict[str, Any]) -> int:
 
 
 def run_probe(options: dict[str, Any]) -> int:
-    from transferkit.training.probe_run import run_probe as fit
+    from transferkit.results.job import probe
 
     config = make_config(ProbeConfig, options)
     with _stopped_by_sigterm(), _told_what_is_kept():
-        fit(config)
+        probe(config)
     return 0
 
 
@@ -131,24 +137,57 @@ def run_store(options: dict[str, Any]) -> int:
 
 
 def run_predict(options: dict[str, Any]) -> int:
-    from transferkit.files import atomic_write
-    from transferkit.results.predict import find_pictures, load, predict_together, predictions_csv
-    from transferkit.training.connecting import connected, place_of_torchrun
-    from transferkit.training.parallel import on_first
+    from transferkit.results.predictions import predict_files
 
-    config = make_config(PredictConfig, options)
-    with _said_once(), connected(place_of_torchrun()):
-        predictor = load(config.run, accelerator=config.accelerator)
-        pictures = on_first(find_pictures, config.paths)
-        predictions = predict_together(predictor, pictures, batch_size=config.batch_size)
-        text = predictions_csv(predictions)
-        if config.out is None:
-            on_first(print, text, end="", flush=True)
-        else:
-            on_first(atomic_write, config.out, text)
-        failed = [item for item in predictions if item.error is not None]
-        if failed:
-            raise ExportError(f"{len(failed)} of {len(predictions)} pictures could not be read; their rows say why")
+    with _said_once(), _stopped_by_sigterm():
+        predict_files(make_config(PredictConfig, options))
+    return 0
+
+
+def run_evaluate(options: dict[str, Any]) -> int:
+    from transferkit.results.evaluate import evaluate
+
+    with _stopped_by_sigterm():
+        evaluate(make_config(EvaluateConfig, options))
+    return 0
+
+
+def run_calibrate(options: dict[str, Any]) -> int:
+    from transferkit.results.calibrate import calibrate
+
+    with _stopped_by_sigterm():
+        calibrate(make_config(CalibrateConfig, options))
+    return 0
+
+
+def run_explain(options: dict[str, Any]) -> int:
+    from transferkit.results.explain import explain
+
+    with _stopped_by_sigterm(), _told_what_is_kept():
+        explain(make_config(ExplainConfig, options))
+    return 0
+
+
+def run_report(options: dict[str, Any]) -> int:
+    from transferkit.results.report import report
+
+    with _stopped_by_sigterm():
+        report(make_config(ReportConfig, options))
+    return 0
+
+
+def run_export(options: dict[str, Any]) -> int:
+    from transferkit.results.export import export
+
+    with _stopped_by_sigterm():
+        export(make_config(ExportConfig, options))
+    return 0
+
+
+def run_serve(options: dict[str, Any]) -> int:
+    from transferkit.results.serve import serve
+
+    serve(make_config(ServeConfig, options))
     return 0
 
 
@@ -186,7 +225,13 @@ RUNNERS: dict[str, Callable[[dict[str, Any]], int]] = {
     "selftest": run_selftest,
     "features": run_features,
     "probe": run_probe,
+    "evaluate": run_evaluate,
     "predict": run_predict,
+    "calibrate": run_calibrate,
+    "explain": run_explain,
+    "report": run_report,
+    "export": run_export,
+    "serve": run_serve,
     "check": run_check,
     "backbones": run_backbones,
     "store": run_store,

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import signal
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from engine_worker import build, error, own, pictures_of, plain_rows
 from torch import nn
+from torch.utils.data import get_worker_info
 
 from transferkit.data.decode import decode_image
 from transferkit.data.transforms import eval_transform, train_transform
@@ -201,6 +204,24 @@ def test_a_file_that_is_not_what_was_hashed(shapes, backbone, store, what, worke
     expected = "cannot be read any more" if what == "deleted" else "its content changed since the data were indexed"
     with pytest.raises(DataError, match=f"{victim}: {expected}"):
         run(shapes, backbone, store, workers=workers)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_lost_worker(monkeypatch, shapes, backbone, store, small_chunks, hangs):  # fault 45
+    batch = pictures.PictureBatches.batch
+
+    def harmed(self, jobs):
+        if get_worker_info() is not None and any(job.position == 15 for job in jobs):  # of the second chunk
+            time.sleep(60) if hangs else os.kill(os.getpid(), signal.SIGKILL)
+        return batch(self, jobs)
+
+    monkeypatch.setattr(pictures.PictureBatches, "batch", harmed)
+    monkeypatch.setattr(pictures, "TIMEOUT_S", 1.0 if hangs else 300.0)
+    reason = "processes sent nothing for 1 s" if hangs else "process was lost"
+    with pytest.raises(StorageError, match=rf"decoding {reason}.* reduce --workers or raise shm") as caught:
+        run(shapes, backbone, store, workers=1)
+    assert caught.value.exit_status == 74
+    assert 10 <= len(shapes) - run(shapes, backbone, store).computed < 20  # the first chunk is kept
 
 
 def test_what_was_computed_before_a_file_vanished_is_kept(shapes, backbone, store, small_chunks):  # fault 23

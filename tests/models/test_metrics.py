@@ -8,7 +8,12 @@ import torch
 from sklearn import metrics as reference
 
 from transferkit.errors import ConfigError
-from transferkit.models.metrics import classification_metrics, confusion_matrix
+from transferkit.models.metrics import (
+    classification_metrics,
+    confidence_metrics,
+    confusion_matrix,
+    reliability_bins,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,51 @@ def test_ece_by_hand():
     probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     result = classification_metrics(probs, torch.tensor([0, 1, 0, 0]), ("a", "b"), resamples=10)
     assert result["ece"] == pytest.approx(0.4, abs=1e-6)
+
+
+def test_reliability_bins_by_hand():
+    # Bins are 1/15 wide: 0.9 lies in the 14th, 0.61 in the 10th, 0.8 is the lower edge of the 13th, 1 is in the last.
+    probs = torch.tensor([[0.9, 0.1], [0.88, 0.12], [0.61, 0.39], [0.2, 0.8], [1.0, 0.0]])
+    bins = reliability_bins(probs, torch.tensor([0, 1, 0, 1, 0]))
+    assert len(bins) == 15
+    filled = {number: row for number, row in enumerate(bins) if row["n"]}
+    assert filled == {
+        9: {"low": 9 / 15, "high": 10 / 15, "n": 1, "confidence": pytest.approx(0.61), "accuracy": 1.0},
+        12: {"low": 12 / 15, "high": 13 / 15, "n": 1, "confidence": pytest.approx(0.8), "accuracy": 1.0},
+        13: {"low": 13 / 15, "high": 14 / 15, "n": 2, "confidence": pytest.approx(0.89), "accuracy": 0.5},
+        14: {"low": 14 / 15, "high": 1.0, "n": 1, "confidence": 1.0, "accuracy": 1.0},
+    }
+    assert bins[0] == {"low": 0.0, "high": 1 / 15, "n": 0, "confidence": None, "accuracy": None}
+
+
+def test_the_bins_give_the_calibration_error(sample):
+    probs, targets, names = sample
+    metrics = classification_metrics(probs, targets, names, resamples=10)
+    bins = [row for row in reliability_bins(probs, targets) if row["n"]]
+    assert sum(row["n"] for row in bins) == 400
+    gaps = sum(row["n"] * abs(row["confidence"] - row["accuracy"]) for row in bins)
+    assert metrics["ece"] == pytest.approx(gaps / 400, abs=1e-6)
+    assert sum(row["n"] * row["accuracy"] for row in bins) / 400 == pytest.approx(metrics["acc"], abs=1e-6)
+
+
+def test_three_numbers_a_picture_are_enough_for_loss_and_calibration_error(sample):
+    probs, targets, names = sample
+    metrics = classification_metrics(probs, targets, names, resamples=10)
+    confidence, predicted = probs.max(dim=1)
+    found = confidence_metrics(probs.gather(1, targets[:, None]).squeeze(1), confidence, predicted == targets)
+    assert found == {"loss": pytest.approx(metrics["loss"]), "ece": pytest.approx(metrics["ece"])}
+
+
+def test_a_long_tail_does_not_hide_in_the_accuracy():  # fault 26
+    # 999 pictures of a class that is always right, one of a class that never is.
+    probs = torch.tensor([[0.9, 0.1]]).repeat(1000, 1)
+    targets = torch.zeros(1000, dtype=torch.int64)
+    targets[0] = 1
+    result = classification_metrics(probs, targets, ("common", "rare"), resamples=200)
+    assert result["acc"] == pytest.approx(0.999)
+    assert result["balanced_acc"] == pytest.approx(0.5)
+    assert [row["n"] for row in result["per_class"].values()] == [999, 1]
+    assert result["balanced_acc_ci"] == [0.5, 1.0]  # a resample may lack the rare picture
 
 
 def test_intervals_equal_the_binomial_ones(sample):

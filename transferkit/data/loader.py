@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from transferkit.data.decode import decode_image
+from transferkit.data.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
 from transferkit.errors import DataError, TransferkitError
 from transferkit.records import ImageRecord
 
@@ -29,7 +30,6 @@ __all__ = [
     "even_batch_size",
     "read_indexed",
     "sample_seed",
-    "start_worker",
 ]
 
 Key = tuple[int, int]
@@ -254,7 +254,10 @@ class ImageLoader(DataLoader[Any]):
         sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
         workers: Processes.
         pin_memory: For copies to a GPU that do not block.
-        timeout: Seconds after which a silent worker is an error.
+        timeout: Seconds after which silent workers are an error.
+
+    Raises:
+        StorageError: While iterated, when a worker was killed, or they are silent.
     """
 
     dataset: ImageDataset
@@ -267,7 +270,7 @@ class ImageLoader(DataLoader[Any]):
         sampler: EpochSampler | EvaluationSampler | None = None,
         workers: int = 0,
         pin_memory: bool = False,
-        timeout: float = 300.0,
+        timeout: float = TIMEOUT_S,
     ) -> None:
         super().__init__(
             dataset,
@@ -276,20 +279,21 @@ class ImageLoader(DataLoader[Any]):
             num_workers=workers,
             collate_fn=as_is,
             pin_memory=pin_memory,
-            timeout=timeout if workers else 0,
+            timeout=min(LOOK_S, timeout) if workers else 0,
             persistent_workers=workers > 0,
             worker_init_fn=start_worker,
             # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the
             # global one, and a run resumed between two epochs would go on from another random state.
             generator=torch.Generator().manual_seed(dataset.seed),
         )
+        self._silence = timeout
         self._yielded = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
         # Lightning has told the sampler the epoch.
         self._yielded = 0
-        for batch in super().__iter__():
+        for batch in from_workers(super().__iter__(), self._silence):
             if isinstance(batch, TransferkitError):
                 raise batch
             self._yielded += 1
@@ -309,8 +313,3 @@ class ImageLoader(DataLoader[Any]):
         if isinstance(self.sampler, EpochSampler) and state:
             self.sampler.set_epoch(state["epoch"])
             self.sampler.start = state["samples"]
-
-
-def start_worker(worker: int) -> None:
-    """Leave the cores to the other workers."""
-    torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from transferkit.data.workers import worker_errors
 from transferkit.errors import TrainingError
 from transferkit.features.compute import Compute, FrozenBackbone
 from transferkit.features.engine import Engine, PrecisionChoice
@@ -67,7 +68,7 @@ def extract_pictures(
     Raises:
         DataError: A file is gone or has changed since it was hashed.
         StoreError: A feature is not finite; the message names the pictures.
-        StorageError: The disk is full or failing. What was computed before is kept.
+        StorageError: The disk is full or failing, or a decoding process was lost. What was computed before is kept.
         TrainingError: Memory ran out.
     """
     distinct = {picture.sha256: picture for picture in pictures}
@@ -90,7 +91,8 @@ def extract_pictures(
     if missing:
         kept.require_space(missing)
         try:
-            computed = _compute(kept, missing, engine(), dataset, taps, compute, progress)
+            with worker_errors():
+                computed = _compute(kept, missing, engine(), dataset, taps, compute, progress)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory while extracting features in batches of {compute.batch} - pass a smaller batch size "

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from transferkit.data.decode import UnreadableImage, decode_image
-from transferkit.data.loader import as_is, read_indexed, sample_seed, start_worker
+from transferkit.data.loader import as_is, read_indexed, sample_seed
 from transferkit.data.transforms import Transform
+from transferkit.data.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
 from transferkit.errors import TransferkitError
 
 __all__ = ["EVALUATION", "Job", "Loaded", "Picture", "PictureBatches", "Views", "load_pictures"]
@@ -171,6 +172,7 @@ def load_pictures(
 
     Raises:
         DataError: A file is gone, or its content has changed since it was hashed.
+        StorageError: A worker was killed, or they are silent.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -178,11 +180,11 @@ def load_pictures(
         num_workers=workers,
         collate_fn=as_is,
         pin_memory=pin_memory,
-        timeout=300 if workers else 0,
+        timeout=min(LOOK_S, TIMEOUT_S) if workers else 0,
         worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),  # else every iterator draws from the global one
     )
-    for loaded in loader:
+    for loaded in from_workers(loader, TIMEOUT_S):
         if isinstance(loaded, TransferkitError):
             raise loaded
         yield loaded

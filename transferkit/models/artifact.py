@@ -21,13 +21,14 @@ from transferkit import __version__
 from transferkit.errors import CheckpointError
 from transferkit.files import atomic_write, sha256_of_file, write_json
 from transferkit.models.backbones import create_backbone
+from transferkit.models.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.weights import load_backbone_weights
 from transferkit.models.weights_files import read_state_dict
 from transferkit.records import DataConfig
 
-__all__ = ["ModelInfo", "load_model", "load_weights_from", "save_model", "versions"]
+__all__ = ["ModelInfo", "load_model", "load_weights_from", "save_info", "save_model", "versions"]
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
@@ -44,10 +45,11 @@ class ModelInfo:
         class_names: In index order.
         preprocessing: Facts that travel with the weights.
         weights_source: Where the backbone's starting weights came from.
-        temperature: Divides the logits; 1 until the model is calibrated.
+        calibration: What turns logits into probabilities that can be trusted; the plain softmax until it is fitted.
         license: Of the backbone's weights, where known.
         backbone_args: Of the backbone's constructor.
         versions: Of the libraries that wrote the model.
+        sha256: Hex digest of the weights file.
     """
 
     backbone: str
@@ -55,11 +57,12 @@ class ModelInfo:
     class_names: tuple[str, ...]
     preprocessing: DataConfig
     weights_source: str
-    temperature: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
     license: str | None = None
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     head_args: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
 
 
 def versions() -> dict[str, str]:
@@ -80,6 +83,7 @@ def save_model(
     *,
     head: str | None = None,
     head_args: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> ModelInfo:
     """Write a module as a product; the weights first, so that `model.json` never describes a file that is not there.
 
@@ -88,11 +92,14 @@ def save_model(
         module: The trained module.
         head: Name of its head, where the module was not built by one.
         head_args: What else that head is built with; plain values.
+        calibration: Of its logits.
 
     Raises:
         StorageError: The disk is full or read-only.
     """
     hparams = dict(module.hparams)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _product(module).state_dict().items()}
+    atomic_write(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     info = ModelInfo(
         backbone=module.backbone.name,
         head=head or hparams.get("head"),
@@ -103,9 +110,23 @@ def save_model(
         license=module.backbone.license,
         backbone_args=hparams.get("backbone_args", {}),
         versions=versions(),
+        calibration=calibration or Calibration(),
+        sha256=sha256_of_file(directory / WEIGHTS),
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _product(module).state_dict().items()}
-    atomic_write(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    save_info(directory, info)
+    return info
+
+
+def save_info(directory: Path, info: ModelInfo) -> None:
+    """Write `model.json`, whole or not at all.
+
+    Args:
+        directory: Where `model.safetensors` lies.
+        info: What to write.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
     write_json(
         directory / INFO,
         {
@@ -115,15 +136,15 @@ def save_model(
             "head_args": dict(info.head_args),
             "classes": list(info.class_names),
             "preprocessing": info.preprocessing.to_dict(),
-            "temperature": info.temperature,
+            "temperature": info.calibration.temperature,
+            "calibration": info.calibration.to_dict(),
             "weights_source": info.weights_source,
             "license": info.license,
             "backbone_args": dict(info.backbone_args),
             "versions": dict(info.versions),
-            "sha256": sha256_of_file(directory / WEIGHTS),
+            "sha256": info.sha256,
         },
     )
-    return info
 
 
 def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple[TransferModule, ModelInfo]:
@@ -165,10 +186,11 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
         class_names=tuple(values["classes"]),
         preprocessing=config,
         weights_source=values["weights_source"],
-        temperature=float(values["temperature"]),
+        calibration=_calibration(values, path=folder / INFO),
         license=values["license"],
         backbone_args=values["backbone_args"],
         versions=values["versions"],
+        sha256=values["sha256"],
     )
     return module.eval(), info
 
@@ -215,6 +237,17 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")
     return values
+
+
+def _calibration(values: Mapping[str, Any], *, path: Path) -> Calibration:
+    """Return the calibration of a model's facts; models written before there was one have a temperature at most."""
+    if "calibration" in values:
+        try:
+            return Calibration.from_dict(values["calibration"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    temperature = float(values["temperature"])
+    return Calibration() if temperature == 1.0 else Calibration(method="temperature", temperature=temperature)
 
 
 def _product(module: TransferModule) -> nn.ModuleDict:

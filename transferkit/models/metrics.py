@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from transferkit.errors import ConfigError
 
-__all__ = ["classification_metrics", "confusion_matrix"]
+__all__ = ["classification_metrics", "confidence_metrics", "confusion_matrix", "negative_log", "reliability_bins"]
 
 ECE_BINS = 15
 RESAMPLES = 1000
@@ -46,10 +50,10 @@ def classification_metrics(
         ConfigError: The rows are not probabilities, or there are none.
     """
     _check(probs, targets, class_names)
-    probs, targets = probs.double(), targets.long()
+    targets = targets.long()
     count, classes = probs.shape
     predicted = probs.argmax(dim=1)
-    nll = -probs.gather(1, targets[:, None]).squeeze(1).clamp_min(torch.finfo(torch.float32).tiny).log()
+    nll = negative_log(probs.gather(1, targets[:, None]).squeeze(1))
     hits: dict[str, Array] = {"acc": (predicted == targets).double().numpy(), "loss": nll.numpy()}
     if classes > 5:
         top5 = probs.topk(5, dim=1).indices
@@ -94,6 +98,54 @@ def confusion_matrix(probs: Tensor, targets: Tensor) -> list[list[int]] | None:
         return None
     flat = torch.bincount(targets * classes + probs.argmax(dim=1), minlength=classes * classes)
     return flat.view(classes, classes).tolist()
+
+
+def reliability_bins(probs: Tensor, targets: Tensor, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """Return what a reliability diagram shows, a row per bin of confidence (Guo et al. 2017, section 2).
+
+    The bins are those of `ece`: a bin holds its lower edge, and the last one a confidence of 1 too.
+
+    Args:
+        probs: ``(N, C) float32``, each row summing to 1.
+        targets: ``(N,) int64 in [0, C)``.
+        bins: Number of equally wide bins.
+
+    Returns:
+        ``low, high, n``, mean ``confidence`` and ``accuracy`` of each bin; the last two are ``None`` in an empty one.
+    """
+    confidence, predicted = probs.float().max(dim=1)
+    edges = torch.linspace(0, 1, bins + 1)
+    places = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
+    counts = torch.bincount(places, minlength=bins).tolist()
+    sure = torch.bincount(places, confidence.double(), bins).tolist()
+    hits = torch.bincount(places, (predicted == targets).double(), bins).tolist()
+    return [
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "n": count,
+            "confidence": sure[number] / count if count else None,
+            "accuracy": hits[number] / count if count else None,
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+def confidence_metrics(label_prob: Tensor, confidence: Tensor, right: Tensor) -> dict[str, float]:
+    """Return ``loss`` and ``ece`` as `classification_metrics` does, from three numbers per picture.
+
+    Args:
+        label_prob: ``(N,)``, probability of the true class.
+        confidence: ``(N,)``, probability of the predicted class.
+        right: ``(N,) bool``, whether the predicted class is the true one.
+    """
+    ece = binary_calibration_error(confidence.float(), right.long(), n_bins=ECE_BINS, norm="l1")
+    return {"loss": float(negative_log(label_prob).mean()), "ece": float(ece)}
+
+
+def negative_log(probs: Tensor) -> Tensor:
+    """Return ``-log`` of probabilities in double precision; that of 0 is finite, about 87."""
+    return -probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from transferkit.data.datamodule import ImageData
-from transferkit.errors import ConfigError, TrainingError, gather
+from transferkit.errors import CheckpointError, ConfigError, TrainingError, gather
 from transferkit.models.freezing import frozen_state_digest
 from transferkit.models.module import TransferModule
 from transferkit.training.parallel import average, statistics
 from transferkit.training.phases import Phase, Plan, check_phases
+from transferkit.training.schedules import Schedule
 from transferkit.training.strategies import wrap_again
 
 __all__ = ["PhaseSchedule", "apply_lrs", "apply_momentum", "running_epoch"]
@@ -56,6 +57,7 @@ class PhaseSchedule(Callback):
 
     Raises:
         ConfigError: At the start of `fit`, with everything that is wrong with the phases.
+        CheckpointError: When `fit` is to go on from a checkpoint of other phases or schedules.
     """
 
     def __init__(self, phases: Sequence[Phase], *, solved: bool = False) -> None:
@@ -140,8 +142,20 @@ class PhaseSchedule(Callback):
         self.plan = plan.given(self._values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values that schedules went by."""
-        return {"values": {str(index): list(values) for index, values in self._values.items()}}
+        """Return the values that schedules went by, and the phases that they belong to."""
+        return {
+            "values": {str(index): list(values) for index, values in self._values.items()},
+            "phases": [phase.to_dict() for phase in self.phases],
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other phases or with the state of other schedules; Lightning would take what fits."""
+        problems = _differences(checkpoint, self)
+        if problems:
+            raise CheckpointError(
+                f"the checkpoint is of another training: {gather(problems)} - put back config.yaml and the checkpoint "
+                "of this run, or start anew"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the values of an earlier process."""
@@ -181,6 +195,36 @@ def running_epoch(trainer: L.Trainer) -> int:
     """The running epoch, also while Lightning is restoring its own counters."""
     # `current_epoch` lags behind between the end of one epoch and the restart of the next.
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # a subclass has it
+
+
+def _differences(checkpoint: Mapping[str, Any], schedule: PhaseSchedule) -> list[str]:
+    """Return in words where a checkpoint is not of these phases, or not of their schedules."""
+    others = len(checkpoint.get("lr_schedulers", ()))
+    found = [f"it holds the state of {others} scheduler(s) of Lightning's, expected none"] if others else []
+    state = checkpoint["callbacks"].get(schedule.state_key)
+    if state is None:
+        return [*found, "it holds no state of a PhaseSchedule"]
+    now = [phase.to_dict() for phase in schedule.phases]
+    before = state.get("phases", now)
+    if [phase["name"] for phase in before] != [phase["name"] for phase in now]:
+        names = [", ".join(str(phase["name"]) for phase in phases) for phases in (before, now)]
+        return [*found, f"phases were {names[0]}, are now {names[1]}"]
+    for old, new in zip(before, now, strict=True):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        found += [f"{key} of phase {new['name']!r} was {old.get(key)!r}, is now {new.get(key)!r}" for key in keys]
+    return found or _missing_values(checkpoint, state["values"], schedule.phases)
+
+
+def _missing_values(checkpoint: Mapping[str, Any], values: Mapping[str, Any], phases: Sequence[Phase]) -> list[str]:
+    """Return in words which schedules that go by values were not told one for each epoch that is over."""
+    over = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    found = []
+    for number, phase in enumerate(phases):
+        expected, told = min(phase.epochs, max(0, over)), len(values.get(str(number), ()))
+        over -= phase.epochs
+        if type(phase.curve).given is not Schedule.given and told != expected:
+            found.append(f"{phase.curve.name} of phase {phase.name!r} was told {told} values in {expected} epochs")
+    return found
 
 
 def _transfer_module(module: L.LightningModule) -> TransferModule:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import time
@@ -25,13 +23,14 @@ from transferkit.errors import CheckpointError, TransferkitWarning, gather
 from transferkit.features.machine import device_of
 from transferkit.files import atomic_write, write_json
 from transferkit.models.artifact import save_model, versions
-from transferkit.models.metrics import classification_metrics, confusion_matrix
 from transferkit.models.module import TransferModule
+from transferkit.tables import csv_text
 from transferkit.training.checkpoint import load_checkpoint, newest_checkpoint
 from transferkit.training.finishing import finish_weights, measure_snapshots
-from transferkit.training.inference import predict_probs
+from transferkit.training.inference import predict_logits
 from transferkit.training.keeper import BEFORE_TRAINING, RunKeeper
 from transferkit.training.machine import Machine
+from transferkit.training.measuring import Outputs, measure_splits, write_predictions
 from transferkit.training.options import NOT_SAVED, PATHS, absolute
 from transferkit.training.phases import Phase, Plan
 from transferkit.training.plots import plot_history
@@ -99,7 +98,7 @@ def describe_config(run: Path, options: Mapping[str, Any]) -> None:
 
 
 def describe_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
-    """Write `data.json`, and `bad_files.csv` where files were left out."""
+    """Write `data.json` and `pictures.csv`, and `bad_files.csv` where files were left out."""
     write_json(
         run / "data.json",
         {
@@ -110,11 +109,13 @@ def describe_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
             "notes": list(index.notes),
         },
     )
+    pictures = (
+        (record.split, record.label, str(Path(record.path).absolute()), record.sha256) for record in index.records
+    )
+    atomic_write(run / "pictures.csv", csv_text([("split", "label", "path", "sha256"), *pictures]))
     if skip_bad and index.skipped:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("path", "reason"), *((file.path, file.reason) for file in index.skipped)])
-        atomic_write(run / "bad_files.csv", text.getvalue())
+        rows = ((file.path, file.reason) for file in index.skipped)
+        atomic_write(run / "bad_files.csv", csv_text([("path", "reason"), *rows]))
 
 
 def resume_point(run: Path, data: ImageData) -> Path:
@@ -148,15 +149,18 @@ def write_results(
     started = time.perf_counter()
     device = device_of(machine.accelerator)
     told = finish_weights(run, config, data, module, keeper.schedule.phases, device)
-    measured: dict[str, Any] = {}
+    outputs: dict[str, Outputs] = {}
     for split in ("val", "test"):
         if data.index.split(split):
-            probs, targets = predict_probs(module, data.evaluation_loader(split), device=device)
-            measured[split] = classification_metrics(probs, targets, data.class_names, seed=config.seed)
-            measured[split]["confusion"] = confusion_matrix(probs, targets)
+            logits, targets = predict_logits(module, data.evaluation_loader(split), device=device)
+            outputs[split] = Outputs(
+                tuple(str(Path(record.path).absolute()) for record in data.index.split(split)), logits, targets
+            )
+    measured, calibration, rows = measure_splits(outputs, data.class_names, method=config.calibrate, seed=config.seed)
     if config.snapshots:
         told["snapshots"] = measure_snapshots(run, config, data, module, device)
-    save_model(run, module.cpu())
+    save_model(run, module.cpu(), calibration=calibration)
+    write_predictions(run / "predictions.csv", rows)
     if keeper.history:
         plan = _read_json(run / "plan.json")
         plot_history(keeper.history, plan, run / "curves.png", best_epoch=keeper.best_epoch, solved=keeper.solved)

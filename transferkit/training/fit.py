@@ -15,6 +15,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.config_training import FinetuneConfig
+from transferkit.data.workers import worker_errors
 from transferkit.errors import ConfigError, TrainingError
 from transferkit.training.building import Prepared
 from transferkit.training.callbacks import PhaseSchedule
@@ -58,7 +59,7 @@ def fit(
     Raises:
         ConfigError: It is to be trained in other processes than are connected.
         TrainingError: The loss is no longer finite, or memory ran out.
-        StorageError: The disk is full or read-only.
+        StorageError: The disk is full or read-only, or a decoding process was lost.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     data, module, phases, machine = ready.data, ready.module, ready.phases, ready.machine
@@ -99,7 +100,8 @@ def fit(
     if processes > 1:  # every step would ask rank 0 for SIGTERM, and wait for the device: RunKeeper does it more seldom
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with worker_errors():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

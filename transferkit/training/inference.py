@@ -1,4 +1,4 @@
-"""Probabilities for pictures: the one way in which runs are measured and predictions are made."""
+"""Logits and probabilities of a loader's pictures: the one way in which a run measures its own model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from torch import Tensor
 from transferkit.data.datamodule import normalise
 from transferkit.models.module import TransferModule
 
-__all__ = ["predict_probs"]
+__all__ = ["predict_logits", "predict_probs"]
 
 
-def predict_probs(
+def predict_logits(
     module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Return probabilities ``(N, C) float32`` and labels ``(N,)`` of a loader's pictures, in order, in fp32.
-
-    The one way that a run's own figures and later predictions are computed, so that they agree.
+    """Return logits ``(N, C) float32`` and labels ``(N,)`` of a loader's pictures, in order, in fp32.
 
     Args:
         module: The model.
@@ -26,10 +24,18 @@ def predict_probs(
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
     """
     module.eval().to(device)
-    probs, labels = [], []
+    logits, labels = [], []
     with torch.inference_mode():
         for images, targets in loader:
-            logits = module(normalise(images.to(device, non_blocking=True), module.data_config))
-            probs.append(logits.float().softmax(dim=1).cpu())
+            found = module(normalise(images.to(device, non_blocking=True), module.data_config))
+            logits.append(found.float().cpu())
             labels.append(targets)
-    return torch.cat(probs).clone(), torch.cat(labels).clone()
+    return torch.cat(logits).clone(), torch.cat(labels).clone()
+
+
+def predict_probs(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return probabilities ``(N, C) float32``, not calibrated, and labels ``(N,)``, as `predict_logits` does."""
+    logits, labels = predict_logits(module, loader, device=device)
+    return logits.softmax(dim=1), labels

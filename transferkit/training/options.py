@@ -24,7 +24,7 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
-NOT_SAVED = frozenset({"dry_run", "out", "overfit_batches", "overwrite", "quiet", "resume", "store"})
+NOT_SAVED = frozenset({"dry_run", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store"})
 """What says where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 
 PATHS = ("data", "weights", "init_from")

@@ -23,18 +23,22 @@ from transferkit.features.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.files import write_json
 from transferkit.models.artifact import save_model, versions
 from transferkit.models.backbones import Backbone
+from transferkit.models.calibration import Calibration
 from transferkit.models.heads import LinearHead
-from transferkit.models.metrics import classification_metrics, confusion_matrix
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.training.describe import describe_config, describe_data, device_name
 from transferkit.training.lpft import row_groups, training_rows, write_head
+from transferkit.training.measuring import Outputs, Row, measure_splits, write_predictions
 from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
 from transferkit.training.progress import counting_bar, progress_console
 from transferkit.training.rundir import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.training.summary import print_probe
 
 __all__ = ["run_probe"]
+
+TINY = 1e-12
+"""Least probability, so that its logarithm is finite."""
 
 
 def run_probe(config: ProbeConfig) -> Path:
@@ -83,7 +87,7 @@ def run_probe(config: ProbeConfig) -> Path:
         X, y, groups, shares = training_rows(train, tap.layer, config.use_views)
         probe = fit(X, y, len(table.class_names), groups=groups, sample_weight=shares, seed=config.seed, progress=told)
     solved = time.perf_counter()
-    measured = _measure(probe, table, tap.layer, config.seed)
+    measured, calibration, rows = _measure(probe, table, tap.layer, config)
     extra: dict[str, Any] = {}
     with counting_bar(console, "fitting curves") as told:
         if config.depth and held is not None:
@@ -106,7 +110,8 @@ def run_probe(config: ProbeConfig) -> Path:
             plot_depth(extra["depth"], run / "depth.png", split=str(held))
         if "learning_curve" in extra:
             plot_learning_curve(extra["learning_curve"], run / "learning_curve.png", split=str(held))
-        exported = _export(run, probe, table, backbone, tap)
+        exported = _export(run, probe, table, backbone, tap, calibration)
+        write_predictions(run / "predictions.csv", rows)
         train_acc = float((probe.predict(train.layers[tap.layer]) == train.y).mean())
         metrics = {
             **measured,
@@ -130,22 +135,27 @@ def run_probe(config: ProbeConfig) -> Path:
     return run
 
 
-def _measure(probe: FittedProbe, table: FeatureTable, layer: str, seed: int) -> dict[str, Any]:
-    measured: dict[str, Any] = {}
+def _measure(
+    probe: FittedProbe, table: FeatureTable, layer: str, config: ProbeConfig
+) -> tuple[dict[str, Any], Calibration, list[Row]]:
+    outputs = {}
     for name in ("val", "test"):
         split = table.split(name)
         if len(split):
-            probs, targets = torch.from_numpy(probe.probs(split.layers[layer])), torch.from_numpy(split.y)
-            measured[name] = classification_metrics(probs, targets, table.class_names, seed=seed)
-            measured[name]["confusion"] = confusion_matrix(probs, targets)
-    return measured
+            # Of a classifier that knows only probabilities, their logarithms are logits.
+            logits = torch.from_numpy(probe.probs(split.layers[layer])).clamp_min(TINY).log()
+            paths = tuple(str(Path(path).absolute()) for path in split.paths)
+            outputs[name] = Outputs(paths, logits.float(), torch.from_numpy(split.y))
+    return measure_splits(outputs, table.class_names, method=config.calibrate, seed=config.seed)
 
 
 def _acc(measured: dict[str, Any], split: str) -> float | None:
     return float(measured[split]["acc"]) if split in measured else None
 
 
-def _export(run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbone, tap: Tap) -> str | None:
+def _export(
+    run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbone, tap: Tap, calibration: Calibration
+) -> str | None:
     """Write the product, backbone and head; return why not, where the classifier cannot be one."""
     if tap.layer != POOLED or tap.pool != OWN:
         return f"no: a head stands on the penultimate features, not on {tap.layer} ({tap.pool})"
@@ -154,7 +164,7 @@ def _export(run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbo
         module = TransferModule(backbone, len(classes), "linear", class_names=classes)
         assert isinstance(module.head, LinearHead)
         write_head(module.head, probe.linear)
-        save_model(run, module)
+        save_model(run, module, calibration=calibration)
         return "yes"
     if probe.neighbours is None:
         return f"no: {probe.name} is not linear - use it in a pipeline behind transferkit.FeatureExtractor"
@@ -164,5 +174,6 @@ def _export(run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbo
     for name, values in (("mean", votes.standardiser.mean), ("scale", votes.standardiser.scale), ("rows", votes.rows),
                          ("labels", votes.labels)):  # fmt: skip
         head.get_buffer(name).copy_(torch.from_numpy(np.asarray(values)))
-    save_model(run, TransferModule(backbone, len(classes), head, class_names=classes), head=KNN, head_args=arguments)
+    module = TransferModule(backbone, len(classes), head, class_names=classes)
+    save_model(run, module, head=KNN, head_args=arguments, calibration=calibration)
     return "yes"

@@ -1,0 +1,68 @@
+"""The whole main job: train, then write the page about it. What `tk.finetune` and the verbs call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from transferkit.config import ProbeConfig
+from transferkit.errors import TransferkitError, TransferkitWarning
+from transferkit.results.report import write_report
+from transferkit.training.finetune import Run
+from transferkit.training.finetune import finetune as train
+from transferkit.training.probe_run import run_probe
+from transferkit.training.processes import started_as
+
+__all__ = ["finetune", "probe", "report_on"]
+
+
+def finetune(*, callbacks: Sequence[Callback] = (), **options: Any) -> Run:
+    """Fine-tune a pretrained backbone on a folder of pictures.
+
+    Args:
+        callbacks: Lightning callbacks of your own, besides those of the run.
+        options: The fields of `FinetuneConfig`; ``data`` is required.
+
+    Returns:
+        The run: its directory and metrics.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+        DataError: Pictures are missing, unreadable or contradictory.
+        BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
+        TrainingError: The loss is no longer finite, or memory ran out.
+        CheckpointError: The run directory is taken, locked, or does not match.
+        StorageError: The disk is full or read-only.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+    """
+    run = train(callbacks=callbacks, **options)
+    trained = not (options.get("dry_run") or options.get("overfit_batches"))
+    if trained and options.get("report", "on") == "on" and not started_as():
+        report_on(run.path, quiet=options.get("quiet", False))
+    return run
+
+
+def probe(config: ProbeConfig) -> Path:
+    """Fit a classifier on cached features and write the page about it; see `run_probe`."""
+    run = run_probe(config)
+    if config.report == "on":
+        report_on(run, quiet=config.quiet)
+    return run
+
+
+def report_on(run: Path, *, quiet: bool) -> None:
+    """Write a finished run's page, where it has none; a run is not lost because its page cannot be written."""
+    page = run / "report.html"
+    if page.is_file():
+        return
+    try:
+        write_report([run], quiet=quiet)
+    except TransferkitError as error:
+        warnings.warn(f"no report: {error} - try again by `transferkit report {run}`", TransferkitWarning, stacklevel=3)
+        return
+    if not quiet:
+        print(f"report   {page}")

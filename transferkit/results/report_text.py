@@ -1,0 +1,19 @@
+"""Text from elsewhere, made fit for a page: names of files and classes can hold anything."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["visible"]
+
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+"""Marks that turn the direction of what follows, and can make one name look like another."""
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters, bytes that are no UTF-8 and marks of direction as escapes."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if (char in _TURNING or unicodedata.category(char) in ("Cc", "Cs")) and char != "\n" else char
+        for char in text
+    )  # fmt: skip
