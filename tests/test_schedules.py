@@ -329,6 +329,7 @@ def test_options_are_checked_by_their_own_types(name, key, value, expected):
             "step_size_epochs is 2, half a cycle of 4 epochs, longer than the phase of 3 epochs",
         ),
         (SGDR(cycle_epochs=2, warmup_epochs=2.5), "warmup_epochs is 2.5, longer than the first cycle of 2 epochs"),
+        (Plateau(patience=3), "patience is 3, expected less than the phase of 3 epochs, or the LR cannot drop"),
     ],
 )
 def test_longer_than_the_phase(schedule, message):  # fault 39

@@ -76,7 +76,7 @@ def serving(answerer, *, limits=LIMITS, host="127.0.0.1", told=None, **options):
     up = threading.Event()
     with open_port(host, 0) as listener:
         server = make_server(app, up.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             assert up.wait(30)

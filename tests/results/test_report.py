@@ -4,6 +4,7 @@ import base64
 import errno
 import hashlib
 import io
+import itertools
 import json
 import re
 import shlex
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 from PIL import Image
-from report_runs import CLASSES, HOSTILE, Page, draw_all, figures, history, metrics, plan, predictions, write_run
+from report_runs import CLASSES, HOSTILE, Page, draw, draw_all, figures, history, metrics, plan, predictions, write_run
 
 from transferkit.cli import parse_options
 from transferkit.config import FinetuneConfig, ProbeConfig, ReportConfig, make_config
 from transferkit.errors import CheckpointError, ConfigError, StorageError
-from transferkit.results import report_charts, report_command
+from transferkit.results import report_charts, report_command, report_svg
 from transferkit.results.compare import Scores, compare
 from transferkit.results.report import report, write_report
 from transferkit.results.report_files import read_run
@@ -34,12 +35,19 @@ def sketched(request, monkeypatch):
     """Leave the drawing of charts out, which takes most of the time, where a test does not ask for `drawn`."""
     if "drawn" not in request.fixturenames:
         box = '<svg class="chart" role="img" aria-label="{}"></svg>'
-        monkeypatch.setattr(report_charts, "_svg", lambda figure, name, text: Markup(box).format(visible(text)))
+        monkeypatch.setattr(report_charts, "svg_of", lambda figure, name, text: Markup(box).format(visible(text)))
 
 
 @pytest.fixture
 def drawn():
     """Charts are drawn."""
+
+
+@pytest.fixture(scope="module")
+def drawn_page(tmp_path_factory):
+    """The page of a run, with its charts."""
+    root = tmp_path_factory.mktemp("drawn")
+    return page_of(write_run(root / "run", data=root / "data"))
 
 
 @pytest.fixture
@@ -212,7 +220,9 @@ def evaluation(tmp_path, **changes):
         data_json={"unknown_classes": {"owl": 4}, "missing_classes": ["$x$"]},
     )  # fmt: skip
     config = run / "config.yaml"
-    config.write_text("\n".join(line for line in config.read_text().splitlines() if not line.startswith(("epo", "pha"))))
+    config.write_text(
+        "\n".join(line for line in config.read_text().splitlines() if not line.startswith(("epo", "pha")))
+    )
     for name in ("plan.json", "history.csv", "pictures.csv"):
         (run / name).unlink()
     return run
@@ -243,7 +253,7 @@ def test_an_older_run_has_fewer_parts(run):
     del measured["calibration"]
     (run / "metrics.json").write_text(json.dumps(measured))
     page = page_of(run)
-    headings = [heading for heading in re.findall(r"<h2[^>]*>([^<]+)", (run / "report.html").read_text())]
+    headings = list(re.findall(r"<h2[^>]*>([^<]+)", (run / "report.html").read_text()))
     assert headings == ["Accuracy on 12 test pictures", "Was fine-tuning worth it?", "Figures", "Training", "Classes",
                         "Confusions", "Repeat it", "Environment"]  # fmt: skip
     assert "Left out of this page" not in page.text
@@ -378,6 +388,9 @@ def test_the_network_sees_what_the_heat_map_is_of(run, model, monkeypatch):
 
     draw_all(run)
     give_model(run, model)
+    paths = [run.parent / "data" / "test" / name for name in ("1/11.jpg", "1/10.jpg", "0/5.jpg")]
+    for seed, path in enumerate(paths):
+        draw(path, seed, side=700)  # so large that the decoder scales it down, as far as it may
     seen = {}
 
     def remember(predictor, images, targets):
@@ -387,7 +400,6 @@ def test_the_network_sees_what_the_heat_map_is_of(run, model, monkeypatch):
     monkeypatch.setattr("transferkit.results.gradcam.heatmaps", remember)
     write_report([run])
     predictor = load(model)
-    paths = [run.parent / "data" / "test" / name for name in ("1/11.jpg", "1/10.jpg", "0/5.jpg")]
     assert np.array_equal(seen["images"], np.stack([predictor.decode(path) for path in paths]))
     assert seen["targets"] == [2, 2, 1]
 
@@ -430,11 +442,11 @@ def test_the_page_stays_small(tmp_path):
     matrix[0, 1:] = 1
     measured = metrics(test=figures(names, matrix.tolist()))
     run = write_run(tmp_path / "run", data=tmp_path / "data", names=names, confusion=matrix.tolist(), measured=measured)
-    for row in [*read_run(run).pictures, *read_run(run).predictions]:  # noise is the worst case of a JPEG
-        path = Path(row["path"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path, quality=90)
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)  # the worst case of a JPEG
+    Image.fromarray(noise).save(tmp_path / "noise.jpg", quality=90)
+    for row in [*read_run(run).pictures, *read_run(run).predictions]:
+        Path(row["path"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(row["path"]).write_bytes((tmp_path / "noise.jpg").read_bytes())
     page = write_report([run])
     assert len(Page(page.read_text()).all("img")) == 12 + 12 * 4
     assert page.stat().st_size < 3e6
@@ -443,8 +455,10 @@ def test_the_page_stays_small(tmp_path):
 # ---- nothing runs, nothing is fetched ---------------------------------------------------------------------------
 
 
-def hostile_run(tmp_path):
-    """Names of everything that a user or an attacker names."""
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """Names of everything that a user or an attacker names; its page is written, with charts and pictures."""
+    tmp_path = tmp_path_factory.mktemp("hostile")
     bad = '"><script>alert(2)</script><img src="http://evil/x.png" onerror=alert(3)>'
     names = (HOSTILE, bad, "turn\u202eback\x1b[31m")
     data = tmp_path / "d'\"<b>"
@@ -453,16 +467,17 @@ def hostile_run(tmp_path):
     measured["selection"] |= {"monitor": "val_acc", "note": bad}
     measured["phases"][1]["name"] = bad
     curves = [row if not n else (bad, *row[1:]) for n, row in enumerate(history())]
-    return write_run(
+    run = write_run(
         tmp_path / "r<i>un", data=data, names=names, measured=measured, data_json=told, history=curves,
         plan=plan(groups=(bad, "x", "head")), config={"backbone": bad, "head": bad},
     )  # fmt: skip
-
-
-def test_names_cannot_become_elements(tmp_path, drawn):  # fault 92
-    run = hostile_run(tmp_path)
     draw_all(run)
-    text = write_report([run]).read_text()
+    write_report([run])
+    return run
+
+
+def test_names_cannot_become_elements(hostile_run, tmp_path):  # fault 92
+    text = (hostile_run / "report.html").read_text()
     page = Page(text)
     assert len(page.all("script")) == len(page.scripts) == 1
     assert page.all("b") == page.all("i", onerror="alert(3)") == []
@@ -471,15 +486,13 @@ def test_names_cannot_become_elements(tmp_path, drawn):  # fault 92
     assert "turn\\u202eback\\x1b[31m" in page.text
     assert not re.search("[\u202e\x1b]", text)
     other = write_run(tmp_path / "other", data=tmp_path)
-    both = Page(write_report([run, other], tmp_path / "both.html").read_text())
+    both = Page(write_report([hostile_run, other], tmp_path / "both.html").read_text())
     assert len(both.all("script")) == 1
     assert not any(name.startswith("on") for _, attrs in both.elements for name in attrs)
 
 
-def test_nothing_is_fetched(tmp_path, drawn):  # fault 91
-    run = hostile_run(tmp_path)
-    draw_all(run)
-    page = page_of(run)
+def test_nothing_is_fetched(hostile_run):  # fault 91
+    page = Page((hostile_run / "report.html").read_text())
     for _, attrs in page.elements:
         for name in ("src", "href", "action", "srcset", "data", "poster"):
             assert attrs.get(name, "#").startswith(("#", "data:"))
@@ -509,8 +522,8 @@ def test_visible():
 # ---- charts -----------------------------------------------------------------------------------------------------
 
 
-def test_charts_share_a_page(run, drawn):
-    page = page_of(run)
+def test_charts_share_a_page(drawn_page):
+    page = drawn_page
     assert len(page.all("svg")) == 4
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -522,8 +535,8 @@ def test_charts_share_a_page(run, drawn):
     assert len(links) > 20
 
 
-def test_charts_take_the_colours_of_the_page(run, drawn):
-    page = page_of(run)
+def test_charts_take_the_colours_of_the_page(drawn_page):
+    page = drawn_page
     style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
     start = next(at for at, (tag, _) in enumerate(page.elements) if tag == "svg")
     drawn = " ".join(attrs.get("style", "") for tag, attrs in page.elements[start:] if tag in ("path", "text", "use"))
@@ -546,13 +559,22 @@ def test_charts_stay_light(drawn):
 
 
 def test_a_chart_says_what_it_holds(drawn):
-    line = report_charts.Line("val", [1, 2, 3], [0.1, None, 0.001], report_charts.SECOND)
+    line = report_charts.Line("val", [1, 2, 3], [0.1, None, 0.001], report_svg.SECOND)
     chart = report_charts.lines_chart("x", "X", [line], log=True, phases=[("$a_b$", 0.5, 2.5), ("c", 2.5, 3.5)],
                                       description="d < e")  # fmt: skip
     assert 'aria-label="d &lt; e"' in chart.svg
     assert ">$a_b$</text>" in chart.svg  # not taken for a formula
     assert ">1e-2</text>" in chart.svg
     assert chart.legend == ()
+
+
+def test_many_phases_are_named_as_far_as_there_is_room(drawn):
+    line = report_charts.Line("val", range(24), range(24))
+    phases = [(f"unfreeze-layer{at}", 3 * at, 3 * at + 3) for at in range(8)]
+    chart = report_charts.lines_chart("x", "X", [line], phases=phases, description="d")
+    assert re.findall(r">(\u2026[^<]+)</text>", chart.svg) == [f"\u2026layer{at}" for at in range(8)]
+    many = [(f"phase {at}", at, at + 1) for at in range(30)]
+    assert "\u2026" not in report_charts.lines_chart("x", "X", [line], phases=many, description="d").svg
 
 
 # ---- access -----------------------------------------------------------------------------------------------------
@@ -609,10 +631,12 @@ def test_access(run, tmp_path):
         levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
-        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
         assert all(image.get("alt") for image in page.all("img"))
         assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-        assert all(attrs.get("aria-label") for _, attrs in page.elements if attrs.get("role") in ("region", "img", "grid"))
+        assert all(
+            attrs.get("aria-label") for _, attrs in page.elements if attrs.get("role") in ("region", "img", "grid")
+        )
         assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
         assert len(page.all("meta", name="viewport")) == 1
         assert len(page.all("main")) == 1

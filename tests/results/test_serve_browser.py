@@ -102,7 +102,19 @@ def visit(browser, port):
         each.context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (400, "light")])
+@pytest.fixture(scope="module")
+def answered(browser, port):
+    """A page with an answer, for tests that only look at it."""
+    here = Visit(browser, port)
+    here.give(png(1))
+    here.answered()
+    yield here
+    here.context.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [pytest.param(1200, "light", marks=pytest.mark.slow), (1200, "dark"), (400, "light")]
+)
 def test_a_dropped_picture_is_answered(visit, predictor, width, scheme):
     here = visit(width=width, scheme=scheme)
     page = here.page
@@ -162,13 +174,10 @@ def test_a_phone_may_take_a_photo(visit, predictor):
     assert not visit().page.get_by_text("Take a photo").is_visible()
 
 
-def test_class_names_are_text(visit):
-    here = visit()
-    here.give(png(2))
-    here.answered()
-    assert CLASSES[2] in here.page.locator("#bars").inner_text()
-    assert here.page.locator("#result b").count() == 0
-    assert CLASSES[2] in here.page.locator("#near").inner_text()
+def test_class_names_are_text(answered):
+    assert CLASSES[2] in answered.page.locator("#bars").inner_text()
+    assert answered.page.locator("#result b").count() == 0
+    assert CLASSES[2] in answered.page.locator("#near").inner_text()
 
 
 def test_what_cannot_be_answered_is_told(visit):
@@ -191,25 +200,8 @@ def test_what_cannot_be_answered_is_told(visit):
     assert not error.is_visible()
 
 
-def test_the_keyboard_reaches_everything(visit):
-    here = visit()
-    here.give(png(1))
-    here.answered()
-    reached = []
-    for _ in range(4):
-        here.page.keyboard.press("Tab")
-        reached.append(here.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert reached[:3] == ["API", "file", "toggle"]  # taking a photo is for devices with a camera at hand
-    here.page.locator("#toggle").focus()
-    here.page.keyboard.press("Space")
-    assert here.page.locator("#heat").is_visible()
-
-
-def test_everything_has_a_name(visit):
-    here = visit()
-    here.give(png(1))
-    here.answered()
-    page = here.page
+def test_everything_has_a_name(answered):
+    page = answered.page
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.locator("h1").count() == 1
     for image in page.locator("img:visible").all():
@@ -218,7 +210,17 @@ def test_everything_has_a_name(visit):
         assert control.evaluate("input => input.labels.length === 1 && input.labels[0].textContent.length > 0")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "dark")])
+def test_the_keyboard_reaches_everything(answered):
+    reached = []
+    for _ in range(3):
+        answered.page.keyboard.press("Tab")
+        reached.append(answered.page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert reached == ["API", "file", "toggle"]  # taking a photo is for devices with a camera at hand
+    answered.page.keyboard.press("Space")
+    assert answered.page.locator("#heat").is_visible()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1200, "light", marks=pytest.mark.slow), (400, "dark")])
 def test_the_documentation_needs_no_network(visit, width, scheme):
     here = visit(width=width, scheme=scheme)
     here.page.get_by_role("link", name="API").click()

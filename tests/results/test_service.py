@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -23,12 +25,14 @@ pytest.importorskip("uvicorn", reason="the serve extra is not installed")
 from live_server import CLASSES, LIMITS, FakeNeighbours, ask, form, make_run, png, serving, until
 
 from transferkit.config_results import ServeConfig
+from transferkit.data.decode import UnreadableImage
 from transferkit.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.results import serve as serve_module
 from transferkit.results.answering import Answerer
 from transferkit.results.guards import Limits, allowed_hosts, is_loopback
 from transferkit.results.predict import load
 from transferkit.results.serve import open_port, serve
+from transferkit.training.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,14 @@ def test_what_cannot_be_explained_is_still_answered(port, answerer, monkeypatch,
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_decoder_that_speaks_of_our_memory_is_not_quoted(port, answerer, monkeypatch):
+    async def broken(*_, **__):
+        raise UnreadableImage("", reason="cannot identify <_io.BytesIO object at 0x7f1122334455> (at 0x7f1122334455)")
+
+    monkeypatch.setattr(answerer, "answer", broken)
+    assert ask(port, data=png())[2] == {"error": "cannot read the picture: cannot identify ... (at ...)"}
+
+
 def test_a_model_that_returns_nan_is_no_answer(port, answerer, monkeypatch):
     monkeypatch.setattr(answerer._engine, "rows", lambda images: (np_tensor(np.full((len(images), 3), np.nan)),))
     status, _, answer = ask(port, data=png())
@@ -276,6 +288,12 @@ def test_a_body_without_length_is_not_read_to_its_end(site):
     with socket.create_connection(("127.0.0.1", site), timeout=20) as connection:
         connection.sendall(head_of("POST", "Transfer-Encoding: chunked"))
         connection.sendall(b"%x\r\n%s\r\n" % (500_000, b"\0" * 500_000))  # and never the last chunk
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_length_that_is_too_large_is_refused_before_the_body(site):
+    with socket.create_connection(("127.0.0.1", site), timeout=20) as connection:
+        connection.sendall(head_of("POST", "Content-Length: 1000000000000"))
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
@@ -397,6 +415,19 @@ def test_a_client_that_leaves_takes_nobody_along(port, answerer, held):
             until(lambda: answerer.logits.items + len(answerer.logits._waiting) == 4)
         held.set()
         assert [call.result()[0] for call in calls] == [200] * 3
+
+
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=cut"])
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(answerer, kind, caplog):
+    lines = []
+    with serving(answerer, told=lines.append) as port:
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            head = head_of("POST", "Content-Length: 9000").replace(b"image/png", kind.encode())
+            gone.sendall(head + form(png())[0][:200])
+            time.sleep(0.1)
+        until(lambda: lines)
+    assert re.fullmatch(r"POST /predict 499 \d+ ms", lines[0])
+    assert not caplog.records
 
 
 # ---- pages ------------------------------------------------------------------------------------------------------
@@ -590,3 +621,33 @@ def test_a_stopping_server_answers_what_it_has(answerer, held):
             until(lambda: answerer.logits.items + len(answerer.logits._waiting) == 3)
             threading.Timer(0.3, held.set).start()
         assert [call.result()[0] for call in calls] == [200] * 3
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_trained_run(quick, tmp_path, folder):
+    run = tmp_path / "run"
+    finetune(**quick, out=str(run), report="off")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "transferkit", "serve", str(run), "--port", "0", "--accelerator", "cpu", "--quiet"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            line = server.stdout.readline()
+            port = int(re.search(r"serving  run at http://127.0.0.1:(\d+)", line)[1])
+            predictor = load(run)
+            for path in sorted((folder / "val").rglob("*.png")):
+                answer = ask(port, "/predict?explain=true", path.read_bytes())[2]
+                (expected,) = predictor.predict(path)
+                assert answer["label"] == expected.label
+                assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
+                assert len(answer["neighbours"]) == 3
+                assert all(decoded(near["thumbnail"], "jpeg") for near in answer["neighbours"])
+                assert str(folder) not in json.dumps(answer)
+            trained = next((folder / "train").rglob("*.png"))
+            near = ask(port, "/predict?explain=true", trained.read_bytes())[2]["neighbours"]
+            assert near[0]["similarity"] < 1.0  # not itself
+        finally:
+            server.send_signal(signal.SIGINT)
+        out, errors = server.communicate(timeout=60)
+    assert (server.returncode, out, errors) == (0, "stopped\n", "")

@@ -299,12 +299,16 @@ def test_what_cannot_be_is_said_before_anything_is_written(quick, tmp_path, opti
     assert not (tmp_path / "run").exists()
 
 
-def test_interpolation_without_validation(quick, tmp_path):
-    from conftest import draw_folder
-
-    root = draw_folder(tmp_path / "photos", per_class=8)
-    with pytest.raises(ConfigError, match="--interpolate chooses on the validation split, and there is none"):
-        finetune(**{**quick, "data": str(root), "val_split": 0.0, "interpolate": True, "out": tmp_path / "run"})
+@pytest.mark.parametrize("verb", ["finetune", "plan"])
+def test_what_needs_a_validation_split_says_so_before_training(quick, folder, tmp_path, verb, capsys):  # fault 39
+    words = [verb, "--data", str(folder / "train"), "--val-split", "0", "--test-split", "0", "--quiet"]
+    words += ["--backbone", "test_resnet", "--weights", "random", "--image-size", "32"]
+    words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--interpolate", "--schedule", "plateau"]) == 2
+    told = capsys.readouterr().err
+    assert "the data have no val pictures: (1) --interpolate chooses its share on val; (2) schedule plateau of" in told
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "store").exists()  # nothing was computed
 
 
 # ---- the check of the lectures --------------------------------------------------------------------------------------

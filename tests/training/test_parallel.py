@@ -21,8 +21,10 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from transferkit.config_training import FinetuneConfig
+from transferkit.data.datamodule import ImageData, normalise
 from transferkit.data.loader import EvaluationSampler, even_batch_size
 from transferkit.errors import ConfigError
+from transferkit.models.artifact import load_model
 from transferkit.training.parallel import agree, average, gather, is_writer, on_first, rank, require_equal, world
 from transferkit.training.processes import in_processes
 from transferkit.training.strategies import PhasedDDP, SyncNorms, make_environment, make_strategy
@@ -44,6 +46,7 @@ def options(odd, tmp_path):
         "data": str(odd), "backbone": "test_vit", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2,
         "probe_epochs": 1, "probe": "sgd", "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
         "augment": "standard", "out": str(tmp_path / "run"), "store": str(tmp_path / "store"),
+        "calibrate": "none",  # nine pictures are too few
     }  # fmt: skip
 
 
@@ -87,6 +90,32 @@ def test_batch_norm_statistics_are_one_at_the_end_of_every_epoch(normed, tmp_pat
     assert two[0]["seen"] != two[1]["seen"]
     for name, value in two[0]["weights"].items():  # those of the EMA
         np.testing.assert_array_equal(two[1]["weights"][name], value, err_msg=name)
+
+
+def test_recalibrated_statistics_are_those_of_all_pictures(normed, tmp_path):
+    """The first process sees the pictures of both: the mean over six batches of four, as torch's own average has it."""
+    options = {**normed, "epochs": 1, "recalibrate_bn": True, "ema": None}
+    two = worker.run_ranks(2, tmp_path, worker.finetune_watched, options)
+    module, _ = load_model(options["out"])
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [values["metrics"]["recalibrated_bn"] for values in two] == [len(layers)] * 2
+    saved = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+    trained = [value for name, value in sorted(two[0]["weights"].items()) if name.endswith("running_mean")]
+    assert not any(
+        np.allclose(mean.numpy(), value) for value in trained for mean, _ in saved if mean.shape == value.shape
+    )
+    data = ImageData(options["data"], 32, batch_size=4, data_config=module.data_config)
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    with torch.no_grad():
+        for images, _ in data.evaluation_loader("train"):
+            module(normalise(images, module.data_config))
+    for layer, (mean, var) in zip(layers, saved, strict=True):
+        assert layer.num_batches_tracked == 6
+        torch.testing.assert_close(mean, layer.running_mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(var, layer.running_var, rtol=1e-5, atol=1e-5)
 
 
 def test_ranks_average_what_differs_and_leave_what_does_not(tmp_path):

@@ -3,14 +3,17 @@
 import csv
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
 from transferkit.errors import CheckpointError, Interrupted, TransferkitWarning
 from transferkit.features.machine import choose_workers
+from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.finetune import finetune
 from transferkit.training.keeper import RunKeeper
+from transferkit.training.phases import Phase
 
 
 def rows(run):
@@ -128,6 +131,61 @@ def test_other_classes_are_refused(half, folder, tmp_path):  # fault 54
     (half / "config.yaml").write_text(config)
     with pytest.raises(CheckpointError, match=r"classes were .*'stripes'.* are now .*'zebra'"):
         finetune(out=half, resume=True, quiet=True)
+
+
+def test_other_phases_are_refused(half):  # fault 62
+    """The options of the run were changed behind its back, so that the checkpoint is not of them."""
+    text = (half / "config.yaml").read_text()
+    assert text.count("lr: 0.001") == 2  # the option, and the phase that it went into
+    (half / "config.yaml").write_text(text.replace("  lr: 0.001", "  lr: 0.002"))
+    before = (half / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"another training: lr of phase 'finetune' was 0\.001, is now 0\.002 - "):
+        finetune(out=half, resume=True, quiet=True)
+    assert (half / "checkpoints" / "last.ckpt").read_bytes() == before
+    (half / "config.yaml").write_text(text)
+    assert finetune(out=half, resume=True, quiet=True).metrics["phases"][-1]["epochs"] == 2
+
+
+PLATEAU = {"name": "plateau", "patience": 0}
+PHASES = (Phase("probe", 1, train="head"), Phase("rest", 4, schedule=PLATEAU))
+
+
+def saved(phases=PHASES, values=((0.9,), (0.8, 0.7)), processed=3, schedulers=()):
+    """What a checkpoint holds of a schedule; by default after two of the four epochs of its second phase."""
+    schedule = PhaseSchedule(phases)
+    schedule.load_state_dict({"values": {str(number): list(told) for number, told in enumerate(values)}})
+    return {
+        "lr_schedulers": list(schedulers),
+        "callbacks": {schedule.state_key: schedule.state_dict()},
+        "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": processed}}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "problem"),
+    [
+        (saved(PHASES[1:]), "phases were rest, are now probe, rest"),
+        (saved((PHASES[0], replace(PHASES[1], epochs=5))), "epochs of phase 'rest' was 5, is now 4"),
+        (saved((PHASES[0], replace(PHASES[1], schedule="cosine"))), "schedule of phase 'rest' was {'name': 'cosine', "),
+        (saved((PHASES[0], replace(PHASES[1], schedule={**PLATEAU, "patience": 1}))), "'patience': 1, 'threshold'"),
+        (saved(values=((0.9,), (0.8,))), "plateau of phase 'rest' was told 1 values in 2 epochs"),
+        (saved(values=()), "plateau of phase 'rest' was told 0 values in 2 epochs"),
+        (saved(processed=2), "plateau of phase 'rest' was told 2 values in 1 epochs"),
+        (saved(schedulers=[{"last_epoch": 3}]), "the state of 1 scheduler(s) of Lightning's, expected none"),
+        ({**saved(), "callbacks": {}}, "no state of a PhaseSchedule"),
+    ],
+)
+def test_other_schedules_are_refused(checkpoint, problem):  # fault 62
+    with pytest.raises(CheckpointError) as caught:
+        PhaseSchedule(PHASES).on_load_checkpoint(None, None, checkpoint)
+    assert problem in str(caught.value)
+
+
+def test_the_same_schedules_are_not_refused():
+    checkpoint = saved()
+    PhaseSchedule(PHASES).on_load_checkpoint(None, None, checkpoint)
+    del checkpoint["callbacks"]["PhaseSchedule"]["phases"]  # of a release before they were written down
+    PhaseSchedule(PHASES).on_load_checkpoint(None, None, checkpoint)
 
 
 def test_another_batch_size_is_allowed_with_a_warning(half):  # fault 54

@@ -103,7 +103,7 @@ def unpack_classifier(data: bytes, name: str) -> tuple[Any, dict[str, str]]:
 
 def _skops() -> Any:
     try:
-        import skops.io
+        import skops.io  # type: ignore[import-untyped]
     except ImportError as error:
         raise ExportError(
             "skops is not installed, but .skops files need it - pip install 'transferkit[sklearn]'"

@@ -86,9 +86,8 @@ class HeldOut:
             order = mine[np.argsort(-sure[mine], kind="stable")]
             values, right = sure[order], np.cumsum(label[order] == index)
             last_of_equals = np.append(values[1:] != values[:-1], True)[: len(order)]
-            good = np.flatnonzero(
-                (right >= needed[: len(order)]) & last_of_equals & (np.arange(len(order)) + 1 >= least)
-            )
+            enough = (right >= needed[: len(order)]) & (np.arange(len(order)) + 1 >= least)
+            good = np.flatnonzero(enough & last_of_equals)
             found.append(float(values[good[-1]]) if len(good) else None)
         return tuple(found)
 

@@ -60,7 +60,7 @@ class Similar(BaseModel):
 
     label: str
     similarity: float = Field(description="cosine of the features, in [-1, 1]")
-    thumbnail: str | None = Field(None, description="JPEG as a data URI; null where the file is gone")
+    thumbnail: str | None = Field(None, description="JPEG as a data URI; left out where the file is gone")
 
 
 class Answer(BaseModel):
@@ -90,10 +90,11 @@ class NotCalibrated(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A decoded picture: as the network sees it, and large enough to be looked at (only where it will be)."""
+    """A decoded picture: as the network sees it; and, to be explained, large enough to be looked at, and its digest."""
 
     pixels: Picture
-    shown: Picture | None
+    shown: Picture | None = None
+    sha256: str = ""
 
 
 class Answerer:
@@ -164,7 +165,7 @@ class Answerer:
         if coverage is not None and not self.calibrated:
             raise NotCalibrated
         started = time.perf_counter()
-        view = await self._in_thread(partial(self._open, data, shown=explain))
+        view = await self._in_thread(partial(self._open, data, explain=explain))
         probs = self.predictor.probs(await self.logits.submit(view.pixels))
         names, order = self.predictor.class_names, np.argsort(-probs, kind="stable")
         best = int(order[0])
@@ -179,7 +180,7 @@ class Answerer:
             notes: list[str] = []
             answer.heatmap = await _or_note(self._heatmap(view, best), notes, "There is no heat map for this model.")
             if self.count:
-                near = self._similar(view.pixels, hashlib.sha256(data).hexdigest())
+                near = self._similar(view.pixels, view.sha256)
                 answer.neighbours = await _or_note(near, notes, "Its training pictures cannot be compared.")
             answer.notes = notes or None
         answer.ms = round((time.perf_counter() - started) * 1e3, 3)
@@ -212,15 +213,16 @@ class Answerer:
 
     # ---- in threads ------------------------------------------------------------------------------------------
 
-    def _open(self, data: bytes, *, shown: bool) -> _View:
+    def _open(self, data: bytes, *, explain: bool) -> _View:
         config = self.predictor.info.preprocessing
         pixels = self._transform(decode_image(data, min_side=config.decode_side, name="picture"), 0)
-        if not shown:
-            return _View(pixels, None)
+        if not explain:
+            return _View(pixels)
         scale = max(1.0, SHOWN_SIDE / max(config.image_size))
         height, width = (round(side * scale) for side in config.image_size)
         large = replace(config, image_size=(height, width))
-        return _View(pixels, fit(decode_image(data, min_side=large.decode_side, name="picture"), large))
+        shown = fit(decode_image(data, min_side=large.decode_side, name="picture"), large)
+        return _View(pixels, shown, hashlib.sha256(data).hexdigest())
 
     def _forward(self, pictures: Sequence[Picture]) -> list[Array | Exception]:
         logits = self._engine.rows(torch.from_numpy(np.stack(pictures)))[0].cpu().numpy()

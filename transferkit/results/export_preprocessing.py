@@ -119,7 +119,7 @@ _KERNELS = {
     + """
     {a}_tent = Sub (prep_whole, {a}_d)
     {a}_weights = Max ({a}_tent, prep_nothing)""",
-    # Keys' cubic with OpenCV's a = -0.75: 1.25 d^3 - 2.25 d^2 + 1 up to one pixel, -0.75 (d^3 - 5 d^2 + 8 d - 4) to two.
+    # Keys' cubic with OpenCV's a = -0.75: 1.25 d^3 - 2.25 d^2 + 1 up to one pixel, then -0.75 (d^3 - 5 d^2 + 8 d - 4).
     "bicubic": _DISTANCE
     + """
     {a}_d2 = Mul ({a}_d, {a}_d)

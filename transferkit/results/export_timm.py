@@ -65,7 +65,7 @@ def write_timm(module: TransferModule, info: ModelInfo, path: Path, facts: Mappi
     network = _create(arguments)
     assert isinstance(module.head, LinearHead)
     layer = module.head.linear
-    state: dict[str, Tensor] = dict(module.backbone.model.state_dict())  # type: ignore[operator]
+    state: dict[str, Tensor] = dict(module.backbone.model.state_dict())
     for name in _classifiers(network, info):
         own = network.get_submodule(name)
         shape = getattr(own, "weight", torch.empty(0)).shape
@@ -109,7 +109,9 @@ def load_timm(path: Path, arguments: Mapping[str, Any], info: ModelInfo) -> Expo
 
 
 def _create(arguments: Mapping[str, Any]) -> nn.Module:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()
+    }
     try:
         network: nn.Module = timm.create_model(**values, pretrained=False)
     except Exception as error:  # whatever the constructor meets

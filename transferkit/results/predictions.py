@@ -249,9 +249,10 @@ def _lines(found: Iterable[Prediction], config: PredictConfig, *, top_k: int) ->
         yield from map(json_row, found)
         return
     sets = config.abstain is not None and config.abstain_by == "sets"
-    yield csv_header(top_k, sets=sets)
+    header = csv_header(top_k, sets=sets)
     for prediction in found:
-        yield csv_row(prediction, top_k, sets=sets)
+        yield header + csv_row(prediction, top_k, sets=sets)  # not before it is known that there is a picture
+        header = ""
 
 
 # ---- where they go ----------------------------------------------------------------------------------------------

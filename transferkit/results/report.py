@@ -24,6 +24,7 @@ from transferkit.results import report_facts as facts
 from transferkit.results.report_command import repeat_commands
 from transferkit.results.report_compare import compare_runs
 from transferkit.results.report_files import RunFiles, number, read_run
+from transferkit.results.report_svg import ACCENT, DASHES, MUTED, SECOND, Chart
 from transferkit.results.report_text import visible
 from transferkit.results.thumbnails import mistake_pictures, sample_pictures
 from transferkit.training.progress import progress_console, waiting
@@ -37,7 +38,10 @@ MISTAKES = 12
 SKIPPED = 20
 """Of skipped files, how many are named."""
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{script}'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{script}'; base-uri 'none'; "
+    "form-action 'none'"
+)
 """Nothing is fetched and no script runs but the page's own, whatever a class is called."""
 
 
@@ -151,7 +155,7 @@ def _run_page(files: RunFiles, *, pictures: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _curves(files: RunFiles) -> list[charts.Chart]:
+def _curves(files: RunFiles) -> list[Chart]:
     """Return loss, accuracy and LRs over the epochs."""
     if not files.history:
         return []
@@ -163,10 +167,10 @@ def _curves(files: RunFiles) -> list[charts.Chart]:
     found = []
     for key, title, percent in (("loss", "Loss", False), ("acc", "Accuracy", True)):
         lines = [charts.Line(split, epochs, [row.get(f"{split}_{key}") for row in files.history], colour)
-                 for split, colour in (("train", charts.SECOND), ("val", charts.ACCENT))
+                 for split, colour in (("train", SECOND), ("val", ACCENT))
                  if any(row.get(f"{split}_{key}") is not None for row in files.history)]  # fmt: skip
         before = number(solved.get(f"val_{key}"))
-        marks = [] if before is None else [(0.0, before, charts.ACCENT)]
+        marks = [] if before is None else [(0.0, before, ACCENT)]
         if lines:
             last = ", ".join(f"{line.name} ends at {facts.percent(line.y[-1]) if percent else line.y[-1]:.4}"
                              for line in lines if line.y[-1] is not None)  # fmt: skip
@@ -194,7 +198,7 @@ def _probe(files: RunFiles) -> dict[str, Any] | None:
     if rows:
         x = [row["rows"] for row in rows]
         lines = [charts.Line("mean", x, [row["acc"] for row in rows]),
-                 *(charts.Line(f"{name} of the draws", x, [row[key] for row in rows], charts.MUTED, charts.DASHES[1])
+                 *(charts.Line(f"{name} of the draws", x, [row[key] for row in rows], MUTED, DASHES[1])
                    for name, key in (("lowest", "acc_min"), ("highest", "acc_max")))]  # fmt: skip
         drawn.append(charts.lines_chart(
             "labels", f"Accuracy over labelled pictures ({split})", lines, percent=True,

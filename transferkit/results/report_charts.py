@@ -1,81 +1,53 @@
-"""Charts of a report: matplotlib's SVG, made to live inside a page in light and in dark.
-
-Every colour is drawn as a stand-in and replaced by a CSS variable of the page; texts stay texts in the page's font;
-identifiers get the chart's own name in front, because several charts share one page.
-"""
+"""Charts of a report: training, learning rates, reliability, and how a probe was chosen."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib as mpl
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from transferkit.results.report_files import number
+from transferkit.results.report_svg import (
+    ACCENT,
+    DASHES,
+    FONT,
+    INK,
+    MUTED,
+    SERIES,
+    SHADES,
+    STYLE,
+    VARIABLES,
+    WIDTH,
+    Chart,
+    figure_with_axis,
+    svg_of,
+)
 from transferkit.results.report_text import visible
 
-__all__ = ["FEW", "Chart", "Line", "depth_chart", "lines_chart", "path_chart", "rates_chart", "reliability_chart", "series_line"]
-
-WIDTH, HEIGHT = 440, 264  # about what a phone shows, so that the texts keep their size there
-FONT = 11.5
+__all__ = [
+    "FEW",
+    "Line",
+    "depth_chart",
+    "lines_chart",
+    "path_chart",
+    "rates_chart",
+    "reliability_chart",
+    "series_line",
+]
 
 FEW = 5
 """Pictures under which a bin of the reliability diagram is drawn pale: its height says little."""
 
-# Stand-ins that no colour of matplotlib's own equals, and what the page calls them.
-INK, MUTED, GRID = "#010201", "#010202", "#010203"
-ACCENT, SECOND = "#010204", "#010205"
-SHADES = ("#010206", "#010207")
-SERIES = ("#010204", "#010205", "#010208", "#010209", "#010210", "#010211")
-VARIABLES = {
-    INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", ACCENT: "var(--accent)", SECOND: "var(--second)",
-    SHADES[0]: "var(--shade)", SHADES[1]: "var(--shade-2)", SERIES[2]: "var(--s3)", SERIES[3]: "var(--s4)",
-    SERIES[4]: "var(--s5)", SERIES[5]: "var(--s6)",
-}  # fmt: skip
-FONTS = re.compile(r"font-family:[^;]*;?")
-LINK = re.compile(r"#(?=[a-z])([\w.-]+)")
-NUMBER = re.compile(r"-?\d+\.\d{2,}")
-DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-STYLE = {
-    "svg.fonttype": "none",  # texts in the page's own font, found by its search
-    "text.parse_math": False,  # a class may be called $x$
-    "font.size": FONT,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "lines.linewidth": 1.8,
-    "path.simplify": True,
-}
 
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart for the page.
-
-    Attributes:
-        svg: An ``<svg>`` element.
-        title: What it shows, as a heading.
-        legend: Name, CSS colour, opacity and dash of each line, where there are several.
-    """
-
-    svg: Markup
-    title: str
-    legend: tuple[tuple[str, str, float, str], ...] = ()
+LETTERS = 62
+"""About so many fit side by side above a chart."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +107,7 @@ def lines_chart(
         legend: Which lines it names; by default all, where there are several.
     """
     with mpl.rc_context(STYLE):
-        figure, axis = _figure()
+        figure, axis = figure_with_axis()
         _shade(axis, phases)
         for line in lines:
             values = [math.nan if value is None or (log and value <= 0) else value for value in line.y]
@@ -159,11 +131,11 @@ def lines_chart(
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
             axis.yaxis.set_minor_formatter(NullFormatter())
         elif percent:
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+            _in_percent(axis.yaxis)
         if phases:
             axis.set_xlim(min(begin for _, begin, _ in phases), max(end for _, _, end in phases))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-        svg = _svg(figure, name, description)
+        svg = svg_of(figure, name, description)
     named = range(len(lines)) if legend is None else legend
     told = tuple((visible(lines[at].name), VARIABLES[lines[at].colour], lines[at].opacity, _dash(lines[at].dash))
                  for at in named)  # fmt: skip
@@ -218,7 +190,7 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]], split: str) -> Chart | 
         above.set_xlim(0, 1)
         above.set_ylim(0, 1)
         for axis in (above.xaxis, above.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+            _in_percent(axis)
         below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
         worst = max(rows, key=lambda row: abs(row["accuracy"] - row["confidence"]) * row["n"])
         description = (
@@ -226,7 +198,7 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]], split: str) -> Chart | 
             f"{100 * worst['confidence']:.0f}% were stated on average, {100 * worst['accuracy']:.0f}% of "
             f"{worst['n']} were right."
         )
-        svg = _svg(figure, "reliability", description)
+        svg = svg_of(figure, "reliability", description)
     return Chart(svg, "Stated probability against accuracy")
 
 
@@ -238,7 +210,7 @@ def depth_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
         split: What the accuracy was measured on.
     """
     with mpl.rc_context(STYLE):
-        figure, axis = _figure()
+        figure, axis = figure_with_axis()
         acc = [row["acc"] for row in rows]
         low = [row["acc"] - row["acc_low"] for row in rows]
         high = [row["acc_high"] - row["acc"] for row in rows]
@@ -246,10 +218,12 @@ def depth_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
         many = len(rows) > 7
         axis.set_xticks(range(len(rows)), [visible(str(row["layer"])) for row in rows], rotation=60 if many else 0)
         axis.set_xlabel("layer, from input to output")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        _in_percent(axis.yaxis)
         best = max(rows, key=lambda row: float(row["acc"]))
-        description = f"Accuracy of a probe on {split} over {len(rows)} layers; best: {best['layer']}, {best['acc']:.1%}"
-        svg = _svg(figure, "depth", description)
+        description = (
+            f"Accuracy of a probe on {split} over {len(rows)} layers; best: {best['layer']}, {best['acc']:.1%}"
+        )
+        svg = svg_of(figure, "depth", description)
     return Chart(svg, f"Probe accuracy over depth ({split}, 95 % intervals)")
 
 
@@ -262,7 +236,7 @@ def path_chart(curve: Sequence[Mapping[str, Any]], name: str, chosen: float | No
         chosen: The value that was taken.
     """
     with mpl.rc_context(STYLE):
-        figure, axis = _figure()
+        figure, axis = figure_with_axis()
         acc, deviation = [row["acc"] for row in curve], [row["acc_std"] for row in curve]
         axis.errorbar([row[name] for row in curve], acc, yerr=deviation, color=ACCENT, marker="o", markersize=4,
                       capsize=3)  # fmt: skip
@@ -270,74 +244,36 @@ def path_chart(curve: Sequence[Mapping[str, Any]], name: str, chosen: float | No
         axis.xaxis.set_major_locator(LogLocator(numticks=6))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        _in_percent(axis.yaxis)
         axis.set_xlabel("C (larger: weaker regularisation)" if name == "C" else f"{name} (neighbours that vote)")
         if chosen is not None:
             axis.axvline(chosen, color=MUTED, linestyle=":", linewidth=1.2)
         told = "" if chosen is None else f"; chosen: {chosen:.3g}"
-        svg = _svg(figure, "path", f"Cross-validated accuracy over {len(curve)} values of {name}{told}")
+        svg = svg_of(figure, "path", f"Cross-validated accuracy over {len(curve)} values of {name}{told}")
     return Chart(svg, f"How {name} was chosen (cross-validated inside train)")
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
-    axis = figure.subplots()
-    axis.grid(axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    return figure, axis
-
-
 def _shade(axis: Axes, phases: Sequence[tuple[str, float, float]]) -> None:
-    """Shade every other phase, and name them where there are several."""
+    """Shade every other phase, and name them where there are several, as far as there is room."""
+    whole = sum(end - begin for _, begin, end in phases)
     for at, (name, begin, end) in enumerate(phases):
         axis.axvspan(begin, end, color=SHADES[at % 2], zorder=0, linewidth=0)
-        if len(phases) > 1:
-            axis.annotate(visible(name)[:24], (begin, 1.02), xycoords=("data", "axes fraction"), xytext=(2, 0),
-                          textcoords="offset points", fontsize=FONT - 1.5, color=MUTED)  # fmt: skip
+        room = int(LETTERS * (end - begin) / whole)
+        if len(phases) > 1 and room >= 3:
+            told = visible(name)
+            axis.annotate(
+                told if len(told) <= room else f"\u2026{told[1 - room :]}", (begin, 1.02),  # names differ at the end
+                xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", fontsize=FONT - 1.5,
+                color=MUTED,
+            )  # fmt: skip
 
 
 def _dash(dash: Any) -> str:
     return "solid" if dash == "solid" else "dashed" if dash == DASHES[1] else "dotted"
 
 
-def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """Return a figure as an element of the page."""
-    FigureCanvasSVG(figure)
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(text.getvalue())
-    for parent in list(root.iter()):
-        parent.tag = _plain(parent.tag)
-        for child in list(parent):
-            if _plain(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    used = {link for element in root.iter() for value in element.attrib.values() for link in LINK.findall(value)}
-    for element in root.iter():
-        old = dict(element.attrib)
-        element.attrib.clear()
-        for key, value in old.items():
-            key = _plain(key)
-            if key == "id":
-                value = f"{name}-{value}" if value in used else ""
-            elif key == "style":
-                value = re.sub(r"#[0-9a-f]{6}", lambda at: VARIABLES.get(at[0], "currentColor"), FONTS.sub("", value))
-            elif key != "viewBox":
-                value = NUMBER.sub(lambda at: f"{float(at[0]):.1f}", LINK.sub(rf"#{name}-\1", value))
-            if value:
-                element.set(key, " ".join(value.split()))
-        if element.tag != "text":
-            element.text = None
-        element.tail = None
-    box = root.get("viewBox", "")
-    root.attrib.clear()
-    root.attrib |= {"class": "chart", "viewBox": box, "role": "img", "aria-label": visible(description)}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _plain(name: str) -> str:
-    """Return the name of an element or attribute without its namespace."""
-    return name.rsplit("}", 1)[-1]
+def _in_percent(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))

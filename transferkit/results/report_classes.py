@@ -18,7 +18,6 @@ TOP_CONFUSIONS = 30
 MAX_TINT = 42  # percent of colour behind a figure of the matrix; more would cost contrast
 
 
-
 def per_class(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row per class of one split, in index order, with what it was most often taken for."""
     rows = []
@@ -96,7 +95,9 @@ def class_counts(files: RunFiles) -> dict[str, Any] | None:
     names = files.data.get("classes") or files.class_names
     if not counts or not names:
         return None
-    rows = [{"name": str(name), "counts": [int(by.get(name) or 0) for by in counts.values()]} for name in names]
+    rows: list[dict[str, Any]] = [
+        {"name": str(name), "counts": [int(by.get(name) or 0) for by in counts.values()]} for name in names
+    ]
     most = max(sum(row["counts"]) for row in rows) or 1
     for row in rows:
         row |= {"total": sum(row["counts"]), "widths": [round(100 * count / most, 2) for count in row["counts"]]}
@@ -126,8 +127,8 @@ def left_out(files: RunFiles) -> list[str]:
     unknown = files.data.get("unknown_classes") or {}
     if unknown:
         listed = ", ".join(f"{name} ({count:,})" for name, count in list(unknown.items())[:20])
-        found.append(f"{sum(unknown.values()):,} pictures of {len(unknown)} classes that the model lacks were left out: "
-                     f"{listed}{', ...' if len(unknown) > 20 else ''}.")  # fmt: skip
+        found.append(f"{sum(unknown.values()):,} pictures of {len(unknown)} classes that the model lacks were left "
+                     f"out: {listed}{', ...' if len(unknown) > 20 else ''}.")  # fmt: skip
     missing = [str(name) for name in files.data.get("missing_classes") or ()]
     if missing:
         listed = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from transferkit.results.compare import Scores, compare
-from transferkit.results.report_charts import Chart, lines_chart, series_line
+from transferkit.results.report_charts import lines_chart, series_line
 from transferkit.results.report_command import group_names, named_phases, option_defaults
 from transferkit.results.report_facts import NOUNS, interval, solved_probe
 from transferkit.results.report_files import SPLITS, RunFiles, number
+from transferkit.results.report_svg import Chart
 from transferkit.training.options import NOT_SAVED
 from transferkit.training.summary import duration
 
@@ -170,5 +171,3 @@ def _options(files: Sequence[RunFiles]) -> list[dict[str, Any]]:
 
 def _told(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-

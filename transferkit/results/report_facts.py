@@ -37,7 +37,7 @@ FIGURES = (
     ("balanced_acc", "Balanced accuracy", "mean recall of the classes, each counting the same"),
     ("f1_macro", "Macro F1", "mean over the classes of precision and recall in one"),
     ("acc_top5", "Top-5 accuracy", "the class is among the five most probable"),
-    ("loss", "Log loss (NLL)", "mean of −log of the true class's probability; 0 at best"),
+    ("loss", "Log loss (NLL)", "mean negative log-likelihood of the true class; 0 at best"),
     ("ece", "Calibration error (ECE)", "mean distance of stated probability and accuracy; 0 at best"),
 )
 
@@ -143,7 +143,8 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
         return None
     bounds = interval(val, "acc")
     points = f"{100 * (final - probe):+.1f} points on val".replace("-", "\u2212")
-    if (files.metrics.get("selection") or {}).get("kept") == "the solved probe":
+    kept = (files.metrics.get("selection") or {}).get("kept")
+    if kept == "the solved probe":
         verdict = "No epoch of fine-tuning was better on val than the probe, so the probe was kept."
     elif bounds is None:
         verdict = f"{points}."
@@ -159,7 +160,7 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
     return {
         "rows": [
             {"name": "Probe: the head alone, on frozen features", "acc": probe, "ci": None},
-            {"name": "Fine-tuned", "acc": final, "ci": bounds},
+            {"name": "Kept, the probe" if kept == "the solved probe" else "Fine-tuned", "acc": final, "ci": bounds},
         ],
         "verdict": verdict,
         "n": val.get("n"),
@@ -173,8 +174,16 @@ def against(files: RunFiles) -> dict[str, Any] | None:
     if not splits:
         return None
     names = [str(name) for name in told.get("names") or ("this run", "the other run")]
-    rows = [{"split": split, "noun": NOUNS[split], "verdict": str(told[split].get("verdict") or ""),
-             "table": told[split]["table"], "left_out": int(told[split].get("left_out") or 0)} for split in splits]
+    rows = [
+        {
+            "split": split,
+            "noun": NOUNS[split],
+            "verdict": str(told[split].get("verdict") or ""),
+            "table": told[split]["table"],
+            "left_out": int(told[split].get("left_out") or 0),
+        }
+        for split in splits
+    ]
     return {"names": names, "rows": rows}  # fmt: skip
 
 
@@ -295,7 +304,7 @@ def environment(files: RunFiles) -> list[tuple[str, str]]:
         rows.append(("licence of the weights", str(model["license"])))
     size = (model.get("preprocessing") or {}).get("image_size")
     if isinstance(size, Sequence) and len(size) == 2:
-        rows.append(("input", f"{size[0]} × {size[1]} pixels"))
+        rows.append(("input", f"{size[0]} by {size[1]} pixels"))
     parameters = sum(int(group.get("parameters") or 0) for group in files.plan.get("groups") or ())
     if parameters:
         rows.append(("parameters", f"{parameters:,}"))

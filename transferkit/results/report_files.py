@@ -81,7 +81,7 @@ class RunFiles:
         for root in self._roots():
             if path.startswith(root + os.sep):
                 return path[len(root) + 1 :]
-        return os.path.join(*Path(path).parts[-2:]) if Path(path).parts else path
+        return str(Path(*Path(path).parts[-2:]))
 
     def _roots(self) -> list[str]:
         data = str(self.config.get("data") or "")

@@ -173,7 +173,7 @@ async def _picture(request: Request, limits: Limits) -> bytes:
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = await request.body()
     elif kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=8, max_part_size=4096) as form:
+        async with request.form(max_files=1, max_fields=8) as form:
             part = form.get("image")
             if not isinstance(part, UploadFile):
                 raise HTTPException(422, "the form has no file in its field 'image'")
@@ -205,18 +205,16 @@ def _plain(reason: str) -> str:
 
 def _page(html: str) -> HTMLResponse:
     """Return a page whose policy allows its own script and style, by digest, and pictures and requests of its own."""
-
-    def digests(tag: str) -> str:
-        blocks = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        return (
-            " ".join(
-                f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks
-            )
-            or "'none'"
-        )
-
     policy = (
-        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; img-src blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {_digest(html, 'script')}; style-src {_digest(html, 'style')}; "
+        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return HTMLResponse(html, headers={"content-security-policy": policy})
+
+
+def _digest(html: str, tag: str) -> str:
+    """Return what a policy calls the one block of this kind on a page, or nothing at all."""
+    block = re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    if block is None:
+        return "'none'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(block[1].encode()).digest()).decode()}'"

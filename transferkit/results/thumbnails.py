@@ -57,7 +57,7 @@ def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str])
     """Return a few pictures of each class, the same ones each time, in the order of their content's digest.
 
     Args:
-        pictures: Rows of `pictures.csv`, of which those of ``train`` are shown, or of an evaluation's `predictions.csv`.
+        pictures: Rows of `pictures.csv`, of which those of ``train`` are shown; of an evaluation its predictions.
         names: Classes in the order wanted; the first dozen is shown.
 
     Returns:
@@ -66,7 +66,9 @@ def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str])
     rows, shown, wanted = [], 0, 0
     trained = [row for row in pictures if row["split"] == "train"] or list(pictures)
     for name in names[:SAMPLE_CLASSES]:
-        inside = sorted((row for row in trained if row["label"] == name), key=lambda row: (row.get("sha256", ""), row["path"]))
+        inside = sorted(
+            (row for row in trained if row["label"] == name), key=lambda row: (row.get("sha256", ""), row["path"])
+        )
         made: list[str] = []
         for row in inside[:TRIES]:
             if len(made) < SAMPLES and (shown or not wanted):  # nothing of the first class is left: the folder is gone

@@ -200,6 +200,7 @@ class Plateau(Schedule):
     """
 
     name = "plateau"
+    needs_values = True
     gamma: float = 0.1
     patience: int = 2
     threshold: float = 1e-4
@@ -232,6 +233,10 @@ class Plateau(Schedule):
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
         found = share_problem("gamma", self.gamma)
-        found += whole_problem("patience", self.patience, 0) + whole_problem("cooldown", self.cooldown, 0)
+        whole = whole_problem("patience", self.patience, 0)
+        if not whole and self.patience >= epochs and self.patience != type(self).patience:  # the usual one may be idle
+            expected = f"expected less than the phase of {epochs} epochs, or the LR cannot drop"
+            whole.append(f"patience is {self.patience}, {expected}")
+        found += whole + whole_problem("cooldown", self.cooldown, 0)
         found += number_problem("threshold", self.threshold, lambda ratio: 0.0 <= ratio < 1.0, "a ratio in [0, 1)")
         return found + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transferkit.config_training import TrainingOptions
 from transferkit.data.datamodule import ImageData
 from transferkit.data.host import available_cores, free_memory
 from transferkit.data.sample import SAMPLE
-from transferkit.errors import DataError
+from transferkit.errors import ConfigError, DataError
+from transferkit.errors import gather as gather_problems
 from transferkit.features.compute import Compute
 from transferkit.features.machine import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import load_weights_from
@@ -59,7 +61,7 @@ def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True)
         fresh: Whether weights named by ``init_from`` are loaded; a resume has them in its checkpoint.
 
     Raises:
-        ConfigError: The phases or the accelerator do not fit.
+        ConfigError: The phases or the accelerator do not fit, or an option needs a validation split that is not there.
         DataError: Pictures are missing, unreadable or contradictory.
         BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
     """
@@ -68,6 +70,7 @@ def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True)
     tune_process(threads)
     data, module = build(config, workers, quiet=quiet)
     phases = resolve_phases(config, module.group_names())
+    _require_val(config, data, phases)
     if config.init_from is not None and fresh:
         load_weights_from(Path(config.init_from), module)
     with waiting(progress_console(quiet), "measuring bf16 against fp32"):
@@ -76,6 +79,19 @@ def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     return Prepared(data, module, phases, Machine(accelerator, precision, workers, threads, reason))
+
+
+def _require_val(config: TrainingOptions, data: ImageData, phases: Sequence[Phase]) -> None:
+    """Refuse what cannot be had without a validation split, before anything is computed."""
+    if data.index.split("val"):
+        return
+    found = ["--interpolate chooses its share on val"] if config.interpolate else []
+    found += [f"schedule {phase.curve.name} of phase {phase.name!r} goes by the loss on val"
+              for phase in phases if phase.curve.needs_values]  # fmt: skip
+    if found:
+        raise ConfigError(
+            f"the data have no val pictures: {gather_problems(found)} - add a val folder, or a --val-split above 0"
+        )
 
 
 def build(config: TrainingOptions, workers: int, *, quiet: bool = False) -> tuple[ImageData, TransferModule]:

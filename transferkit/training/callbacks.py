@@ -16,7 +16,6 @@ from transferkit.models.freezing import frozen_state_digest
 from transferkit.models.module import TransferModule
 from transferkit.training.parallel import average, statistics
 from transferkit.training.phases import Phase, Plan, check_phases
-from transferkit.training.schedules import Schedule
 from transferkit.training.strategies import wrap_again
 
 __all__ = ["PhaseSchedule", "apply_lrs", "apply_momentum", "running_epoch"]
@@ -222,7 +221,7 @@ def _missing_values(checkpoint: Mapping[str, Any], values: Mapping[str, Any], ph
     for number, phase in enumerate(phases):
         expected, told = min(phase.epochs, max(0, over)), len(values.get(str(number), ()))
         over -= phase.epochs
-        if type(phase.curve).given is not Schedule.given and told != expected:
+        if phase.curve.needs_values and told != expected:
             found.append(f"{phase.curve.name} of phase {phase.name!r} was told {told} values in {expected} epochs")
     return found
 

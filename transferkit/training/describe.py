@@ -167,9 +167,9 @@ def write_results(
     keeper.write_history()
     phases: list[dict[str, Any]] = [] if keeper.solved is None else [{"epochs": 0, **keeper.solved}]
     for name in dict.fromkeys(str(row["phase"]) for row in keeper.history):
-        rows = [row for row in keeper.history if row["phase"] == name]
-        final = {key: rows[-1].get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc", "images_per_s")}
-        phases.append({"name": name, "epochs": len(rows), "time_s": keeper.phase_seconds[name], **final})
+        epochs = [row for row in keeper.history if row["phase"] == name]
+        final = {key: epochs[-1].get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc", "images_per_s")}
+        phases.append({"name": name, "epochs": len(epochs), "time_s": keeper.phase_seconds[name], **final})
     metrics = {
         **measured,
         "selection": _selection(keeper),

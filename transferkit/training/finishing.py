@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from transferkit.config_training import FinetuneConfig
 from transferkit.data.datamodule import ImageData, normalise
-from transferkit.errors import ConfigError
 from transferkit.models.metrics import classification_metrics
 from transferkit.models.module import TransferModule
 from transferkit.training.batchnorm import recalibrate_bn
@@ -38,14 +37,9 @@ def finish_weights(
         module: With the best epoch's weights; has the product's afterwards.
         phases: Those that were trained.
         device: Where to compute.
-
-    Raises:
-        ConfigError: There is no validation split to choose on.
     """
     told: dict[str, Any] = {}
     if config.interpolate:
-        if not data.index.split("val"):
-            raise ConfigError("--interpolate chooses on the validation split, and there is none - pass --val-split")
         found = choose_alpha(module, load_start(run), weights_of(module), data.evaluation_loader("val"), device=device)
         found.save(run)
         told["interpolation"] = {"alpha": found.alpha, "alphas": list(found.alphas), "val_acc": list(found.val_acc),
@@ -57,10 +51,27 @@ def finish_weights(
     return told
 
 
-def measure_snapshots(run: Path, config: FinetuneConfig, data: ImageData, module: TransferModule, device: str) -> Any:
-    """Return the figures of the snapshots: of the mean of their probabilities, and the accuracy of each."""
+def measure_snapshots(
+    run: Path,
+    config: FinetuneConfig,
+    data: ImageData,
+    module: TransferModule,
+    device: str,
+    *,
+    splits: Sequence[str] = ("val", "test"),
+) -> dict[str, Any]:
+    """Return the figures of the snapshots on each split: of the mean of their probabilities, and each one's accuracy.
+
+    Args:
+        run: The run directory, which holds them.
+        config: The options.
+        data: The pictures.
+        module: Like that which was trained.
+        device: Where to compute.
+        splits: To measure on, where the data have them.
+    """
     told: dict[str, Any] = {}
-    for split in ("val", "test"):
+    for split in splits:
         if not data.index.split(split):
             continue
         probs, targets, each = ensemble_probs(module, run, data.evaluation_loader(split), device=device)

@@ -32,6 +32,8 @@ class Schedule(ABC):
     """A schedule as data: what a recipe holds and a plan can show."""
 
     name: ClassVar[str]
+    needs_values: ClassVar[bool] = False
+    """Whether it goes by the values that `given` tells it."""
 
     @abstractmethod
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:

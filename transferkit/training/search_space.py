@@ -20,7 +20,6 @@ from transferkit.config import FinetuneConfig, default_of, make_config
 from transferkit.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads import list_heads, takes_maps
 from transferkit.training.options import NOT_SAVED, PATHS, absolute, resolve_options
-from transferkit.training.schedule_base import Schedule
 from transferkit.training.schedules import make_schedule
 
 if TYPE_CHECKING:
@@ -322,7 +321,7 @@ def _head_only(config: FinetuneConfig, axes: Mapping[str, Range | Choices]) -> b
     schedules = [
         make_schedule(value) for value in (axes["schedule"].extremes() if "schedule" in axes else [config.schedule])
     ]
-    plain = all(type(curve).given is Schedule.given and curve.momentum(0, 2, 1) is None for curve in schedules)
+    plain = not any(curve.needs_values or curve.momentum(0, 2, 1) is not None for curve in schedules)
     on_maps = any(takes_maps(str(head)) for head in (axes["head"].extremes() if "head" in axes else [config.head]))
     fits = OF_A_TRAINED_HEAD.issuperset(axes) and config.batch_size != "auto"
     return fits and plain and not on_maps and not others

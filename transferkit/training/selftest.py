@@ -33,6 +33,9 @@ KINDS = ("mid-epoch", "epoch end", "phase boundary")
 RANDOM = "random"
 """Pictures of noise, drawn for the test."""
 
+PLATEAU = {"name": "plateau", "patience": 0, "threshold": 0.5}
+"""Hardly ever satisfied, so that it has something to remember in phases of few epochs."""
+
 LIMIT_S = 1800.0
 """After which a run that should have ended is given up."""
 
@@ -168,7 +171,7 @@ def _options(config: SelftestConfig, root: Path) -> dict[str, Any]:
         data = str(_draw_noise(root / "noise", config.seed))
     return {
         "data": data, "backbone": config.backbone, "weights": config.weights, "image_size": config.image_size,
-        "phases": "gradual", "epochs": 7, "schedule": "plateau", "augment": "standard", "drop_rate": 0.2, "mixup": 0.2,
+        "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard", "drop_rate": 0.2, "mixup": 0.2,
         "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
         "store": str(root / "store"), "seed": config.seed,
     }  # fmt: skip
