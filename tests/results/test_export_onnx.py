@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import importlib.util
 import json
@@ -60,17 +61,31 @@ def pictures(run):
 
 
 @pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    """The file of the verb, made once: tracing a network takes seconds."""
-    out = tmp_path_factory.mktemp("out") / "it's.onnx"
-    assert export(ExportConfig(run=str(run), out=str(out), quiet=True)) == out
-    return out
+def made(run, tmp_path_factory):
+    """The file of the verb and the network in it, made once: tracing takes seconds."""
+    out, kept = tmp_path_factory.mktemp("out") / "it's.onnx", []
+
+    def build(*given, **more):
+        kept.append(build_onnx(*given, **more).SerializeToString())
+        return onnx.load_from_string(kept[0])
+
+    import onnx
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_formats, "build_onnx", build)
+        assert export(ExportConfig(run=str(run), out=str(out), quiet=True)) == out
+    return out, onnx.load_from_string(kept[0])
 
 
 @pytest.fixture(scope="module")
-def core(run):
+def exported(made):
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def core(made):
     """The network as ONNX without facts, which the variants start from."""
-    return build_onnx(*load_model(run))
+    return made[1]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +165,7 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
     told = run_example(script, given)
     wanted = predictor.predict(given)
     assert [row[:2] for row in told] == [[item.path, item.label] for item in wanted]
-    assert [float(row[2]) for row in told] == pytest.approx([item.probability for item in wanted], abs=2e-3)
+    assert [float(row[2]) for row in told] == pytest.approx([item.probability for item in wanted], abs=5e-3)
     assert len({row[1] for row in told}) > 1
     lines = [line for line in script.read_text().splitlines()[1:] if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 25
@@ -195,7 +210,7 @@ def test_the_graph_fits_pictures_as_evaluation_does(interpolation, mode):
 def test_inside_takes_decoded_pictures_of_any_size(run, core, predictor, pictures, tmp_path):
     _, info = load_model(run)
     path = tmp_path / "inside.onnx"
-    write_onnx(core, path, {"a": "b"}, info, preprocessing="inside")
+    write_onnx(copy.deepcopy(core), path, {"a": "b"}, info, preprocessing="inside")
     result = compare(load_onnx(path, preprocessing="inside"), predictor, list(map(str, pictures)), inside=True)
     assert result.problem(LIMITS["inside"]) is None and result.pictures == 20
     assert result.probability <= 5e-3
@@ -216,8 +231,11 @@ def test_int8_is_measured_on_pictures_and_agrees(run, core, predictor, pictures,
     _, info = load_model(run)
     paths = list(map(str, pictures))
     small = quantise(core, predictor, [*paths[:4], "missing.jpg"], static=True)
-    kinds = {onnx.TensorProto.DataType.Name(item.data_type) for item in small.graph.initializer if item.dims}
-    assert "INT8" in kinds and "QuantizeLinear" in {node.op_type for node in small.graph.node}
+    types = {item.name: item.data_type for item in small.graph.initializer}
+    quantised = [node for node in small.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in types]
+    assert {types[node.input[0]] for node in quantised} >= {onnx.TensorProto.UINT8}
+    (last,) = (node for node in small.graph.node if "logits" in node.output)
+    assert types[last.input[1]] == onnx.TensorProto.FLOAT  # the head stays as it is
     path = tmp_path / "int8.onnx"
     write_onnx(small, path, {}, info, preprocessing="inside")
     assert path.stat().st_size < 0.45 * len(core.SerializeToString())
@@ -282,7 +300,7 @@ class Off:
 @pytest.fixture
 def prepared(core, monkeypatch):
     """Exports without tracing the network again."""
-    monkeypatch.setattr(export_formats, "build_onnx", lambda module, info, half: core)
+    monkeypatch.setattr(export_formats, "build_onnx", lambda module, info, half: copy.deepcopy(core))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def found(*paths, stdin=None):
 def tree(tmp_path, monkeypatch):
     root = tmp_path / "tree"
     plant(root, "b/2.JPG", "b/10.png", "b/deep/er/x.webp", "a.jpeg", "c.gif", "notes.txt", ".hidden.jpg",
-          "b/.dir/1.jpg", *(f"{name}/1.jpg" for name in folders._SYSTEM_NAMES), "Thumbs.DB/2.jpg")  # fmt: skip
+          "b/.dir/1.jpg", *(f"{name}/1.jpg" for name in folders.SYSTEM_NAMES), "Thumbs.DB/2.jpg")  # fmt: skip
     monkeypatch.chdir(tmp_path)
     return root
 

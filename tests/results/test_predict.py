@@ -459,6 +459,7 @@ def test_csv_and_json_lines(predict, predictor, paths, tmp_path):  # fault 83
             assert row["error"] == ""
         else:
             assert row["error"] == item.error and row["label"] == row["probability_3"] == ""
+    assert list(rows_of(predict(paths[0], top_k=9))[0]) == list(rows[0])  # there are three classes
     with pytest.raises(ExportError):
         predict(paths[0], bad, format="jsonl", top_k=1)
     good, failed = map(json.loads, predict.out.splitlines())

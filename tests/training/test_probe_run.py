@@ -77,7 +77,8 @@ def test_a_classifier_that_is_no_head_is_measured_only(options):
 def test_the_run_directory(options):
     run = probe(options)
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "data.json", "metrics.json", "model.json", "model.safetensors", "path.png",
+        "config.yaml", "data.json", "metrics.json", "model.json", "model.safetensors", "path.png", "pictures.csv",
+            "predictions.csv",
     }  # fmt: skip
     metrics = read(run)
     assert metrics["features"]["computed"] == 45

@@ -18,9 +18,10 @@ from transferkit.data.found import SPLIT_NAMES, FoundFile, Scan, class_name_prob
 from transferkit.errors import DataError
 from transferkit.records import SkippedFile
 
-__all__ = ["scan_folder"]
+__all__ = ["SYSTEM_NAMES", "scan_folder"]
 
-_SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+"""Of files and folders that systems leave about, in lower case; those that are hidden besides."""
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ def _level(folder: Path, found: _Findings) -> _Level:
         found.unreadable.append(f"{str(folder)!r}: {error.strerror}")
         return _Level((), ())
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
+        if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
             continue
         try:
             kind = entry.stat().st_mode

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
+from transferkit.data.folders import SYSTEM_NAMES
 from transferkit.data.formats import EXTENSIONS
 from transferkit.data.found import SPLIT_NAMES, listing
 from transferkit.errors import DataError
@@ -23,7 +24,6 @@ STDIN: Final = "-"
 
 ANY_DEPTH: Final = "**"
 
-_SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # as in `transferkit.data.folders`
 
 _Entered = set[tuple[int, int]]
 
@@ -216,7 +216,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
