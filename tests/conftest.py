@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -49,6 +50,22 @@ def no_network(monkeypatch):
 def own_caches(monkeypatch, tmp_path_factory):
     """Give every test its own user cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def real_figures():
+    """Asked for by tests that look at the pictures of a plan or a run."""
+
+
+@pytest.fixture(autouse=True)
+def figures_are_not_rendered(request, monkeypatch):
+    """Draw plans and the curves of runs, but do not lay them out and write them: that is half of a short run's time.
+
+    Runs of module-wide fixtures come before, and write theirs.
+    """
+    plots = sys.modules.get("transferkit.training.plots")
+    if plots is not None and "real_figures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.write_bytes(b"not rendered in tests"))
 
 
 def draw_folder(root, classes=("circle", "square", "stripes"), per_class=12, size=48, seed=0):

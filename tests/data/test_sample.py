@@ -113,6 +113,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, drawn):
     assert not set(tree(again).values()) & set(tree(other).values())
 
 
+@pytest.mark.slow
 def test_colour_does_not_tell_the_classes_apart(pictures, labels):
     """Chance is 16.7 %."""
     bins = (pictures // 32).astype(np.int64) @ [64, 8, 1]
@@ -127,6 +128,7 @@ def test_colour_does_not_tell_the_classes_apart(pictures, labels):
     print(f"colour histogram {reached:.3f}")
 
 
+@pytest.mark.slow
 def test_pretrained_features_beat_random_ones(pictures, labels):
     """The reason for the bundled weights: at least 15 points over the same network with random weights."""
     pretrained = accuracy(features(mini(), pictures), labels)

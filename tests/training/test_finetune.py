@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import parallel_worker as worker
 import pytest
 import torch
-import yaml
 
 import transferkit as tk
 from transferkit.cli import main
@@ -42,6 +42,7 @@ def test_the_run_directory_is_the_contract(finished):
         "model.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "pictures.csv", "predictions.csv",
         "report.html",
     }  # fmt: skip
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_history_has_a_row_per_epoch(finished):
@@ -271,28 +272,66 @@ def test_leaks_stop_or_warn(folder, quick, tmp_path):  # fault 24
         finetune(**{**quick, "data": data, "epochs": 1}, allow_leaks=True, out=tmp_path / "run")
 
 
-def start(quick, out, **changes):
-    """Start the command in a process of its own and wait until it trains."""
-    options = {key: value for key, value in {**quick, "epochs": 200, **changes}.items() if key != "quiet"}
-    words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "transferkit", "finetune", *words, "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def flags(options, out):
+    """Options of a run that lasts, as words."""
+    options = {"epochs": 200, **{key: value for key, value in options.items() if key not in ("quiet", "epochs")}}
+    return [f"--{key.replace('_', '-')}={value}" for key, value in {**options, "out": out}.items()]
+
+
+class Started:
+    """The command in a process that has everything loaded."""
+
+    def __init__(self, words, directory):
+        self.ranks = worker.Ranks(1, directory, worker.command, ["finetune", *words])
+
+    @property
+    def pid(self):
+        return self.ranks.processes[0].pid
+
+    def is_alive(self):
+        return self.ranks.processes[0].is_alive()
+
+    def end(self):
+        """Return the exit status and what was said on standard error."""
+        ((code, value),) = self.ranks.results(60)
+        return (value[0], value[2]) if code == 0 else (code, "")
+
+
+class StartedAnew:
+    """The command as a shell starts it."""
+
+    def __init__(self, words, directory):
+        command = [sys.executable, "-m", "transferkit", "finetune", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.pid = self.process.pid
+
+    def is_alive(self):
+        return self.process.poll() is None
+
+    def end(self):
+        """Return the exit status and what was said on standard error."""
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, err
+
+
+def start(quick, out, kind=Started):
+    """Start the command and wait until it trains."""
+    started = kind(flags(quick, out), out.parent)
     deadline = time.monotonic() + 120
     while not (out / "history.csv").exists():
-        assert process.poll() is None, process.communicate()
+        assert started.is_alive(), started.end()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+        time.sleep(0.02)
+    return started
 
 
+@pytest.mark.parametrize("kind", [Started, pytest.param(StartedAnew, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_stop(quick, tmp_path, number, status):  # fault 47
-    process = start(quick, tmp_path / "run")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status
+def test_signals_save_and_stop(quick, tmp_path, kind, number, status):  # fault 47
+    started = start(quick, tmp_path / "run", kind)
+    os.kill(started.pid, number)
+    code, err = started.end()
+    assert code == status
     message = [line for line in err.splitlines() if line.startswith("transferkit:")]
     assert len(message) == 1
     assert "go on with --resume --out" in message[0]
@@ -300,25 +339,23 @@ def test_signals_save_and_stop(quick, tmp_path, number, status):  # fault 47
 
 
 def test_sigkill_leaves_a_run_to_resume(quick, tmp_path):  # fault 47
-    process = start(quick, tmp_path / "run")
-    process.kill()
-    process.communicate(timeout=60)
-    config = tmp_path / "run" / "config.yaml"
-    values = yaml.safe_load(config.read_text())
-    # The 200 epochs it was started with would take too long: two more than it had when it was killed will do.
-    more = len((tmp_path / "run" / "history.csv").read_text().splitlines()) + 2
-    values["phases"][1]["epochs"] = values["epochs"] = more
-    config.write_text(yaml.safe_dump(values))
+    phases = "[{name: top, train: head, epochs: 1}, {name: all, epochs: 12}]"
+    started = start({**quick, "phases": phases, "probe_epochs": "null"}, tmp_path / "run")
+    os.kill(started.pid, signal.SIGKILL)
+    assert started.end()[0] == -signal.SIGKILL
+    before = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert len(before) < 14
     finetune(out=tmp_path / "run", resume=True, quiet=True)
-    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
-    assert [int(row["epoch"]) for row in rows] == list(range(more + 1))
+    after = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert after[: len(before)] == before
+    assert [int(row["epoch"]) for row in csv.DictReader(after)] == list(range(13))
 
 
 def test_the_run_directory_vanishes(quick, tmp_path):  # fault 58
-    process = start(quick, tmp_path / "run")
+    started = start(quick, tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 74, err
+    code, err = started.end()
+    assert code == 74, err
 
 
 def test_quiet_says_nothing(quick, tmp_path, capfd):

@@ -1,15 +1,18 @@
 """Resume continues exactly: weights, history, order and augmentation equal those of an undisturbed run."""
 
 import csv
+import errno
 import shutil
 import signal
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from transferkit.errors import CheckpointError, Interrupted, TransferkitWarning
+from transferkit.errors import CheckpointError, Interrupted, StorageError, TransferkitWarning
 from transferkit.features.machine import choose_workers
+from transferkit.training import checkpoint
 from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.finetune import finetune
 from transferkit.training.keeper import RunKeeper
@@ -220,6 +223,35 @@ def test_a_damaged_last_checkpoint_falls_back(half, reference):  # fault 56
         TransferkitWarning, match=r"last\.ckpt: .* does not match its checksum; going on from best\.ckpt"
     ):
         finetune(out=half, resume=True, quiet=True)
+    assert_same_result(half, reference)
+
+
+class Full:
+    """A file on a disk that has room for so many bytes."""
+
+    def __init__(self, stream, room):
+        self.stream, self.room = stream, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.stream.write(data)
+
+    def flush(self):
+        self.stream.flush()
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(monkeypatch, half, reference):  # fault 48
+    kept = {path.name: path.read_bytes() for path in (half / "checkpoints").iterdir()}
+    save = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", lambda value, stream: save(value, Full(stream, 100_000)))
+        with pytest.raises(StorageError, match=r"cannot write '.*/last\.ckpt': No space left on device") as caught:
+            finetune(out=half, resume=True, quiet=True)
+    assert caught.value.exit_status == 74
+    assert {path.name: path.read_bytes() for path in (half / "checkpoints").iterdir()} == kept  # and nothing beside
+    finetune(out=half, resume=True, quiet=True)
     assert_same_result(half, reference)
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from transferkit.config import SearchConfig, make_config
 from transferkit.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, TrainingError
 from transferkit.models.interface import Backbone
+from transferkit.tables import read_csv
 from transferkit.training import search as module
 from transferkit.training.finetune import Run, finetune
 from transferkit.training.search import run_search, search
@@ -53,7 +54,8 @@ class Fake:
     def __init__(self, value=lambda options: closeness(options["lr"])):
         self.value, self.calls = value, []
 
-    def __call__(self, *, callbacks, **options):
+    def __call__(self, *, callbacks, measured, **options):
+        assert measured == ("val",)
         self.calls.append(options)
         run = Path(options["out"])
         run.mkdir(parents=True)
@@ -62,7 +64,7 @@ class Fake:
             (run / name).write_text("x")
         value = self.value(options)
         told = {"acc": value, "loss": value}
-        metrics = {"val": told, "test": {"acc": 0.123}, "snapshots": {"test": told, "val": told}}
+        metrics = {"val": told}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return Run(run, metrics)
 
@@ -109,7 +111,8 @@ def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path):
         kept = out / "trials" / row["number"]
         metrics = json.loads((kept / "metrics.json").read_text())
         assert metrics["val"]["acc"] == float(row["value"])
-        assert "test" not in metrics  # fine-tuning measured it; nobody is to choose by it
+        assert "test" not in metrics
+        assert {row["split"] for row in read_csv(kept / "predictions.csv")} == {"val"}  # test is not looked at
         assert (kept / "history.csv").exists() and not (kept / "checkpoints").exists()
         assert (kept / "model.safetensors").exists() is (int(row["number"]) == result.number)
     assert (out / "importance.png").read_bytes().startswith(b"\x89PNG")
@@ -147,10 +150,10 @@ def test_a_hopeless_trial_is_pruned(short, tmp_path, monkeypatch, prune):
     """Five trials that were always right, then one that cannot learn."""
     called = []
 
-    def trial(*, callbacks, **options):
+    def trial(*, callbacks, measured, **options):
         called.append(options)
         if len(called) > 5:
-            return finetune(callbacks=callbacks, **options)
+            return finetune(callbacks=callbacks, measured=measured, **options)
         for epoch in (1, 2, 3):
             callbacks[0].trial.report(1.0, epoch)
         run = Path(options["out"])
@@ -282,13 +285,13 @@ def test_only_the_best_keeps_its_model(tmp_path, fake):
     assert kept == {"1"}
     assert not list((tmp_path / "study").rglob("checkpoints"))
     metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text())
-    assert metrics == {"val": {"acc": 0.9, "loss": 0.9}, "snapshots": {"val": {"acc": 0.9, "loss": 0.9}}}
+    assert metrics == {"val": {"acc": 0.9, "loss": 0.9}}
 
 
 def work(out, log, ready, seconds):
     """What another process does: a search whose trials take a while and write down who ran them."""
 
-    def trial(*, callbacks, **options):
+    def trial(*, callbacks, measured, **options):
         run = Path(options["out"])
         run.mkdir(parents=True)
         with log.open("a") as stream:

@@ -155,8 +155,9 @@ def test_the_kept_probe_keeps_its_confidence(solving):
     assert run.metrics["val"]["loss"] == pytest.approx(run.metrics["phases"][0]["val_loss"], abs=1e-3)
 
 
-def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving):
+def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving, real_figures):
     run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd"})
+    assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")  # the best is before the first epoch
     assert run.metrics["selection"]["kept"] == "the solved probe"
     assert run.metrics["selection"]["epoch"] is None
     assert run.metrics["val"]["acc"] == run.metrics["phases"][0]["val_acc"]

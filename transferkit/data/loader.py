@@ -299,6 +299,13 @@ class ImageLoader(DataLoader[Any]):
             self._yielded += 1
             yield batch
 
+    def paths_of(self, batch: int) -> list[str]:
+        """Return the files of a training batch of the epoch, counted from 0 at its beginning."""
+        assert isinstance(self.sampler, EpochSampler)
+        first = batch * self.sampler.batch_size - self.sampler.start
+        keys = list(self.sampler)[first : first + self.sampler.batch_size]
+        return [self.dataset.records[position].path for _, position in keys]
+
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its pictures have been handed out; Lightning saves it in mid-epoch."""
         if not isinstance(self.sampler, EpochSampler):

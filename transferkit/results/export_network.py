@@ -59,7 +59,7 @@ def trace(module: TransferModule, info: ModelInfo, *, half: bool = False) -> tor
     except Exception as error:  # any network of any library goes through torch's tracer here
         raise ExportError(
             f"torch cannot trace {info.backbone} with the head {info.head or type(module.head).__name__} for batches "
-            f"of any size ({first_line(error)}) - use --format safetensors, or another backbone"
+            f"of any size ({first_line(error)}) - use another one, or --format safetensors for a linear head"
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine

@@ -35,7 +35,7 @@ LARGEST: Final = 2**31 - 2**20
 
 
 MEASURED: Final = 10**9
-"""Bytes of activations that int8 ranges are measured on; onnxruntime holds them all at once."""
+"""Bytes of activations that int8 ranges are measured on; onnxruntime holds all of them twice over for a moment."""
 
 _QUANTISED = ("Conv", "Gemm", "MatMul")
 _HEAD = "head/"

@@ -38,7 +38,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as stream:  # through Python, whose errors say "disk full" and torch's do not
-                torch.save(checkpoint, stream)
+                try:
+                    torch.save(checkpoint, stream)
+                except RuntimeError as error:  # torch ends the archive all the same, and finds it too short
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from None
+                    raise
             problem = verify_checkpoint(temporary)
             if problem:
                 raise CheckpointError(

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ def write_results(
     data: ImageData,
     module: TransferModule,
     keeper: RunKeeper,
+    measured_splits: Sequence[str],
 ) -> dict[str, Any]:
     """Take the best epoch's weights, measure them, write the product; `metrics.json` last: it marks a complete run."""
     if keeper.history:  # else the solved head is all there is, and the module has it
@@ -150,7 +151,7 @@ def write_results(
     device = device_of(machine.accelerator)
     told = finish_weights(run, config, data, module, keeper.schedule.phases, device)
     outputs: dict[str, Outputs] = {}
-    for split in ("val", "test"):
+    for split in measured_splits:
         if data.index.split(split):
             logits, targets = predict_logits(module, data.evaluation_loader(split), device=device)
             outputs[split] = Outputs(
@@ -158,7 +159,7 @@ def write_results(
             )
     measured, calibration, rows = measure_splits(outputs, data.class_names, method=config.calibrate, seed=config.seed)
     if config.snapshots:
-        told["snapshots"] = measure_snapshots(run, config, data, module, device)
+        told["snapshots"] = measure_snapshots(run, config, data, module, device, splits=measured_splits)
     save_model(run, module.cpu(), calibration=calibration)
     write_predictions(run / "predictions.csv", rows)
     if keeper.history:

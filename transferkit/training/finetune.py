@@ -52,11 +52,14 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def finetune(*, callbacks: Sequence[Callback] = (), **options: Any) -> Run:
+def finetune(
+    *, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("val", "test"), **options: Any
+) -> Run:
     """Fine-tune a pretrained backbone on a folder of pictures.
 
     Args:
         callbacks: Lightning callbacks of your own, besides those of the run.
+        measured: Splits to measure at the end; a trial of a search must not look at ``"test"``.
         options: The fields of `FinetuneConfig`; ``data`` is required.
 
     Returns:
@@ -80,10 +83,10 @@ def finetune(*, callbacks: Sequence[Callback] = (), **options: Any) -> Run:
         return Run(out, plan)
     if config.overfit_batches is not None:
         return Run(Path(), check_overfit(config, prepare(config, quiet=config.quiet)))
-    return in_processes(config, lambda config: _run(config, callbacks))
+    return in_processes(config, lambda config: _run(config, callbacks, measured))
 
 
-def _run(config: FinetuneConfig, callbacks: Sequence[Callback]) -> Run:
+def _run(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
     """Do it in each of the processes: what is found out, chosen and written is the first one's."""
     run = Path(config.out) if config.out else on_first(default_run_dir, config.data, config.backbone)
     on_first(prepare_run_dir, run, resume=config.resume, overwrite=config.overwrite)
@@ -112,7 +115,7 @@ def _run(config: FinetuneConfig, callbacks: Sequence[Callback]) -> Run:
         flag = SignalFlag()
         with flag.installed(), quiet_lightning():
             keeper, config, ready = _fit(run, config, ready, checkpoint, flag, solved, callbacks, shrinks=shrinks)
-        metrics = on_first(write_results, run, config, ready.machine, ready.data, ready.module, keeper)
+        metrics = on_first(write_results, run, config, ready.machine, ready.data, ready.module, keeper, measured)
         if not config.quiet:
             print_summary(run)
     return Run(run, metrics)

@@ -21,6 +21,7 @@ from transferkit.training.building import Prepared
 from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.ema import EMA
+from transferkit.training.finite import FiniteLoss
 from transferkit.training.interpolation import KeepStart
 from transferkit.training.keeper import RunKeeper
 from transferkit.training.kept_activations import KeptActivations
@@ -87,7 +88,7 @@ def fit(
         max_epochs=epochs,
         gradient_clip_val=config.clip,
         accumulate_grad_batches=config.accumulate,
-        callbacks=[schedule, keeper, *_craft(run, config, schedule, ready), *callbacks],
+        callbacks=[schedule, keeper, FiniteLoss(keeper.last), *_craft(run, config, schedule, ready), *callbacks],
         plugins=plugins,
         default_root_dir=run / "lightning",  # never made: nothing in it (hpc_ckpt_*) can be taken for a checkpoint
         use_distributed_sampler=False,  # ours know the ranks

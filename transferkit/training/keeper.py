@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import shutil
 import signal
 import time
@@ -18,12 +17,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from transferkit.errors import Interrupted, StorageError, TrainingError
+from transferkit.errors import Interrupted, StorageError
 from transferkit.files import atomic_write, write_atomically
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.ema import EMA
+from transferkit.training.finite import require_finite
 from transferkit.training.lpft import soften_head
 from transferkit.training.parallel import agree, average, gather, on_first, require_equal, statistics
 from transferkit.training.random_state import random_state, restore_random_state
@@ -211,7 +211,7 @@ class RunKeeper(Checkpoint):
                 average(tensor for name, tensor in _own(trainer, pl_module) if name.startswith("ema "))
         if stepped and not last and self._is_to_stop(trainer, (batch_idx + 1) // trainer.accumulate_grad_batches):
             assert isinstance(pl_module, TransferModule)
-            _require_finite(sum(gather(float(pl_module.train_sums()[0].item()))), "train_loss", trainer, self)
+            require_finite(sum(gather(float(pl_module.train_sums()[0].item()))), "train_loss", trainer, self.last)
             plan = self.schedule.plan
             assert plan is not None
             self._add_time(plan.phases[plan.phase_at(trainer.current_epoch)].name)
@@ -225,7 +225,7 @@ class RunKeeper(Checkpoint):
         values = on_first(lambda: {name: float(value) for name, value in trainer.callback_metrics.items()})
         for name in ("train_loss", "val_loss"):
             if name in values:
-                _require_finite(values[name], name, trainer, self)
+                require_finite(values[name], name, trainer, self.last)
         plan = self.schedule.plan
         assert plan is not None
         epoch = trainer.current_epoch
@@ -328,14 +328,3 @@ def _copy_file(source: Path, target: Path) -> None:
 def _column(name: str) -> tuple[int, str]:
     order = ("train_loss", "train_acc", "val_loss", "val_acc")
     return (order.index(name) if name in order else len(order), name)
-
-
-def _require_finite(value: float, name: str, trainer: L.Trainer, keeper: RunKeeper) -> None:
-    if math.isfinite(value):
-        return
-    lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-    kept = f"the last finite state is {keeper.last}" if keeper.last.exists() else "nothing was saved yet"
-    raise TrainingError(
-        f"{name} is {value} in epoch {trainer.current_epoch}, step {trainer.global_step}, at LR {lr:.2g}; {kept} - try "
-        "a smaller --lr, or --precision 32"
-    )

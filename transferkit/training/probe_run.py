@@ -16,6 +16,7 @@ from transferkit.errors import ConfigError, DataError
 from transferkit.features.curves import depth_curve, learning_curve
 from transferkit.features.estimators import build_estimator
 from transferkit.features.extract import extract_table, frozen_backbone
+from transferkit.features.kept_classifier import keep_classifier
 from transferkit.features.machine import choose_accelerator, device_of
 from transferkit.features.probe import FittedProbe, fit_probe
 from transferkit.features.table import FeatureTable
@@ -111,6 +112,9 @@ def run_probe(config: ProbeConfig) -> Path:
         if "learning_curve" in extra:
             plot_learning_curve(extra["learning_curve"], run / "learning_curve.png", split=str(held))
         exported = _export(run, probe, table, backbone, tap, calibration)
+        kept = {}
+        if exported != "yes" and probe.estimator is not None:
+            kept = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
         write_predictions(run / "predictions.csv", rows)
         train_acc = float((probe.predict(train.layers[tap.layer]) == train.y).mean())
         metrics = {
@@ -121,7 +125,7 @@ def run_probe(config: ProbeConfig) -> Path:
                 "note": "what had to be chosen was cross-validated inside train; val and test were not looked at",
             },
             "probe": {"classifier": probe.name, "layer": tap.layer, "pool": tap.pool, "exported": exported,
-                      "views": config.use_views if config.views else None, **probe.choice},
+                      "views": config.use_views if config.views else None, **kept, **probe.choice},
             "phases": [{"name": "probe", "epochs": 0, "train_acc": train_acc, "val_acc": _acc(measured, "val"),
                         "time_s": solved - extracted}],
             "features": {**table.facts, "time_s": extracted - started},
@@ -142,8 +146,10 @@ def _measure(
     for name in ("val", "test"):
         split = table.split(name)
         if len(split):
-            # Of a classifier that knows only probabilities, their logarithms are logits.
-            logits = torch.from_numpy(probe.probs(split.layers[layer])).clamp_min(TINY).log()
+            if probe.linear is not None:
+                logits = torch.from_numpy(probe.linear.logits(split.layers[layer]))
+            else:  # of a classifier that knows only probabilities, their logarithms are logits
+                logits = torch.from_numpy(probe.probs(split.layers[layer])).clamp_min(TINY).log()
             paths = tuple(str(Path(path).absolute()) for path in split.paths)
             outputs[name] = Outputs(paths, logits.float(), torch.from_numpy(split.y))
     return measure_splits(outputs, table.class_names, method=config.calibrate, seed=config.seed)

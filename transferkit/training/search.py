@@ -24,7 +24,7 @@ from transferkit.errors import ConfigError, DataError, Interrupted, TrainingErro
 from transferkit.features.store import FeatureStore
 from transferkit.features.table import FeatureTable
 from transferkit.features.taps import POOLED
-from transferkit.files import storage_errors, write_json
+from transferkit.files import storage_errors
 from transferkit.models.heads import build_head
 from transferkit.training.building import make_compute_of, prepare
 from transferkit.training.finetune import finetune
@@ -238,11 +238,14 @@ class _FinetuneTrials:
         """Train, and return the value of the weights that are kept."""
         monitor, out = self.plan.config.monitor, self.root / "trials" / str(trial.number)
         options = {**self.plan.options, **params, "out": str(out), "quiet": True}
-        metrics = finetune(callbacks=[TrialReport(trial, monitor, bar)], **options).metrics
+        # The test split is not looked at: what is chosen by a search is measured on it once, afterwards.
+        metrics = finetune(callbacks=[TrialReport(trial, monitor, bar)], measured=("val",), **options).metrics
         if "val" not in metrics:
             raise DataError(NO_VAL)
-        write_json(out / "metrics.json", _without_test(metrics))
-        return float(metrics["val"][METRICS[monitor]])
+        values = metrics["val"]
+        if monitor == "val_loss":  # as the epochs report it
+            values = values.get("uncalibrated", values)
+        return float(values[METRICS[monitor]])
 
 
 class _HeadTrials:
@@ -292,13 +295,6 @@ class _HeadTrials:
 
 
 # ---- small parts ------------------------------------------------------------------------------------------------
-
-
-def _without_test(metrics: Any) -> Any:
-    """Return metrics without what was measured on test, so that nobody chooses by it."""
-    if isinstance(metrics, Mapping):
-        return {key: _without_test(value) for key, value in metrics.items() if key != "test"}
-    return metrics
 
 
 @contextlib.contextmanager
