@@ -13,6 +13,7 @@ from transferkit.cli import main
 from transferkit.config import ProbeConfig, make_config
 from transferkit.errors import CheckpointError, ConfigError
 from transferkit.features.extract import extract_features
+from transferkit.features.kept_classifier import read_classifier
 from transferkit.features.neighbours import Neighbours
 from transferkit.features.probe import fit_probe
 from transferkit.models.neighbour_head import NeighbourHead
@@ -71,6 +72,10 @@ def test_a_classifier_that_is_no_head_is_measured_only(options):
     metrics = read(run)
     assert 0 < metrics["val"]["acc"] <= 1
     assert metrics["probe"]["exported"].startswith("no: sklearn.svm.SVC is not linear - use it in a pipeline behind")
+    assert metrics["probe"]["kept"] == "yes"
+    classifier, facts = read_classifier(run / "classifier.skops")  # without trusting it
+    assert json.loads(facts["classes"]) == json.loads((run / "data.json").read_text())["classes"]
+    assert len(classifier.predict(np.zeros((2, classifier.n_features_in_)))) == 2
     assert not (run / "model.safetensors").exists()
 
 

@@ -167,5 +167,8 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
                   ("next", f"transferkit predict {shlex.quote(str(run))} PICTURE...")]  # fmt: skip
     else:
         lines.append(("model", str(probe["exported"])))
+        if probe.get("kept") == "yes":
+            lines += [("kept", str(run / "classifier.skops")),
+                      ("next", f"transferkit export {shlex.quote(str(run))} --format skops")]  # fmt: skip
     for name, text in lines:
         console.print(f"{name:<9}{text}", soft_wrap=True, markup=False)
