@@ -52,9 +52,7 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def finetune(
-    *, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("val", "test"), **options: Any
-) -> Run:
+def finetune(*, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("val", "test"), **options: Any) -> Run:
     """Fine-tune a pretrained backbone on a folder of pictures.
 
     Args:
