@@ -4,9 +4,10 @@
     python tests/bench/extraction.py --data clothing/ --part probe        # takes as long as ten epochs of the usual way
 
 The limit is what the machine could do at best: the fastest pure forward (on pictures that are in memory) and pure
-decoding and resizing, each on all cores, one after the other on the same cores. The plain loop is what a careful person
-writes: ImageFolder, a DataLoader with two workers, eager fp32 in inference mode. It runs in a process of its own, with
-the threads a user would have. Start-up and imports are counted on neither side; compiling is shown by itself.
+decoding and resizing, each on all cores, one after the other on the same cores; on a GPU beside each other, so the
+slower of the two. The plain loop is what a careful person writes: ImageFolder, a DataLoader with workers (two on a
+CPU), eager fp32 in inference mode. It runs in a process of its own, with the threads a user would have. Start-up and
+imports are counted on neither side; compiling is shown by itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
@@ -35,12 +37,13 @@ from transferkit.config import FeaturesConfig, make_config
 from transferkit.data.decode import decode_image
 from transferkit.data.host import available_cores
 from transferkit.data.transforms import eval_transform
-from transferkit.features.engine import Engine
+from transferkit.features.engine import Engine, Precision
 from transferkit.features.extract import extract_table, frozen_backbone
 from transferkit.features.machine import keep_memory
 from transferkit.features.probe import fit_probe
 from transferkit.features.taps import find_taps
 
+LIMIT = "limit: best forward and decoding"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -65,7 +68,8 @@ def plain_loop(options: argparse.Namespace) -> float:
     """Images/s of the plain loop, in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     words = [sys.executable, __file__, "--part", "plain-loop", "--data", str(options.train), "--backbone",
-             options.backbone, "--images", str(options.images), "--image-size", str(options.image_size)]  # fmt: skip
+             options.backbone, "--images", str(options.images), "--image-size", str(options.image_size),
+             "--workers", str(options.workers)]  # fmt: skip
     result = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     return float(result.stdout.split()[-1])
 
@@ -75,13 +79,15 @@ def run_plain_loop(options: argparse.Namespace) -> None:
     size = options.image_size
     steps = [transforms.Resize(int(size / 0.875)), transforms.CenterCrop(size), transforms.ToTensor()]
     data = ImageFolder(str(options.data), transforms.Compose([*steps, transforms.Normalize(MEAN, STD)]))
-    loader = DataLoader(Subset(data, chosen(options.data, options.images)), 32, num_workers=2)
-    model = timm.create_model(options.backbone, num_classes=0).eval()
-    features, started = [], time.perf_counter()
+    loader = DataLoader(Subset(data, chosen(options.data, options.images)), 32, num_workers=options.workers,
+                        pin_memory=options.device == "cuda")  # fmt: skip
+    model = timm.create_model(options.backbone, num_classes=0).eval().to(options.device)
     with torch.inference_mode():
+        model(torch.zeros(32, 3, size, size, device=options.device))
+        features, started = [], time.perf_counter()
         for images, _ in loader:
-            features.append(model(images))
-    torch.cat(features)
+            features.append(model(images.to(options.device, non_blocking=True)))
+        torch.cat(features).cpu()
     print(options.images / (time.perf_counter() - started))
 
 
@@ -98,10 +104,20 @@ class Bench:
         side = self.frozen.backbone.data_config
         self.transform, self.decode_side = eval_transform(side), side.decode_side
         taps = find_taps(self.frozen.backbone)
-        self.engines = [Engine(self.frozen.backbone, taps, compiling=kind) for kind in ("off", "on")]
-        self.images = torch.from_numpy(np.stack([self.render(path) for path in self.paths[:32]]))
+        kinds: list[tuple[Precision, Literal["on", "off"]]] = [("32", "off"), ("32", "on")]
+        if options.device == "cuda":
+            kinds = [("32", "off"), ("bf16", "off"), ("bf16", "on")]
+        self.engines = [
+            Engine(self.frozen.backbone, taps, device=options.device, precision=precision, compiling=compiling,
+                   batch=options.batch)
+            for precision, compiling in kinds
+        ]  # fmt: skip
+        self.images = torch.from_numpy(np.stack([self.render(path) for path in self.paths[: options.batch]]))
+        if options.device == "cuda":
+            self.images = self.images.pin_memory()
         started = time.perf_counter()
-        self.engines[1].rows(self.images)
+        for engine in self.engines:
+            engine.rows(self.images)
         print(f"compiling took {time.perf_counter() - started:.1f} s (not counted below)")
 
     def render(self, path: str) -> np.ndarray:
@@ -121,6 +137,8 @@ class Bench:
         for _ in range(8):
             started = time.perf_counter()
             engine.rows(self.images)
+            if engine.device == "cuda":
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         return len(self.images) / min(seconds)
 
@@ -150,24 +168,25 @@ def speed(options: argparse.Namespace) -> None:
         work = Path(temporary)
         folder = copied(options.train, options.images, work / "pictures")
         bench = Bench(options, folder, work)
-        bench.extract("on")  # compiles for the engine of this process
-        limits: list[float] = []
 
         def limit() -> float:
-            best = max(bench.forward(engine) for engine in bench.engines)
-            limits.append(1 / (1 / best + 1 / bench.decode()))
-            return limits[-1]
+            forward = [bench.forward(engine) for engine in bench.engines]
+            best, decode = max(forward), bench.decode()
+            print(f"  forward {', '.join(f'{rate:.0f}' for rate in forward)}, decoding {decode:.0f} images/s")
+            return min(best, decode) if options.device == "cuda" else 1 / (1 / best + 1 / decode)
 
         sides = {
             "plain PyTorch loop": lambda: plain_loop(options),
-            "limit: best forward and decoding on the same cores": limit,
+            LIMIT: limit,
             "transferkit, as it chooses": lambda: bench.extract("auto"),
-            "transferkit, compiled before": lambda: bench.extract("on"),
         }
+        if options.device == "cpu":
+            bench.extract("on")  # compiles for the engine of this process
+            sides["transferkit, compiled before"] = lambda: bench.extract("on")
         title = f"extraction, {options.backbone} at {options.image_size} px, {options.images} pictures"
         figures = compare(sides, rounds=options.rounds)
         print_table(title, figures, base="plain PyTorch loop", unit="images/s")
-        best = np.median(figures["limit: best forward and decoding on the same cores"])
+        best = np.median(figures[LIMIT])
         for name in list(sides)[2:]:
             print(f"  {name}: {np.median(figures[name]) / best:.2f} of the limit")
 
@@ -248,8 +267,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=10, help="of the usual way; fewer are scaled up to ten")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, help="of the plain loop; default: 2, on a GPU all cores but one")
     options = parser.parse_args()
-    options.train = options.data / "train"
+    options.train = options.data / "train" if (options.data / "train").is_dir() else options.data
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.workers = options.workers or (2 if options.device == "cpu" else max(1, available_cores() - 1))
+    options.batch = 32 if options.device == "cpu" else 256
     {"speed": speed, "probe": probe, "plain-loop": run_plain_loop}[options.part](options)
 
 

@@ -173,7 +173,7 @@ def write_results(
         phases.append({"name": name, "epochs": len(epochs), "time_s": keeper.phase_seconds[name], **final})
     metrics = {
         **measured,
-        "selection": _selection(keeper),
+        "selection": _selection(keeper, tested="test" in outputs),
         **told,
         "phases": phases,
         "time_s": sum(keeper.phase_seconds.values()) + time.perf_counter() - started,
@@ -183,17 +183,22 @@ def write_results(
     return metrics
 
 
-def _selection(keeper: RunKeeper) -> dict[str, Any]:
+def _selection(keeper: RunKeeper, *, tested: bool) -> dict[str, Any]:
     """Say what was chosen on which split, for whoever reads the figures of that split."""
+    unseen = "; test was not looked at before" if tested else ""
     if not keeper.history:
-        note = "nothing was chosen on val: the regularisation was cross-validated inside train; test was not looked at"
+        note = f"nothing was chosen on val: the regularisation was cross-validated inside train{unseen}"
         return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
     before = keeper.best_epoch == BEFORE_TRAINING
+    on_val = keeper.monitor.startswith("val")
+    chosen = (
+        "the epoch was chosen on val, so val is optimistic" if on_val else "the epoch was chosen by the training loss"
+    )
     return {
         "monitor": keeper.monitor,
         "epoch": None if before else keeper.best_epoch,
         "kept": "the solved probe" if before else f"epoch {keeper.best_epoch}",
-        "note": "the epoch was chosen on val, so val is optimistic; test was not looked at before",
+        "note": chosen + unseen,
         "stopped_early": keeper.stopped_early,
     }
 

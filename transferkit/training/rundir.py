@@ -31,7 +31,7 @@ def default_run_dir(data: str, backbone: str) -> Path:
 
 def run_stem(data: str, backbone: str) -> str:
     """Return ``<data>-<backbone>``, fit for a file name."""
-    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
+    return "-".join(re.sub(r"[^\w.-]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
 
 
 def is_complete(run: Path) -> bool:
@@ -85,6 +85,7 @@ def open_run_dir(run: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             with storage_errors("move aside", run):
                 shutil.rmtree(aside, ignore_errors=True)
                 run.rename(aside)
+                (aside / LOCK).unlink(missing_ok=True)
     with storage_errors("create", run):
         run.mkdir(parents=True, exist_ok=True)
     with _lock(run):
@@ -119,8 +120,10 @@ def _lock(run: Path) -> Iterator[None]:
             raise CheckpointError(f"{run}: another process has just let go of it - run again")
         os.truncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
