@@ -10,7 +10,10 @@ from transferkit.features.extract import extract_features
 from transferkit.features.taps import find_taps
 from transferkit.models.backbones import create_backbone
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 
 @pytest.fixture

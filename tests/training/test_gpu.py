@@ -20,7 +20,10 @@ from transferkit.training.phases import Phase
 from transferkit.training.selftest import compare_traces
 from transferkit.training.trace import Trace
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 
 @pytest.fixture
