@@ -45,6 +45,7 @@ def test_lr_auto_sets_the_phases_that_fine_tune(quick, tmp_path):
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
+@pytest.mark.filterwarnings("ignore:--lr auto:transferkit.errors.TransferkitWarning")
 def test_lr_auto_starts_from_the_head_that_will_be_there(quick):
     ready = prepare(make_config(FinetuneConfig, quick), quiet=True)
     before = {name: tensor.clone() for name, tensor in ready.module.state_dict().items()}

@@ -121,7 +121,7 @@ def test_a_rate_too_low(data):
 
 
 def test_too_few_epochs(data):
-    result = run(make_module(backbone="test_vit"), data, lr=3e-4, epochs=2)
+    result = run(make_module(backbone="test_vit"), data, lr=2e-4, epochs=2)
     assert not result.reached
     assert result.losses[1] < 0.9 * result.losses[0]
     said(result, "the loss was still falling, from ", "in 2 epochs", "give it more epochs")
