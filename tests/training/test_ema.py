@@ -1,27 +1,20 @@
 """The average of the weights: its recursion, what sees it, what is left out of it, exact resume."""
 
-import signal
-
 import lightning as L
 import pytest
 import torch
+from small_runs import STEPS, make_data, make_module, train
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transferkit.data.datamodule import ImageData
 from transferkit.errors import ConfigError, Interrupted
-from transferkit.models.backbones import create_backbone
 from transferkit.models.metrics import classification_metrics
-from transferkit.models.module import TransferModule
-from transferkit.training.callbacks import PhaseSchedule
 from transferkit.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from transferkit.training.ema import EMA, decay_at
 from transferkit.training.inference import predict_probs
-from transferkit.training.keeper import RunKeeper
 from transferkit.training.phases import Phase
 from transferkit.training.schedules import Constant
-from transferkit.training.signals import SignalFlag
 
 # Three phases: more learns, then less again. 24 training pictures, 6 steps an epoch.
 PHASES = [
@@ -29,46 +22,10 @@ PHASES = [
     Phase("top", epochs=2, train=("head", "layer4"), lr=1e-2, schedule=Constant()),
     Phase("again", epochs=1, train="head", lr=1e-2, schedule=Constant()),
 ]
-STEPS = 6
 
 
-def make_data(folder):
-    config = create_backbone("test_resnet", weights="random", image_size=32).data_config
-    return ImageData(folder, batch_size=4, augment="standard", seed=0, data_config=config)
-
-
-def make_module():
-    L.seed_everything(0, verbose=False)
-    return TransferModule(create_backbone("test_resnet", weights="random", image_size=32), 3)
-
-
-class StopAt(L.Callback):
-    """Raises the flag during an optimizer step, counted from 1, as a signal handler would."""
-
-    def __init__(self, flag, step):
-        self.flag, self.step = flag, step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            self.flag.received = signal.SIGTERM
-
-
-def fit(run, data, *callbacks, phases=PHASES, module=None, checkpoint=None, stop_at=None, figures=None, **options):
-    """Train as `finetune` does; the callbacks come before the keeper, as Lightning orders them."""
-    run.mkdir(exist_ok=True)
-    flag = SignalFlag()
-    schedule = PhaseSchedule(phases)
-    keeper = RunKeeper(run, schedule, monitor="val_loss", patience=None, flag=flag)
-    if figures is not None:
-        keeper.begin_with("probe", figures)
-    module = make_module() if module is None else module
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, callbacks=[schedule, keeper, *callbacks, StopAt(flag, stop_at)],
-        plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return module, keeper
+def fit(run, data, *callbacks, phases=PHASES, **options):
+    return train(run, data, phases, *callbacks, **options)
 
 
 def state_of(module):

@@ -1,54 +1,32 @@
 """WiSE-FT: weights between two states, the choice on validation, the start that a run keeps."""
 
 import csv
-import signal
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from PIL import Image
+from small_runs import STEPS, make_data, make_module, train
 
-from transferkit.data.datamodule import ImageData
 from transferkit.errors import CheckpointError, ConfigError, Interrupted
-from transferkit.models.backbones import create_backbone
 from transferkit.models.metrics import classification_metrics
-from transferkit.models.module import TransferModule
 from transferkit.training import interpolation
-from transferkit.training.callbacks import PhaseSchedule
-from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.inference import predict_probs
 from transferkit.training.interpolation import Interpolation, KeepStart, choose_alpha, interpolate_states, load_start
-from transferkit.training.keeper import RunKeeper
 from transferkit.training.phases import Phase
 from transferkit.training.schedules import Constant
-from transferkit.training.signals import SignalFlag
 from transferkit.training.snapshots import weights_of
 
 PHASES = [
     Phase("probe", epochs=1, train="head", lr=1e-2, schedule=Constant()),
     Phase("all", epochs=2, lr=1e-3, schedule=Constant()),
 ]
-STEPS = 6  # 24 training pictures, 4 a batch
 
 
-def make_data(folder):
-    return ImageData(folder, image_size=32, batch_size=4, augment="standard", seed=0)
-
-
-def make_module(seed=0):
-    L.seed_everything(seed, verbose=False)
-    return TransferModule(create_backbone("test_resnet", weights="random", image_size=32), 3)
-
-
-class StopAt(L.Callback):
-    """Raises the flag during an optimizer step, counted from 1, as a signal handler would."""
-
-    def __init__(self, flag, step):
-        self.flag, self.step = flag, step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            self.flag.received = signal.SIGTERM
+def fit(run, data, *callbacks, phases=PHASES, **options):
+    keep = partial(KeepStart, run)
+    return train(run, data, phases, keep, *callbacks, solved=True, **options)[0]
 
 
 class AtBatch(L.Callback):
@@ -60,24 +38,6 @@ class AtBatch(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step + 1 == self.step:
             self.weights = weights_of(module)
-
-
-def fit(run, data, *callbacks, phases=PHASES, module=None, checkpoint=None, stop_at=None, figures=None):
-    """Train as `finetune` does."""
-    run.mkdir(exist_ok=True)
-    flag = SignalFlag()
-    schedule = PhaseSchedule(phases, solved=True)
-    keeper = RunKeeper(run, schedule, monitor="val_loss", patience=None, flag=flag)
-    if figures is not None:
-        keeper.begin_with("probe", figures)
-    module = make_module() if module is None else module
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False,
-        callbacks=[schedule, keeper, KeepStart(run, schedule), *callbacks, StopAt(flag, stop_at)],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return module
 
 
 def differing(ours, theirs):

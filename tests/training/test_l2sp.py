@@ -1,66 +1,31 @@
 """L2-SP: the gradient is that of the penalty written out, once a step, on what learns; exact resume."""
 
-import signal
-
 import lightning as L
 import pytest
+import small_runs
 import torch
+from small_runs import STEPS, make_data, train
 from torch import nn
 
-from transferkit.data.datamodule import ImageData
 from transferkit.errors import ConfigError, Interrupted
-from transferkit.models.backbones import create_backbone
-from transferkit.models.module import TransferModule
-from transferkit.training.callbacks import PhaseSchedule
-from transferkit.training.checkpoint import AtomicCheckpointIO, load_checkpoint
-from transferkit.training.keeper import RunKeeper
+from transferkit.training.checkpoint import load_checkpoint
 from transferkit.training.l2sp import L2SP
 from transferkit.training.phases import Phase
 from transferkit.training.schedules import Constant
-from transferkit.training.signals import SignalFlag
 
 PHASES = [
     Phase("top", epochs=1, train=("head", "layer4"), lr=1e-2, schedule=Constant()),
     Phase("all", epochs=1, lr=1e-2, schedule=Constant()),
 ]
-STEPS = 6  # 24 training pictures, 4 a batch
-
-
-def make_data(folder):
-    return ImageData(folder, image_size=32, batch_size=4, augment="standard", seed=0)
+OPTIONS = {"optimizer": "sgd", "weight_decay": 0.1, "lr": 1e-2}
 
 
 def make_module():
-    L.seed_everything(0, verbose=False)
-    backbone = create_backbone("test_resnet", weights="random", image_size=32)
-    return TransferModule(backbone, 3, optimizer="sgd", weight_decay=0.1, lr=1e-2)
+    return small_runs.make_module(**OPTIONS)
 
 
-class StopAt(L.Callback):
-    """Raises the flag during an optimizer step, counted from 1, as a signal handler would."""
-
-    def __init__(self, flag, step):
-        self.flag, self.step = flag, step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            self.flag.received = signal.SIGTERM
-
-
-def fit(run, data, *callbacks, module=None, checkpoint=None, stop_at=None, **options):
-    """Train as `finetune` does."""
-    run.mkdir(exist_ok=True)
-    flag = SignalFlag()
-    schedule = PhaseSchedule(PHASES)
-    keeper = RunKeeper(run, schedule, monitor="val_loss", patience=None, flag=flag)
-    module = make_module() if module is None else module
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, callbacks=[schedule, keeper, *callbacks, StopAt(flag, stop_at)],
-        plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return module
+def fit(run, data, *callbacks, module=None, **options):
+    return train(run, data, PHASES, *callbacks, module=make_module() if module is None else module, **options)[0]
 
 
 class Gradients(L.Callback):

@@ -1,23 +1,18 @@
 """Snapshots: where cycles end, what is in them, a resume that writes the same, the mean of their probabilities."""
 
-import signal
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import STEPS, make_data, make_module, train
 
-from transferkit.data.datamodule import ImageData
 from transferkit.errors import CheckpointError, ConfigError, Interrupted
-from transferkit.models.backbones import create_backbone
-from transferkit.models.module import TransferModule
 from transferkit.training.callbacks import PhaseSchedule
-from transferkit.training.checkpoint import AtomicCheckpointIO
 from transferkit.training.inference import predict_probs
-from transferkit.training.keeper import RunKeeper
 from transferkit.training.phases import Phase
 from transferkit.training.schedules import SGDR, Constant
-from transferkit.training.signals import SignalFlag
 from transferkit.training.snapshots import (
     Snapshots,
     ensemble_probs,
@@ -37,27 +32,6 @@ PHASES = [
     Phase("all", epochs=4, lr=1e-2, schedule=SGDR(cycle_epochs=1, cycle_mult=2)),
 ]
 ENDS = (1, 3)
-STEPS = 6  # 24 training pictures, 4 a batch
-
-
-def make_data(folder):
-    return ImageData(folder, image_size=32, batch_size=4, augment="standard", seed=0)
-
-
-def make_module():
-    L.seed_everything(0, verbose=False)
-    return TransferModule(create_backbone("test_resnet", weights="random", image_size=32), 3)
-
-
-class StopAt(L.Callback):
-    """Raises the flag during an optimizer step, counted from 1, as a signal handler would."""
-
-    def __init__(self, flag, step):
-        self.flag, self.step = flag, step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step + 1 == self.step:
-            self.flag.received = signal.SIGTERM
 
 
 class Epochs(L.Callback):
@@ -71,22 +45,13 @@ class Epochs(L.Callback):
         self.states[trainer.current_epoch] = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def fit(run, data, *callbacks, checkpoint=None, stop_at=None, failing=False):
-    """Train as `finetune` does; `failing` ends the process before the checkpoint of the first snapshot's epoch."""
-    run.mkdir(exist_ok=True)
-    flag = SignalFlag()
-    schedule = PhaseSchedule(PHASES)
-    keeper = RunKeeper(run, schedule, monitor="val_loss", patience=None, flag=flag)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False,
-        callbacks=[schedule, keeper, Snapshots(run, schedule), *callbacks, StopAt(flag, stop_at)],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+def fit(run, data, *callbacks, failing=False, **options):
+    """Train; `failing` ends the process before the checkpoint of the first snapshot's epoch."""
     module = make_module()
     if failing:
-        module.on_train_epoch_end = lambda: killed(trainer)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return module
+        module.on_train_epoch_end = lambda: killed(module.trainer)
+    keep = partial(Snapshots, run)
+    return train(run, data, PHASES, keep, *callbacks, module=module, **options)[0]
 
 
 def killed(trainer):
