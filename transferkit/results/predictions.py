@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, TextIO
 
 from transferkit.config_results import PredictConfig
 from transferkit.data.found import listing
@@ -63,7 +63,7 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
         with counting_bar(console, "predicting") as told:
-            found = _predictions(predictor, config, stdin or sys.stdin, counts, cast("Told | None", told))
+            found = _predictions(predictor, config, stdin or sys.stdin, counts, told)
             lines = _lines(found, config, top_k=min(config.top_k, len(predictor.class_names)))
             if not is_writer():
                 for _ in found:

@@ -40,7 +40,7 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def counting_bar(console: Console | None, description: str) -> Iterator[Callable[[int, int], None] | None]:
+def counting_bar(console: Console | None, description: str) -> Iterator[Callable[[int, int | None], None] | None]:
     """Show a bar of pictures done; yields the function to tell it by, or ``None`` without a console."""
     if console is None:
         yield None
