@@ -252,6 +252,7 @@ def test_a_set_without_validation_runs_on_training_loss(folder, quick, tmp_path)
     run = finetune(**{**quick, "data": data}, val_split=0.0, test_split=0.0, out=tmp_path / "run")
     assert "val" not in run.metrics
     assert run.metrics["selection"]["monitor"] == "train_loss"
+    assert run.metrics["selection"]["note"] == "the epoch was chosen by the training loss"  # no test split either
 
 
 def test_empty_classes_keep_their_place(folder, quick, tmp_path):  # fault 3

@@ -26,6 +26,7 @@ def test_default_names_count_up(tmp_path, monkeypatch):
     assert str(default_run_dir("photos/My Cats.d/", "timm/resnet18.a1_in1k")) == "runs/My_Cats-timm_resnet18.a1_in1k-1"
     (tmp_path / "runs" / "cats-mini-1").mkdir(parents=True)
     assert default_run_dir("cats", "mini").name == "cats-mini-2"
+    assert default_run_dir("my-photos", "mini").name == "my-photos-mini-1"
 
 
 def test_a_filled_directory_is_refused(tmp_path):  # fault 40
@@ -68,7 +69,15 @@ def test_overwrite_puts_the_old_run_back_after_a_failure(tmp_path):  # fault 40
         (run / "new").write_text("")
         raise RuntimeError("boom")
     assert is_complete(run)
-    assert not (run / "new").exists()
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.json"]  # no lock either
+
+
+def test_a_failure_leaves_no_lock(tmp_path):
+    run = old_run(tmp_path / "run")
+    with pytest.raises(RuntimeError), open_run_dir(run, resume=True, overwrite=False):
+        assert (run / ".lock").exists()
+        raise RuntimeError("boom")
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.json"]
 
 
 def test_a_failed_new_run_leaves_nothing(tmp_path):
