@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+from transferkit.training.callbacks import PhaseSchedule
+from transferkit.training.keeper import RunKeeper
+from transferkit.training.phases import Phase
 from transferkit.training.signals import SignalFlag
 
 
@@ -43,3 +46,24 @@ def test_a_second_signal_ends_at_once():  # fault 47
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
+
+
+def asked_while_signalled(keeper, flag, monkeypatch):
+    """Ask all processes; this one's signal arrives while they are asked, too late for the answer."""
+
+    def agree(*numbers):
+        flag.received = signal.SIGTERM
+        return numbers
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transferkit.training.keeper.agree", agree)
+        return keeper._wish(2, 10)
+
+
+def test_a_signal_that_comes_while_the_others_are_asked_is_told_next_time(monkeypatch, tmp_path):  # fault 47
+    flag = SignalFlag()
+    keeper = RunKeeper(tmp_path, PhaseSchedule([Phase("all", 1)]), monitor="val_loss", patience=None, flag=flag)
+    assert asked_while_signalled(keeper, flag, monkeypatch) is None
+    assert flag.received == signal.SIGTERM
+    assert keeper._wish(2, 10) is None  # not yet
+    assert keeper._wish(2, 10**6) == signal.SIGTERM

@@ -209,14 +209,17 @@ class RunKeeper(Checkpoint):
             self._train_seconds = time.perf_counter() - self._started
             if trainer.world_size > 1:
                 average(tensor for name, tensor in _own(trainer, pl_module) if name.startswith("ema "))
-        if stepped and not last and self._is_to_stop(trainer, (batch_idx + 1) // trainer.accumulate_grad_batches):
+        signum = None
+        if stepped and not last:
+            signum = self._wish(trainer.world_size, (batch_idx + 1) // trainer.accumulate_grad_batches)
+        if signum is not None:
             assert isinstance(pl_module, TransferModule)
             require_finite(sum(gather(float(pl_module.train_sums()[0].item()))), "train_loss", trainer, self.last)
             plan = self.schedule.plan
             assert plan is not None
             self._add_time(plan.phases[plan.phase_at(trainer.current_epoch)].name)
             self._save(trainer)
-            self._interrupt()
+            self._interrupt(signum)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
@@ -257,9 +260,9 @@ class RunKeeper(Checkpoint):
             _copy(self.last, self.best)
         if trainer.is_global_zero:
             self.write_history()
-        self.flag.received = agree(self.flag.received or 0)[0] or None
-        if self.flag.received is not None and epoch + 1 < plan.epochs and not self.stopped_early:
-            self._interrupt()
+        signum = agree(self.flag.received or 0)[0]
+        if signum and epoch + 1 < plan.epochs and not self.stopped_early:
+            self._interrupt(signum)
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
@@ -271,16 +274,20 @@ class RunKeeper(Checkpoint):
             return True
         return False
 
-    def _is_to_stop(self, trainer: L.Trainer, step: int) -> bool:
-        """Whether any process has received a signal; asked for at the same steps by all."""
-        if trainer.world_size > 1 and step >= self._ask_at:
-            now = time.perf_counter()
-            steps = min(ASK_STEPS, max(1, round(ASK_S * max(1, step - self._ask_at) / max(now - self._asked, 1e-9))))
-            signum, steps = agree(self.flag.received or 0, steps)
-            self._ask_at, self._asked = step + steps, now
-            self.flag.received = signum or None
-            return self.flag.received is not None
-        return trainer.world_size == 1 and self.flag.received is not None
+    def _wish(self, processes: int, step: int) -> int | None:
+        """Return the signal that any process has received; asked for at the same steps by all.
+
+        The flag is read and never set: a signal may come while the others are asked, and is told the next time.
+        """
+        if processes == 1:
+            return self.flag.received
+        if step < self._ask_at:
+            return None
+        now = time.perf_counter()
+        steps = min(ASK_STEPS, max(1, round(ASK_S * max(1, step - self._ask_at) / max(now - self._asked, 1e-9))))
+        signum, steps = agree(self.flag.received or 0, steps)
+        self._ask_at, self._asked = step + steps, now
+        return signum or None
 
     def _add_time(self, phase: str) -> None:
         self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + time.perf_counter() - self._started
@@ -290,9 +297,7 @@ class RunKeeper(Checkpoint):
             raise StorageError(f"{self.run}: the run directory has vanished - leave it alone while it is written to")
         trainer.save_checkpoint(self.last, weights_only=False)
 
-    def _interrupt(self) -> None:
-        signum = self.flag.received
-        assert signum is not None
+    def _interrupt(self, signum: int) -> None:
         name = signal.Signals(signum).name
         raise Interrupted(f"stopped by {name}; saved {self.last} - go on with --resume --out {self.run}", signum)
 
