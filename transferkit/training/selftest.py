@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from transferkit.config_training import SelftestConfig
-from transferkit.errors import CheckpointError, TrainingError
+from transferkit.errors import CheckpointError, TrainingError, TransferkitWarning
 from transferkit.training.finetune import finetune
 from transferkit.training.progress import counting_bar, progress_console
 from transferkit.training.trace import KillAt, Trace, read_trace
@@ -208,6 +209,8 @@ def _child(options: dict[str, Any], trace: Path, kill: Kill | None, errors: Path
     callbacks: list[Any] = [Trace(trace)]
     if kill is not None:
         callbacks.append(KillAt(kill.epoch, kill.batch, kill.delay))
+    if kill is not None or "resume" in options:  # the undisturbed run has said it already
+        warnings.simplefilter("ignore", TransferkitWarning)
     try:
         finetune(callbacks=callbacks, **options)
     except BaseException as error:
