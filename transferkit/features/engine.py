@@ -218,6 +218,9 @@ class Engine:
         started = time.perf_counter()
         before, frozen = config.freezing, self._filled(images.to(self.device))
         config.freezing = True
+        remarks = logging.getLogger("torch.utils.cpp_extension")  # on CUDA toolkits that nobody has asked for
+        level = remarks.level
+        remarks.setLevel(logging.ERROR)
         try:
             compiled = torch.compile(self._network, dynamic=False)
             with self._arithmetic():
@@ -234,6 +237,7 @@ class Engine:
             return
         finally:
             config.freezing = before
+            remarks.setLevel(level)
         if eager is not None:
             self.gain, self.measured = eager / min(seconds), True
             log.info("compiled in %.1f s: %.2f times as fast as eager", self.compile_s, self.gain)
