@@ -344,6 +344,7 @@ def test_a_writer_killed_at_each_step(store, name, nth):  # fault 65
     assert verify(store) == [] and get(store.open(SPEC), range(4)) == []
 
 
+@pytest.mark.slow
 def test_twenty_killed_writers(store, tmp_path):  # fault 65
     chunks = [list(range(start, start + 4)) for start in range(0, 800, 4)]
     everything = range(800)
