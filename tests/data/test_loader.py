@@ -1,6 +1,8 @@
 """Batches: order and augmentation are pure functions of seed, epoch and picture; errors keep their path."""
 
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -127,6 +129,22 @@ def test_a_file_that_changes_under_way_is_an_error(own, workers, damage, message
     damage(victim)
     with pytest.raises(DataError, match=rf"^{victim}: {message}"):
         list(loader)
+
+
+def test_an_error_does_not_keep_the_loader(own):
+    """Kept in a cycle, its queues would be collected before its workers are told to end, and each waited for."""
+    loader = ImageData(own, image_size=32, batch_size=5, keep_bytes=0).train_dataloader()
+    (own / "train" / "circle" / "000.png").unlink()
+    kept = weakref.ref(loader)
+    gc.disable()
+    try:
+        try:
+            list(loader)
+        except DataError:
+            del loader
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_training_evaluation_and_prediction_see_the_same_decoded_picture(data):  # fault 84

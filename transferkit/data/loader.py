@@ -295,7 +295,10 @@ class ImageLoader(DataLoader[Any]):
         self._yielded = 0
         for batch in from_workers(super().__iter__(), self._silence):
             if isinstance(batch, TransferkitError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # a cycle: its collector would close the queues before the workers are told to end
             self._yielded += 1
             yield batch
 
