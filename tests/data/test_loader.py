@@ -133,7 +133,7 @@ def test_a_file_that_changes_under_way_is_an_error(own, workers, damage, message
 
 def test_an_error_does_not_keep_the_loader(own):
     """Kept in a cycle, its queues would be collected before its workers are told to end, and each waited for."""
-    loader = ImageData(own, image_size=32, batch_size=5, keep_bytes=0).train_dataloader()
+    loader = ImageData(own, image_size=32, batch_size=5, keep_bytes=0, workers=1).train_dataloader()
     (own / "train" / "circle" / "000.png").unlink()
     kept = weakref.ref(loader)
     gc.disable()
