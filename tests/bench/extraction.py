@@ -271,7 +271,8 @@ def main() -> None:
     options = parser.parse_args()
     options.train = options.data / "train" if (options.data / "train").is_dir() else options.data
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    options.workers = options.workers or (2 if options.device == "cpu" else max(1, available_cores() - 1))
+    if options.workers is None:
+        options.workers = 2 if options.device == "cpu" else max(1, available_cores() - 1)
     options.batch = 32 if options.device == "cpu" else 256
     {"speed": speed, "probe": probe, "plain-loop": run_plain_loop}[options.part](options)
 

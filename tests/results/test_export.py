@@ -266,7 +266,7 @@ def test_which_weights_went_out_is_told(metrics, options, told, tmp_path):  # fa
 
 # ---- scikit-learn ---------------------------------------------------------------------------------------------------
 
-skops = pytest.importorskip("skops.io")
+skops = pytest.importorskip("skops.io", reason="the sklearn extra is not installed")
 
 PROBE = {"probe": {"classifier": "logistic", "exported": "yes"}}
 EXTRACTOR = {"backbone": "test_resnet", "weights": "random", "image_size": 32, "layer": "pooled", "pool": None}

@@ -112,7 +112,7 @@ def test_no_evidence_is_no_map_of_noise():
 
 
 def test_as_captum_has_it():
-    captum = pytest.importorskip("captum.attr")
+    captum = pytest.importorskip("captum.attr", reason="captum, the independent reference, is not installed")
     predictor = predictor_of(("test_resnet", 96, {}))
     images = pictures(3, predictor)
     batch = normalise(torch.from_numpy(images), predictor.info.preprocessing)

@@ -28,7 +28,7 @@ from transferkit.data.host import available_cores
 from transferkit.data.resize import resize
 from transferkit.data.transforms import eval_transform
 from transferkit.declare import make_config
-from transferkit.errors import ConfigError, DataError, ExportError
+from transferkit.errors import BackboneError, ConfigError, DataError, ExportError
 from transferkit.features.engine import Engine
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.calibration import Calibration, HeldOut
@@ -37,6 +37,7 @@ from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.records import DataConfig
 from transferkit.results.predict import Output, Prediction, Predictor, load
 from transferkit.results.views import PredictionViews
+from transferkit.results.whole import WholeNetwork
 from transferkit.tables import read_csv
 from transferkit.training.finetune import finetune
 from transferkit.training.inference import predict_probs
@@ -611,3 +612,10 @@ def test_two_processes_go_round_by_round_through_a_list(predict, run, paths, tmp
     assert [row["path"] for row in rows_of(found[0][0])] == listed
     assert [row["label"] for row in rows_of(found[0][0])] == [row["label"] for row in rows_of(predict.out)]
     assert found[1][0] == "" and "1 of 8 pictures could not be read" in found[0][1]
+
+
+def test_a_whole_network_has_no_map():
+    whole = WholeNetwork(TransferModule("test_resnet", 3, weights="random", image_size=32))
+    for ask in (whole.forward_maps, whole.pool):
+        with pytest.raises(BackboneError, match="test_resnet with its head has no feature map"):
+            ask(torch.zeros(1, 3, 32, 32))

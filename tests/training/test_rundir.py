@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,25 @@ def test_a_failure_leaves_no_lock(tmp_path):
         assert (run / ".lock").exists()
         raise RuntimeError("boom")
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.json"]
+
+
+def test_the_lock_of_another_stays(tmp_path):
+    run = old_run(tmp_path / "run")
+    with pytest.raises(RuntimeError), open_run_dir(run, resume=True, overwrite=False):
+        (run / ".lock").unlink()
+        (run / ".lock").write_text("process 1 on another machine")
+        raise RuntimeError("boom")
+    assert (run / ".lock").read_text() == "process 1 on another machine"
+
+
+def test_a_failing_disk_does_not_hide_what_failed(tmp_path, monkeypatch):  # fault 48
+    def unlink(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    run = old_run(tmp_path / "run")
+    with pytest.raises(StorageError, match="the disk is full"), open_run_dir(run, resume=True, overwrite=False):
+        monkeypatch.setattr(Path, "unlink", unlink)
+        raise StorageError("the disk is full")
 
 
 def test_a_failed_new_run_leaves_nothing(tmp_path):

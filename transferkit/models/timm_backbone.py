@@ -61,7 +61,7 @@ class TimmBackbone(Backbone):
         try:
             matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
             groups = group_parameters(self.model, matcher)
-        except (AttributeError, NotImplementedError, AssertionError):
+        except (AttributeError, NotImplementedError, AssertionError):  # what timm's networks without groups raise
             return child_groups(self.model, prefix="model.")
         return named_groups(self.model, [groups[key] for key in sorted(groups)], prefix="model.")
 

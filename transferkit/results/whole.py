@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from transferkit.errors import BackboneError
 from transferkit.models.groups import LayerGroup
 from transferkit.models.interface import Backbone, BackboneFacts
 from transferkit.models.module import TransferModule
@@ -33,12 +34,12 @@ class WholeNetwork(Backbone):
         return logits
 
     def forward_maps(self, images: Tensor) -> Tensor:
-        """Not asked for: there is no tap before the logits."""
-        raise NotImplementedError
+        """Refused: the logits are the one tap. Raises `BackboneError`."""
+        raise BackboneError(f"{self.name} with its head has no feature map - take one from the backbone alone")
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Not asked for."""
-        raise NotImplementedError
+        """Refused, as `forward_maps`. Raises `BackboneError`."""
+        raise BackboneError(f"{self.name} with its head has no feature map to pool - take one from the backbone alone")
 
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Not asked for."""

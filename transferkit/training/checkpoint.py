@@ -61,7 +61,7 @@ def verify_checkpoint(path: Path) -> str | None:
     """Return what is wrong with the file's bytes, or ``None`` when every record matches its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged = archive.testzip()  # of damaged bytes it may say that their compression is not implemented
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
         return f"not a whole checkpoint ({error})"
     return None if damaged is None else f"record {damaged!r} does not match its checksum"

@@ -122,8 +122,10 @@ def _lock(run: Path) -> Iterator[None]:
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
             yield
-        finally:
-            path.unlink(missing_ok=True)
+        finally:  # only what is still ours, and nothing that would hide why the block failed
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    path.unlink()
     finally:
         os.close(handle)
 
