@@ -63,7 +63,7 @@ def figures_are_not_rendered(request, monkeypatch):
 
     Runs of module-wide fixtures come before, and write theirs.
     """
-    plots = sys.modules.get("transferkit.training.plots")
+    plots = sys.modules.get("transferkit.show.plots")
     if plots is not None and "real_figures" not in request.fixturenames:
         monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.write_bytes(b"not rendered in tests"))
 

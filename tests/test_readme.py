@@ -74,8 +74,8 @@ def test_the_example_of_a_backbone():
 
 
 def test_every_flag_in_the_readme_exists():
-    from transferkit.cli import VERBS, flag
-    from transferkit.config import FinetuneConfig
+    from transferkit.cli.main import VERBS, flag
+    from transferkit.options.features import FinetuneConfig
 
     known = {flag(name) for kind, _ in VERBS.values() for name in kind.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's

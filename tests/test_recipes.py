@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from transferkit.cli import VERBS, main, parse_options
-from transferkit.config import FinetuneConfig, make_config
-from transferkit.training.options import resolve_phases
+from transferkit.cli.main import VERBS, main, parse_options
+from transferkit.options.features import FinetuneConfig, make_config
+from transferkit.training.plan.options import resolve_phases
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 

@@ -46,7 +46,7 @@ def test_cross_validation(pictures, capsys):
 def test_skops(pictures, capsys):
     pytest.importorskip("skops")
     figures = run("sklearn_skops", pictures)
-    assert figures["equal"] and figures["untrusted"] == ["transferkit.features.sklearn.FeatureExtractor"]
+    assert figures["equal"] and figures["untrusted"] == ["transferkit.features.sklearn.transformers.FeatureExtractor"]
     assert "equal after loading: True" in capsys.readouterr().out
 
 

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "transferkit.models.backbones",
-    "FeatureExtractor": "transferkit.features.sklearn",
-    "ImageProbe": "transferkit.features.sklearn",
-    "ImageData": "transferkit.data.datamodule",
-    "Phase": "transferkit.training.phases",
-    "PhaseSchedule": "transferkit.training.callbacks",
-    "SGDR": "transferkit.training.schedules",
-    "Constant": "transferkit.training.schedules",
-    "Cosine": "transferkit.training.schedules",
-    "OneCycle": "transferkit.training.schedules",
+    "Backbone": "transferkit.models.backbones.registry",
+    "FeatureExtractor": "transferkit.features.sklearn.transformers",
+    "ImageProbe": "transferkit.features.sklearn.transformers",
+    "ImageData": "transferkit.data.batches.datamodule",
+    "Phase": "transferkit.training.plan.phases",
+    "PhaseSchedule": "transferkit.training.loop.phase_schedule",
+    "SGDR": "transferkit.training.schedules.schedules",
+    "Constant": "transferkit.training.schedules.schedules",
+    "Cosine": "transferkit.training.schedules.schedules",
+    "OneCycle": "transferkit.training.schedules.schedules",
     "TransferModule": "transferkit.models.module",
-    "TransferkitError": "transferkit.errors",
-    "check_gradients": "transferkit.training.gradcheck",
-    "extract_features": "transferkit.features.extract",
-    "find_lr": "transferkit.training.lr_finder",
-    "finetune": "transferkit.results.job",
-    "load": "transferkit.results.predict",
-    "register_backbone": "transferkit.models.backbones",
+    "TransferkitError": "transferkit.core.errors",
+    "check_gradients": "transferkit.training.checks.gradcheck",
+    "extract_features": "transferkit.features.extract.extract",
+    "find_lr": "transferkit.training.lr.finder",
+    "finetune": "transferkit.cli.job",
+    "load": "transferkit.results.predict.model",
+    "register_backbone": "transferkit.models.backbones.registry",
     "register_head": "transferkit.models.heads",
-    "solve_head": "transferkit.training.lpft",
+    "solve_head": "transferkit.training.head.solve",
 }
 
 __all__ = [
@@ -57,21 +57,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from transferkit.data.datamodule import ImageData
-    from transferkit.errors import TransferkitError
-    from transferkit.features.extract import extract_features
-    from transferkit.features.sklearn import FeatureExtractor, ImageProbe
-    from transferkit.models.backbones import Backbone, register_backbone
+    from transferkit.cli.job import finetune
+    from transferkit.core.errors import TransferkitError
+    from transferkit.data.batches.datamodule import ImageData
+    from transferkit.features.extract.extract import extract_features
+    from transferkit.features.sklearn.transformers import FeatureExtractor, ImageProbe
+    from transferkit.models.backbones.registry import Backbone, register_backbone
     from transferkit.models.heads import register_head
     from transferkit.models.module import TransferModule
-    from transferkit.results.job import finetune
-    from transferkit.results.predict import load
-    from transferkit.training.callbacks import PhaseSchedule
-    from transferkit.training.gradcheck import check_gradients
-    from transferkit.training.lpft import solve_head
-    from transferkit.training.lr_finder import find_lr
-    from transferkit.training.phases import Phase
-    from transferkit.training.schedules import SGDR, Constant, Cosine, OneCycle
+    from transferkit.results.predict.model import load
+    from transferkit.training.checks.gradcheck import check_gradients
+    from transferkit.training.head.solve import solve_head
+    from transferkit.training.loop.phase_schedule import PhaseSchedule
+    from transferkit.training.lr.finder import find_lr
+    from transferkit.training.plan.phases import Phase
+    from transferkit.training.schedules.schedules import SGDR, Constant, Cosine, OneCycle
 
 
 def __getattr__(name: str) -> Any:

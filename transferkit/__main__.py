@@ -2,7 +2,7 @@
 
 import sys
 
-from transferkit.cli import main
+from transferkit.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

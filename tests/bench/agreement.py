@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from transferkit.cli import main
-from transferkit.results.predict import load
-from transferkit.tables import read_csv
+from transferkit.cli.main import main
+from transferkit.core.csv import read_csv
+from transferkit.results.predict.model import load
 
 
 def verb(*words: str) -> None:

@@ -33,15 +33,15 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from transferkit.config import FeaturesConfig, make_config
-from transferkit.data.decode import decode_image
-from transferkit.data.host import available_cores
-from transferkit.data.transforms import eval_transform
-from transferkit.features.engine import Engine, Precision
-from transferkit.features.extract import extract_table, frozen_backbone
-from transferkit.features.machine import keep_memory
-from transferkit.features.probe import fit_probe
-from transferkit.features.taps import find_taps
+from transferkit.data.batches.augment import eval_transform
+from transferkit.data.images.decode import decode_image
+from transferkit.features.engine.engine import Engine, Precision
+from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract.extract import extract_table, frozen_backbone
+from transferkit.features.probe.probe import fit_probe
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import keep_memory
+from transferkit.options.features import FeaturesConfig, make_config
 
 LIMIT = "limit: best forward and decoding"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

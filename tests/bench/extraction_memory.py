@@ -32,7 +32,7 @@ def resident() -> int:
 
 def worker(options: argparse.Namespace) -> None:
     """Extract, and print peak memory, rows, their bytes and seconds."""
-    from transferkit.features.extract import extract_features
+    from transferkit.features.extract.extract import extract_features
 
     peak, done = resident(), threading.Event()
 

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from transferkit.cli import main
+from transferkit.cli.main import main
 
 GRID = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
 

@@ -20,17 +20,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
 from harness import compare, print_table
 
-from transferkit.data.host import available_cores
-from transferkit.data.reading import hash_images
-from transferkit.features.extract import frozen_backbone, make_compute, make_views
-from transferkit.features.extraction import extract_pictures
-from transferkit.features.pictures import Picture
-from transferkit.features.store import FeatureStore
-from transferkit.features.taps import find_taps
+from transferkit.data.images.reading import hash_images
+from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract.extract import frozen_backbone, make_compute, make_views
+from transferkit.features.extract.extraction import extract_pictures
+from transferkit.features.extract.pictures import Picture
+from transferkit.features.store.store import FeatureStore
+from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import save_model
 from transferkit.models.module import TransferModule
-from transferkit.results.pictures import find_pictures
-from transferkit.results.predict import load
+from transferkit.results.predict.model import load
+from transferkit.results.predict.pictures import find_pictures
 
 
 class Bench:

@@ -20,10 +20,10 @@ import torch
 from harness import compare, print_table
 from torch import Tensor
 
-from transferkit.data.datamodule import ImageData, normalise
-from transferkit.data.host import available_cores
-from transferkit.features.machine import tune_process
-from transferkit.models.backbones import create_backbone
+from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import tune_process
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 
 

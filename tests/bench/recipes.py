@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from transferkit.cli import main
+from transferkit.cli.main import main
 
 RECIPES = ("probe", "finetune", "probe_finetune", "gradual", "sgdr")
 

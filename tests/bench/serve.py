@@ -27,12 +27,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
 from harness import compare, print_table
 
-from transferkit.results.predict import load
+from transferkit.results.predict.model import load
 
 SERVER = """
 import sys
-from transferkit.config_results import ServeConfig
-from transferkit.results.serve import serve
+from transferkit.options.results import ServeConfig
+from transferkit.results.serve.serve import serve
 run, wait, accelerator = sys.argv[1:]
 serve(ServeConfig(run=run, port=0, neighbours=0, wait_ms=float(wait), accelerator=accelerator, quiet=True))
 """

@@ -24,18 +24,18 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from transferkit.data.datamodule import ImageData
-from transferkit.data.host import available_cores
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.sample import sample_folder
-from transferkit.features.machine import choose_accelerator, tune_process
-from transferkit.models.backbones import create_backbone
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import choose_accelerator, tune_process
+from transferkit.machine.precision import choose_precision
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.training.callbacks import PhaseSchedule
-from transferkit.training.checkpoint import AtomicCheckpointIO
-from transferkit.training.keeper import RunKeeper
-from transferkit.training.machine import choose_precision
-from transferkit.training.phases import Phase
-from transferkit.training.signals import SignalFlag
+from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.interruption import SignalFlag
+from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.plan.phases import Phase
 
 
 class Clock(L.Callback):
@@ -190,7 +190,7 @@ def main() -> None:
     tune_process(available_cores())
     module, data = build(options, folder)
     data.index  # noqa: B018  read once, before the clock, as `finetune` does
-    precision, reason = choose_precision("auto", accelerator, module, options.batch_size)
+    precision, reason = choose_precision("auto", accelerator, module, module.data_config.image_size, options.batch_size)
     print(f"precision {precision}: {reason}")
     shares: list[float] = []
     sides = {

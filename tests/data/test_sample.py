@@ -19,9 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.models.resnet import BasicBlock, ResNet
 
+from transferkit.core.errors import ConfigError, DataError, StorageError
 from transferkit.data import sample
 from transferkit.data.sample import SAMPLE_CLASSES, draw_sample, sample_folder
-from transferkit.errors import ConfigError, DataError, StorageError
 
 REPOSITORY = Path(sample.__file__).parents[2]
 BUNDLED = REPOSITORY / "transferkit" / "models" / "bundled"

@@ -10,7 +10,7 @@ pytest.register_assert_rewrite("contracts")
 
 from contracts import Model, build, check_frozen_prefix, freeze_first, images, train_a_little  # noqa: E402
 
-from transferkit.errors import ConfigError  # noqa: E402
+from transferkit.core.errors import ConfigError  # noqa: E402
 from transferkit.models.freezing import (  # noqa: E402
     frozen_modules,
     frozen_state_digest,

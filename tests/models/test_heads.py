@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from transferkit.errors import ConfigError
+from transferkit.core.errors import ConfigError
 from transferkit.models import heads
 from transferkit.models.heads import (
     CosineHead,

@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from transferkit.errors import ConfigError
+from transferkit.core.errors import ConfigError
 from transferkit.models.losses import balanced_class_weights, make_loss
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.25])

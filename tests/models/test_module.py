@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from transferkit.errors import CheckpointError, ConfigError
-from transferkit.models.backbones import create_backbone
+from transferkit.core.errors import CheckpointError, ConfigError
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import transferkit as tk
-from transferkit.cli import main
-from transferkit.data.datamodule import ImageData
-from transferkit.errors import BackboneError, CheckpointError, DataError, TransferkitWarning
+from transferkit.cli.main import main
+from transferkit.core.errors import BackboneError, CheckpointError, DataError, TransferkitWarning
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.artifact import load_model
+from transferkit.runs.inference import predict_probs
 from transferkit.training.finetune import finetune
-from transferkit.training.inference import predict_probs
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,18 @@ import lightning as L
 import pytest
 import torch
 
-from transferkit.cli import main
-from transferkit.data.datamodule import ImageData
-from transferkit.errors import Interrupted, TrainingError
-from transferkit.models.backbones import create_backbone
+from transferkit.cli.job import finetune
+from transferkit.cli.main import main
+from transferkit.core.errors import Interrupted, TrainingError
+from transferkit.data.batches.datamodule import ImageData
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.results.job import finetune
-from transferkit.results.predict import load
-from transferkit.training.callbacks import PhaseSchedule
-from transferkit.training.keeper import RunKeeper
-from transferkit.training.phases import Phase
-from transferkit.training.selftest import compare_traces
-from transferkit.training.trace import Trace
+from transferkit.results.predict.model import load
+from transferkit.training.checks.selftest import compare_traces
+from transferkit.training.checks.trace import Trace
+from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.plan.phases import Phase
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,15 +9,15 @@ import torch
 import yaml
 from PIL import Image
 
-from transferkit.cli import main
-from transferkit.config import ProbeConfig, make_config
-from transferkit.errors import CheckpointError, ConfigError
-from transferkit.features.extract import extract_features
-from transferkit.features.kept_classifier import read_classifier
-from transferkit.features.neighbours import Neighbours
-from transferkit.features.probe import fit_probe
+from transferkit.cli.main import main
+from transferkit.core.errors import CheckpointError, ConfigError
+from transferkit.features.extract.extract import extract_features
+from transferkit.features.probe.classifier_file import read_classifier
+from transferkit.features.probe.neighbours import Neighbours
+from transferkit.features.probe.probe import fit_probe
 from transferkit.models.neighbour_head import NeighbourHead
-from transferkit.results.predict import load
+from transferkit.options.features import ProbeConfig, make_config
+from transferkit.results.predict.model import load
 from transferkit.training.probe_run import run_probe
 
 

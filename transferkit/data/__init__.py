@@ -1,1 +1,1 @@
-"""Pictures: folder to index, bytes to pixels, pixels to batches."""
+"""From a folder of pictures to batches. Rooms: `scan`, `images`, `index`, `batches`; `sample` is the bundled set."""

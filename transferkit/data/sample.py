@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transferkit.core.errors import ConfigError, DataError, StorageError, gather
+from transferkit.core.files import storage_errors
 from transferkit.data.surfaces import SURFACES, draw_picture
-from transferkit.errors import ConfigError, DataError, StorageError, gather
-from transferkit.files import storage_errors
 
 __all__ = ["SAMPLE", "SAMPLE_CLASSES", "draw_sample", "sample_folder"]
 

@@ -1,1 +1,1 @@
-"""The feature store and what stands on it: extract once, keep, probe in seconds."""
+"""Penultimate features: computed once, kept on disk, fed to classifiers. Read `extract/extract` first."""

@@ -1,1 +1,1 @@
-"""Backbones, heads, freezing and the LightningModule that joins them."""
+"""Backbones, heads, losses, freezing, and the LightningModule that joins them. Read `module` first."""

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from transferkit import __version__
-from transferkit.errors import CheckpointError
-from transferkit.files import atomic_write, sha256_of_file, write_json
-from transferkit.models.backbones import create_backbone
-from transferkit.models.calibration import Calibration
+from transferkit.core.errors import CheckpointError
+from transferkit.core.files import atomic_write, sha256_of_file, write_json
+from transferkit.core.records import DataConfig
+from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
-from transferkit.models.weights import load_backbone_weights
-from transferkit.models.weights_files import read_state_dict
-from transferkit.records import DataConfig
+from transferkit.models.weights.files import read_state_dict
+from transferkit.models.weights.loading import load_backbone_weights
 
 __all__ = ["ModelInfo", "load_model", "load_weights_from", "save_info", "save_model", "versions"]
 

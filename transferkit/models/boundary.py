@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from transferkit.models.interface import Backbone
+from transferkit.models.backbones.interface import Backbone
 
 __all__ = ["Boundary", "last_frozen_stage"]
 

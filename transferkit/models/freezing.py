@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from transferkit.errors import ConfigError
+from transferkit.core.errors import ConfigError
 
 __all__ = ["frozen_modules", "frozen_state_digest", "keep_frozen_eval", "set_trainable", "state_digest"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from transferkit.errors import ConfigError, did_you_mean, gather
+from transferkit.core.errors import ConfigError, did_you_mean, gather
 
 __all__ = [
     "CosineHead",

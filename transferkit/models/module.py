@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from transferkit.errors import CheckpointError, ConfigError, gather
-from transferkit.models.backbones import Backbone, create_backbone
+from transferkit.core.errors import CheckpointError, ConfigError, gather
+from transferkit.core.records import DataConfig
+from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
 from transferkit.models.losses import make_loss
 from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
-from transferkit.records import DataConfig
 
 __all__ = ["HEAD", "TransferModule"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from transferkit.errors import CheckpointError, ConfigError, did_you_mean
+from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
 
 __all__ = ["OPTIMIZERS", "build_optimizer", "check_optimizer_state", "param_groups"]
 

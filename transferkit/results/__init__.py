@@ -1,1 +1,1 @@
-"""What a finished run is good for."""
+"""What is done with a trained model. Rooms: `predict`, `evaluate`, `explain`, `report`, `export`, `serve`."""

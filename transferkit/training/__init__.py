@@ -1,1 +1,1 @@
-"""Schedules, phases, optimizers, callbacks and the fine-tuning story."""
+"""Training a model on a folder. Read `finetune` first: it tells the whole story."""

@@ -8,14 +8,14 @@ import warnings
 
 import torch
 
-from transferkit.config_training import FinetuneConfig
-from transferkit.data.host import free_memory
-from transferkit.errors import TrainingError, TransferkitWarning
-from transferkit.features.machine import device_of
+from transferkit.core.errors import TrainingError, TransferkitWarning
+from transferkit.machine.cores import free_memory
+from transferkit.machine.device import device_of
 from transferkit.models.module import TransferModule
-from transferkit.training.building import Prepared
-from transferkit.training.fit import is_out_of_memory
-from transferkit.training.progress import progress_console, waiting
+from transferkit.options.training import FinetuneConfig
+from transferkit.show.progress import progress_console, waiting
+from transferkit.training.loop.trainer import is_out_of_memory
+from transferkit.training.setup import Prepared
 
 __all__ = ["SIZES", "choose_batch_size", "halved"]
 

@@ -14,26 +14,26 @@ from typing import Any
 import torch
 import yaml
 
-from transferkit.config import FinetuneConfig
-from transferkit.config_training import TrainingOptions
-from transferkit.data.datamodule import ImageData
-from transferkit.data.index import ImageIndex
-from transferkit.data.loader import EpochSampler
-from transferkit.errors import CheckpointError, TransferkitWarning, gather
-from transferkit.features.machine import device_of
-from transferkit.files import atomic_write, write_json
+from transferkit.core.csv import csv_text
+from transferkit.core.errors import CheckpointError, TransferkitWarning, gather
+from transferkit.core.files import atomic_write, write_json
+from transferkit.data.batches.datamodule import ImageData
+from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.index.index import ImageIndex
+from transferkit.machine.device import device_of
+from transferkit.machine.precision import Machine
 from transferkit.models.artifact import save_model, versions
 from transferkit.models.module import TransferModule
-from transferkit.tables import csv_text
-from transferkit.training.checkpoint import load_checkpoint, newest_checkpoint
+from transferkit.options.features import FinetuneConfig
+from transferkit.options.training import TrainingOptions
+from transferkit.runs.inference import predict_logits
+from transferkit.runs.measure import Outputs, measure_splits, write_predictions
+from transferkit.show.plots import plot_history
 from transferkit.training.finishing import finish_weights, measure_snapshots
-from transferkit.training.inference import predict_logits
-from transferkit.training.keeper import BEFORE_TRAINING, RunKeeper
-from transferkit.training.machine import Machine
-from transferkit.training.measuring import Outputs, measure_splits, write_predictions
-from transferkit.training.options import NOT_SAVED, PATHS, absolute
-from transferkit.training.phases import Phase, Plan
-from transferkit.training.plots import plot_history
+from transferkit.training.loop.checkpoints import load_checkpoint, newest_checkpoint
+from transferkit.training.loop.keeper import BEFORE_TRAINING, RunKeeper
+from transferkit.training.plan.options import NOT_SAVED, PATHS, absolute
+from transferkit.training.plan.phases import Phase, Plan
 
 __all__ = [
     "describe_config",

@@ -12,27 +12,27 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from transferkit.config import FinetuneConfig
-from transferkit.errors import TrainingError
-from transferkit.features.store import FeatureStore
-from transferkit.training.auto_lr import find_start
+from transferkit.core.errors import TrainingError
+from transferkit.features.store.store import FeatureStore
+from transferkit.options.features import FinetuneConfig
+from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
+from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.words import print_summary, read_metrics
 from transferkit.training.batch_size import choose_batch_size, halved
-from transferkit.training.building import Prepared, make_compute_of, prepare
-from transferkit.training.checks import check_overfit
+from transferkit.training.checks.checks import check_overfit
 from transferkit.training.describe import describe_run, resume_point, write_results
-from transferkit.training.fit import fit, is_out_of_memory, quiet_lightning
-from transferkit.training.keeper import RunKeeper
-from transferkit.training.lpft import SolvedProbe, solve_probe
-from transferkit.training.lr_find import save_search
-from transferkit.training.lr_finder import LRSearch
-from transferkit.training.options import resolve_options
-from transferkit.training.parallel import gather, is_writer, on_first, world
-from transferkit.training.plan import write_plan
-from transferkit.training.processes import in_processes, started_as, warned_once
-from transferkit.training.progress import counting_bar, progress_console
-from transferkit.training.rundir import default_run_dir, is_complete, open_run_dir, prepare_run_dir
-from transferkit.training.signals import SignalFlag
-from transferkit.training.summary import print_summary, read_metrics
+from transferkit.training.head.solve import SolvedProbe, solve_probe
+from transferkit.training.loop.interruption import SignalFlag
+from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.trainer import fit, is_out_of_memory, quiet_lightning
+from transferkit.training.lr.finder import LRSearch
+from transferkit.training.lr.start import find_start
+from transferkit.training.lr.verb import save_search
+from transferkit.training.plan.options import resolve_options
+from transferkit.training.plan.preview import write_plan
+from transferkit.training.ranks.parallel import gather, is_writer, on_first, world
+from transferkit.training.ranks.processes import in_processes, started_as, warned_once
+from transferkit.training.setup import Prepared, make_compute_of, prepare
 
 __all__ = ["Run", "finetune"]
 

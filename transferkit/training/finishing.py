@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from transferkit.config_training import FinetuneConfig
-from transferkit.data.datamodule import ImageData, normalise
-from transferkit.models.metrics import classification_metrics
+from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.models.figures.classification import classification_metrics
 from transferkit.models.module import TransferModule
-from transferkit.training.batchnorm import recalibrate_bn
-from transferkit.training.interpolation import choose_alpha, load_start
-from transferkit.training.phases import Phase
-from transferkit.training.snapshots import ensemble_probs, weights_of
+from transferkit.options.training import FinetuneConfig
+from transferkit.training.craft.batchnorm import recalibrate_bn
+from transferkit.training.craft.interpolation import choose_alpha, load_start
+from transferkit.training.craft.snapshots import ensemble_probs, weights_of
+from transferkit.training.plan.phases import Phase
 
 __all__ = ["finish_weights", "measure_snapshots"]
 

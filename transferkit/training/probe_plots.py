@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from transferkit.training.plots import save_figure
+from transferkit.show.plots import save_figure
 
 __all__ = ["plot_depth", "plot_learning_curve", "plot_path"]
 

@@ -11,30 +11,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from transferkit.config import ProbeConfig
-from transferkit.errors import ConfigError, DataError
-from transferkit.features.curves import depth_curve, learning_curve
-from transferkit.features.estimators import build_estimator
-from transferkit.features.extract import extract_table, frozen_backbone
-from transferkit.features.kept_classifier import keep_classifier
-from transferkit.features.machine import choose_accelerator, device_of
-from transferkit.features.probe import FittedProbe, fit_probe
-from transferkit.features.table import FeatureTable
-from transferkit.features.taps import ALL, OWN, POOLED, Tap, find_taps
-from transferkit.files import write_json
+from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.files import write_json
+from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
+from transferkit.features.extract.extract import extract_table, frozen_backbone
+from transferkit.features.extract.table import FeatureTable
+from transferkit.features.probe.classifier_file import keep_classifier
+from transferkit.features.probe.curves import depth_curve, learning_curve
+from transferkit.features.probe.estimators import build_estimator
+from transferkit.features.probe.probe import FittedProbe, fit_probe
+from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model, versions
-from transferkit.models.backbones import Backbone
-from transferkit.models.calibration import Calibration
+from transferkit.models.backbones.registry import Backbone
+from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.options.features import ProbeConfig
+from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
+from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
+from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.words import print_probe
 from transferkit.training.describe import describe_config, describe_data, device_name
-from transferkit.training.lpft import row_groups, training_rows, write_head
-from transferkit.training.measuring import Outputs, Row, measure_splits, write_predictions
+from transferkit.training.head.solve import row_groups, training_rows, write_head
 from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
-from transferkit.training.progress import counting_bar, progress_console
-from transferkit.training.rundir import default_run_dir, open_run_dir, prepare_run_dir
-from transferkit.training.summary import print_probe
 
 __all__ = ["run_probe"]
 

@@ -1,0 +1,182 @@
+"""The command line: help, all mistakes at once, recipes, one-line errors, exit statuses."""
+
+import dataclasses
+import signal
+
+import pytest
+import yaml
+
+from transferkit.cli.main import VERBS, main, parse_options
+from transferkit.cli.verbs import RUNNERS
+from transferkit.core.errors import ConfigError
+from transferkit.options.features import FinetuneConfig, default_of, make_config
+
+
+def run(capsys, *words):
+    status = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_help_lists_every_verb(capsys):
+    status, out, err = run(capsys, "--help")
+    assert (status, err) == (0, "")
+    assert all(f"  {verb} " in out for verb in VERBS)
+    assert run(capsys)[1] == out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_defaults(capsys, verb):
+    status, out, _ = run(capsys, verb, "--help")
+    assert status == 0
+    folded = " ".join(out.split())
+    for item in dataclasses.fields(VERBS[verb][0]):
+        assert item.metadata["help"].split("'")[0].split("{")[0][:30].strip() in folded
+        if item.type in ("int", "float"):
+            assert f"default: {default_of(item)}" in folded
+
+
+def test_unknown_verb(capsys):
+    status, _, err = run(capsys, "finetun")
+    assert status == 2
+    assert err.startswith("transferkit: error[config]: unknown verb 'finetun'. Did you mean 'finetune'?")
+
+
+def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(
+        capsys, "finetune", "--data", "x", "--epochs", "0", "--lr", "nan", "--batch-size", "-1", "--val-split", "1.0",
+        "--epoch", "3", "--augment", "hevy", "--workers", "two", "--out",
+    )  # fmt: skip
+    assert status == 2
+    assert err.count("\n") == 1
+    for part in (
+        "--lr: saw 'nan', expected a number or auto",
+        "--epochs is 0, expected a whole number of at least 1",
+        "--batch-size is -1",
+        "--val-split is 1.0, expected a share in [0, 1)",
+        "unknown flag --epoch. Did you mean '--epochs'",
+        "--augment: Expected a Literal['none', 'light', 'standard', 'heavy']. Got value: hevy",
+        "--workers: ",
+        "--out needs a value",
+    ):
+        assert part in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--data is missing"),
+        (["--data", "x", "--layer-decay", "0"], "--layer-decay is 0.0, expected a ratio in (0, 1]"),
+        (["--data", "x", "--clip", "-1"], "--clip is -1.0"),
+        (["--data", "x", "--seed", "-1"], "--seed is -1"),
+        (["--data", "x", "--resume", "--overwrite", "--out", "y"], "--resume and --overwrite exclude each other"),
+        (["--data", "x", "--val-split", "0.5", "--test-split", "0.5"], "leave nothing to train on"),
+        (["--data", "x", "--warmup-epochs", "20"], "warmup_epochs is 20.0, longer than the phase of 10 epochs"),
+        (["--data", "x", "--schedule", "sgrd"], "unknown schedule 'sgrd'. Did you mean 'sgdr'?"),
+        (["--data", "x", "--phases", "probe-fine"], "unknown phases 'probe-fine'. Did you mean 'probe-finetune'"),
+        (["--data", "x", "extra"], "extra"),
+    ],
+)
+def test_bad_options(capsys, tmp_path, monkeypatch, words, message):  # fault 38, fault 39
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, "finetune", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_recipe_and_flags(tmp_path):
+    path = recipe(tmp_path, "data: pictures\nepochs: 3\nlr: 1e-3\nskip_bad: true\nphases:\n- {name: a, epochs: 2}\n")
+    options = parse_options("finetune", ["--config", str(path), "--epochs", "4", "--clip", "null"])
+    assert options == {
+        "data": "pictures", "epochs": 4, "lr": 1e-3, "skip_bad": True, "clip": None,
+        "phases": [{"name": "a", "epochs": 2}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: x\nepochz: 3\n", "unknown key 'epochz' in the recipe. Did you mean 'epochs'"),
+        ("data: x\ndata: y\n", "data given twice"),
+        ("data: x\nout: !!python/object/apply:os.system ['true']\n", "could not determine a constructor for the tag"),
+        ("data: [x\n", "not YAML"),
+        ("data: x\nepochs: many\n", "--epochs: Expected a int. Got value: many"),
+    ],
+)
+def test_bad_recipes(capsys, tmp_path, text, message):  # fault 41
+    status, _, err = run(capsys, "finetune", "--config", recipe(tmp_path, text))
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_missing_recipe(capsys, tmp_path):
+    status, _, err = run(capsys, "finetune", "--config", tmp_path / "none.yaml")
+    assert status == 2
+    assert "none.yaml" in err
+
+
+def test_print_config_is_a_recipe(capsys, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(["finetune", "--data", "pictures", "--epochs", "7", "--print_config"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    values = yaml.safe_load(text)
+    assert values["epochs"] == 7
+    assert set(values) == {item.name for item in dataclasses.fields(FinetuneConfig)}
+    assert parse_options("finetune", ["--config", str(recipe(tmp_path, text))])["data"] == "pictures"
+
+
+def test_a_bug_is_one_line_without_debug(capsys, monkeypatch):
+    monkeypatch.setitem(RUNNERS, "backbones", lambda options: 1 / 0)
+    status, _, err = run(capsys, "backbones")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "error[internal]: ZeroDivisionError: division by zero - this is a bug of transferkit" in err
+    with pytest.raises(ZeroDivisionError):
+        main(["backbones", "--debug"])
+
+
+def test_debug_shows_the_traceback(capsys):
+    status, _, err = run(capsys, "finetune", "--epochs", "0", "--debug")
+    assert status == 2
+    assert "Traceback" in err
+
+
+def test_terminal_escapes_in_names_are_made_visible(capsys):  # fault 92
+    status, _, err = run(capsys, "finetune", "--data", "no\x1b[31m\nsuch")
+    assert status == 3
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+
+
+def test_the_commands_signal_handler_does_not_outlive_it(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    run(capsys, "finetune", "--data", "/no/such/folder")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_python_options_are_checked_like_flags():
+    with pytest.raises(ConfigError) as caught:
+        make_config(FinetuneConfig, {"data": "x", "epoch": 3, "lr": "fast", "augment": "hevy", "quiet": 1})
+    for part in ("unknown option 'epoch'. Did you mean 'epochs'", "lr is 'fast', expected a number or auto",
+                 "augment is 'hevy'. Did you mean 'heavy'", "quiet is 1, expected bool"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_paths_and_whole_numbers_are_taken(tmp_path):
+    config = make_config(FinetuneConfig, {"data": tmp_path, "lr": 1})
+    assert (config.data, config.lr) == (str(tmp_path), 1.0)
+
+
+def test_missing_accelerator(capsys):  # fault 43
+    status, _, err = run(capsys, "finetune", "--data", "sample", "--accelerator", "mps")
+    assert status == 2
+    assert "--accelerator mps is not on this machine, which has: cpu" in err

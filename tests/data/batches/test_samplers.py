@@ -1,0 +1,130 @@
+"""The balanced sampler: equal classes from unequal ones, a pure function of seed and epoch, in one split."""
+
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+
+from transferkit.core.errors import DataError
+from transferkit.data.batches.datamodule import ImageData
+from transferkit.data.batches.dataset import REPEAT, EpochSampler, ImageLoader
+from transferkit.data.batches.samplers import BalancedSampler
+
+TARGETS = [0] * 900 + [2] * 90 + [3] * 10  # class 1 has no pictures
+
+
+def order(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return [position for _, position in sampler]
+
+
+def build(**options):
+    return BalancedSampler(TARGETS, **{"batch_size": 4, "seed": 0, **options})
+
+
+def test_classes_are_equally_likely_and_pictures_within_them_too():  # fault 26
+    sampler = build()
+    drawn = Counter()
+    for epoch in range(30):
+        positions = order(sampler, epoch)
+        assert len(positions) == len(sampler) == 1000
+        drawn.update(positions)
+    by_class = Counter()
+    for position, times in drawn.items():
+        by_class[TARGETS[position]] += times
+    assert set(by_class) == {0, 2, 3}
+    for times in by_class.values():  # 30,000 draws at 1/3: a deviation is 82
+        assert abs(times - 10_000) < 5 * 82
+    rare = [drawn[position] for position in range(990, 1000)]  # 1,000 each: a deviation is 31
+    assert all(abs(times - 1000) < 5 * 31 for times in rare)
+    assert all(drawn[position] < 50 for position in range(900))
+    assert sum(drawn[position] > 0 for position in range(900)) > 890
+
+
+def test_the_plain_sampler_is_not_balanced():
+    """What the test above would see of an order that leaves classes as they are."""
+    plain = EpochSampler(1000, batch_size=4, seed=0)
+    assert Counter(TARGETS[position] for position in order(plain)) == {0: 900, 2: 90, 3: 10}
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():  # faults 51 and 52
+    first, again = build(), build()
+    state = torch.get_rng_state()
+    orders = [order(first, epoch) for epoch in range(3)]
+    torch.manual_seed(99)
+    assert [order(again, epoch) for epoch in (2, 0, 1)] == [orders[epoch] for epoch in (2, 0, 1)]
+    orders.append(order(build(seed=1)))
+    assert len({tuple(positions) for positions in orders}) == 4
+    torch.set_rng_state(state)
+    order(first, 5)
+    assert torch.get_rng_state().equal(state)
+
+
+def test_ranks_share_an_epoch():
+    whole = order(build())
+    parts = [order(build(rank=rank, world_size=3)) for rank in range(3)]
+    assert [len(part) for part in parts] == [334] * 3
+    together = [part[step] for step in range(334) for part in parts]
+    assert together[:1000] == whole
+    assert together[1000:] == whole[:2]  # the order wraps around, as in the plain sampler
+
+
+def test_it_starts_in_the_middle():  # fault 52
+    sampler = build()
+    sampler.set_epoch(1)
+    whole = list(sampler)
+    sampler.start = 40
+    assert list(sampler) == whole[40:]
+    sampler.set_epoch(2)
+    assert len(list(sampler)) == 1000
+
+
+@pytest.mark.parametrize(("size", "batch", "expected"), [(9, 4, 8), (8, 4, 8), (1, 4, 1)])
+def test_a_last_batch_of_one_is_left_out(size, batch, expected):  # fault 27
+    sampler = BalancedSampler([0] * size, batch_size=batch, seed=0)
+    assert len(sampler) == len(list(sampler)) == expected
+
+
+def test_a_key_tells_how_often_its_picture_came_before():
+    sampler = build()
+    sampler.set_epoch(7)
+    seen = Counter()
+    for epoch, position in sampler:
+        assert epoch == 7 + REPEAT * seen[position]
+        seen[position] += 1
+    assert max(seen.values()) > 10
+
+
+@pytest.fixture
+def long_tail(folder, tmp_path):
+    """8 circles, 8 squares, a single picture of stripes to train on."""
+    root = shutil.copytree(folder, tmp_path / "tail")
+    for path in sorted((root / "train" / "stripes").iterdir())[1:]:
+        path.unlink()
+    return ImageData(root, image_size=32, batch_size=4, augment="heavy")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_draws_from_its_split_only_and_augments_repeats_anew(long_tail, workers):  # fault 26
+    dataset = long_tail.dataset("train", train=True)
+    held_out = {r.sha256 for split in ("val", "test") for r in long_tail.index.split(split)}
+    sampler = BalancedSampler(dataset.targets.tolist(), batch_size=4, seed=0)
+    assert {position for _, position in sampler} <= set(range(len(dataset)))
+    assert not held_out & {dataset.records[position].sha256 for _, position in sampler}
+    loader = ImageLoader(dataset, 4, sampler=sampler, workers=workers)
+    assert set(order(sampler)) >= {16}
+    images, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    stripes = [image.numpy().tobytes() for image, target in zip(images, targets, strict=True) if target == 2]
+    assert len(stripes) > 2  # one picture ...
+    assert len(set(stripes)) == len(stripes)  # ... never twice the same
+    assert images.shape == (16, 32, 32, 3)  # 17 pictures, the last batch of one left out
+    # A loader continues in mid-epoch with the same pictures.
+    again = ImageLoader(dataset, 4, sampler=BalancedSampler(dataset.targets.tolist(), batch_size=4, seed=0))
+    again.load_state_dict({"epoch": 0, "samples": 8})
+    assert torch.cat([part for part, _ in again]).equal(images[8:])
+
+
+def test_no_pictures_are_an_error():
+    with pytest.raises(DataError, match="no pictures to draw from"):
+        BalancedSampler([], batch_size=4, seed=0)

@@ -1,0 +1,349 @@
+"""From a folder to X and y: what happens to the folder between two calls, options, and the verb under real signals."""
+
+import csv
+import itertools
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from engine_worker import error, plain_rows
+from safetensors.torch import save_file
+
+from transferkit.cli.main import main
+from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
+from transferkit.data.images.decode import decode_image
+from transferkit.features.engine import compute
+from transferkit.features.extract import pictures
+from transferkit.features.extract.extract import extract_features, frozen_backbone, made_once
+from transferkit.features.store.store import FeatureStore
+from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.freezing import state_digest
+
+CLOSE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data(folder, tmp_path):
+    """The drawn folder, of this test's own."""
+    return shutil.copytree(folder, tmp_path / "data")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {
+        "image_size": 32, "precision": "32", "compile": "off", "accelerator": "cpu", "workers": 0,
+        "store": str(tmp_path / "store"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    names = []
+
+    def counting(*args, **more):
+        names.append(more["name"])
+        return decode_image(*args, **more)
+
+    monkeypatch.setattr(pictures, "decode_image", counting)
+    return names
+
+
+# --- X and y
+
+
+def test_X_and_y(folder, options):
+    table = extract_features(folder, **options)
+    X, y = table
+    names = [record.path for record in table.records]
+    assert names == sorted(names)
+    assert len(names) == 45
+    backbone = create_backbone("transferkit/mini", image_size=32).eval()
+    assert X.dtype == np.float32
+    assert error(X, plain_rows(backbone, names)) <= CLOSE
+    assert y.dtype == np.int64
+    assert [table.class_names[label] for label in y] == [name.rsplit("/", 2)[1] for name in names]
+    assert {name: len(table.split(name)) for name in ("train", "val", "test")} == {"train": 24, "val": 12, "test": 9}
+    facts = table.facts
+    assert facts["backbone"] == "transferkit/mini"
+    assert facts["weights"] == "bundled"
+    assert facts["computed"] == 45
+    assert facts["layers"] == {"pooled": "own"}
+    assert facts["data_config"]["image_size"] == [32, 32]
+    assert facts["augment"] == "none"
+    assert facts["store"] == options["store"]
+
+
+def test_the_callers_backbone_cache_is_not_changed(folder, options):
+    frozen = frozen_backbone("transferkit/mini", "pretrained", 32)
+    before = state_digest(frozen.backbone)
+    extract_features(folder, layer="all", views=1, **options)
+    assert state_digest(frozen.backbone) == before
+
+
+def test_layers_and_views(folder, options):
+    table = extract_features(folder, layer="all", pool="max", views=2, **options)
+    assert list(table.layers) == ["layer1", "layer2", "layer3", "layer4", "pooled"]
+    assert table.X is table.layers["pooled"]
+    assert {layer: rows.shape[0] for layer, rows in table.views.items()} == dict.fromkeys(table.layers, 2)
+    assert all(rows.shape[1:] == table.layers[layer].shape for layer, rows in table.views.items())
+    assert extract_features(folder, layer="stage2", pool="max", **options).facts["computed"] == 0
+
+
+def test_no_options_go_unnoticed(folder, options):
+    with pytest.raises(ConfigError, match=r"bakbone.*Did you mean 'backbone'"):
+        extract_features(folder, bakbone="resnet18", **options)
+    with pytest.raises(ConfigError, match=r"--views is -1"):
+        extract_features(folder, views=-1, **options)
+    with pytest.raises(BackboneError, match="unknown backbone"):
+        extract_features(folder, backbone="resnet1", **options)
+
+
+def test_what_is_wrong_with_the_folder_is_told_before_any_work(data, options, decoded):
+    shutil.copy(data / "train" / "circle" / "000.png", data / "val" / "circle" / "copy.png")
+    with pytest.raises(DataError, match="in more than one split"):
+        extract_features(data, **options)
+    assert decoded == []
+    with pytest.warns(TransferkitWarning, match="in more than one split"):
+        table = extract_features(data, allow_leaks=True, **options)
+    assert table.facts["computed"] == 45  # the copy is the same picture
+    assert len(table) == 46
+
+
+def test_a_manifest(data, options):
+    whole = extract_features(data, **options)
+    rows = [(os.path.relpath(record.path, data), record.label, record.split) for record in whole.records[::2]]
+    with (data / "some.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("path", "label", "split"), *rows])
+    table = extract_features(data / "some.csv", **options)
+    assert table.facts["computed"] == 0
+    assert np.array_equal(table.X, whole.X[::2])
+
+
+def test_progress_of_both_passes(folder, options):
+    from transferkit.features.extract.extract import extract_table
+    from transferkit.options.features import FeaturesConfig, make_config
+
+    hashed, done = [], []
+    config = make_config(FeaturesConfig, {"data": str(folder), **options})
+    extract_table(config, indexing=lambda *told: hashed.append(told), extracting=lambda *told: done.append(told))
+    assert hashed[-1] == done[-1] == (45, 45)
+
+
+# --- the same pictures, elsewhere
+
+
+def test_names_places_and_times_cost_nothing(data, tmp_path, options, decoded):  # fault 64
+    first = extract_features(data, **options)
+    decoded.clear()
+    for number, path in enumerate(sorted(data.rglob("*.png"))):
+        os.utime(path, (1, 1))
+        if number % 3 == 0:
+            path.rename(path.with_name(f"z{path.name}"))
+    moved = data.rename(tmp_path / "elsewhere")
+    second = extract_features(moved, **options)
+    assert second.facts["computed"] == 0
+    assert decoded == []
+    assert second.paths != first.paths
+    ours = {record.sha256: row.tobytes() for record, row in zip(second.records, second.X, strict=True)}
+    assert ours == {record.sha256: row.tobytes() for record, row in zip(first.records, first.X, strict=True)}
+
+
+def test_another_label_or_split_costs_nothing(data, options):
+    first = extract_features(data, **options)
+    (data / "train" / "circle" / "000.png").rename(data / "test" / "square" / "moved.png")
+    second = extract_features(data, **options)
+    assert second.facts["computed"] == 0
+    assert len(second.split("test")) == len(first.split("test")) + 1
+
+
+def test_new_and_changed_pictures_alone_are_computed(data, tmp_path, options, decoded):
+    from conftest import draw_folder
+
+    first = extract_features(data, **options)
+    fresh = sorted(draw_folder(tmp_path / "fresh", per_class=2, seed=9).rglob("*.png"))
+    for number, path in enumerate(fresh[:5]):
+        shutil.copy(path, data / "train" / "circle" / f"new{number}.png")
+    decoded.clear()
+    more = extract_features(data, **options)
+    assert more.facts["computed"] == len(decoded) == 5
+    changed = data / "train" / "circle" / "000.png"
+    shutil.copy(fresh[5], changed)
+    decoded.clear()
+    other = extract_features(data, **options)
+    assert (other.facts["computed"], decoded) == (1, [str(changed)])
+    at = other.paths.index(str(changed))
+    assert not np.allclose(other.X[at], first.X[first.paths.index(str(changed))])
+    backbone = create_backbone("transferkit/mini", image_size=32).eval()
+    assert error(other.X, plain_rows(backbone, other.paths)) <= CLOSE
+
+
+@pytest.mark.filterwarnings("ignore:classes without a val picture")
+def test_other_shares_of_the_splits_cost_nothing(tmp_path, options):
+    from conftest import draw_folder
+
+    data = draw_folder(tmp_path / "data", per_class=20)
+    first = extract_features(data, **options)
+    second = extract_features(data, seed=1, val_split=0.3, **options)
+    assert second.facts["computed"] == 0
+    assert [record.split for record in first.records] != [record.split for record in second.records]
+    assert np.array_equal(first.X, second.X)
+
+
+# --- the same process, other weights
+
+
+def test_a_weights_file_that_is_written_again_is_another_one(folder, tmp_path, options):  # fault 64
+    """In a notebook: train, extract, train on, extract."""
+    weights = tmp_path / "weights.safetensors"
+    backbone = create_backbone("transferkit/mini", image_size=32)
+    tables = []
+    for _ in range(2):
+        save_file({name: value.contiguous() for name, value in backbone.model.state_dict().items()}, weights)
+        tables.append(extract_features(folder, weights=str(weights), **options))
+        with torch.no_grad():
+            backbone.model.layer4[0].conv1.weight.mul_(0.5)
+    assert [table.facts["computed"] for table in tables] == [45, 45]
+    assert not np.allclose(tables[0].X, tables[1].X)
+
+
+def test_random_weights_follow_the_seed(folder, options):
+    """`seed` is documented as that of initialisation too: the next process must find the features again."""
+    tables = []
+    for _ in range(2):
+        made_once.cache_clear()  # as in another process
+        torch.rand(1)
+        tables.append(extract_features(folder, weights="random", seed=3, **options))
+    assert tables[1].facts["computed"] == 0
+    made_once.cache_clear()
+    assert extract_features(folder, weights="random", seed=4, **options).facts["computed"] == 45
+
+
+# --- names that are no text
+
+
+def test_names_that_are_no_text(data, tmp_path, options):  # fault 28
+    odd = os.fsdecode(b'caf\xe9, "x".png')
+    try:
+        (data / "train" / "circle" / "000.png").rename(data / "train" / "circle" / odd)
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    for ending in (".npz", ".csv", ".parquet"):
+        table = extract_features(data, out=str(tmp_path / f"x{ending}"), **options)
+        assert sum(path.endswith(odd) for path in table.paths) == 1
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
+        assert sum(path.endswith('caf\\xe9, "x".png') for path in found["path"]) == 1
+
+
+# --- the verb
+
+
+def run(capsys, *words):
+    status = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("ending", ["npz", "csv", "parquet"])
+def test_quiet_prints_nothing(folder, tmp_path, capsys, ending):
+    words = ["--image-size", 32, "--store", tmp_path / "s", "--out", tmp_path / f"x.{ending}", "--quiet"]
+    assert run(capsys, "features", "--data", folder, *words) == (0, "", "")
+    assert (tmp_path / f"x.{ending}").exists()
+
+
+def test_flags_are_the_keyword_arguments(folder, tmp_path, capsys, options):
+    out = tmp_path / "x.npz"
+    words = ["--image-size", 32, "--store", options["store"], "--layer", "stage2", "--pool", "max", "--views", 2]
+    status, told, _ = run(
+        capsys, "features", "--data", folder, *words, "--augment", "standard", "--precision", 32, "--out", out
+    )
+    assert status == 0
+    assert "computed  45, the others were in the store" in told
+    table = extract_features(folder, layer="layer2", pool="max", views=2, augment="standard", **options)
+    assert table.facts["computed"] == 0
+    with np.load(out, allow_pickle=False) as found:
+        assert np.array_equal(found["X"], table.X)
+        assert np.array_equal(found["views_layer2"], table.views["layer2"])
+
+
+def test_an_export_that_cannot_be_is_refused_before_any_work(folder, tmp_path, capsys, decoded):
+    for out in (tmp_path / "x.xls", tmp_path / "missing" / "x.npz"):
+        status, _, err = run(capsys, "features", "--data", folder, "--store", tmp_path / "s", "--out", out)
+        assert status == 2
+        assert err.count("\n") == 1
+    assert decoded == []
+
+
+@pytest.fixture
+def interruptible():
+    """A process that a shell started in the background ignores SIGINT from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
+    """It comes while a picture is decoded; the chunk that was done is kept, and so are the batches before it."""
+    monkeypatch.setattr(compute, "CPU_CHUNK", 10)
+    count = itertools.count(1)  # decoders are threads
+
+    def hit(*args, **more):
+        if next(count) == 17:
+            os.kill(os.getpid(), number)
+        return decode_image(*args, **more)
+
+    monkeypatch.setattr(pictures, "decode_image", hit)
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["--image-size", 32, "--store", tmp_path / "s", "--batch-size", 2, "--quiet"]
+    code, out, err = run(capsys, "features", "--data", folder, *words)
+    assert (code, out) == (status, "")
+    assert err == (
+        f"transferkit: error[interrupted]: stopped by {number.name}; the features computed so far are in the store - "
+        "run again to go on\n"
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    (kept,) = FeatureStore(tmp_path / "s").sets()
+    assert 14 <= sum(shard.rows for shard in kept.manifest().shards) <= 16
+    status, told, _ = run(capsys, "features", "--data", folder, *words[:-1])
+    assert status == 0
+    assert "computed  31" in told or "computed  29" in told
+
+
+def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, monkeypatch):  # fault 71
+    from transferkit.features.engine.network import FeatureNetwork
+
+    forward = FeatureNetwork.forward
+
+    def broken(network, images):
+        rows = forward(network, images)
+        if len(images) > 1:
+            rows[0][0, 0] = torch.nan
+        return rows
+
+    monkeypatch.setattr(FeatureNetwork, "forward", broken)
+    made_once.cache_clear()
+    words = ["--image-size", 32, "--store", tmp_path / "s", "--compile", "off"]
+    status, _, err = run(capsys, "features", "--data", folder, *words)
+    assert status == 7
+    assert err.startswith("transferkit: error[store]: features of '")
+    assert "000.png'" in err
+    assert all(not each.manifest().shards for each in FeatureStore(tmp_path / "s").sets())
+
+
+def test_the_number_of_workers_changes_no_row(folder, tmp_path, options):
+    rows = [
+        extract_features(folder, **{**options, "workers": workers, "store": str(tmp_path / str(workers))}).X
+        for workers in (0, 1)
+    ]
+    assert error(rows[1], rows[0]) <= CLOSE

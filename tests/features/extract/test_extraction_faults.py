@@ -1,0 +1,441 @@
+"""Extraction when things go wrong: bad pictures, changed files, values that are no numbers, stores that fail."""
+
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_worker import build, error, own, pictures_of, plain_rows
+from torch import nn
+from torch.utils.data import get_worker_info
+
+from transferkit.core.errors import DataError, StorageError, StoreError, TrainingError, TransferkitWarning
+from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.images.decode import decode_image
+from transferkit.features.engine import compute
+from transferkit.features.engine.compute import Compute, FrozenBackbone
+from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract import extract, pictures
+from transferkit.features.extract.extract import extract_features
+from transferkit.features.extract.extraction import extract_pictures
+from transferkit.features.extract.pictures import Picture, Views
+from transferkit.features.store.store import FeatureStore
+
+CLOSE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Single pictures through a small network: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return build("test_resnet")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FeatureStore(tmp_path / "store")
+
+
+@pytest.fixture
+def shapes(folder, tmp_path):
+    """Pictures of this test's own."""
+    return pictures_of(shutil.copytree(folder, tmp_path / "shapes"))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(compute, "CPU_CHUNK", 10)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    names = []
+
+    def counting(*args, **options):
+        names.append(options["name"])
+        return decode_image(*args, **options)
+
+    monkeypatch.setattr(pictures, "decode_image", counting)
+    return names
+
+
+def views_of(backbone, count=0):
+    config = backbone.data_config
+    return Views(eval_transform(config), train_transform("light", config) if count else None, count)
+
+
+def run(some, backbone, store, *, views=0, progress=None, layer="pooled", **options):
+    return extract_pictures(
+        some, FrozenBackbone(backbone), find_taps(backbone, layer), views_of(backbone, views), store,
+        Compute(**{"precision": "32", "compiling": "off", "batch_size": 5, **options}), progress=progress,
+    )  # fmt: skip
+
+
+def only(extraction):
+    (rows,) = extraction.rows.values()
+    return rows
+
+
+def bad_picture(folder, name="bad.png", content=b"no picture"):
+    path = Path(folder) / name
+    path.write_bytes(content)
+    return Picture(hashlib.sha256(content).hexdigest(), str(path))
+
+
+# --- bad pictures
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_bad_picture_is_told_and_the_rest_is_kept(shapes, backbone, store, tmp_path, workers, views):  # fault 69
+    some = [*shapes[:7], bad_picture(tmp_path), *shapes[7:12]]
+    result = run(some, backbone, store, views=views, workers=workers)
+    assert list(result.failures) == [7]
+    assert result.failures[7]
+    rows = only(result)
+    assert np.isnan(rows[:, 7]).all()
+    good = [at for at in range(len(some)) if at != 7]
+    assert error(rows[0, good], plain_rows(backbone, [some[at].name for at in good])) <= CLOSE
+    assert np.isfinite(rows[:, good]).all()
+    again = run(some, backbone, store, views=views)
+    assert again.computed == 0
+    assert again.failures == result.failures
+    assert np.array_equal(only(again), rows, equal_nan=True)
+
+
+def test_a_bad_picture_is_not_decoded_again(shapes, backbone, store, tmp_path, decoded):
+    some = [*shapes[:3], bad_picture(tmp_path)]
+    run(some, backbone, store)
+    assert len(decoded) == 4
+    decoded.clear()
+    run([*some, shapes[3]], backbone, store)
+    assert decoded == [shapes[3].name]
+
+
+def test_only_pictures_that_the_network_saw_are_counted(shapes, backbone, store, tmp_path):
+    assert run([*shapes[:3], bad_picture(tmp_path)], backbone, store).computed == 3
+
+
+def test_nothing_but_bad_pictures(backbone, store, tmp_path):
+    some = [bad_picture(tmp_path, f"{n}.png", b"no picture" * n) for n in (1, 2, 3)]
+    result = run(some, backbone, store)
+    assert sorted(result.failures) == [0, 1, 2]
+    assert only(result).shape == (1, 3, backbone.num_features)
+    assert sorted(run(some, backbone, store).failures) == [0, 1, 2]
+
+
+def test_two_copies_of_a_bad_picture_are_both_told(shapes, backbone, store, tmp_path):
+    some = [bad_picture(tmp_path, "one.png"), *shapes[:2], bad_picture(tmp_path, "two.png")]
+    assert sorted(run(some, backbone, store).failures) == [0, 3]
+
+
+def test_a_mended_picture_is_a_new_one(shapes, backbone, store, tmp_path):
+    bad = bad_picture(tmp_path)
+    assert run([bad], backbone, store).failures
+    shutil.copy(shapes[0].name, bad.name)
+    result = run([Picture(shapes[0].sha256, bad.name)], backbone, store)
+    assert (result.computed, result.failures) == (1, {})
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {
+        "backbone": "transferkit/mini", "image_size": 32, "precision": "32", "compile": "off", "accelerator": "cpu",
+        "store": str(tmp_path / "store"), "workers": 0,
+    }  # fmt: skip
+
+
+def test_a_data_set_with_a_bad_picture(folder, tmp_path, options, decoded):  # fault 69
+    data = shutil.copytree(folder, tmp_path / "data")
+    clean = extract_features(data, **{**options, "store": str(tmp_path / "clean")})
+    bad = data / "train" / "circle" / "0000-bad.png"  # before all others
+    bad.write_bytes(b"no picture")
+    (data / "val" / "square" / "worse.png").write_bytes((data / "val" / "square" / "000.png").read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"2 unreadable pictures: .*0000-bad\.png.*worse\.png.*--skip-bad"):
+        extract_features(data, **options)
+    decoded.clear()
+    table = extract_features(data, skip_bad=True, **options)
+    assert decoded == []
+    assert table.facts["computed"] == 0
+    assert table.paths == clean.paths
+    assert np.allclose(table.X, clean.X, rtol=0, atol=1e-5)
+    assert np.array_equal(table.y, clean.y)
+    assert {file.path for file in table.index.skipped} >= {str(bad), str(data / "val" / "square" / "worse.png")}
+
+
+@pytest.mark.filterwarnings("ignore:classes without a val picture")  # so few are drawn
+def test_a_bad_picture_is_left_out_before_splitting(tmp_path, options):  # fault 69
+    """A class keeps the share of test pictures that its readable pictures give it."""
+    from conftest import draw_folder
+
+    whole = draw_folder(tmp_path / "whole", per_class=20)
+    damaged = shutil.copytree(whole, tmp_path / "damaged")
+    for number in (3, 4, 5):
+        (damaged / "circle" / f"{number:03d}.png").write_bytes(b"no picture %d" % number)
+        (whole / "circle" / f"{number:03d}.png").unlink()
+    expected, found = extract_features(whole, **options), extract_features(damaged, skip_bad=True, **options)
+    assert [record.split for record in found.records] == [record.split for record in expected.records]
+    assert np.array_equal(found.X, expected.X)
+
+
+# --- files that change under the hands
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("what", ["deleted", "changed"])
+def test_a_file_that_is_not_what_was_hashed(shapes, backbone, store, what, workers):  # fault 23
+    victim = Path(shapes[17].name)
+    if what == "deleted":
+        victim.unlink()
+    else:
+        shutil.copy(shapes[0].name, victim)
+    expected = "cannot be read any more" if what == "deleted" else "its content changed since the data were indexed"
+    with pytest.raises(DataError, match=f"{victim}: {expected}"):
+        run(shapes, backbone, store, workers=workers)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_lost_worker(monkeypatch, shapes, backbone, store, small_chunks, hangs):  # fault 45
+    batch = pictures.PictureBatches.batch
+
+    def harmed(self, jobs):
+        if get_worker_info() is not None and any(job.position == 15 for job in jobs):  # of the second chunk
+            time.sleep(60) if hangs else os.kill(os.getpid(), signal.SIGKILL)
+        return batch(self, jobs)
+
+    monkeypatch.setattr(pictures.PictureBatches, "batch", harmed)
+    monkeypatch.setattr(pictures, "TIMEOUT_S", 1.0 if hangs else 300.0)
+    reason = "processes sent nothing for 1 s" if hangs else "process was lost"
+    with pytest.raises(StorageError, match=rf"decoding {reason}.* reduce --workers or raise shm") as caught:
+        run(shapes, backbone, store, workers=1)
+    assert caught.value.exit_status == 74
+    assert 10 <= len(shapes) - run(shapes, backbone, store).computed < 20  # the first chunk is kept
+
+
+def test_what_was_computed_before_a_file_vanished_is_kept(shapes, backbone, store, small_chunks):  # fault 23
+    Path(shapes[17].name).unlink()
+    with pytest.raises(DataError):
+        run(shapes, backbone, store)
+    left = [picture for at, picture in enumerate(shapes) if at != 17]
+    assert run(left, backbone, store).computed == len(left) - 15  # one chunk of 10 and one batch of 5 came before
+
+
+def test_a_kept_row_needs_no_file(shapes, backbone, store):
+    rows = only(run(shapes, backbone, store))
+    Path(shapes[17].name).unlink()
+    assert np.array_equal(only(run(shapes, backbone, store)), rows)
+
+
+# --- values that are no numbers
+
+
+class Singular(nn.Module):
+    """A network that gives no number for one kind of picture: a black one."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+        self.value = value
+
+    def forward(self, x):
+        black = x.amax(dim=(1, 2, 3), keepdim=True) < 0  # darker than the mean everywhere
+        return torch.where(black, torch.full_like(self.conv(x), self.value), self.conv(x))
+
+
+@pytest.fixture
+def black(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "black.png"
+    Image.new("RGB", (20, 20)).save(path)
+    return Picture(hashlib.sha256(path.read_bytes()).hexdigest(), str(path))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("layer", ["pooled", "all"])
+def test_features_that_are_no_numbers(shapes, black, store, value, layer):  # fault 71
+    singular = own(Singular(value))
+    with pytest.raises(StoreError, match=r"features of '.*black\.png' are not finite - try --precision 32") as caught:
+        run([*shapes[:7], black, *shapes[7:9]], singular, store, layer=layer)
+    assert caught.value.exit_status == 7
+    with pytest.raises(StoreError, match=r"black\.png"):  # not served from the store afterwards
+        run([black], singular, store, layer=layer)
+    assert np.isfinite(only(run(shapes[:9], singular, store))).all()
+
+
+def test_features_that_are_no_numbers_where_nothing_is_kept(shapes, black, tmp_path):  # fault 71
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"black\.png"):
+        run([*shapes[:3], black], own(Singular(torch.nan)), FeatureStore(tmp_path / "file" / "store"))
+
+
+# --- stores that fail
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_shard_is_computed_again(shapes, backbone, store, small_chunks, damage):  # fault 66
+    first = only(run(shapes, backbone, store))
+    (kept,) = store.sets()
+    shard = kept.path / kept.manifest().shards[1].file
+    data = shard.read_bytes()
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(data[:-7] if damage == "cut" else data[:-7] + bytes([data[-7] ^ 1]) + data[-6:])
+    with pytest.warns(TransferkitWarning, match=f"{shard.name} is damaged, its 10 rows are computed again"):
+        second = run(shapes, backbone, store)
+    assert second.computed == 10
+    assert error(only(second), first) <= CLOSE
+    assert run(shapes, backbone, store).computed == 0
+
+
+def test_a_damaged_manifest_costs_the_set(shapes, backbone, store):  # fault 66
+    first = only(run(shapes, backbone, store))
+    (kept,) = store.sets()
+    (kept.path / "manifest.json").write_text("{")
+    with pytest.warns(TransferkitWarning, match=r"manifest\.json is damaged"):
+        second = run(shapes, backbone, store)
+    assert second.computed == len(shapes)
+    assert error(only(second), first) <= CLOSE
+
+
+def test_a_store_that_cannot_be_written(shapes, backbone, tmp_path, small_chunks):  # fault 70
+    (tmp_path / "file").write_text("")  # a place below a file: nobody can write there, not even root
+    store = FeatureStore(tmp_path / "file" / "store")
+    with pytest.warns(TransferkitWarning, match="cannot be written: what it has is used, new features are not") as told:
+        result = run([*shapes, bad_picture(tmp_path)], backbone, store, views=1)
+    assert len(told) == 1
+    assert result.computed == len(shapes)
+    assert list(result.failures) == [len(shapes)]
+    assert error(only(result)[0, :-1], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
+    assert np.isfinite(only(result)[1, :-1]).all()
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_what_a_read_only_store_has_is_used(shapes, backbone, store, monkeypatch):  # fault 70
+    first = only(run(shapes[:20], backbone, store))
+    allowed, before = os.access, sorted(store.root.rglob("*"))
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: not mode & os.W_OK and allowed(path, mode, **more))
+    assert run(shapes[:20], backbone, store).computed == 0
+    with pytest.warns(TransferkitWarning, match="cannot be written"):
+        result = run(shapes, backbone, store)
+    assert result.computed == len(shapes) - 20
+    assert np.array_equal(only(result)[0, :20], first[0])
+    assert sorted(store.root.rglob("*")) == before
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stop", "after"), [(KeyboardInterrupt, 5), (SystemExit, 15), (Stop, 40)])
+def test_what_was_computed_before_an_interrupt_is_kept(shapes, backbone, store, small_chunks, stop, after):
+    def interrupt(done, total):
+        if done >= after:
+            raise stop
+
+    with pytest.raises(stop):
+        run(shapes, backbone, store, progress=interrupt)
+    result = run(shapes, backbone, store)
+    assert result.computed == len(shapes) - after
+    assert error(only(result)[0], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
+
+
+def test_an_interrupt_between_a_batch_and_its_names(shapes, backbone, store, monkeypatch):
+    """Ctrl-C comes at any instruction: rows without names must not be kept under those of others."""
+    from transferkit.features.engine.engine import Engine
+
+    rows, calls = Engine.rows, []
+
+    def interrupted(self, images, **more):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return rows(self, images, **more)
+
+    monkeypatch.setattr(Engine, "rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(shapes, backbone, store)
+    monkeypatch.undo()
+    result = run(shapes, backbone, store)
+    assert result.computed == len(shapes) - 10
+    assert error(only(result)[0], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
+
+
+def test_no_space_is_told_before_anything_is_computed(shapes, backbone, store, monkeypatch, decoded):  # fault 68
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 2**26 + 100))
+    with pytest.raises(StorageError, match=r"needs [\d,]+ bytes and a reserve of .*free some space, or give another"):
+        run(shapes, backbone, store)
+    assert decoded == []
+    width = backbone.num_features
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, 2**26 + len(shapes) * (4 * width + 64)))
+    assert run(shapes, backbone, store).computed == len(shapes)
+    written = sum(shard.bytes for each in store.sets() for shard in each.manifest().shards)
+    assert written <= len(shapes) * (4 * width + 64)
+
+
+def test_space_for_views_and_depths(shapes, backbone, store, monkeypatch):  # fault 68
+    asked = []
+    monkeypatch.setattr(FeatureStore, "require_space", lambda self, nbytes: asked.append(nbytes))
+    run(shapes[:4], backbone, store, views=2, layer="all")
+    written = sum(shard.bytes for each in store.sets() for shard in each.manifest().shards)
+    (bound,) = asked
+    assert 4 * 3 * 4 * (8 + backbone.num_features) < bound
+    assert bound > 0.8 * written
+
+
+def test_a_disk_that_fills_up_on_the_way(shapes, backbone, store, small_chunks, monkeypatch):  # fault 68
+    fsync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(None)
+        if len(calls) > 12:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        run(shapes, backbone, store)
+    monkeypatch.setattr(os, "fsync", fsync)
+    result = run(shapes, backbone, store)
+    assert 0 < result.computed < len(shapes)
+    assert error(only(result)[0], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
+
+
+def test_out_of_memory_names_a_smaller_batch(shapes, backbone, store, monkeypatch):
+    from transferkit.features.engine.engine import Engine
+
+    def greedy(self, images, **more):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(Engine, "rows", greedy)
+    with pytest.raises(TrainingError, match=r"batches of 5 - pass a smaller batch size \(such as 2\) or image size"):
+        run(shapes, backbone, store)
+
+
+def test_warnings_come_once(tmp_path, options):
+    """The index is built twice, before and after extraction; what it warns of is told once."""
+    from conftest import draw_folder
+
+    data = draw_folder(tmp_path / "data", per_class=6)
+    shutil.copy(data / "circle" / "000.png", data / "square" / "copy.png")
+    extract.made_once.cache_clear()
+    with pytest.warns(TransferkitWarning) as told:
+        extract_features(data, allow_leaks=True, **options)
+    texts = [str(warning.message) for warning in told]
+    assert any("more than one label" in text for text in texts)
+    assert len(texts) == len(set(texts))

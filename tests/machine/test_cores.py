@@ -1,0 +1,39 @@
+"""What the machine has: threads that fit the cores, accelerators that exist."""
+
+import pytest
+import torch
+
+from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.machine import device as machine
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8, 64])
+@pytest.mark.parametrize("wanted", [None, 0, 1])
+def test_threads_and_workers_never_outnumber_the_cores(monkeypatch, cores, wanted):
+    monkeypatch.setattr(machine, "available_cores", lambda: cores)
+    if wanted == 1 and cores == 1:
+        with pytest.warns(TransferkitWarning, match=r"--workers 1 .* would outnumber the 1 core\(s\); using 0"):
+            workers, threads = machine.choose_workers(wanted, "cpu")
+    else:
+        workers, threads = machine.choose_workers(wanted, "cpu")
+    assert workers + threads <= cores
+    assert threads >= 1
+
+
+def test_a_gpu_leaves_the_cores_to_the_decoders(monkeypatch):
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
+    assert machine.choose_workers(None, "gpu") == (7, 1)
+    assert machine.choose_workers(3, "gpu") == (3, 5)
+
+
+def test_accelerators(monkeypatch):  # fault 43
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert machine.choose_accelerator("auto") == "cpu"
+    with pytest.raises(ConfigError, match="--accelerator gpu is not on this machine, which has: cpu"):
+        machine.choose_accelerator("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine.choose_accelerator("auto") == "gpu"
+    with pytest.raises(ConfigError, match=r"--devices 2, but this machine has 1 GPU\(s\)"):
+        machine.choose_accelerator("gpu", 2)

@@ -1,0 +1,653 @@
+"""Backbones: the contract for every kind, names and weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+pytest.register_assert_rewrite("contracts")
+
+from contracts import SIDE, BackboneContract, build, images  # noqa: E402
+
+from transferkit.core.errors import BackboneError, ConfigError  # noqa: E402
+from transferkit.core.files import sha256_of_file  # noqa: E402
+from transferkit.core.records import DataConfig  # noqa: E402
+from transferkit.models.backbones import mini  # noqa: E402
+from transferkit.models.backbones import registry as backbones  # noqa: E402
+from transferkit.models.backbones.groups import child_groups, named_groups  # noqa: E402
+from transferkit.models.backbones.registry import (  # noqa: E402
+    create_backbone,
+    describe_backbone,
+    list_backbones,
+    register_backbone,
+)
+from transferkit.models.weights import hub  # noqa: E402
+from transferkit.models.weights.hub import WeightsFile  # noqa: E402
+
+
+class Own(nn.Module):
+    """A backbone as a user writes one: a loose parameter, two stages, batch norm; gives a feature map."""
+
+    def __init__(self, width=12, vector=False):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, 3, 1, 1))
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(8, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU())
+        self.vector = vector
+
+    def forward(self, x):
+        maps = self.head(self.first(x + self.shift))
+        return maps.mean((2, 3)) if self.vector else maps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_registry():
+    kept = dict(backbones._REGISTERED)
+    register_backbone("own", data_config=DataConfig(image_size=(32, 32)), license="MIT")(Own)
+
+    @register_backbone("own-vector")
+    def build_vector(width=12):
+        return Own(width, vector=True)
+
+    yield
+    backbones._REGISTERED.clear()
+    backbones._REGISTERED.update(kept)
+
+
+class TestTimm(BackboneContract):
+    widths = {  # noqa: RUF012
+        "test_resnet": 96,
+        "test_efficientnet": 256,
+        "test_vit": 64,
+        "test_convnext": 64,
+        "mobilenetv3_small_050": 1024,  # timm's num_features says 288
+        "transferkit/mini": 256,
+    }
+
+
+class TestTorchvision(BackboneContract):
+    widths = {  # noqa: RUF012
+        "torchvision/squeezenet1_1": 512,
+        "torchvision/resnet18": 512,
+        "torchvision/mobilenet_v3_small": 1024,
+    }
+
+
+class TestRegistered(BackboneContract):
+    widths = {"own": 12, "own-vector": 12}  # noqa: RUF012
+    without_maps = frozenset({"own-vector"})
+
+
+def test_the_contract_can_fail():
+    contract = BackboneContract()
+    backbone = build("own").eval()
+    groups = backbone.layer_groups()
+    for broken, check, message in (
+        (groups[::-1], contract.test_groups_are_ordered_from_input_to_output, "runs before the one listed before it"),
+        (groups[:-1], contract.test_groups_partition_the_parameters_in_order, "assert"),
+        ((*groups, groups[0]), contract.test_groups_partition_the_parameters_in_order, "assert"),
+    ):
+        backbone.layer_groups = lambda broken=broken: broken
+        with pytest.raises(AssertionError, match=message):
+            check(backbone)
+    backbone.num_features = 11
+    with pytest.raises(AssertionError):
+        contract.test_features_have_the_promised_width(backbone)
+    backbone.forward_maps = lambda pictures: 2 * backbone.model(pictures)
+    with pytest.raises(AssertionError):
+        contract.test_features_are_the_pooled_maps(backbone)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", r"unknown backbone 'resnet81'\. Did you mean '"),
+        ("timm/test_resnett", r"unknown backbone 'timm/test_resnett'\. Did you mean 'timm/test_resnet'"),
+        ("torchvision/resnet19", r"unknown backbone .* Did you mean 'torchvision/resnet18'"),
+        ("mini", r"unknown backbone 'mini'\. Did you mean 'transferkit/mini'\?"),
+        ("squeezenet1_1", r"Did you mean 'torchvision/squeezenet1_1'\?"),
+        ("", "unknown backbone ''"),
+        ("resnet18.a9_in1k", r"'resnet18' has no weights tagged 'a9_in1k'\. Did you mean 'resnet18.a\d_in1k'"),
+        ("vit_tiny_patch16_224_in21k", "has a new name in timm - use 'vit_tiny_patch16_224.augreg_in21k'"),
+    ],
+)
+def test_unknown_names_get_close_matches(name, message):  # fault 30
+    with pytest.raises(BackboneError, match=message) as caught:
+        create_backbone(name, weights="random")
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_names_with_and_without_prefix_and_tag_are_one_network():
+    expected = build("test_resnet").eval()
+    for name in ("timm/test_resnet", "test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"):
+        other = build(name).eval()
+        assert other.name == name
+        assert torch.equal(other(images()), expected(images()))
+
+
+def test_listing():
+    assert list_backbones("transferkit/*") == ["transferkit/mini"]
+    assert list_backbones("own*") == ["own", "own-vector"]
+    assert list_backbones("own*", pretrained_only=True) == []
+    assert "torchvision/resnet18" in list_backbones("torchvision/*")
+    assert list_backbones("test_resnet") == ["test_resnet"]
+    assert list_backbones("timm/test_resnet") == ["timm/test_resnet"]
+    assert list_backbones("test_resnet.*") == ["test_resnet.r160_in1k"]
+    assert "test_vit4" in list_backbones("test_*") and "test_vit4" not in list_backbones("test_*", pretrained_only=True)
+    assert len(list_backbones()) > 1000
+    assert list_backbones("no such thing") == []
+
+
+def test_every_listed_torchvision_name_is_a_classifier_that_can_be_reloaded():
+    names = list_backbones("torchvision/*")
+    assert not [name for name in names if "mnasnet" in name]
+    assert "torchvision/vit_b_16" in names
+    assert not [name for name in names if "rcnn" in name or "fcn" in name or "raft" in name]
+
+
+def test_describe_by_hand():
+    facts = describe_backbone("torchvision/resnet18")
+    # He et al. 2016: 11,689,512 parameters with the classifier's 512 x 1000 + 1000.
+    assert facts["parameters"] == 11_689_512 - 513_000
+    assert facts["num_features"] == 512
+    assert facts["image_size"] == [224, 224] and facts["crop_pct"] == 224 / 256
+    assert facts["mean"] == [0.485, 0.456, 0.406]
+    assert facts["license"] == "BSD-3-Clause"
+    assert facts["pretrained"].endswith("resnet18-f37072fd.pth")
+    assert list(facts["layer_groups"]) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    assert sum(facts["layer_groups"].values()) == facts["parameters"]
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "license_"),
+    [
+        ("test_vit", "hf-hub:timm/test_vit.r160_in1k", "apache-2.0"),
+        ("timm/test_vit", "hf-hub:timm/test_vit.r160_in1k", "apache-2.0"),
+        ("test_vit4", None, None),
+        ("transferkit/mini", "bundled", mini.MINI_LICENSE),
+        ("own", None, None),
+    ],
+)
+def test_describe_says_where_weights_come_from(name, source, license_):
+    facts = describe_backbone(name)
+    assert (facts["pretrained"], facts["license"]) == (source, license_)
+
+
+# --- layer groups ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test_resnet", ["stem", "layer1", "layer2", "layer3", "layer4"]),
+        ("test_vit", ["stem", *(f"blocks.{n}" for n in range(6))]),
+        ("test_convnext", ["stem", *(f"stages.{n}" for n in range(4)), "head.norm"]),
+        ("mobilenetv3_small_050", ["stem", *(f"blocks.{n}" for n in range(6)), "conv_head"]),
+        ("own", ["stem", "first", "head.0"]),
+        ("torchvision/squeezenet1_1", [f"features.{n}" for n in (0, 3, 4, 6, 7, 9, 10, 11, 12)]),
+    ],
+)
+def test_group_names_by_hand(name, expected):
+    assert [group.name for group in build(name).layer_groups()] == expected
+
+
+def test_the_stem_of_a_vit_holds_what_comes_before_the_blocks():
+    stem = build("test_vit").layer_groups()[0]
+    short = {name.removeprefix("model.") for name, _ in stem.parameters}
+    assert short == {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+
+
+def test_parameters_no_group_lists_join_their_neighbour():
+    net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    groups = named_groups(net, [["0.weight"], ["2.weight", "2.bias"]])
+    assert [[name for name, _ in group.parameters] for group in groups] == [
+        ["0.weight", "0.bias", "1.weight", "1.bias"],
+        ["2.weight", "2.bias"],
+    ]
+    assert [group.name for group in child_groups(net)] == ["0", "1", "2"]
+
+
+# --- weights from files ------------------------------------------------------------------------------------------
+
+
+def timm_file(path: Path, name: str, *, num_classes: int = 7, **options) -> nn.Module:
+    """Save a whole timm classifier with numbers unlike any fresh one's, as timm and the hub store them."""
+    torch.manual_seed(5)
+    model = timm.create_model(name, num_classes=num_classes, **options)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(torch.rand_like(value) * 0.1 + 0.01)
+    save_file(model.state_dict(), path)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_a_file_is_loaded_whole(name, tmp_path):
+    model = timm_file(tmp_path / "w.safetensors", name)
+    backbone = create_backbone(name, weights=str(tmp_path / "w.safetensors")).eval()
+    own = backbone.model.state_dict()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in own.items())
+    assert backbone.weights_source == "file:w.safetensors"
+    assert backbone.weights_sha256 == sha256_of_file(tmp_path / "w.safetensors")
+    assert backbone.license is None
+    pictures = torch.randn(2, 3, *backbone.data_config.image_size)
+    with torch.no_grad():
+        logits = model.get_classifier()(backbone(pictures))
+        torch.testing.assert_close(logits, model(pictures))
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"), [("test_resnet", "test_efficientnet"), ("resnet34", "resnet18"), ("test_resnet", "dla46_c")]
+)
+def test_a_file_of_another_architecture_is_refused(saved, asked, tmp_path):  # fault 34
+    # dla is built non-strict inside timm, and the tensors of a resnet18 are a part of those of a resnet34.
+    timm_file(tmp_path / "w.safetensors", saved)
+    with pytest.raises(BackboneError, match=r"weights 'file:w.safetensors' do not fit the backbone: \d+ of \d+"):
+        create_backbone(asked, weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_file_without_one_tensor_of_the_network_says_zero(tmp_path):  # fault 34
+    save_file({"something.weight": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(BackboneError, match=r": 0 of \d+ tensors matched"):
+        create_backbone("dla46_c", weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_file_with_one_tensor_missing_is_refused(tmp_path):  # fault 34
+    for name in ("test_vit", "dla46_c"):
+        model = timm_file(tmp_path / "w.safetensors", name, num_classes=0)
+        state = model.state_dict()
+        dropped = [key for key in state if key.endswith("weight")][3]
+        state.pop(dropped)
+        save_file(state, tmp_path / "w.safetensors")
+        with pytest.raises(BackboneError, match=f"missing '{dropped}'"):
+            create_backbone(name, weights=str(tmp_path / "w.safetensors"))
+
+
+def test_position_embeddings_of_a_file_are_resampled(tmp_path):
+    model = timm_file(tmp_path / "w.safetensors", "test_vit")
+    backbone = create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"), image_size=96)
+    assert backbone.data_config.image_size == (96, 96)
+    position, fresh = model.pos_embed, backbone.model.pos_embed
+    assert position.shape == (1, 101, 64) and fresh.shape == (1, 37, 64)
+    # No antialiasing is asked for here, only that the numbers come from the file: the same mean, not the fresh std.
+    assert fresh.mean().item() == pytest.approx(position.mean().item(), rel=0.02)
+    expected = nn.functional.interpolate(
+        position[:, 1:].reshape(1, 10, 10, 64).permute(0, 3, 1, 2), size=(6, 6), mode="bicubic", antialias=True
+    )
+    torch.testing.assert_close(fresh[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, 36, 64))
+    rest = {key: value for key, value in backbone.model.state_dict().items() if key != "pos_embed"}
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in rest.items())
+
+
+def test_resampling_does_not_hide_a_missing_tensor(tmp_path):  # fault 34
+    state = timm_file(tmp_path / "w.safetensors", "test_vit").state_dict()
+    state.pop("blocks.3.mlp.fc1.weight")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(BackboneError, match=r"missing 'blocks.3.mlp.fc1.weight'"):
+        create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"), image_size=96)
+
+
+def test_a_foreign_format_goes_through_timms_filter(tmp_path):
+    """The original ConvNeXt names (Meta's release), which timm's filter renames."""
+    model = timm_file(tmp_path / "w.safetensors", "convnext_atto", num_classes=5)
+    renamed = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("head.norm.", "norm.").replace("head.fc.", "head.")
+        key = (
+            key.replace("stem.", "downsample_layers.0.").replace(".conv_dw.", ".dwconv.").replace(".mlp.fc", ".pwconv")
+        )
+        for stage in range(4):
+            key = key.replace(f"stages.{stage}.downsample", f"downsample_layers.{stage}")
+            key = key.replace(f"stages.{stage}.blocks", f"stages.{stage}")
+        if "pwconv" in key and key.endswith("weight"):
+            value = value.flatten(1)
+        renamed[key] = value.contiguous()
+    save_file(renamed, tmp_path / "w.safetensors")
+    with pytest.raises(BackboneError, match="do not fit"):  # another size of the same family still does not pass
+        create_backbone("convnext_femto", weights=str(tmp_path / "w.safetensors"), image_size=SIDE)
+    backbone = create_backbone("convnext_atto", weights=str(tmp_path / "w.safetensors"), image_size=SIDE)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.model.state_dict().items())
+
+
+def test_a_missing_tensor_of_a_foreign_format_is_seen_where_timm_is_not_strict(tmp_path, monkeypatch):  # fault 34
+    """The tensor-by-tensor check itself: timm's loader is made non-strict, as it is for some families."""
+    state = timm_file(tmp_path / "w.safetensors", "test_vit", num_classes=0).state_dict()
+    state.pop("blocks.2.norm1.weight")  # initialised with ones whatever the seed
+    save_file(state, tmp_path / "w.safetensors")
+    builder = sys.modules["timm.models._builder"]
+    load = builder.load_pretrained
+    monkeypatch.setattr(builder, "load_pretrained", lambda *args, **given: load(*args, **{**given, "strict": False}))
+    with pytest.raises(BackboneError, match=r"missing 'blocks.2.norm1.weight'"):
+        create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"), image_size=96)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    for size in (160, 96):  # loaded directly, and through timm's resampling
+        state = timm_file(tmp_path / "w.safetensors", "test_vit").state_dict()
+        state["norm.bias"][0] = float("nan")
+        save_file(state, tmp_path / "w.safetensors")
+        with pytest.raises(BackboneError, match=r"NaN|do not fit"):
+            create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"), image_size=size)
+
+
+def test_facts_beside_a_file_travel_with_it(tmp_path):
+    timm_file(tmp_path / "w.safetensors", "test_vit")
+    told = DataConfig((96, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "nearest", 0.7, "squash")
+    (tmp_path / "model.json").write_text(json.dumps({"preprocessing": told.to_dict()}))
+    backbone = create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"))
+    assert backbone.data_config == told
+    assert backbone.model.pos_embed.shape[1] == 37
+    (tmp_path / "model.json").write_text(json.dumps({"preprocessing": {"mean": 3}}))
+    with pytest.raises(BackboneError, match=r"no readable `preprocessing` \(KeyError"):
+        create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(BackboneError, match=r"weights file 'nowhere.pth' does not exist"):
+        create_backbone("test_resnet", weights="nowhere.pth")
+
+
+# --- bundled weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["bundled", "pretrained"])
+def test_the_bundled_weights_match_every_tensor(weights):
+    from safetensors.torch import load_file
+
+    backbone = create_backbone("transferkit/mini", weights=weights)
+    stored = load_file(mini._FILE)
+    own = backbone.model.state_dict()
+    assert stored.keys() == own.keys()
+    assert all(torch.equal(value.to(own[key].dtype), own[key]) for key, value in stored.items())
+    assert (backbone.weights_source, backbone.license) == ("bundled", mini.MINI_LICENSE)
+    assert backbone.weights_sha256 == sha256_of_file(mini._FILE)
+    assert backbone.data_config.image_size == (96, 96)
+
+
+def test_bundled_weights_on_another_backbone_say_who_has_some():
+    with pytest.raises(BackboneError, match="'resnet18' has no bundled weights - only 'transferkit/mini' has"):
+        create_backbone("resnet18", weights="bundled")
+
+
+# --- pretrained weights, with the fetching replaced --------------------------------------------------------------
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Serve files by hub id or URL in place of the network; notes what was asked for."""
+    served: dict[str, Path] = {}
+    asked: list[str] = []
+
+    def from_hub(repo_id, *, revision=None, filenames=("model.safetensors", "pytorch_model.bin")):
+        asked.append(repo_id)
+        return WeightsFile(served[repo_id], f"hf-hub:{repo_id}", sha256_of_file(served[repo_id]))
+
+    def from_url(url, *, sha256_prefix=None, filename=None):
+        asked.append(f"{url.rpartition('/')[2]} {sha256_prefix}")
+        return WeightsFile(served["url"], url, sha256_of_file(served["url"]))
+
+    monkeypatch.setattr(hub, "fetch_from_hub", from_hub)
+    monkeypatch.setattr(hub, "fetch_url", from_url)
+    served["asked"] = asked
+    return served
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet.r160_in1k"])
+def test_pretrained_timm_weights_are_those_of_the_file(name, fetched, tmp_path):
+    architecture = name.partition(".")[0]
+    model = timm_file(tmp_path / "w.safetensors", architecture, num_classes=1000)
+    repo = f"timm/{architecture}.r160_in1k"
+    fetched[repo] = tmp_path / "w.safetensors"
+    backbone = create_backbone(name)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.model.state_dict().items())
+    assert (backbone.weights_source, backbone.license) == (f"hf-hub:{repo}", "apache-2.0")
+    assert backbone.weights_sha256 == sha256_of_file(tmp_path / "w.safetensors")
+    assert "state_dict" not in backbone.model.pretrained_cfg
+    assert fetched["asked"] == [repo]
+
+
+def test_a_wrong_file_on_the_hub_never_gives_a_random_network(fetched, tmp_path):  # fault 34
+    timm_file(tmp_path / "w.safetensors", "test_efficientnet")
+    fetched["timm/test_resnet.r160_in1k"] = tmp_path / "w.safetensors"
+    with pytest.raises(BackboneError, match="do not fit the backbone"):
+        create_backbone("test_resnet")
+
+
+def test_a_network_without_pretrained_weights_says_so():
+    with pytest.raises(BackboneError, match="'test_vit4' has no pretrained weights - pass --weights FILE"):
+        create_backbone("test_vit4")
+
+
+def test_pretrained_torchvision_weights(fetched, tmp_path):
+    import torchvision
+
+    torch.manual_seed(3)
+    model = torchvision.models.resnet18().eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    fetched["url"] = tmp_path / "w.safetensors"
+    backbone = create_backbone("torchvision/resnet18").eval()
+    assert fetched["asked"] == ["resnet18-f37072fd.pth f37072fd"]
+    assert backbone.license == "BSD-3-Clause"
+    with torch.no_grad():
+        torch.testing.assert_close(model.fc(backbone(images())), model(images()))
+
+
+def hub_config(monkeypatch, **values):
+    monkeypatch.setattr(hub, "hub_config", lambda repo_id: values)
+
+
+def test_a_hub_id_brings_its_own_facts(fetched, monkeypatch, tmp_path):
+    timm_file(tmp_path / "w.safetensors", "test_vit", num_classes=4, img_size=96)
+    fetched["someone/vit"] = tmp_path / "w.safetensors"
+    hub_config(
+        monkeypatch,
+        architecture="test_vit",
+        num_classes=4,
+        pretrained_cfg={
+            "input_size": [3, 96, 96],
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.3, 0.2, 0.1],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "license": "cc-by-4.0",
+            "file": "/etc/passwd",
+            "custom_load": True,
+        },
+        model_args={"img_size": 96, "checkpoint_path": "/etc/passwd"},
+    )
+    backbone = create_backbone("test_vit", weights="hf-hub:someone/vit")
+    assert backbone.data_config == DataConfig((96, 96), (0.1, 0.2, 0.3), (0.3, 0.2, 0.1), "bilinear", 1.0, "center")
+    assert (backbone.weights_source, backbone.license) == ("hf-hub:someone/vit", "cc-by-4.0")
+    assert backbone.model.pos_embed.shape[1] == 37
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"architecture": "resnet50"},
+            "are of architecture 'resnet50', but the backbone is 'test_vit' - pass --backbone",
+        ),
+        ({"model_type": "bert"}, "without an architecture"),
+        ({"architecture": "test_vit", "pretrained_cfg": 3}, "the config of 'hf-hub:someone/x' is not timm's"),
+    ],
+)
+def test_a_hub_id_of_another_network_is_refused(config, message, monkeypatch):
+    hub_config(monkeypatch, **config)
+    with pytest.raises(BackboneError, match=message):
+        create_backbone("test_vit", weights="hf-hub:someone/x")
+
+
+@pytest.mark.parametrize("name", ["transferkit/mini", "torchvision/resnet18", "own"])
+def test_hub_ids_are_for_timm_only(name):
+    with pytest.raises(BackboneError, match=r"hub|timm"):
+        create_backbone(name, weights="hf-hub:someone/x")
+
+
+# --- torchvision, family by family -------------------------------------------------------------------------------
+
+CUT = {  # what the last layer is, and the width it is given
+    "alexnet": ("classifier.6", 4096),
+    "densenet121": ("classifier", 1024),
+    "efficientnet_b0": ("classifier.1", 1280),
+    "googlenet": ("fc", 1024),
+    "mobilenet_v2": ("classifier.1", 1280),
+    "regnet_y_400mf": ("fc", 440),
+    "shufflenet_v2_x0_5": ("fc", 1024),
+    "convnext_tiny": ("classifier.2", 768),
+    "swin_t": ("head", 768),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_torchvision_features_are_what_the_last_layer_is_given(name, tmp_path):
+    import torchvision
+
+    quiet = {"aux_logits": False, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, **quiet).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    layer, width = CUT[name]
+    seen = []
+    model.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    backbone = create_backbone(f"torchvision/{name}", weights=str(tmp_path / "w.pth"), image_size=SIDE).eval()
+    with torch.no_grad():
+        model(images(1))
+        features = backbone(images(1))
+        assert features.shape == (1, width)
+        torch.testing.assert_close(features, seen[0])
+        if backbone.map_channels is not None:
+            assert torch.equal(backbone.pool(backbone.forward_maps(images(1))), features)
+    groups = backbone.layer_groups()
+    assert sum(len(group.parameters) for group in groups) == len(list(backbone.parameters()))
+    assert len({group.name for group in groups}) == len(groups) > 2
+
+
+def test_old_densenet_names_are_understood():
+    from transferkit.models.backbones.torchvision import _adapted
+
+    old = {"features.denseblock1.denselayer2.norm.1.weight": torch.ones(1), "features.denseblock1.denselayer2.x": 1}
+    assert list(_adapted(nn.Identity(), "densenet121", (SIDE, SIDE), old)) == [
+        "features.denseblock1.denselayer2.norm1.weight",
+        "features.denseblock1.denselayer2.x",
+    ]
+
+
+def test_a_torchvision_vit_takes_other_image_sizes():
+    from collections import OrderedDict
+
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    from transferkit.models.backbones.torchvision import _adapted
+
+    small = {"patch_size": 16, "num_layers": 1, "num_heads": 1, "hidden_dim": 8, "mlp_dim": 8}
+    saved = VisionTransformer(image_size=96, **small)
+    nn.init.normal_(saved.encoder.pos_embedding)
+    wanted = VisionTransformer(image_size=SIDE, **small)
+    state = _adapted(wanted, "vit_b_16", (SIDE, SIDE), OrderedDict(saved.state_dict()))
+    wanted.load_state_dict(state)
+    grid = saved.encoder.pos_embedding[:, 1:].permute(0, 2, 1).reshape(1, 8, 6, 6)
+    expected = nn.functional.interpolate(grid, size=4, mode="bicubic", align_corners=True).reshape(1, 8, 16)
+    torch.testing.assert_close(wanted.encoder.pos_embedding[:, 1:], expected.permute(0, 2, 1))
+    with pytest.raises(BackboneError, match="takes square pictures only, not 64x96"):
+        create_backbone("torchvision/vit_b_16", weights="random", image_size=(64, 96))
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def test_backbone_args_reach_the_network():
+    assert build("test_resnet", backbone_args={"drop_rate": 0.25}).model.drop_rate == 0.25
+    assert build("transferkit/mini", backbone_args={"drop_rate": 0.25}).model.drop_rate == 0.25
+    assert build("own", backbone_args={"width": 20}).num_features == 20
+    assert build("torchvision/mobilenet_v3_small", backbone_args={"dropout": 0.0}).num_features == 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("test_resnet", {"foo": 1}, "cannot be built with the arguments foo=1 .*unexpected keyword argument 'foo'"),
+        ("test_vit", {"foo": 1}, "unexpected keyword argument 'foo'"),
+        ("test_resnet", {"foo": None}, "'foo' is None, which timm ignores"),
+        (
+            "test_resnet",
+            {"num_classes": 3, "img_size": 4},
+            r"\(1\) 'num_classes' is decided .*\(2\) 'img_size' is set by",
+        ),
+        ("test_resnet", {"checkpoint_path": "x"}, "'checkpoint_path' is decided by transferkit"),
+        ("test_resnet", {"global_pool": ""}, r"returns \(1, 96, 2, 2\) .* keep its pooling on"),
+        ("torchvision/resnet18", {"foo": 1}, "cannot be built with the arguments foo=1"),
+        ("torchvision/resnet18", {"num_classes": 3}, "num_classes in backbone_args is decided"),
+        ("transferkit/mini", {"foo": 1}, "does not take foo - it takes drop_block_rate, drop_path_rate, drop_rate"),
+        ("own", {"foo": 1}, "'own' does not take these backbone_args: got an unexpected keyword argument 'foo'"),
+    ],
+)
+def test_unknown_backbone_args_are_refused(name, arguments, message):
+    with pytest.raises(BackboneError, match=message):
+        build(name, backbone_args=arguments)
+
+
+def test_image_size():
+    assert build("test_vit").model.pos_embed.shape[1] == 17
+    assert create_backbone("test_vit", weights="random", image_size=(64, 96)).model.pos_embed.shape[1] == 25
+    assert create_backbone("test_resnet", weights="random").data_config.image_size == (160, 160)
+    for size in (0, -3, (64, 0)):
+        with pytest.raises(ConfigError, match=r"image_size is .*, expected pixels"):
+            create_backbone("test_resnet", weights="random", image_size=size)
+    with pytest.raises(BackboneError, match="fails on a picture of 8x8 pixels"):
+        create_backbone("torchvision/alexnet", weights="random", image_size=8)
+
+
+def test_building_leaves_the_random_numbers_of_others_alone(tmp_path):
+    timm_file(tmp_path / "w.safetensors", "test_vit")
+    torch.manual_seed(1)
+    expected = [create_backbone("test_vit", weights="random", image_size=96), torch.rand(3)][1]
+    torch.manual_seed(1)
+    create_backbone("test_vit", weights=str(tmp_path / "w.safetensors"), image_size=96)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- registering -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["own", "resnet18", "torchvision/mine", "transferkit/mine", "timm/mine"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(ConfigError, match=f"a backbone named '{name}' exists already"):
+        register_backbone(name)
+
+
+def test_a_registered_backbone_without_weights_is_never_silently_random():
+    with pytest.raises(BackboneError, match="'own' was registered without pretrained weights"):
+        create_backbone("own")
+
+
+def test_a_builder_may_bring_its_weights(tmp_path):
+    register_backbone("trained", pretrained=True, license="MIT")(Own)
+    backbone = create_backbone("trained", image_size=SIDE)
+    assert (backbone.weights_source, backbone.license) == ("registered", "MIT")
+    with pytest.raises(BackboneError, match="the builder of backbone 'trained' loads weights itself"):
+        create_backbone("trained", weights="random")
+    save_file(Own().state_dict(), tmp_path / "w.safetensors")
+    other = create_backbone("trained", weights=str(tmp_path / "w.safetensors"), image_size=SIDE)
+    assert (other.weights_source, other.license) == ("file:w.safetensors", None)
+
+
+def test_a_builder_that_returns_no_network_is_refused():
+    register_backbone("nothing")(lambda: 3)
+    with pytest.raises(BackboneError, match="the builder of backbone 'nothing' returned a int"):
+        create_backbone("nothing", weights="random")
+    register_backbone("tokens")(lambda: nn.Flatten(2))
+    with pytest.raises(BackboneError, match=r"'tokens' returns \(1, 3, 4096\) for one picture of 64x64 pixels"):
+        create_backbone("tokens", weights="random", image_size=SIDE)

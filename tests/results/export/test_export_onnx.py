@@ -1,0 +1,428 @@
+import copy
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from export_runs import CLASSES, draw_pictures, make_run
+from PIL import Image
+
+from transferkit import __version__
+from transferkit.core.errors import ExportError
+from transferkit.core.records import DataConfig
+from transferkit.data.images.decode import decode_image
+from transferkit.data.images.resize import fit
+from transferkit.models.artifact import load_model
+from transferkit.models.calibration.calibration import Calibration
+from transferkit.options.results import ExportConfig
+from transferkit.results.export import formats as export_formats
+from transferkit.results.export.check import LIMITS, Comparison, compare
+from transferkit.results.export.export import export
+from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
+from transferkit.results.export.preprocessing import preprocessing_graph
+from transferkit.results.predict.model import Predictor, load
+
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+TEMPERATURE = 1.7
+
+# Runs a script in an interpreter that has neither torch nor timm nor transferkit.
+BLOCKED = """
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "transferkit", "cv2", "lightning"):
+            raise ImportError(f"blocked: {name}")
+
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    calibration = Calibration("temperature", TEMPERATURE, fitted_on="val")
+    metrics = {"selection": {"monitor": "val_acc", "epoch": 3, "kept": "epoch 3"}}
+    root = tmp_path_factory.mktemp("export")
+    return make_run(root / "run", calibration=calibration, metrics=metrics, config={"ema": 0.99})
+
+
+@pytest.fixture(scope="module")
+def pictures(run):
+    return sorted(run.parent.glob("run-pictures/val/cat/*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def made(run, tmp_path_factory):
+    """The file of the verb and the network in it, made once: tracing takes seconds."""
+    out, kept = tmp_path_factory.mktemp("out") / "it's.onnx", []
+
+    def build(*given, **more):
+        kept.append(build_onnx(*given, **more).SerializeToString())
+        return onnx.load_from_string(kept[0])
+
+    import onnx
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_formats, "build_onnx", build)
+        assert export(ExportConfig(run=str(run), out=str(out), quiet=True)) == out
+    return out, onnx.load_from_string(kept[0])
+
+
+@pytest.fixture(scope="module")
+def exported(made):
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def core(made):
+    """The network as ONNX without facts, which the variants start from."""
+    return made[1]
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return load(run)
+
+
+def session_of(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def normalised(path, config):
+    """What the network takes, by hand: `(x / 255 - mean) / std`."""
+    pixels = fit(decode_image(path, min_side=config.decode_side), config).transpose(2, 0, 1) / 255
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (config.mean, config.std))
+    return ((pixels - mean) / std).astype(np.float32)
+
+
+def run_example(script, pictures):
+    command = [sys.executable, "-I", "-c", BLOCKED, str(script), *map(str, pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_those_of_torch_for_batches_of_any_size(run, exported, pictures):  # fault 85
+    module, info = load_model(run)
+    session = session_of(exported)
+    for size in (1, 2, 7):
+        images = np.stack([normalised(path, info.preprocessing) for path in pictures[:size]])
+        probabilities, logits = session.run(["probabilities", "logits"], {"images": images})
+        with torch.inference_mode():
+            wanted = module(torch.from_numpy(images)).numpy()
+        assert np.abs(logits - wanted).max() <= 1e-4
+        powers = np.exp(wanted / TEMPERATURE - (wanted / TEMPERATURE).max(axis=1, keepdims=True))
+        assert np.abs(probabilities - powers / powers.sum(axis=1, keepdims=True)).max() <= 1e-5
+    assert len(set(logits.argmax(axis=1).tolist())) > 1  # the pictures tell models apart
+
+
+def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, exported):  # faults 84, 85, 86
+    facts = session_of(exported).get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(CLASSES)
+    half = (0.5, 0.5, 0.5)
+    wanted = DataConfig((32, 32), half, half, crop_pct=0.95)
+    assert DataConfig.from_dict(json.loads(facts["preprocessing"])) == wanted == load_model(run)[1].preprocessing
+    assert json.loads(facts["preprocessing"])["decode_side"] == 64
+    assert float(facts["temperature"]) == TEMPERATURE and json.loads(facts["calibration"])["method"] == "temperature"
+    assert facts["backbone"] == "test_resnet" and facts["head"] == "linear"
+    assert facts["transferkit"] == __version__ and facts["precision"] == "32"
+    assert facts["sha256"] == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    assert facts["weights"] == "moving average (EMA 0.99) of the weights at epoch 4, chosen by val_acc"
+    data = exported.read_bytes()
+    for text in (str(run.parent), str(Path(torch.__file__).parents[1]), str(Path(export_formats.__file__).parents[2])):
+        assert text.encode() not in data
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["it's.onnx", "it's_example.py"]
+
+
+def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predictor, pictures, tmp_path):
+    turned, clear, grey, small = (tmp_path / name for name in ("turned.jpg", "clear.png", "grey.png", "small.png"))
+    with Image.open(pictures[0]) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(turned, exif=exif, quality=95)
+        image.convert("L").save(grey)
+        image.convert("RGBA").save(clear)
+        image.resize((11, 9)).save(small)
+    with Image.open(clear) as image:
+        image.putalpha(100)
+        image.save(clear)
+    given = [*pictures, turned, clear, grey, small]
+    script = exported.with_name("it's_example.py")
+    told = run_example(script, given)
+    wanted = predictor.predict(given)
+    assert [row[:2] for row in told] == [[item.path, item.label] for item in wanted]
+    assert [float(row[2]) for row in told] == pytest.approx([item.probability for item in wanted], abs=5e-3)
+    assert len({row[1] for row in told}) > 1
+    lines = [line for line in script.read_text().splitlines()[1:] if line and not line.startswith(("import", "from"))]
+    assert len(lines) <= 25
+
+
+def test_the_example_would_fail_where_it_needed_torch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import torch")
+    with pytest.raises(AssertionError, match="blocked: torch"):
+        run_example(script, [])
+
+
+# ---- preprocessing inside -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_the_graph_fits_pictures_as_evaluation_does(interpolation, mode):
+    import onnxruntime
+
+    config = DataConfig(image_size=(24, 30), crop_pct=0.9, crop_mode=mode, interpolation=interpolation)
+    graph = preprocessing_graph(config)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    for height, width in ((200, 133), (61, 97), (24, 30), (25, 31), (1, 1), (7, 90), (90, 7), (10, 12)):
+        pictures = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        (images,) = session.run(None, {"pictures": pictures})
+        levels = (images.transpose(0, 2, 3, 1) * config.std + config.mean) * 255
+        wanted = np.stack([fit(picture, config) for picture in pictures])
+        apart = np.abs(levels - wanted)
+        shrinks = (
+            min(height / 24, width / 30) * config.crop_pct >= 1 if mode == "center" else height >= 24 and width >= 30
+        )
+        if shrinks:
+            assert (apart > 0.01).mean() <= 1e-3  # exact halves may round either way
+        if interpolation != "nearest":  # at a tie it may take the other neighbour
+            assert apart.max() <= 1.01
+        else:
+            assert (apart > 0.01).mean() <= 0.1
+
+
+def test_inside_takes_decoded_pictures_of_any_size(run, core, predictor, pictures, tmp_path):
+    _, info = load_model(run)
+    path = tmp_path / "inside.onnx"
+    write_onnx(copy.deepcopy(core), path, {"a": "b"}, info, preprocessing="inside")
+    result = compare(load_onnx(path, preprocessing="inside"), predictor, list(map(str, pictures)), inside=True)
+    assert result.problem(LIMITS["inside"]) is None and result.pictures == 20
+    assert result.probability <= 5e-3
+    session = session_of(path)
+    assert [(item.name, item.type) for item in session.get_inputs()] == [("pictures", "tensor(uint8)")]
+    pixels = decode_image(pictures[1])
+    (one,) = session.run(["logits"], {"pictures": pixels[None]})
+    (three,) = session.run(["logits"], {"pictures": np.stack([pixels[:, ::-1], pixels, pixels])})
+    assert np.abs(three[1:] - one).max() <= 1e-5 < np.abs(three[0] - one).max()
+
+
+# ---- less precision -------------------------------------------------------------------------------------------------
+
+
+def test_int8_is_measured_on_pictures_and_agrees(run, core, predictor, pictures, tmp_path):
+    import onnx
+
+    _, info = load_model(run)
+    paths = list(map(str, pictures))
+    small = quantise(core, predictor, [*paths[:4], "missing.jpg"], static=True)
+    types = {item.name: item.data_type for item in small.graph.initializer}
+    quantised = [node for node in small.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in types]
+    assert {types[node.input[0]] for node in quantised} >= {onnx.TensorProto.UINT8}
+    (last,) = (node for node in small.graph.node if "logits" in node.output)
+    assert types[last.input[1]] == onnx.TensorProto.FLOAT  # the head stays as it is
+    path = tmp_path / "int8.onnx"
+    write_onnx(small, path, {}, info, preprocessing="inside")
+    assert path.stat().st_size < 0.45 * len(core.SerializeToString())
+    result = compare(load_onnx(path, preprocessing="inside"), predictor, paths, inside=True)
+    assert result.agreement >= 0.9 and 0 < result.probability < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize(("precision", "preprocessing"), [("32", "inside"), ("fp16", "outside"), ("int8", "inside")])
+def test_families_in_every_precision(backbone, precision, preprocessing, tmp_path):
+    run = make_run(tmp_path / "run", backbone=backbone, image_size=160 if backbone == "test_vit" else 64)
+    config = ExportConfig(run=str(run), precision=precision, preprocessing=preprocessing, quiet=True)
+    out = export(config)
+    pictures = sorted((tmp_path / "run-pictures/val/cat").glob("*.jpg"))
+    told = run_example(run / "run_example.py", pictures)
+    wanted = [item.label for item in load(run).predict(pictures)]
+    assert out == run / "run.onnx"
+    assert np.mean([row[1] == label for row, label in zip(told, wanted, strict=True)]) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mlp", "cosine"])
+def test_heads_and_vector_scaling(head, tmp_path):
+    calibration = Calibration("vector", scale=(1.0, 2.0, 0.5), bias=(0.1, 0.0, -0.3))
+    run = make_run(tmp_path / "run", head=head, calibration=calibration)
+    out = export(ExportConfig(run=str(run), quiet=True))
+    module, info = load_model(run)
+    images = np.random.default_rng(0).normal(size=(5, 3, 32, 32)).astype(np.float32)
+    (probabilities,) = session_of(out).run(["probabilities"], {"images": images})
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(images)).double().numpy()
+    scaled = (logits - logits.mean(axis=1, keepdims=True)) * info.calibration.scale + info.calibration.bias
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    assert np.abs(probabilities - powers / powers.sum(axis=1, keepdims=True)).max() <= 1e-5
+
+
+# ---- what must not appear -------------------------------------------------------------------------------------------
+
+
+class Off:
+    """A model that is wrong in one way."""
+
+    def __init__(self, model, way):
+        self.model, self.way = model, way
+
+    def __call__(self, images):
+        probabilities, logits = self.model(images)
+        if self.way == "logits":
+            return probabilities, logits + 1e-2
+        if self.way == "labels":
+            return probabilities[:, ::-1], logits
+        if self.way == "nan":
+            return probabilities, logits * np.nan
+        if self.way == "batch" and len(images) > 1:
+            return probabilities[:1], logits[:1]
+        if self.way == "rows" and len(images) == 7:
+            return probabilities, np.roll(logits, 1, axis=0)
+        return probabilities, logits
+
+
+@pytest.fixture
+def prepared(core, monkeypatch):
+    """Exports without tracing the network again."""
+    monkeypatch.setattr(export_formats, "build_onnx", lambda module, info, half: copy.deepcopy(core))
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("logits", "logits differ by 0.01"),
+        ("labels", r"of 20 pictures get another class \(at most 0 may\)"),
+        ("nan", "NaN or infinity"),
+        ("batch", "probabilities and .* for a batch of 2"),
+        ("rows", "logits differ"),
+    ],
+)
+def test_a_mismatch_leaves_no_file_and_an_old_one_as_it_was(
+    way, message, run, prepared, tmp_path, monkeypatch
+):  # fault 85
+    real = export_formats.load_onnx
+    monkeypatch.setattr(export_formats, "load_onnx", lambda *given, **more: Off(real(*given, **more), way))
+    out = tmp_path / "model.onnx"
+    with pytest.raises(ExportError, match=message) as caught:
+        export(ExportConfig(run=str(run), out=str(out), quiet=True))
+    assert caught.value.exit_status == 8
+    assert list(tmp_path.iterdir()) == []
+    out.write_bytes(b"an older one")
+    with pytest.raises(ExportError, match=message):
+        export(ExportConfig(run=str(run), out=str(out), overwrite=True, quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and out.read_bytes() == b"an older one"
+
+
+def test_what_onnxruntime_does_not_take_is_told(run, prepared, tmp_path, monkeypatch):  # fault 85
+    def truncated(model, path, *given, **more):
+        write_onnx(model, path, *given, **more)
+        path.write_bytes(path.read_bytes()[:5000])
+
+    monkeypatch.setattr(export_formats, "write_onnx", truncated)
+    with pytest.raises(ExportError, match="onnxruntime does not take the file"):
+        export(ExportConfig(run=str(run), out=str(tmp_path / "model.onnx"), quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_falls_back_to_ranges_per_batch(run, prepared, core, tmp_path, monkeypatch, capsys):
+    ways = []
+    monkeypatch.setattr(
+        export_formats, "quantise", lambda model, predictor, paths, *, static: ways.append((static, len(paths))) or core
+    )
+    results = iter([Comparison(20, 15, 0.1, 0.1), Comparison(20, 20, 0.01, 0.01, ratio=2.0, timed=8)])
+    monkeypatch.setattr(export_formats, "compare", lambda *given, **more: next(results))
+    export(ExportConfig(run=str(run), out=str(tmp_path / "a.onnx"), precision="int8"))
+    assert ways == [(True, 12), (False, 12)]  # measured on the training pictures
+    told = capsys.readouterr().out
+    assert (
+        "int8 dynamic, ranges per batch" in told and "int8 static was tried before and kept 75.0% of the labels" in told
+    )
+    assert "100.0% the same on 20 validation pictures of the run" in told and "2.00 times torch" in told
+    assert str(tmp_path / "a_example.py") in told
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_library_is_named_with_the_line_to_install(name, run, monkeypatch):  # fault 85
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ExportError, match=rf"{name} is not installed.* pip install 'transferkit\[onnx\]'"):
+        export(ExportConfig(run=str(run), quiet=True))
+
+
+def test_a_network_too_large_for_one_file_is_refused(run, monkeypatch):
+    monkeypatch.setattr("transferkit.results.export.onnx.LARGEST", 1000)
+    with pytest.raises(ExportError, match="one ONNX file holds 2 GB - pass --precision fp16"):
+        build_onnx(*load_model(run))
+
+
+def test_a_backbone_that_cannot_be_traced_is_told(run):
+    class Stubborn(torch.nn.Module):
+        def forward(self, features):
+            return features[:, :3] if features.sum().item() > 0 else features[:, 3:6]
+
+    module, info = load_model(run)
+    module.head = Stubborn()
+    with pytest.raises(
+        ExportError, match="torch cannot trace test_resnet with the head linear for batches of any size"
+    ):
+        build_onnx(module, info)
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+def test_how_many_pictures_may_differ():
+    def problem(same, pictures, limits, **more):
+        return Comparison(pictures, same, more.pop("probability", 0.0), **more).problem(LIMITS[limits])
+
+    assert problem(200, 200, "32", logits=0.9e-3, largest_logit=10.0) is None
+    assert "logits differ by 0.0011 (at most 0.001 may)" in problem(200, 200, "32", logits=1.1e-3, largest_logit=10.0)
+    assert "1 of 200 pictures get another class (at most 0 may)" in problem(199, 200, "32", logits=0.0)
+    assert problem(194, 200, "int8") is None and "at most 6 may" in problem(193, 200, "int8")
+    assert problem(11, 12, "int8") is None and problem(10, 12, "int8") is not None  # one of ten or more always may
+    assert problem(8, 9, "int8") is not None
+    assert problem(198, 200, "fp16", probability=0.01) is None
+    assert "probabilities differ by 0.03" in problem(200, 200, "fp16", probability=0.03)
+    assert "NaN" in problem(200, 200, "int8", probability=float("nan"))
+
+
+def test_equal_probabilities_count_as_the_same_class(run, tmp_path):
+    """A tie is broken by rounding; neither class is wrong."""
+    module, info = load_model(run)
+    with torch.no_grad():
+        module.head.linear.weight[1] = module.head.linear.weight[0]
+        module.head.linear.bias[:] = torch.tensor([50.0, 50.0, 0.0])
+    predictor = Predictor(module, info)
+    paths = list(map(str, draw_pictures(tmp_path, 5)))
+
+    def other(images):
+        with torch.inference_mode():
+            logits = module(torch.from_numpy(images)).numpy()
+        probabilities = info.calibration.probs(torch.from_numpy(logits)).numpy()
+        return probabilities + np.float32([0.0, 1e-7, 0.0]), logits
+
+    assert compare(other, predictor, paths).agreement == 1.0
+
+
+def test_pictures_that_cannot_be_read_are_left_out(exported, predictor, pictures, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    model = load_onnx(exported)
+    assert compare(model, predictor, [str(bad), *map(str, pictures[:3])]).pictures == 3
+    with pytest.raises(ExportError, match="none of the 1 pictures can be read - pass --data"):
+        compare(model, predictor, [str(bad)])

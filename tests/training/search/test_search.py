@@ -1,0 +1,629 @@
+"""The search: trials on disk that several processes share, what they leave, and what stops them."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from transferkit.core.csv import read_csv
+from transferkit.core.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, TrainingError
+from transferkit.models.backbones.interface import Backbone
+from transferkit.options.features import SearchConfig, make_config
+from transferkit.training.finetune import Run, finetune
+from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
+from transferkit.training.search.search import run_search, search
+from transferkit.training.search.search import search as module
+from transferkit.training.search.space import plan_search
+from transferkit.training.search.study import TRIES, Study
+
+SPACE = {"lr": {"low": 1e-5, "high": 1e-1, "log": True}, "augment": ["none", "light"]}
+
+
+# Children of a process that has loaded everything and computed nothing: quick to start, and safe to fork.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["transferkit.training.search.search", "optuna"])
+
+
+def table(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def rows_of(out):
+    return table(out / "trials.csv")
+
+
+def closeness(lr):
+    """A value for a learning rate: best at 1e-3."""
+    return 1.0 / (1.0 + (np.log10(lr) + 3.0) ** 2)
+
+
+class Fake:
+    """Stands for `finetune`: notes what it is called with, and answers at once."""
+
+    def __init__(self, value=lambda options: closeness(options["lr"])):
+        self.value, self.calls = value, []
+
+    def __call__(self, *, callbacks, measured, **options):
+        assert measured == ("val",)
+        self.calls.append(options)
+        run = Path(options["out"])
+        run.mkdir(parents=True)
+        for name in ("history.csv", "model.safetensors", "model.json", "checkpoints/best.ckpt"):
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text("x")
+        value = self.value(options)
+        told = {"acc": value, "loss": value}
+        metrics = {"val": told}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        return Run(run, metrics)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Put a fake in the place of `finetune`."""
+
+    def install(**options):
+        made = Fake(**options)
+        monkeypatch.setattr(module, "finetune", made)
+        return made
+
+    return install
+
+
+def run(out, **more):
+    options = {"data": "sample", "epochs": 3, **more.pop("options", {})}
+    return run_search(options, **{"out": out, "space": SPACE, "quiet": True, **more})
+
+
+# ---- real trials ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(quick):
+    """Options of trials that take a second."""
+    return {**{key: value for key, value in quick.items() if key not in ("probe_epochs", "augment")}, "epochs": 1}
+
+
+def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path):
+    space = {"lr": {"low": 1e-3, "high": 1e-2, "log": True}, "augment": ["none", "light"]}
+    out = tmp_path / "study"
+    result = run_search(short, trials=3, sampler="random", space=space, out=out, quiet=True)
+
+    rows = rows_of(out)
+    assert list(rows[0]) == ["number", "state", "value", "seconds", "lr", "augment", "note"]
+    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert all(1e-3 <= float(row["lr"]) <= 1e-2 and row["augment"] in ("none", "light") for row in rows)
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert result.value == max(float(row["value"]) for row in rows)
+    for row in rows:
+        kept = out / "trials" / row["number"]
+        metrics = json.loads((kept / "metrics.json").read_text())
+        assert metrics["val"]["acc"] == float(row["value"])
+        assert "test" not in metrics
+        assert {row["split"] for row in read_csv(kept / "predictions.csv")} == {"val"}  # test is not looked at
+        assert (kept / "history.csv").exists() and not (kept / "checkpoints").exists()
+        assert (kept / "model.safetensors").exists() is (int(row["number"]) == result.number)
+    assert (out / "importance.png").read_bytes().startswith(b"\x89PNG")
+
+    text = (out / "best.yaml").read_text()
+    assert f"trial {result.number}, val_acc {result.value:.6g}" in text
+    assert f"#   transferkit finetune --config {out / 'best.yaml'}" in text
+    recipe = yaml.safe_load(text)
+    assert recipe["data"] == short["data"] and recipe["lr"] == result.params["lr"]
+    assert not {"out", "quiet", "store"} & set(recipe)
+    again = finetune(**recipe, out=str(tmp_path / "again"), quiet=True)
+    assert again.metrics["val"]["acc"] == result.value
+    assert "test" in again.metrics
+
+
+def test_a_solved_probe_is_told_as_epoch_0(short, tmp_path):
+    space = {"lr": [1e-3, 2e-3]}
+    run_search({**short, "phases": "probe-finetune"}, trials=1, space=space, out=tmp_path / "study", quiet=True)
+    (trial,) = load(tmp_path / "study").trials
+    metrics = json.loads((tmp_path / "study" / "trials" / "0" / "metrics.json").read_text())
+    solved, trained = metrics["phases"]
+    assert trial.intermediate_values == {0: solved["val_acc"], 1: trained["val_acc"]}
+    assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
+
+
+def load(out):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    return optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(out / "study.log"))))
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_a_hopeless_trial_is_pruned(short, tmp_path, monkeypatch, prune):
+    """Five trials that were always right, then one that cannot learn."""
+    called = []
+
+    def trial(*, callbacks, measured, **options):
+        called.append(options)
+        if len(called) > 5:
+            return finetune(callbacks=callbacks, measured=measured, **options)
+        for epoch in (1, 2, 3):
+            callbacks[0].trial.report(1.0, epoch)
+        run = Path(options["out"])
+        run.mkdir(parents=True)
+        return Run(run, {"val": {"acc": 1.0}})
+
+    monkeypatch.setattr(module, "finetune", trial)
+    out, space = tmp_path / "study", {"lr": {"low": 1e-9, "high": 2e-9}}
+    options = {**short, "epochs": 3, "phases": "finetune"}
+    result = run_search(options, trials=6, prune=prune, space=space, out=out, quiet=True)
+    last = result.trials[-1]
+    assert last.state == ("pruned" if prune else "finished")
+    kept = out / "trials" / "5"
+    history = table(kept / "history.csv")
+    assert len(history) == (1 if prune else 3)
+    assert last.value == pytest.approx(max(float(row["val_acc"]) for row in history))
+    assert not (kept / "checkpoints").exists() and not (kept / "model.safetensors").exists()
+    assert result.number == 0  # of equal ones the first; a pruned trial is never the best
+
+
+def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
+    counted, seen, trained = [0], [], module.train_head_on_features
+
+    def count(layer, inputs):
+        counted[0] += isinstance(layer, Backbone)
+
+    def train(head, X, y, **options):
+        seen.append(counted[0])
+        assert X.shape[1] == head.linear.in_features
+        trained(head, X, y, **options)
+
+    monkeypatch.setattr(module, "train_head_on_features", train)
+    options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "epochs": 5}
+    out = tmp_path / "study"
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        first = run_search(options, trials=6, out=out, quiet=True)
+        assert seen[0] > 0 and seen == [seen[0]] * 6  # as often before the first head as before the last one
+    finally:
+        hook.remove()
+    assert len({row.params["probe_lr"] for row in first.trials}) == 6
+    assert len({row.value for row in first.trials}) > 1
+    assert not list((out / "trials").iterdir())
+    recipe = yaml.safe_load((out / "best.yaml").read_text())
+    assert recipe["phases"] == "probe" and recipe["probe"] == "sgd" and recipe["probe_lr"] == first.params["probe_lr"]
+    phases = finetune(**recipe, out=str(tmp_path / "run"), quiet=True).metrics["phases"]
+    assert [(phase["name"], phase["epochs"]) for phase in phases] == [("probe", 5)]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_head_on_cached_features_is_the_head_of_a_run(short, tmp_path, head):
+    """Without augmented views and clipping, finetune takes the same steps."""
+    options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "augment": "none",
+               "epochs": 3, "monitor": "val_loss", "head": head}  # fmt: skip
+    space = {"lr": [3e-3, 1e-2], "weight_decay": [0.0, 0.1]}
+    result = run_search(options, trials=1, space=space, out=tmp_path / "study", quiet=True)
+    done = finetune(**options, **result.params, probe="sgd", clip=None, out=str(tmp_path / "run"))
+    history = table(done.path / "history.csv")
+    assert result.value == pytest.approx(float(history[-1]["val_loss"]), rel=1e-3)
+
+
+# ---- one study, several calls -----------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on_and_repeats_nothing(tmp_path, fake):
+    first = fake()
+    run(tmp_path / "study", trials=3)
+    before = rows_of(tmp_path / "study")
+    second = fake()
+    result = run(tmp_path / "study", trials=5)
+    assert (len(first.calls), len(second.calls)) == (3, 2)
+    assert rows_of(tmp_path / "study")[:3] == before
+    assert len({row.params["lr"] for row in result.trials}) == 5
+    third = fake()
+    assert run(tmp_path / "study", trials=5).trials == result.trials
+    assert third.calls == []
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_draws_follow_from_the_seed(tmp_path, fake, sampler):
+    fake()
+    drawn = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = run(tmp_path / name, trials=4, sampler=sampler, options={"seed": seed})
+        drawn[name] = [row.params["lr"] for row in result.trials]
+    assert drawn["a"] == drawn["b"]
+    assert not set(drawn["a"]) & set(drawn["c"])  # the next seed does not draw the same a trial later
+
+
+def test_random_draws_cover_the_space(tmp_path, fake):
+    fake()
+    rows = run(tmp_path / "study", trials=30, sampler="random").trials
+    exponents = np.log10([row.params["lr"] for row in rows])
+    counts, _ = np.histogram(exponents, bins=4, range=(-5, -1))  # log: every order of magnitude alike
+    assert counts.sum() == 30 and counts.min() >= 2
+    assert {row.params["augment"] for row in rows} == {"none", "light"}
+
+
+def test_tpe_goes_where_it_is_good(tmp_path, fake):
+    """Against random draws on a narrow peak, a tenth of the space."""
+    fake(value=lambda options: float(np.exp(-(((np.log10(options["lr"]) + 3.7) / 0.25) ** 2))))
+    reached = {}
+    for sampler in ("tpe", "random"):
+        rows = run(tmp_path / sampler, trials=40, sampler=sampler, space={"lr": SPACE["lr"]}).trials
+        reached[sampler] = float(np.mean([row.value for row in rows[20:]]))
+    assert reached["tpe"] > 2 * reached["random"]
+
+
+def test_importance_names_what_matters(tmp_path, fake):
+    fake()
+    result = run(tmp_path / "study", trials=12, sampler="random")
+    assert set(result.importance) == {"lr", "augment"}
+    assert result.importance["lr"] > 0.7  # all there is to the fake
+    assert sum(result.importance.values()) == pytest.approx(1.0)
+    assert run(tmp_path / "few", trials=3).importance == {}
+
+
+def test_the_lower_loss_is_the_better(tmp_path, fake):
+    fake()
+    result = run(tmp_path / "study", trials=4, options={"monitor": "val_loss"})
+    assert result.value == min(row.value for row in result.trials)
+
+
+def test_only_the_best_keeps_its_model(tmp_path, fake):
+    values = iter([0.5, 0.9, 0.7])
+    fake(value=lambda options: next(values))
+    run(tmp_path / "study", trials=3)
+    kept = {path.parent.name for path in (tmp_path / "study" / "trials").glob("*/model.safetensors")}
+    assert kept == {"1"}
+    assert not list((tmp_path / "study").rglob("checkpoints"))
+    metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text())
+    assert metrics == {"val": {"acc": 0.9, "loss": 0.9}}
+
+
+def work(out, log, ready, seconds):
+    """What another process does: a search whose trials take a while and write down who ran them."""
+
+    def trial(*, callbacks, measured, **options):
+        run = Path(options["out"])
+        run.mkdir(parents=True)
+        with log.open("a") as stream:
+            stream.write(f"{os.getpid()} {run.name} {options['lr']!r}\n")
+        time.sleep(seconds)
+        (run / "metrics.json").write_text("{}")
+        return Run(run, {"val": {"acc": 0.5}})
+
+    module.finetune = trial
+    (ready / str(os.getpid())).touch()
+    while not (ready / "go").exists():
+        time.sleep(0.01)
+    run_search({"data": "sample", "epochs": 3}, trials=12, space=SPACE, out=out, quiet=True)
+
+
+def start(tmp_path, seconds):
+    (tmp_path / "ready").mkdir(exist_ok=True)
+    process = FORKS.Process(target=work, args=(tmp_path / "study", tmp_path / "log", tmp_path / "ready", seconds))
+    process.start()
+    return process
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.exitcode is None
+        time.sleep(0.02)
+
+
+def study_of(tmp_path):
+    return Study(tmp_path / "study", plan_search({"data": "sample"}, SPACE), sampler="random", prune=True)
+
+
+def test_trials_that_are_claimed_count_and_are_nobody_elses(tmp_path):
+    """Two holders of one study, as two processes are: a lock belongs to who opened it, not to the process."""
+    one, two = study_of(tmp_path), study_of(tmp_path)
+    with one.claimed(2) as first, two.claimed(2) as second:
+        assert (first[0].number, second[0].number) == (0, 1)
+        assert first[1]["lr"] != second[1]["lr"]
+        with one.claimed(2) as third:
+            assert third is None
+        assert [row.state for row in two.publish().trials] == ["running", "running"]
+        one.tell(first[0], value=0.5)
+        two.tell(second[0], value=0.6)
+    assert one.publish().trials == two.publish().trials
+    assert one.publish().number == 1
+    with two.claimed(3) as fourth:
+        assert fourth[0].number == 2
+    assert [row.state for row in one.publish().trials] == ["finished", "finished", "stopped"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(tmp_path):
+    workers = [start(tmp_path, seconds=0.15) for _ in range(2)]
+    for worker in workers:
+        wait_for((tmp_path / "ready" / str(worker.pid)).exists, worker)
+    (tmp_path / "ready" / "go").touch()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    rows = rows_of(tmp_path / "study")
+    assert len(rows) == len(done) == 12  # exactly, and none of them twice
+    assert {pid for pid, _, _ in done} == {str(worker.pid) for worker in workers}
+    assert {number for _, number, _ in done} == {str(number) for number in range(12)}
+    assert len({row["lr"] for row in rows}) == 12
+    assert {row["state"] for row in rows} == {"finished"}
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_was_killed_is_done_again(tmp_path, fake):
+    worker = start(tmp_path, seconds=600)
+    (tmp_path / "ready" / "go").touch()
+    wait_for((tmp_path / "log").exists, worker)
+    live = fake()
+    run(tmp_path / "study", trials=1)
+    assert live.calls == []  # another process is at it
+    assert rows_of(tmp_path / "study")[0]["state"] == "running"
+    worker.kill()
+    worker.join()
+    result = run(tmp_path / "study", trials=3)
+    assert [row.state for row in result.trials] == ["stopped", "finished", "finished", "finished"]
+    assert "ended in mid-run" in result.trials[0].note
+    assert result.trials[1].params == result.trials[0].params
+    assert len(live.calls) == 3
+
+
+def test_a_trial_that_kills_its_process_every_time_has_failed(tmp_path):
+    study = study_of(tmp_path)
+    drawn = []
+    for _ in range(TRIES):
+        with study.claimed(1) as claim:
+            drawn.append(claim[1])
+    assert drawn == [drawn[0]] * TRIES
+    with study.claimed(1) as claim:
+        assert claim is None
+    states = [row.state for row in study.publish().trials]
+    assert states == ["stopped"] * (TRIES - 1) + ["failed"]
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------
+
+
+def raising(error, at):
+    """A value that raises at one call, from 0."""
+    calls = []
+
+    def value(options):
+        calls.append(options)
+        if len(calls) - 1 == at:
+            raise error
+        return closeness(options["lr"])
+
+    return value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TrainingError("val_loss is nan in epoch 0 - try a smaller --lr"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_a_failing_trial_does_not_end_the_search(tmp_path, fake, error):
+    fake(value=raising(error, at=1))
+    result = run(tmp_path / "study", trials=3)
+    assert [row.state for row in result.trials] == ["finished", "failed", "finished"]
+    row = rows_of(tmp_path / "study")[1]
+    assert row["value"] == "" and row["note"] == " ".join(str(error).split())
+    assert len(rows_of(tmp_path / "study")) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("a"), DataError("b"), StorageError("c"), RuntimeError("a bug"), KeyError("another")]
+)
+def test_what_is_not_the_trials_fault_stops_the_search(tmp_path, fake, error):
+    fake(value=raising(error, at=1))
+    with pytest.raises(type(error)) as caught:
+        run(tmp_path / "study", trials=3)
+    assert caught.value is error and error.__cause__ is None
+    assert [row["state"] for row in rows_of(tmp_path / "study")] == ["finished", "stopped"]
+    fake()
+    result = run(tmp_path / "study", trials=3)
+    assert [row.state for row in result.trials] == ["finished", "stopped", "finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [(Interrupted("x", signal.SIGTERM), 143), (KeyboardInterrupt(), 130), (SystemExit(143), 143)],
+)
+def test_a_signal_says_how_to_go_on(tmp_path, fake, stop, status):
+    fake(value=raising(stop, at=2))
+    with pytest.raises(Interrupted, match=r"after 2 of 4 trials - run the same command, with --out .*study, to go on"):
+        try:
+            run(tmp_path / "study", trials=4)
+        except Interrupted as error:
+            assert error.exit_status == status
+            raise
+    again = fake()
+    result = run(tmp_path / "study", trials=4)
+    assert len(again.calls) == 2
+    assert again.calls[0]["lr"] == result.trials[2].params["lr"]  # the one that was stopped
+
+
+def test_no_trial_at_all_is_an_error(tmp_path, fake):
+    def value(options):
+        raise TrainingError("diverged")
+
+    fake(value=value)
+    with pytest.raises(TrainingError, match="no trial finished; the last one: diverged"):
+        run(tmp_path / "study", trials=2)
+    assert not (tmp_path / "study" / "best.yaml").exists()
+    assert (tmp_path / "study" / "importance.png").exists()
+
+
+def test_time_is_up_between_trials(tmp_path, fake):
+    def value(options):
+        time.sleep(0.1)
+        return 0.5
+
+    fake(value=value)
+    assert len(run(tmp_path / "study", trials=5, timeout=0.05).trials) <= 1
+
+
+def test_without_a_validation_split_there_is_nothing_to_compare(short, tmp_path, fake, folder):
+    options = {**short, "data": str(folder / "train"), "val_split": 0.0, "test_split": 0.0, "phases": "finetune"}
+    for more in ({"phases": "probe"}, {}):
+        with pytest.raises(DataError, match="compares trials on the validation split, and there is none"):
+            run_search({**options, **more}, trials=1, out=tmp_path / str(len(more)), quiet=True)
+    history = tmp_path / "0" / "trials" / "0" / "history.csv"
+    assert not history.exists()  # told before the first epoch, not after the last one
+
+
+def test_optuna_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'transferkit\[search\]'"):
+        run(tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+# ---- the directory ----------------------------------------------------------------------------------------------
+
+
+def test_another_study_is_refused(tmp_path, fake):
+    fake()
+    run(tmp_path / "study", trials=1)
+    with pytest.raises(CheckpointError, match=r"holds a study of other options: epochs was 3, is now 4"):
+        run(tmp_path / "study", trials=2, options={"epochs": 4})
+    with pytest.raises(CheckpointError, match=r"space of augment was \['none', 'light'\], is now 'not searched'"):
+        run(tmp_path / "study", trials=2, space={"lr": SPACE["lr"]})
+    run(tmp_path / "study", trials=2, options={"workers": 0})
+
+
+def test_a_directory_with_something_else_is_refused(tmp_path, fake):
+    fake()
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(CheckpointError, match=r"is not empty and holds no study \(no study.log\)"):
+        run(tmp_path)
+    with pytest.raises(CheckpointError, match="is a file, expected a directory"):
+        run(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_half_a_line_at_the_end_of_the_study_is_cut_off(tmp_path, fake):
+    fake()
+    run(tmp_path / "study", trials=2)
+    before = rows_of(tmp_path / "study")
+    with (tmp_path / "study" / "study.log").open("a") as stream:
+        stream.write('{"op_code":4,"worker_id":"x","stu')
+    assert len(run(tmp_path / "study", trials=3).trials) == 3
+    assert rows_of(tmp_path / "study")[:2] == before
+
+
+def test_a_damaged_study_is_told(tmp_path, fake):
+    fake()
+    run(tmp_path / "study", trials=1)
+    log = tmp_path / "study" / "study.log"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], "not JSON", *lines[1:]]) + "\n")
+    with pytest.raises(CheckpointError, match=r"study.log: is damaged .* - give another --out"):
+        run(tmp_path / "study", trials=2)
+
+
+def test_a_full_disk_is_a_storage_error(tmp_path, fake, monkeypatch):
+    from optuna.storages.journal import JournalFileBackend
+
+    fake()
+    run(tmp_path / "study", trials=1)
+
+    def full(self, logs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    with pytest.raises(StorageError, match=r"study.log': No space left on device"):
+        run(tmp_path / "study", trials=2)
+
+
+# ---- the verb and what is shown ---------------------------------------------------------------------------------
+
+
+def test_the_verb_passes_on_what_was_given(tmp_path, fake, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = fake(value=lambda options: 0.75)
+    given = {
+        "data": "sample",
+        "augment": "heavy",
+        "trials": 2,
+        "search_sampler": "random",
+        "epochs": 3,
+        "sampler": "balanced",
+    }
+    result = search(make_config(SearchConfig, given), given)
+    assert str(result.path) == "runs/sample-transferkit_mini-search"  # no number: the same command goes on
+    assert set(result.params) == {"lr", "weight_decay", "layer_decay", "phases"}
+    assert [(call["augment"], call["sampler"], call["quiet"]) for call in made.calls] == [
+        ("heavy", "balanced", True)
+    ] * 2
+    shown = capsys.readouterr().out
+    for part in (
+        "val_acc 75.0%",
+        "2 finished",
+        "chosen   on val",
+        "finetune --config runs/sample-transferkit_mini-search/best",
+    ):
+        assert part in shown
+
+
+def test_quiet_is_quiet(tmp_path, fake, capfd):
+    fake()
+    run(tmp_path / "study", trials=2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_each_trial_is_a_line(capsys):
+    console = Console(file=sys.stdout, force_terminal=True, width=160)
+    rows = [TrialRow(0, "finished", 0.5, 2.0, {"lr": 0.00123456, "schedule": {"name": "sgdr"}}),
+            TrialRow(1, "failed", None, 1.0, {"lr": 0.1}, "diverged")]  # fmt: skip
+    with SearchBar(console, 4, "val_acc") as bar:
+        bar.epoch(1, 3, 0.25)
+        bar.show(rows, 0)
+        bar.show(rows, 1)
+    shown = capsys.readouterr().out
+    assert 'trial 0   finished  50.0%    2.0 s  lr 0.00123  schedule {"name": "sgdr"}' in shown
+    assert "trial 1   failed" in shown
+    assert "best val_acc 50.0% (trial 0)" in shown
+
+
+@pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])
+def test_every_state_can_be_drawn(tmp_path, monitor):
+    rows = [
+        TrialRow(0, "finished", 0.5, 1.0, {"lr": 0.1}),
+        TrialRow(1, "pruned", 0.2, 1.0, {"lr": 0.2}),
+        TrialRow(2, "failed", None, 1.0, {"lr": 0.3}),
+        TrialRow(3, "stopped", None, None, {}),
+        TrialRow(4, "finished", 0.6, 1.0, {"lr": 0.4}),
+        TrialRow(5, "running", None, None, {"lr": 0.5}),
+    ]
+    for number, (shown, importance) in enumerate(((rows, {"lr": 0.9, "augment": 0.1}), (rows[1:4], {}), ([], {}))):
+        plot_search(shown, importance, tmp_path / f"{number}.png", monitor=monitor)
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert best_of(rows, monitor).number == (4 if monitor == "val_acc" else 0)
+    assert best_of(rows[1:4], monitor) is None
+
+
+def test_the_table_counts_trials_and_sorts_options(capsys):
+    rows = [
+        TrialRow(0, "finished", 0.5, 1.0, {}),
+        TrialRow(1, "pruned", 0.2, 61.0, {}),
+        TrialRow(2, "stopped", None, 9.0, {}),
+    ]
+    print_trials(rows, {"lr": 0.2, "augment": 0.8}, title="t", best={"lr": 0.1234567, "augment": "none"})
+    shown = capsys.readouterr().out
+    assert shown.index("augment") < shown.index("lr")
+    assert "0.123" in shown and "80%" in shown
+    assert "1 finished, 1 pruned; 1 min 11 s of work" in shown

@@ -1,0 +1,96 @@
+"""The `store` verb: what the feature store holds, what is wrong with it, what was removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from transferkit.core.errors import StoreError
+from transferkit.features.store.store import FeatureStore
+from transferkit.features.store.upkeep import describe, gc, verify
+
+__all__ = ["print_store"]
+
+
+def print_store(
+    store: FeatureStore,
+    action: str,
+    *,
+    unused_days: float | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Do what `action` says and print it on standard output.
+
+    Args:
+        store: The store.
+        action: ``"list"``, ``"verify"`` or ``"gc"``.
+        unused_days: For ``"gc"``: also remove sets that were not used for so many days.
+        dry_run: For ``"gc"``: only say what would be removed.
+        progress: Called with shards read and shards in all.
+        console: Where to print.
+
+    Raises:
+        StoreError: `verify` found damage.
+        StorageError: The store cannot be read or written.
+    """
+    console = console or Console(highlight=False)
+    if action == "list":
+        _list(store, console)
+    elif action == "verify":
+        _verify(store, progress, console)
+    else:
+        _gc(store, unused_days, dry_run, console)
+
+
+def _list(store: FeatureStore, console: Console) -> None:
+    sets = describe(store)
+    table = Table(title=str(store.root), title_justify="left", title_style="bold")
+    for column in ("features", "size", "view", "precision", "rows", "MB", "used"):
+        table.add_column(
+            column, justify="right" if column in ("rows", "MB") else "left", no_wrap=column != "features",
+            overflow="fold",
+        )  # fmt: skip
+    for each in sorted(sets, key=lambda item: item.last_used, reverse=True):
+        spec = each.spec
+        config = spec.transform.get("config", {})
+        table.add_row(
+            f"{spec.backbone} {spec.layer} ({spec.pool})", "x".join(map(str, config.get("image_size", ()))),
+            str(spec.transform.get("name", "")), spec.precision, f"{each.rows:,}", f"{each.bytes / 1e6:,.1f}",
+            _ago(each.last_used),
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"{len(sets)} sets, {sum(each.bytes for each in sets) / 1e6:,.1f} MB")
+
+
+def _verify(store: FeatureStore, progress: Callable[[int, int], None] | None, console: Console) -> None:
+    problems = verify(store, progress)
+    for problem in problems:
+        console.print(f"{problem.folder}/{problem.file} {problem.what}", soft_wrap=True, markup=False)
+    if problems:
+        raise StoreError(
+            f"{len(problems)} findings in {str(store.root)!r} - `transferkit store gc` removes them; rows that go with "
+            "them are computed again when they are asked for"
+        )
+    sets = describe(store)
+    console.print(f"{len(sets)} sets, {sum(each.rows for each in sets):,} rows: every shard is what was written")
+
+
+def _gc(store: FeatureStore, unused_days: float | None, dry_run: bool, console: Console) -> None:
+    report = gc(store, unused_days=unused_days, dry_run=dry_run)
+    for removal in report.removed:
+        place = f"{removal.folder}/{removal.file}" if removal.file else removal.folder
+        console.print(f"{place}: {removal.why}", soft_wrap=True, markup=False)
+    for sentence in report.skipped:
+        console.print(sentence, soft_wrap=True, markup=False)
+    verb = "would be freed" if dry_run else "freed"
+    console.print(f"{report.freed / 1e6:,.1f} MB {verb}, {len(report.removed)} things")
+
+
+def _ago(moment: datetime) -> str:
+    hours = (datetime.now(UTC) - moment).total_seconds() / 3600
+    return f"{hours / 24:.0f} days ago" if hours >= 48 else f"{hours:.0f} h ago" if hours >= 1 else "now"

@@ -1,0 +1,4 @@
+"""The ground floor: errors, records, files, CSV, text and locks; the standard library and numpy only.
+
+Read `errors` first.
+"""

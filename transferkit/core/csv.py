@@ -1,0 +1,56 @@
+"""CSV that a spreadsheet cannot take for formulas, and that reads back as it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transferkit.core.errors import StorageError
+
+__all__ = ["csv_text", "read_csv", "safe_cell"]
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def safe_cell(text: str) -> str:
+    """Return a text cell that no spreadsheet runs: an apostrophe goes before what could begin a formula.
+
+    One goes before an apostrophe too, so that `read_csv` can take it off again. Bytes of file names that are no UTF-8
+    become escapes.
+    """
+    valid = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"'{valid}" if valid.startswith((*_FORMULA, "'")) else valid
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV, the header among them; texts made safe, ``None`` empty, numbers as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Return the rows of a file that `csv_text` wrote, by column.
+
+    Raises:
+        StorageError: It cannot be read or is no such table.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (OSError, ValueError, csv.Error) as error:
+        raise StorageError(f"cannot read {os.fspath(path)!r}: {error} - was it changed? Write it again") from error
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise StorageError(
+            f"cannot read {os.fspath(path)!r}: its rows differ in length - was it changed? Write it again"
+        )
+    return [dict(zip(rows[0], map(_plain, row), strict=True)) for row in rows[1:]]
+
+
+def _plain(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") else cell

@@ -1,0 +1,1 @@
+"""From the index to batches: augmentation, order, decoding processes. Read `datamodule` first."""

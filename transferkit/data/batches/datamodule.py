@@ -1,0 +1,271 @@
+"""`ImageData`: a folder as a LightningDataModule."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
+from transferkit.core.records import DataConfig
+from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.batches.dataset import EpochSampler, EvaluationSampler, ImageDataset, ImageLoader, even_batch_size
+from transferkit.data.batches.mixing import Mixer
+from transferkit.data.batches.samplers import BalancedSampler
+from transferkit.data.index.index import ImageIndex, index_images
+from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.machine.cores import available_cores, free_memory
+
+__all__ = ["ImageData", "normalise"]
+
+SAMPLERS = ("shuffle", "balanced")
+
+
+class ImageData(L.LightningDataModule):
+    """Pictures of a folder, a manifest or the bundled sample set, split, augmented and batched.
+
+    Loaders give pictures as ``(B, H, W, 3) uint8``, which is four times less to move than floats; on the device
+    `on_after_batch_transfer` makes them ``(B, 3, H, W) float32, normalised``, in channels-last memory format. A Trainer
+    calls it by itself; elsewhere use `normalise`.
+
+    Args:
+        data: Folder, CSV or Parquet manifest (DESIGN: ``path,label[,split][,group]``), or ``"sample"``.
+        image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
+        train_size: Side of training pictures in pixels; that of the model's input when ``None``.
+        batch_size: Pictures per batch and process.
+        augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
+        sampler: ``"shuffle"``, or ``"balanced"``: every class is drawn equally often, pictures with replacement.
+        mixup: Alpha of mixup (Zhang et al. 2018), 0 for none. With it or `cutmix` targets are ``(B, C) float32``.
+        cutmix: Alpha of CutMix (Yun et al. 2019), 0 for none.
+        data_config: How pictures are prepared. ``None``: mean, std, interpolation and crop of the model that a
+            Trainer fits (if it states them), else ImageNet's.
+        val_split: Share of a folder without splits, in [0, 1).
+        test_split: Share of a folder without splits, in [0, 1).
+        seed: Of splits, order and augmentation.
+        workers: Decoding processes; 0 decodes in this process, on all of its threads.
+        keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
+        skip_bad: Drop unreadable pictures instead of raising.
+        allow_empty_classes: Keep classes without pictures.
+        allow_leaks: Go on although a picture is in two splits.
+        progress: Called with pictures read and pictures in all, while the folder is indexed.
+
+    Raises:
+        ConfigError: An argument is out of range.
+        DataError: On first use, with everything that is wrong with the pictures.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str],
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        batch_size: int = 32,
+        train_size: int | None = None,
+        augment: str = "light",
+        sampler: str = "shuffle",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        data_config: DataConfig | None = None,
+        val_split: float = 0.15,
+        test_split: float = 0.15,
+        seed: int = 0,
+        workers: int = 0,
+        keep_bytes: int | None = None,
+        skip_bad: bool = False,
+        allow_empty_classes: bool = False,
+        allow_leaks: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        config = data_config or DataConfig()
+        if image_size is not None:
+            size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+            config = dataclasses.replace(config, image_size=size)
+        problems = [
+            f"{name} is {value}, expected a whole number of at least {low}"
+            for name, value, low in (
+                ("batch_size", batch_size, 1),
+                ("workers", workers, 0),
+                ("image_size", min(config.image_size), 1),
+                ("train_size", train_size or 1, 1),
+            )
+            if value < low
+        ]
+        if sampler not in SAMPLERS:
+            problems.append(
+                f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}"
+            )
+        if problems:
+            raise ConfigError(gather(problems))
+        train_transform(augment, config)  # an unknown name is an error now, not at the first batch
+        self.data = data
+        self.batch_size = batch_size
+        self.augment = augment
+        self.sampler = sampler
+        self.mixup, self.cutmix = mixup, cutmix
+        self.train_size = train_size
+        self.test_view_epochs: frozenset[int] = frozenset()
+        self.data_config = config
+        self.adopts_config = data_config is None
+        self.seed = seed
+        self.workers = workers
+        self._index_options: dict[str, Any] = {
+            "val_split": val_split,
+            "test_split": test_split,
+            "seed": seed,
+            "min_side": config.decode_side,
+            "keep_bytes": free_memory() // 4 if keep_bytes is None else keep_bytes,
+            "skip_bad": skip_bad,
+            "allow_empty_classes": allow_empty_classes,
+            "allow_leaks": allow_leaks,
+            "workers": available_cores(),
+            "progress": progress,
+        }
+
+    @property
+    def _train_config(self) -> DataConfig:
+        """How pictures are prepared for training: like those of evaluation, but for their size."""
+        if self.train_size is None:
+            return self.data_config
+        return dataclasses.replace(self.data_config, image_size=(self.train_size, self.train_size))
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """The pictures, their labels and splits; read on first use. Raises `DataError`."""
+        folder = sample_folder(self._index_options["progress"]) if self.data == SAMPLE else self.data
+        return index_images(folder, **self._index_options)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.index.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.index.class_names)
+
+    def setup(self, stage: str) -> None:
+        """Take over how the Trainer's model wants its pictures, unless told otherwise."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        theirs = getattr(module, "data_config", None)
+        if self.adopts_config and isinstance(theirs, DataConfig):
+            self.data_config = dataclasses.replace(theirs, image_size=self.data_config.image_size)
+
+    def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
+        """Return the pictures of a split, augmented for training or as they are for evaluation.
+
+        Raises:
+            DataError: The split is empty.
+        """
+        records = self.index.split(split)
+        if not records:
+            raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
+        plain = eval_transform(self.data_config)
+        dataset = ImageDataset(
+            records,
+            self.class_names,
+            train_transform(self.augment, self._train_config) if train else plain,
+            decode_side=self.data_config.decode_side,  # also where training pictures are of another size: see there
+            seed=self.seed,
+            pixels=self.index.pixels,
+            threads=available_cores(),
+        )
+        dataset.test_view, dataset.test_view_epochs = plain, self.test_view_epochs
+        return dataset
+
+    def _loader(
+        self,
+        dataset: ImageDataset,
+        sampler: EpochSampler | EvaluationSampler | None = None,
+        batch_size: int | None = None,
+    ) -> ImageLoader:
+        return ImageLoader(
+            dataset,
+            batch_size or self.batch_size,
+            sampler=sampler,
+            workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """The Trainer's rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> ImageLoader:
+        """Return the training loader; its order follows from seed and epoch."""
+        dataset = self.dataset("train", train=True)
+        rank, world_size = self._place()
+        place = {"batch_size": self.batch_size, "seed": self.seed, "rank": rank, "world_size": world_size}
+        if self.sampler == "balanced":
+            return self._loader(dataset, BalancedSampler(dataset.targets.tolist(), **place))
+        return self._loader(dataset, EpochSampler(len(dataset), **place))
+
+    def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
+        """Return the validation loader, or an empty list where there is no validation split.
+
+        Under a Trainer of several processes each measures its part of the pictures, all of them together every picture
+        once; where they are too few to be dealt out in equally many batches, every process measures all of them. Either
+        way the figures are those of one process.
+        """
+        return self._part("val") if self.index.split("val") else []
+
+    def test_dataloader(self) -> ImageLoader:
+        """Return the test loader; under a Trainer of several processes as `val_dataloader`."""
+        return self._part("test")
+
+    def _part(self, split: str) -> ImageLoader:
+        rank, world_size = self._place()
+        if world_size == 1:
+            return self.evaluation_loader(split)
+        dataset = self.dataset(split)
+        batch_size = even_batch_size(len(dataset), self.batch_size, world_size)
+        if batch_size is None:
+            rank, world_size = 0, 1
+        sampler = EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler, batch_size)
+
+    def evaluation_loader(self, split: str) -> ImageLoader:
+        """Return a loader of a split's pictures in index order, without augmentation. Raises `DataError` when empty."""
+        return self._loader(self.dataset(split))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise a batch's pictures on the device they are on."""
+        images, targets = batch
+        images = normalise(images, self.data_config)
+        if self._mixer is None or self.trainer is None or not self.trainer.training:
+            return images, targets
+        return self._mixer(images, targets)
+
+    @cached_property
+    def _mixer(self) -> Mixer | None:
+        return Mixer(self.num_classes, self.mixup, self.cutmix) if self.mixup or self.cutmix else None
+
+
+def normalise(images: Tensor, config: DataConfig) -> Tensor:
+    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures.
+
+    Pictures that are floating-point already are taken to be normalised and returned as they are.
+    """
+    if images.is_floating_point():
+        return images
+    shift, scale = _shift_and_scale(config, images.device)
+    return torch.addcmul(shift, images.permute(0, 3, 1, 2).float(), scale)
+
+
+@lru_cache(maxsize=32)
+def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what turns x in 0..255 into (x / 255 - mean) / std by one multiplication and one addition.
+
+    Kept per device: sending these few numbers to a GPU anew for every batch would make the host wait for it.
+    """
+    with torch.inference_mode(False):  # ordinary tensors, whoever asks first
+        mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
+        return -mean / std, 1.0 / (255.0 * std)

@@ -1,0 +1,159 @@
+"""One pass over the files of a data set: read once, hash, decode fully, keep the pixels while they fit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.data.images.decode import ImageInfo, UnreadableImage, decode_with_info, read_bytes
+from transferkit.data.images.quiet import quiet_pillow
+from transferkit.data.scan.formats import EXTENSIONS
+
+__all__ = ["ReadResult", "describe", "hash_images", "read_images"]
+
+_HASH_SLICE: Final = 100
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What reading one file gave.
+
+    Attributes:
+        path: The file.
+        sha256: Hex digest of its bytes; ``None`` when they could not be read.
+        error: Why there is no picture; ``None`` for a good one.
+        info: Format, mode and size from the header; ``None`` when there is an error.
+        pixels: ``(H, W, 3)`` uint8 RGB, while the budget lasts. Equal files share one array.
+    """
+
+    path: str
+    sha256: str | None
+    error: str | None = None
+    info: ImageInfo | None = None
+    pixels: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+def read_images(
+    paths: Sequence[str],
+    *,
+    min_side: int | None,
+    keep_bytes: int = 0,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[ReadResult]:
+    """Read and decode every file; a bad one is a result, not an exception.
+
+    Args:
+        paths: The files.
+        min_side: As for `decode_image`.
+        keep_bytes: Budget for kept pixels. In input order, each picture that still fits is kept, whatever the number of
+            workers; besides them at most two pictures per worker are in memory.
+        workers: Threads; Pillow decodes without holding Python's lock.
+        progress: Called in the caller's thread with the number of files done.
+
+    Returns:
+        One result per path, in the same order.
+    """
+    results: list[ReadResult] = []
+    kept: dict[str, npt.NDArray[np.uint8]] = {}
+    left = keep_bytes
+    with quiet_pillow():
+        for result in _in_order(lambda path: _read(path, min_side), paths, workers):
+            pixels, digest = result.pixels, result.sha256
+            if pixels is not None and digest is not None:
+                if digest not in kept and pixels.nbytes <= left:
+                    kept[digest] = pixels
+                    left -= pixels.nbytes
+                result = replace(result, pixels=kept.get(digest))
+            results.append(result)
+            if progress is not None:
+                progress(len(results))
+    return results
+
+
+def hash_images(
+    paths: Sequence[str], *, workers: int = 1, progress: Callable[[int], None] | None = None
+) -> list[ReadResult]:
+    """Read and hash every file without decoding it; a file that cannot be read is a result, not an exception.
+
+    Args:
+        paths: The files.
+        workers: Threads; hashing does not hold Python's lock.
+        progress: Called in the caller's thread with the number of files done.
+
+    Returns:
+        One result per path, in the same order, without `info` and `pixels`.
+    """
+    results: list[ReadResult] = []
+    # A file takes tens of microseconds, handing one to a thread as much: they are handed over by the hundred.
+    slices = [paths[start : start + _HASH_SLICE] for start in range(0, len(paths), _HASH_SLICE)]
+    for part in _in_order(lambda part: [_hash(path) for path in part], slices, workers):
+        results += part
+        if progress is not None:
+            progress(len(results))
+    return results
+
+
+def _hash(path: str) -> ReadResult:
+    try:
+        return ReadResult(path, hashlib.sha256(read_bytes(path)).hexdigest())
+    except UnreadableImage as error:
+        return ReadResult(path, None, error.reason)
+
+
+def _read(path: str, min_side: int | None) -> ReadResult:
+    digest = None
+    try:
+        data = read_bytes(path)
+        digest = hashlib.sha256(data).hexdigest()
+        pixels, info = decode_with_info(data, min_side=min_side, name=path)
+    except UnreadableImage as error:
+        return ReadResult(path, digest, error.reason)
+    return ReadResult(path, digest, None, info, pixels)
+
+
+def _in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int) -> Iterator[_Result]:
+    """Map `read` over `tasks` on `workers` threads, in order, with at most two tasks per worker under way."""
+    if workers == 1:
+        yield from map(read, tasks)
+        return
+    todo = iter(tasks)
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        waiting: deque[Future[_Result]] = deque(pool.submit(read, task) for task in islice(todo, 2 * workers))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(read, task) for task in islice(todo, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe(results: Iterable[ReadResult]) -> tuple[str, ...]:
+    """Count what is worth telling about the readable pictures, a sentence each."""
+    good = [(Path(result.path), result.info) for result in results if result.info is not None]
+    infos = [info for _, info in good]
+    grey = sum(info.grey for info in infos)
+    told = (
+        (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
+        (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
+        (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
+        (sum(info.transparent for info in infos), "with transparency: laid over white"),
+        (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
+        (
+            sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
+            "with an extension that does not match the content: read by content",
+        ),
+    )
+    return tuple(f"{count} of {len(good)} pictures: {text}" for count, text in told if count)

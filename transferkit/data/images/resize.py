@@ -1,0 +1,121 @@
+"""Crop and resize pictures to the size a network takes: pure functions on arrays, for any size from 1x1."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.core.records import DataConfig
+
+__all__ = ["CROP_MODES", "INTERPOLATIONS", "Picture", "check_config", "fit", "random_box", "resize"]
+
+Picture: TypeAlias = npt.NDArray[np.uint8]
+"""``(H, W, 3)`` uint8, RGB."""
+
+INTERPOLATIONS: dict[str, int] = {
+    "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples half a pixel off
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+CROP_MODES = ("center", "squash")
+
+
+def fit(image: Picture, config: DataConfig) -> Picture:
+    """Crop the centre box and resize it to the target: the evaluation rule.
+
+    The box has the target's aspect ratio and ``crop_pct`` of the sides of the largest such box; ``crop_mode="squash"``
+    takes the whole picture. Cropping first gives what resize-then-centre-crop gives, up to rounding, and cannot blow up
+    an extreme picture (20000x8) on the way.
+
+    Returns:
+        ``(h, w, 3)`` uint8 at ``config.image_size``; a new, contiguous array.
+    """
+    target_height, target_width = config.image_size
+    height, width = image.shape[:2]
+    if config.crop_mode == "center":
+        unit = config.crop_pct * min(height / target_height, width / target_width)
+        image = _centre(image, unit * target_height, unit * target_width)
+    return resize(image, config.image_size, INTERPOLATIONS[config.interpolation])
+
+
+def resize(image: Picture, size: tuple[int, int], interpolation: int) -> Picture:
+    """Resize, averaging areas along the sides that shrink and interpolating along those that grow.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        size: ``(height, width)`` of the result, in pixels.
+        interpolation: OpenCV's code, one of `INTERPOLATIONS`; for enlarging only.
+
+    Returns:
+        ``(height, width, 3)`` uint8; a new, contiguous array.
+    """
+    height, width = size
+    result = image
+    shrunk = (min(image.shape[0], height), min(image.shape[1], width))
+    if shrunk != image.shape[:2]:  # OpenCV's INTER_AREA averages only if no side grows, hence the two steps
+        result = cv2.resize(result, shrunk[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    if shrunk != size:
+        result = cv2.resize(result, (width, height), interpolation=interpolation)  # type: ignore[assignment]
+    return image.copy(order="C") if result is image else result
+
+
+def random_box(
+    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """Draw the box of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions", section 6).
+
+    Unlike the usual fallback, a picture too long or too flat for `ratio` gives the largest box of the nearest ratio at
+    a random place, not always the centre. The box is never empty.
+
+    Args:
+        height: Of the picture, in pixels, at least 1.
+        width: Of the picture, in pixels, at least 1.
+        scale: Range of the box's share of the picture's area, in (0, 1].
+        ratio: Range of width / height, drawn log-uniformly.
+        rng: Where the randomness comes from.
+
+    Returns:
+        ``(left, top, right, bottom)`` in pixels; right and bottom exclusive.
+    """
+    for _ in range(10):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            break
+    else:
+        aspect = min(max(width / height, ratio[0]), ratio[1])
+        box_width = min(width, max(1, round(height * aspect)))
+        box_height = min(height, max(1, round(width / aspect)))
+    left, top = rng.randint(0, width - box_width), rng.randint(0, height - box_height)
+    return left, top, left + box_width, top + box_height
+
+
+def check_config(config: DataConfig) -> None:
+    """Refuse values that cannot be meant: all problems in one `ConfigError`."""
+    problems = []
+    if min(config.image_size) < 1:
+        problems.append(f"image_size is {config.image_size}, expected (height, width) of at least 1 pixel")
+    if not 0 < config.crop_pct <= 1:
+        problems.append(f"crop_pct is {config.crop_pct}, expected a share of the picture in (0, 1]")
+    for field, known in (("interpolation", tuple(INTERPOLATIONS)), ("crop_mode", CROP_MODES)):
+        value = getattr(config, field)
+        if value not in known:
+            problems.append(f"unknown {field} {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}")
+    if problems:
+        raise ConfigError(gather(problems))
+
+
+def _centre(image: Picture, box_height: float, box_width: float) -> Picture:
+    """View the box in the middle. Equal margins keep it centred; each side is within a pixel of what is asked."""
+    height, width = image.shape[:2]
+    top = min(round((height - box_height) / 2), (height - 1) // 2)
+    left = min(round((width - box_width) / 2), (width - 1) // 2)
+    return image[top : height - top, left : width - left]

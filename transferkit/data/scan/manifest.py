@@ -1,0 +1,167 @@
+"""Manifests: a CSV or Parquet table with the columns ``path,label[,split][,group]``.
+
+Paths are relative to the manifest's folder and stay inside it: absolute paths and ``..`` are refused, so that a table
+from elsewhere cannot reach for other files.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path, PureWindowsPath
+from typing import Final, NamedTuple
+
+from transferkit.core.errors import DataError, did_you_mean
+from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, listing, order_classes
+
+__all__ = ["MANIFEST_EXTENSIONS", "scan_manifest"]
+
+MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
+_REQUIRED: Final = ("path", "label")
+_COLUMNS: Final = (*_REQUIRED, "split", "group")
+
+
+class _Row(NamedTuple):
+    place: str  # how messages name it: "line 7"
+    cells: dict[str, str]
+
+
+def scan_manifest(manifest: str) -> Scan:
+    """List the pictures that a manifest names. Files are not looked at, only their paths.
+
+    The split column is optional; it must be filled in every row or in none. Other columns are ignored and noted.
+
+    Raises:
+        DataError: The table cannot be read, or lacks a column. What is wrong in its rows goes to `Scan.problems`.
+    """
+    columns, rows = _read_parquet(manifest) if manifest.lower().endswith(".parquet") else _read_csv(manifest)
+    notes = _check_columns(manifest, columns)
+    if not rows:
+        raise DataError(f"manifest {manifest!r} has no rows - expected a row per picture under {','.join(_REQUIRED)}")
+    problems = _row_problems(manifest, rows)
+    folder = Path(manifest).parent
+    files = [
+        FoundFile(
+            str(folder / row.cells["path"]),
+            row.cells["label"],
+            SPLIT_NAMES.get(row.cells["split"].strip().lower()),
+            row.cells["group"] or None,
+        )
+        for row in rows
+    ]
+    explicit = any(file.split for file in files)
+    class_names = [file.label for file in files if not explicit or file.split == "train"]
+    if explicit and not class_names:
+        problems.append(f"manifest {manifest!r} has no row whose split is 'train'")
+    problems += class_name_problems({file.label for file in files})
+    return Scan(
+        order_classes(class_names), tuple(sorted(files, key=lambda f: f.path)), (), tuple(notes), tuple(problems)
+    )
+
+
+def _check_columns(manifest: str, columns: list[str]) -> list[str]:
+    """Return notes on ignored columns; raise `DataError` on missing, doubled or misspelt ones."""
+    problems = [f"column {name!r} appears twice" for name in _COLUMNS if columns.count(name) > 1]
+    missing = [name for name in _COLUMNS if name not in columns]
+    unknown = [name for name in columns if name not in _COLUMNS]
+    for name in missing:
+        if name in _REQUIRED:
+            problems.append(f"no column {name!r}; found {listing(columns)}")
+    for name in unknown:
+        if meant := did_you_mean(name.strip().lower(), missing):
+            problems.append(f"unknown column {name!r}.{meant}")
+    if problems:
+        raise DataError(
+            f"manifest {manifest!r}: {'; '.join(problems)} - expected a first line like path,label[,split][,group],"
+            " separated by commas"
+        )
+    return [f"columns of the manifest that are not used: {listing(unknown)}"] if unknown else []
+
+
+def _row_problems(manifest: str, rows: list[_Row]) -> list[str]:
+    blank, outside, unknown, unsplit, twice = [], [], [], [], []
+    seen: dict[str, str] = {}
+    any_split = any(row.cells["split"].strip() for row in rows)
+    for row in rows:
+        path, split = row.cells["path"], row.cells["split"].strip()
+        if not path or not row.cells["label"]:
+            blank.append(row.place)
+            continue
+        if not _stays_inside(path):
+            outside.append(f"{path!r} ({row.place})")
+            continue
+        if split and split.lower() not in SPLIT_NAMES:
+            unknown.append(f"{split!r} ({row.place})")
+        elif any_split and not split:
+            unsplit.append(row.place)
+        place = seen.setdefault(os.path.normpath(path), row.place)
+        if place != row.place:
+            twice.append(f"{path!r} ({place} and {row.place})")
+    kinds = (
+        (blank, "rows without a path or a label", "fill them in or remove them"),
+        (outside, "paths that are absolute or lead out of the manifest's folder", "give paths relative to that folder"),
+        (unknown, "unknown splits", f"expected {', '.join(SPLIT_NAMES)}"),
+        (unsplit, "rows without a split while others have one", "fill the split in every row or in none"),
+        (twice, "pictures listed twice", "keep one row each"),
+    )
+    return [
+        f"manifest {manifest!r}: {what}: {listing(rows_, quote=False)} - {do}" for rows_, what, do in kinds if rows_
+    ]
+
+
+def _stays_inside(path: str) -> bool:
+    # Windows' rules contain POSIX's: a drive or a leading slash of either kind is absolute, both slashes separate.
+    windows = PureWindowsPath(path)
+    return not windows.drive and not windows.root and ".." not in windows.parts and "\0" not in path
+
+
+def _read_csv(manifest: str) -> tuple[list[str], list[_Row]]:
+    rows: list[_Row] = []
+    ragged: list[str] = []
+    try:
+        # surrogateescape: a file name need not be UTF-8; -sig: spreadsheets write a byte order mark
+        with Path(manifest).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            columns = next(reader, [])
+            for cells in reader:
+                if not cells:
+                    continue
+                place = f"line {reader.line_num}"
+                if len(cells) != len(columns):
+                    ragged.append(f"{place}: {len(cells)}")
+                    continue
+                rows.append(_Row(place, dict.fromkeys(_COLUMNS, "") | dict(zip(columns, cells, strict=True))))
+    except OSError as error:
+        raise DataError(f"cannot read manifest {manifest!r}: {error.strerror} - check the path") from error
+    except csv.Error as error:
+        raise DataError(
+            f"manifest {manifest!r} is not CSV: {error} (line {reader.line_num}) - write it anew"
+        ) from error
+    if ragged:
+        raise DataError(
+            f"manifest {manifest!r}: rows with another number of cells than the {len(columns)} columns:"
+            f" {listing(ragged, quote=False)} - quote paths that hold commas"
+        )
+    return columns, rows
+
+
+def _read_parquet(manifest: str) -> tuple[list[str], list[_Row]]:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise DataError(
+            f"reading {manifest!r} needs pyarrow: run 'pip install pyarrow', or write the manifest as CSV"
+        ) from error
+    try:
+        table = parquet.read_table(manifest)
+    except OSError as error:
+        raise DataError(f"cannot read manifest {manifest!r}: {error.strerror or error} - check the path") from error
+    except ArrowException as error:
+        raise DataError(f"manifest {manifest!r} is not Parquet: {error} - write it anew") from error
+    columns = [str(name) for name in table.column_names]
+    known = {name: table.column(name).to_pylist() for name in _COLUMNS if columns.count(name) == 1}
+    rows = []
+    for number in range(table.num_rows):
+        cells = {name: "" if values[number] is None else str(values[number]) for name, values in known.items()}
+        rows.append(_Row(f"row {number}", dict.fromkeys(_COLUMNS, "") | cells))
+    return columns, rows

@@ -1,0 +1,1 @@
+"""The fast forward pass of a frozen backbone. Read `engine` first."""

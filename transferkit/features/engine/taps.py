@@ -1,0 +1,131 @@
+"""Where features are taken from a backbone: which layer, and how its map or tokens become one vector."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.core.errors import ConfigError, did_you_mean
+from transferkit.models.backbones.interface import Backbone
+
+__all__ = ["ALL", "POOLED", "POOLS", "Pool", "Tap", "find_taps", "pool_maps"]
+
+Pool = Literal["avg", "max", "avgmax", "cls"]
+
+POOLED: Final = "pooled"
+"""The penultimate layer: what the backbone hands to a head."""
+
+ALL: Final = "all"
+"""Every stage, then the penultimate layer."""
+
+POOLS: Final = ("avg", "max", "avgmax", "cls")
+
+OWN: Final = "own"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One place features are taken from.
+
+    Attributes:
+        layer: ``"pooled"`` or the name of a stage, such as ``"layer3"``.
+        pool: ``"avg"``, ``"max"``, ``"avgmax"`` (both, 2 C wide), ``"cls"`` (the first token), or ``"own"``: the
+            backbone's own pooling and what it has behind it.
+    """
+
+    layer: str
+    pool: str
+
+
+def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) -> tuple[Tap, ...]:
+    """Return the places that `layer` names, from input to output.
+
+    Args:
+        backbone: The backbone.
+        layer: ``"pooled"``; a stage by its name (``"layer3"``, ``"blocks.5"``) or number (``"stage3"``, from 1);
+            or ``"all"``.
+        pool: One of `POOLS`. Default: the backbone's own for the penultimate layer, the average for stages.
+
+    Raises:
+        ConfigError: There is no such layer, or it cannot be pooled that way.
+    """
+    if pool is not None and pool not in POOLS:
+        raise ConfigError(f"unknown pool {pool!r}.{did_you_mean(pool, POOLS)} Known: {', '.join(POOLS)}")
+    if pool == "cls" and not backbone.prefix_tokens:
+        raise ConfigError(f"pool 'cls' needs a class token, which {backbone.name} has not - use avg, max or avgmax")
+    if layer in (POOLED, ALL) and pool is not None and backbone.map_channels is None:
+        raise ConfigError(f"{backbone.name} has no one feature map to pool by {pool!r} - leave the pool out")
+    stages = list(backbone.stages())
+    pooled = Tap(POOLED, pool or OWN)
+    if layer == POOLED:
+        return (pooled,)
+    given = _given_by_stages(backbone)
+    if layer == ALL:
+        return (*(Tap(name, pool or "avg") for name in stages if given[name] is None), pooled)
+    numbered = re.fullmatch(r"stage(\d+)", layer)
+    if numbered and layer not in stages and 1 <= int(numbered[1]) <= len(stages):
+        layer = stages[int(numbered[1]) - 1]
+    if layer not in stages:
+        known = [POOLED, *(f"stage{number}" for number in range(1, len(stages) + 1)), *stages, ALL]
+        raise ConfigError(
+            f"{backbone.name} has no layer {layer!r}.{did_you_mean(layer, known)} Known: {POOLED}, "
+            f"stage1 to stage{len(stages)} ({', '.join(stages)}), {ALL}"
+        )
+    if given[layer] is not None:
+        raise ConfigError(
+            f"layer {layer!r} of {backbone.name} {given[layer]}, expected a feature map or tokens - take {ALL}"
+        )
+    return (Tap(layer, pool or "avg"),)
+
+
+def _given_by_stages(backbone: Backbone) -> dict[str, str | None]:
+    """Return, by stage, why no features can be taken from it, or ``None`` where they can; by a dry forward."""
+    stages = backbone.stages()
+    given: dict[str, str | None] = dict.fromkeys(stages, "is not called as one module")
+
+    def listen(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            fits = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and output.is_floating_point()
+            given[name] = None if fits else f"returns {type(output).__name__}"
+
+        return hook
+
+    handles = [module.register_forward_hook(listen(name)) for name, module in stages.items()]
+    modes = [(module, module.training) for module in backbone.modules()]
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, *backbone.data_config.image_size))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return given
+
+
+def pool_maps(maps: Tensor, pool: str, *, prefix_tokens: int = 0) -> Tensor:
+    """Return one vector per picture.
+
+    Args:
+        maps: Feature maps ``(B, C, H, W)``, tokens ``(B, N, C)``, or vectors ``(B, C)``, returned as they are.
+        pool: One of `POOLS`.
+        prefix_tokens: Class and register tokens, left out of averages and maxima.
+
+    Returns:
+        ``(B, C)``, or ``(B, 2 C)`` for ``"avgmax"``.
+    """
+    if maps.ndim == 2:
+        return maps
+    if pool == "cls":
+        return maps[:, 0]
+    places = maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps[:, prefix_tokens:]
+    if pool == "avg":
+        return places.mean(dim=1)
+    if pool == "max":
+        return places.amax(dim=1)
+    return torch.cat((places.mean(dim=1), places.amax(dim=1)), dim=1)

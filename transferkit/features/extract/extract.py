@@ -1,0 +1,242 @@
+"""From a folder of pictures and the name of a backbone to features: X, y and records, cached on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from transferkit.core.records import DataConfig
+from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.images.reading import ReadResult, hash_images
+from transferkit.data.index.index import ImageIndex, build_index
+from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.scan.problems import SPLITS
+from transferkit.data.scan.scan import scan_data
+from transferkit.features.engine.compute import Compute, FrozenBackbone
+from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract.extraction import Extraction, extract_pictures
+from transferkit.features.extract.pictures import Picture, Views
+from transferkit.features.extract.table import FeatureTable, check_export
+from transferkit.features.store.store import FeatureStore
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
+from transferkit.models.backbones.registry import create_backbone
+from transferkit.options.features import FeatureOptions, FeaturesConfig, make_config
+
+__all__ = [
+    "extract_features",
+    "extract_table",
+    "frozen_backbone",
+    "made_once",
+    "make_compute",
+    "make_views",
+    "table_of",
+]
+
+log = logging.getLogger("transferkit")
+
+Progress = Callable[[int, int], None]
+
+
+def extract_features(data: str | os.PathLike[str], **options: Any) -> FeatureTable:
+    """Return the features of every picture of a data set, as a table that unpacks into ``X, y``.
+
+    What was extracted before, here or in another run, is read from the store; a picture is known by its content, so
+    renaming and moving files costs nothing.
+
+    Args:
+        data: Folder, CSV or Parquet manifest, or ``"sample"``.
+        options: The fields of `FeaturesConfig`: ``backbone``, ``weights``, ``image_size``, ``layer``, ``pool``,
+            ``views``, ``augment``, ``store``, ``precision``, ``accelerator``, ...
+
+    Returns:
+        Features ``X (N, D) float32`` and labels ``y (N,) int64`` of all splits, with ``records`` (path, label, split),
+        ``class_names``, ``layers`` and ``views``; ``.split("train")`` takes the rows of one split.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+        DataError: Pictures are missing, unreadable or contradictory.
+        BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
+        StoreError: Features are not finite.
+        StorageError: The disk is full or failing.
+    """
+    config = make_config(FeaturesConfig, {"data": data, **options})
+    if config.out is not None:
+        check_export(Path(config.out))
+    table = extract_table(config)
+    if config.out is not None:
+        table.save(config.out)
+    return table
+
+
+def extract_table(
+    config: FeatureOptions, *, indexing: Progress | None = None, extracting: Progress | None = None
+) -> FeatureTable:
+    """Return the features that a configuration asks for.
+
+    Args:
+        config: The options.
+        indexing: Called with files hashed and files in all.
+        extracting: Called with pictures computed and pictures to compute.
+
+    Raises:
+        TransferkitError: As `extract_features` says.
+    """
+    frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
+    taps = find_taps(frozen.backbone, config.layer, config.pool)
+    views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
+    compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
+    folder = str(sample_folder(indexing)) if config.data == SAMPLE else config.data
+    scan = scan_data(folder)
+    total = len(scan.files)
+    hashes = hash_images(
+        [file.path for file in scan.files],
+        workers=available_cores(),
+        progress=None if indexing is None else lambda done: indexing(done, total),
+    )
+
+    def index(results: Sequence[ReadResult], skip_bad: bool) -> ImageIndex:
+        return build_index(
+            folder,
+            scan,
+            results,
+            val_split=config.val_split,
+            test_split=config.test_split,
+            seed=config.seed,
+            skip_bad=skip_bad,
+            allow_empty_classes=config.allow_empty_classes,
+            allow_leaks=config.allow_leaks,
+        )
+
+    found = index(hashes, config.skip_bad)  # what is wrong with names, classes and splits is told before any work
+    readable = [result for result in hashes if result.sha256 is not None]
+    pictures = [Picture(str(result.sha256), result.path) for result in readable]
+    extraction = extract_pictures(
+        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting
+    )
+    bad = {pictures[at].sha256: reason for at, reason in extraction.failures.items()}
+    if bad:
+        reads = [
+            ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
+            for result in hashes
+        ]
+        found = index(reads, config.skip_bad)
+    return table_of(found, pictures, extraction, _facts(config, frozen, extraction))
+
+
+def frozen_backbone(
+    name: str, weights: str, image_size: int | tuple[int, int] | None, seed: int | None = None
+) -> FrozenBackbone:
+    """Return a backbone to extract features with, made once per process.
+
+    Args:
+        name: As for `create_backbone`.
+        weights: Likewise.
+        image_size: Likewise.
+        seed: Of random weights; ``None`` for others in every process.
+
+    Raises:
+        BackboneError: The name is unknown, or the weights cannot be had or do not fit.
+    """
+    file = Path(weights)
+    facts = file.stat() if file.is_file() else None  # another file under the same name is another network
+    stamp = None if facts is None else (facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size)
+    return made_once(name, weights, image_size, stamp, seed if weights == "random" else None)
+
+
+@lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled
+def made_once(
+    name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, ...] | None, seed: int | None
+) -> FrozenBackbone:
+    """Do what `frozen_backbone` says, for a weights file (by inode, times and size) that is the same as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.seed() if seed is None else seed)
+        backbone = create_backbone(name, weights=weights, image_size=image_size)
+    return FrozenBackbone(backbone.eval().requires_grad_(False))
+
+
+def make_views(config: DataConfig, count: int, augment: str, seed: int) -> Views:
+    """Return the views of a picture: the evaluation view and `count` augmented ones."""
+    return Views(eval_transform(config), train_transform(augment, config) if count else None, count, seed)
+
+
+def make_compute(
+    accelerator: str = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+    compiling: str = "auto",
+    batch_size: int | None = None,
+) -> Compute:
+    """Set this process up and return what to compute with.
+
+    Raises:
+        ConfigError: The accelerator is not on this machine.
+    """
+    chosen = choose_accelerator(accelerator)
+    decoders, threads = choose_workers(workers, chosen)
+    tune_process(threads)
+    return Compute(
+        device_of(chosen),
+        precision,
+        "on" if compiling == "on" else "off" if compiling == "off" else "auto",
+        decoders,
+        available_cores(),
+        batch_size,
+    )
+
+
+def table_of(
+    index: ImageIndex,
+    pictures: Sequence[Picture],
+    extraction: Extraction,
+    facts: Mapping[str, Any],
+    *,
+    splits: Sequence[str] = SPLITS,
+) -> FeatureTable:
+    """Return the rows of an index's records.
+
+    Args:
+        index: Says which pictures count, and their classes.
+        pictures: What was extracted, at least all of the index in `splits`.
+        extraction: Their features.
+        facts: See `FeatureTable`.
+        splits: Those that the table is to have.
+    """
+    place = {picture.sha256: at for at, picture in enumerate(pictures)}
+    records = tuple(record for record in index.records if record.split in splits)
+    order = [place[record.sha256] for record in records]
+    whole = order == list(range(len(pictures)))  # then there is nothing to copy
+    number = {name: label for label, name in enumerate(index.class_names)}
+    views = {tap.layer: rows[1:, order] for tap, rows in extraction.rows.items() if len(rows) > 1}
+    return FeatureTable(
+        layers={tap.layer: rows[0] if whole else rows[0, order] for tap, rows in extraction.rows.items()},
+        y=np.array([number[record.label] for record in records], dtype=np.int64),
+        records=records,
+        views=views,
+        facts=facts,
+        index=index,
+    )
+
+
+def _facts(config: FeatureOptions, frozen: FrozenBackbone, extraction: Extraction) -> dict[str, Any]:
+    backbone = frozen.backbone
+    return {
+        "backbone": backbone.name,
+        "weights": backbone.weights_source,
+        "weights_sha256": frozen.digest,
+        "data_config": backbone.data_config.to_dict(),
+        "layers": {tap.layer: tap.pool for tap in extraction.rows},
+        "views": config.views,
+        "augment": config.augment if config.views else "none",
+        "precision": extraction.precision.precision,
+        "precision_reason": extraction.precision.reason,
+        "computed": extraction.computed,
+        "store": str(FeatureStore(config.store).root),
+    }

@@ -1,0 +1,208 @@
+"""What users of scikit-learn call X and y: paths, Pillow pictures and arrays as pictures, labels as class indices."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import assert_all_finite
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+from transferkit.core.errors import ConfigError, DataError
+from transferkit.data.images.decode import UnreadableImage, image_pixels
+from transferkit.data.images.reading import hash_images
+from transferkit.features.extract.pictures import Picture
+
+__all__ = [
+    "InputError",
+    "Item",
+    "NotFitted",
+    "encode_labels",
+    "list_items",
+    "name_unreadable",
+    "pixels_digest",
+    "read_items",
+    "weigh_labels",
+]
+
+Item: TypeAlias = str | Image.Image | npt.NDArray[np.uint8]
+"""A path, a Pillow picture, or pixels ``(H, W, 3)`` or ``(H, W)`` uint8."""
+
+EXPECTED = "a path, a Pillow image, or a uint8 array of shape (H, W, 3) or (H, W)"
+SHOWN = 5
+"""Problems of items that one message names."""
+
+
+class InputError(DataError, ValueError):
+    """X or y is not what an estimator takes. A ``ValueError`` too, which is what scikit-learn's callers catch."""
+
+
+class NotFitted(ConfigError, NotFittedError):  # type: ignore[misc]  # an untyped base
+    """An estimator is used before `fit`. scikit-learn's ``NotFittedError`` too."""
+
+
+def list_items(X: Any) -> list[Item]:
+    """Return the pictures of X, one by one; their kinds and shapes are checked, nothing is read.
+
+    Args:
+        X: A sequence or one-dimensional array (a pandas Series too) of paths, Pillow pictures and uint8 arrays, mixed
+            as you like; or one uint8 array ``(N, H, W, 3)``.
+
+    Raises:
+        InputError: X is something else; the message names the positions.
+    """
+    if isinstance(X, str | bytes | os.PathLike | Image.Image):
+        raise InputError(f"X is one {type(X).__name__}, expected a list of pictures - pass [X]")
+    values: Sequence[Any] = X if isinstance(X, Sequence) else _unpacked(X)
+    if not len(values):
+        raise InputError("X holds no pictures (0 samples), expected at least one")
+    items: list[Item] = []
+    problems = []
+    for position, value in enumerate(values):
+        item = _item(value)
+        if item is None:
+            problems.append(f"X[{position}] is {_seen(value)}")
+        else:
+            items.append(item)
+    if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise InputError(f"{', '.join(problems[:SHOWN])}{more}; expected {EXPECTED}")
+    return items
+
+
+def read_items(items: Sequence[Item], *, threads: int = 1) -> list[Picture | str]:
+    """Return each item as a picture known by its content, or why it cannot be read.
+
+    A file is hashed, not decoded: it is known by its bytes, as everywhere in the package. A Pillow picture or an array
+    is known by its upright RGB pixels, whatever file they came from.
+
+    Args:
+        items: From `list_items`.
+        threads: Files hashed side by side.
+    """
+    paths = [item for item in items if isinstance(item, str)]
+    hashes = iter(hash_images(paths, workers=threads))
+    read: list[Picture | str] = []
+    for position, item in enumerate(items):
+        name = f"X[{position}]"
+        if isinstance(item, str):
+            result = next(hashes)
+            read.append(str(result.error) if result.sha256 is None else Picture(result.sha256, item))
+            continue
+        try:
+            pixels = image_pixels(item, name=name) if isinstance(item, Image.Image) else _rgb(item)
+        except UnreadableImage as error:
+            read.append(error.reason)
+        else:
+            read.append(Picture(pixels_digest(pixels), name, pixels))
+    return read
+
+
+def pixels_digest(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return the sha256, in hex, that pixels ``(H, W, 3) uint8`` are known by; no file's bytes have the same."""
+    height, width, _ = pixels.shape
+    digest = hashlib.sha256(f"transferkit pixels\0{height} {width}\0".encode())  # no picture file starts like this
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def name_unreadable(items: Sequence[Item], failures: Mapping[int, str]) -> str:
+    """Return a sentence that names every picture that cannot be read.
+
+    Args:
+        items: All of them.
+        failures: Reason by position.
+    """
+    told = []
+    for position, reason in failures.items():
+        item = items[position]
+        told.append(f"{item!r} (X[{position}]): {reason}" if isinstance(item, str) else f"X[{position}]: {reason}")
+    return f"{len(failures)} of {len(items)} pictures cannot be read: {'; '.join(told)}"
+
+
+def encode_labels(y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return the classes ``(C,)``, sorted, and the class indices ``(N,)``.
+
+    Args:
+        y: ``(N,)`` labels: text, whole numbers or booleans.
+        count: N, the pictures there are.
+
+    Raises:
+        InputError: y is missing, of another length, or not labels of classes.
+    """
+    if y is None:
+        raise InputError("this classifier requires y to be passed, but the target y is None - pass a label per picture")
+    try:
+        labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
+        classes, targets = np.unique(labels, return_inverse=True)
+    except (ValueError, TypeError) as error:  # TypeError: text and numbers in one object array
+        raise InputError(f"{error} - expected y of shape (N,): text, whole numbers or booleans, no gaps") from error
+    if len(targets) != count:
+        raise InputError(f"y has {len(targets)} labels for {count} pictures, expected one for each")
+    if len(classes) < 2:
+        raise InputError(f"y has 1 class ({classes[0]!r}), expected at least 2")
+    return np.asarray(classes), targets.astype(np.int64)
+
+
+def weigh_labels(class_weight: Mapping[Any, float], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the weight of each row ``(N,)``: that of its label, 1 where the label is not named.
+
+    Raises:
+        ConfigError: A label is named that is not there, while others are left out.
+    """
+    try:
+        weights = compute_sample_weight(dict(class_weight), labels)
+    except ValueError as error:
+        raise ConfigError(f"class_weight does not fit the labels of y: {error}") from error
+    return np.asarray(weights, dtype=np.float64)
+
+
+def _unpacked(X: Any) -> Sequence[Any]:
+    """The pictures of an array, which holds them as objects or text, or is a batch of pixels."""
+    array = np.asarray(X)
+    if array.ndim == 1:
+        values: list[Any] = array.tolist()
+        return values
+    if array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] == 3:
+        return list(array)
+    hint = ""
+    if array.ndim in (2, 3) and array.dtype == np.uint8:
+        hint = " - pass [X] for one picture, list(X) for a batch of grey ones"
+    elif array.ndim == 2 and array.dtype.kind in "OUT":
+        hint = " - of a table, pass the column with the paths"
+    seen = _seen(array if array.ndim else X)
+    raise InputError(f"X is {seen}; expected a list of pictures, or one uint8 array of shape (N, H, W, 3){hint}")
+
+
+def _item(value: Any) -> Item | None:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, np.ndarray):
+        fits = value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3)
+        return value if fits and value.size and value.dtype == np.uint8 else None
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        return str(path) if isinstance(path, str) and path else None
+    return None
+
+
+def _rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Three channels, contiguous; the caller's own array where it is that already."""
+    return np.ascontiguousarray(np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels)
+
+
+def _seen(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

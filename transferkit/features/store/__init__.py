@@ -1,0 +1,1 @@
+"""The content-addressed feature store on disk. Read `store` first."""

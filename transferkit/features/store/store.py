@@ -1,0 +1,78 @@
+"""The feature store: a directory of feature sets, kept by content (DESIGN.md 4, rule 5).
+
+The key of a set comes from everything that features depend on apart from the picture, the key of a row from the
+picture's bytes and the seed of its view. So renaming, moving or touching files costs nothing, fifty new pictures are
+fifty new rows, and other weights or another transform never meet old rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from transferkit.core.errors import StorageError, StoreError
+from transferkit.core.files import storage_errors
+from transferkit.core.locks import nearest_existing
+from transferkit.features.store.featureset import FeatureSet
+from transferkit.features.store.shards import NonFiniteFeatures, parse_state, read_state_bytes
+from transferkit.features.store.spec import FeatureSpec
+
+__all__ = ["FeatureSet", "FeatureStore", "NonFiniteFeatures"]
+
+_RESERVE = 64 * 2**20  # bytes that stay free: manifests grow, and other programs want to live
+
+
+class FeatureStore:
+    """A directory of feature sets. Making one creates nothing.
+
+    Args:
+        root: The directory; ``None`` for ``$XDG_CACHE_HOME/transferkit/features`` or, without that variable,
+            ``~/.cache/transferkit/features``.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        if root is None:
+            base = os.environ.get("XDG_CACHE_HOME", "")
+            # The XDG specification has a relative path ignored.
+            cache = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+            root = cache / "transferkit" / "features"
+        self.root = Path(root)
+
+    def open(self, spec: FeatureSpec) -> FeatureSet:
+        """Return the set of a spec. Creates nothing before the first write."""
+        return FeatureSet(self.root / spec.folder, spec)
+
+    def sets(self) -> list[FeatureSet]:
+        """Return every readable set, sorted by folder name.
+
+        Raises:
+            StorageError: The root cannot be read.
+        """
+        with storage_errors("list", self.root):
+            folders = sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
+        found = []
+        for folder in folders:
+            with contextlib.suppress(StoreError):  # a newer transferkit's
+                spec = parse_state(folder, *read_state_bytes(folder)).spec
+                if spec is not None:
+                    found.append(FeatureSet(folder, spec))
+        return found
+
+    def require_space(self, nbytes: int) -> None:
+        """Refuse work whose result the disk has no room for; a reserve of 64 MiB is kept.
+
+        Args:
+            nbytes: What will be written.
+
+        Raises:
+            StorageError: Less is free.
+        """
+        with storage_errors("look for free space at", self.root):
+            free = shutil.disk_usage(nearest_existing(self.root)).free
+        if free < nbytes + _RESERVE:
+            raise StorageError(
+                f"the feature store {str(self.root)!r} needs {nbytes:,} bytes and a reserve of {_RESERVE:,}, the disk "
+                f"has {free:,} free - free some space, or give another --store"
+            )

@@ -1,0 +1,4 @@
+"""What the machine has and how it computes: cores, memory, device, precision, remembered timings.
+
+Read `device` first.
+"""

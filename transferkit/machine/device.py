@@ -1,0 +1,124 @@
+"""What the machine at hand has: accelerator, cores for decoding and for compute, allocator, bf16."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.machine.cores import available_cores
+
+__all__ = [
+    "choose_accelerator",
+    "choose_workers",
+    "cpu_has_bf16",
+    "describe_device",
+    "device_of",
+    "keep_memory",
+    "tune_process",
+]
+
+GPU_WORKERS = 16
+"""More decoding processes than this have not been seen to help one GPU."""
+
+
+def choose_accelerator(wanted: str, devices: int = 1) -> str:
+    """Return the accelerator to use.
+
+    Args:
+        wanted: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
+        devices: How many of them.
+
+    Raises:
+        ConfigError: It is not there; nothing falls back to the CPU silently.
+    """
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present.append("gpu")
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    if wanted == "auto":
+        return present[-1]
+    if wanted not in present:
+        raise ConfigError(f"--accelerator {wanted} is not on this machine, which has: {', '.join(present)}")
+    if wanted == "gpu" and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}, but this machine has {torch.cuda.device_count()} GPU(s)")
+    return wanted
+
+
+def device_of(accelerator: str) -> str:
+    """Return torch's name of an accelerator: ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+    return {"gpu": "cuda"}.get(accelerator, accelerator)
+
+
+def choose_workers(wanted: int | None, accelerator: str) -> tuple[int, int]:
+    """Return decoding processes and compute threads; on a CPU together never more than there are cores.
+
+    OpenMP's threads spin at barriers: two of them beside one busy core have been measured ten times slower than one.
+    So on few cores pictures are decoded between the steps, on all cores, and compute has all of them in turn. A GPU
+    leaves the cores free: one is kept for the process that feeds it.
+
+    Args:
+        wanted: What the user asked for, or ``None``.
+        accelerator: From `choose_accelerator`.
+    """
+    cores = available_cores()
+    if accelerator != "cpu":
+        workers = min(GPU_WORKERS, max(1, cores - 1)) if wanted is None else wanted
+        return workers, max(1, cores - workers)
+    workers = cores // 8 if wanted is None else wanted
+    if workers > cores - 1:
+        warnings.warn(
+            f"--workers {workers} beside a compute thread would outnumber the {cores} core(s); using {cores - 1}",
+            TransferkitWarning,
+            stacklevel=3,
+        )
+        workers = cores - 1
+    return workers, cores - workers
+
+
+def tune_process(threads: int) -> None:
+    """Set this process up for computing: compute threads, and an allocator that keeps its memory."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it; no effect on CPUs
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Have the allocator keep memory instead of returning it at every step.
+
+    glibc hands large freed blocks back to the system and faults them in again at the next step, which has been
+    measured to cost up to half the speed of small batches on a CPU.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt(ctypes.c_int(m_mmap_threshold), ctypes.c_int(1 << 30))
+    mallopt(ctypes.c_int(m_trim_threshold), ctypes.c_int((1 << 31) - 1))
+
+
+def describe_device(device: str) -> str:
+    """Return the name of the processor or GPU that `device` stands for."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{device}: {name}"
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor multiplies bf16 natively; elsewhere it would be emulated, at a snail's pace."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,183 @@
+"""Numbers about predictions, with bootstrap intervals; probabilities go in, never logits.
+
+torchmetrics computes each figure; the intervals resample pictures. What a split cannot tell is ``None``: a class
+without pictures has no recall, and no zero stands in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
+
+from transferkit.core.errors import ConfigError
+
+__all__ = ["classification_metrics", "confidence_metrics", "confusion_matrix", "negative_log", "reliability_bins"]
+
+ECE_BINS = 15
+RESAMPLES = 1000
+CONFUSION_LIMIT = 1000  # classes; a full matrix of 10,000 classes would take 800 MB
+
+Array = npt.NDArray[Any]
+
+
+def classification_metrics(
+    probs: Tensor, targets: Tensor, class_names: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Return accuracy and its relatives for one split.
+
+    Args:
+        probs: ``(N, C) float32``, each row summing to 1.
+        targets: ``(N,) int64 in [0, C)``.
+        class_names: C names, in index order.
+        seed: Of the bootstrap.
+        resamples: Bootstrap resamples of the pictures; the 95 % intervals are their percentiles (Efron 1979).
+
+    Returns:
+        ``acc, acc_top5, balanced_acc, f1_macro, loss, ece, n``, intervals as ``acc_ci`` and so on, and ``per_class``
+        with ``recall, precision, f1, n`` by name. ``acc_top5`` is ``None`` with five classes or fewer.
+
+    Raises:
+        ConfigError: The rows are not probabilities, or there are none.
+    """
+    _check(probs, targets, class_names)
+    targets = targets.long()
+    count, classes = probs.shape
+    predicted = probs.argmax(dim=1)
+    nll = negative_log(probs.gather(1, targets[:, None]).squeeze(1))
+    hits: dict[str, Array] = {"acc": (predicted == targets).double().numpy(), "loss": nll.numpy()}
+    if classes > 5:
+        top5 = probs.topk(5, dim=1).indices
+        hits["acc_top5"] = (top5 == targets[:, None]).any(dim=1).double().numpy()
+    result: dict[str, Any] = {
+        "acc": float(multiclass_accuracy(predicted, targets, classes, average="micro")),
+        "acc_top5": float(hits["acc_top5"].mean()) if classes > 5 else None,
+        "loss": float(nll.mean()),
+        "ece": float(multiclass_calibration_error(probs, targets, classes, n_bins=ECE_BINS, norm="l1")),
+        "n": count,
+    }
+    true, guess = targets.numpy(), predicted.numpy()
+    per_class = _per_class(true, guess, np.ones(count), classes)
+    result["balanced_acc"], result["f1_macro"] = _macro(per_class)
+    generator = np.random.default_rng(seed)
+    draws: dict[str, list[float]] = {name: [] for name in (*hits, "balanced_acc", "f1_macro")}
+    for _ in range(resamples):
+        weights = np.bincount(generator.integers(count, size=count), minlength=count).astype(float)
+        for name, values in hits.items():
+            draws[name].append(float(weights @ values / count))
+        balanced, f1 = _macro(_per_class(true, guess, weights, classes))
+        draws["balanced_acc"].append(balanced)
+        draws["f1_macro"].append(f1)
+    for name, sampled in draws.items():
+        result[f"{name}_ci"] = [float(bound) for bound in np.percentile(sampled, (2.5, 97.5))]
+    result["per_class"] = {
+        name: {
+            "recall": _known(per_class["recall"][index]),
+            "precision": _known(per_class["precision"][index]),
+            "f1": _known(per_class["f1"][index]) if per_class["n"][index] else None,
+            "n": int(per_class["n"][index]),
+        }
+        for index, name in enumerate(class_names)
+    }
+    return result
+
+
+def confusion_matrix(probs: Tensor, targets: Tensor) -> list[list[int]] | None:
+    """Return counts by true class (row) and predicted class (column); ``None`` with more than 1,000 classes."""
+    classes = probs.shape[1]
+    if classes > CONFUSION_LIMIT:
+        return None
+    flat = torch.bincount(targets * classes + probs.argmax(dim=1), minlength=classes * classes)
+    return flat.view(classes, classes).tolist()
+
+
+def reliability_bins(probs: Tensor, targets: Tensor, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """Return what a reliability diagram shows, a row per bin of confidence (Guo et al. 2017, section 2).
+
+    The bins are those of `ece`: a bin holds its lower edge, and the last one a confidence of 1 too.
+
+    Args:
+        probs: ``(N, C) float32``, each row summing to 1.
+        targets: ``(N,) int64 in [0, C)``.
+        bins: Number of equally wide bins.
+
+    Returns:
+        ``low, high, n``, mean ``confidence`` and ``accuracy`` of each bin; the last two are ``None`` in an empty one.
+    """
+    confidence, predicted = probs.float().max(dim=1)
+    edges = torch.linspace(0, 1, bins + 1)
+    places = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
+    counts = torch.bincount(places, minlength=bins).tolist()
+    sure = torch.bincount(places, confidence.double(), bins).tolist()
+    hits = torch.bincount(places, (predicted == targets).double(), bins).tolist()
+    return [
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "n": count,
+            "confidence": sure[number] / count if count else None,
+            "accuracy": hits[number] / count if count else None,
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+def confidence_metrics(label_prob: Tensor, confidence: Tensor, right: Tensor) -> dict[str, float]:
+    """Return ``loss`` and ``ece`` as `classification_metrics` does, from three numbers per picture.
+
+    Args:
+        label_prob: ``(N,)``, probability of the true class.
+        confidence: ``(N,)``, probability of the predicted class.
+        right: ``(N,) bool``, whether the predicted class is the true one.
+    """
+    ece = binary_calibration_error(confidence.float(), right.long(), n_bins=ECE_BINS, norm="l1")
+    return {"loss": float(negative_log(label_prob).mean()), "ece": float(ece)}
+
+
+def negative_log(probs: Tensor) -> Tensor:
+    """Return ``-log`` of probabilities in double precision; that of 0 is finite, about 87."""
+    return -probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[str, Array]:
+    support = np.bincount(true, weights, classes)
+    called = np.bincount(guess, weights, classes)
+    right = np.bincount(true, weights * (true == guess), classes)
+    with np.errstate(invalid="ignore"):
+        return {
+            "n": support,
+            "recall": right / support,
+            "precision": right / called,
+            "f1": 2 * right / (support + called),
+        }
+
+
+def _macro(per_class: dict[str, Array]) -> tuple[float, float]:
+    """Mean recall and mean F1 over the classes that have pictures."""
+    present = per_class["n"] > 0
+    return float(per_class["recall"][present].mean()), float(per_class["f1"][present].mean())
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _check(probs: Tensor, targets: Tensor, class_names: Sequence[str]) -> None:
+    if probs.ndim != 2 or len(probs) != len(targets) or probs.shape[1] != len(class_names):
+        raise ConfigError(
+            f"probs have shape {tuple(probs.shape)}, expected (N, C) with N = {len(targets)} targets and "
+            f"C = {len(class_names)} class names"
+        )
+    if not len(targets):
+        raise ConfigError("there are no predictions to measure, expected at least one")
+    if bool((probs.sum(dim=1) - 1).abs().gt(1e-4).any()):
+        raise ConfigError("the rows of probs do not sum to 1 - pass probabilities, logits.softmax(dim=1)")

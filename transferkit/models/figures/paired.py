@@ -1,0 +1,166 @@
+"""Two models on the same pictures: how much better one is, and whether that can be chance.
+
+The comparison is paired: a picture that is hard for both says nothing about the difference, and does not widen its
+interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from transferkit.core.errors import ConfigError
+
+__all__ = ["Scores", "compare", "mcnemar", "verdict"]
+
+LEVEL = 0.05
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of N pictures.
+
+    Attributes:
+        right: ``(N,) bool``, whether the predicted class is the true one.
+        nll: ``(N,) float``, negative log-likelihood of the true class, calibrated.
+    """
+
+    right: npt.NDArray[np.bool_]
+    nll: npt.NDArray[np.float64]
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> Scores:
+        """Return those of some of the pictures."""
+        return Scores(self.right[rows], self.nll[rows])
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test.
+
+    If both models were equally good, each picture that only one of them has right would be a coin toss. Of the tests
+    that need a single training run Dietterich (1998) recommends this one.
+
+    Args:
+        only_first: Pictures that the first model alone has right.
+        only_second: Pictures that the second model alone has right.
+    """
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def compare(
+    first: Scores,
+    second: Scores,
+    targets: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    names: tuple[str, str] = ("the first", "the second"),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compare two models on the same pictures. Differences are first minus second.
+
+    Args:
+        first: The model in question.
+        second: The one it is held against.
+        targets: ``(N,) in [0, C)``, true classes.
+        class_names: C names, in index order.
+        names: What the models are called in the verdict.
+        seed: Of the bootstrap.
+        resamples: Bootstrap resamples of the pictures, the same for both models; the 95 % intervals of the differences
+            are their percentiles.
+
+    Returns:
+        ``n``; ``acc`` and ``loss``, each with ``first, second, difference, ci``; ``table`` with ``both_right,
+        only_first, only_second, both_wrong``; ``mcnemar_p``; ``per_class`` with ``n, first, second, difference`` of
+        the recall by name, for classes with pictures; ``verdict``, a sentence.
+
+    Raises:
+        ConfigError: There is no picture, or the arrays differ in length.
+    """
+    count = len(targets)
+    if not count or any(len(values) != count for one in (first, second) for values in (one.right, one.nll)):
+        raise ConfigError(
+            f"expected scores of both models for the same pictures, one or more, but got {len(first.right)} and "
+            f"{len(second.right)} for {count}"
+        )
+    hits = first.right.astype(float) - second.right
+    losses = np.asarray(first.nll, dtype=float) - second.nll
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((resamples, 2))
+    for number in range(resamples):
+        weights = np.bincount(generator.integers(count, size=count), minlength=count)
+        drawn[number] = weights @ hits / count, weights @ losses / count
+    bounds = np.percentile(drawn, (2.5, 97.5), axis=0)
+    table = {
+        "both_right": int((first.right & second.right).sum()),
+        "only_first": int((first.right & ~second.right).sum()),
+        "only_second": int((~first.right & second.right).sum()),
+        "both_wrong": int((~first.right & ~second.right).sum()),
+    }
+    result: dict[str, Any] = {
+        "n": count,
+        "acc": _side_by_side(first.right, second.right, hits, bounds[:, 0]),
+        "loss": _side_by_side(first.nll, second.nll, losses, bounds[:, 1]),
+        "table": table,
+        "mcnemar_p": mcnemar(table["only_first"], table["only_second"]),
+        "per_class": _per_class(first, second, targets, class_names),
+    }
+    result["verdict"] = verdict(result, names)
+    return result
+
+
+def verdict(result: dict[str, Any], names: tuple[str, str]) -> str:
+    """Return a comparison as a sentence a person can act on.
+
+    Args:
+        result: What `compare` returns.
+        names: What the models are called.
+    """
+    lead = result["table"]["only_first"] - result["table"]["only_second"]
+    (low, high), points = result["acc"]["ci"], 100 * result["acc"]["difference"]
+    better, other = names if lead >= 0 else names[::-1]
+    if lead < 0:
+        points, low, high = -points, -high, -low
+    p = result["mcnemar_p"]
+    told = f"p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}"
+    interval = f"{points:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), {told}"
+    if lead == 0:
+        return f"{better} and {other} are right on equally many of {result['n']:,} pictures: {interval}"
+    sentence = f"{better} is right on {abs(lead):,} more of {result['n']:,} pictures than {other}: {interval}"
+    return sentence if p < LEVEL else f"{sentence}; that may be chance"
+
+
+def _side_by_side(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], difference: npt.NDArray[np.float64], bounds: npt.NDArray[Any]
+) -> dict[str, Any]:
+    return {
+        "first": float(first.mean()),
+        "second": float(second.mean()),
+        "difference": float(difference.mean()),
+        "ci": [float(bound) for bound in bounds],
+    }
+
+
+def _per_class(
+    first: Scores, second: Scores, targets: npt.NDArray[np.int64], class_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    classes = len(class_names)
+    support = np.bincount(targets, minlength=classes)
+    ours = np.bincount(targets, first.right, classes)
+    theirs = np.bincount(targets, second.right, classes)
+    return {
+        name: {
+            "n": int(support[index]),
+            "first": float(ours[index] / support[index]),
+            "second": float(theirs[index] / support[index]),
+            "difference": float((ours[index] - theirs[index]) / support[index]),
+        }
+        for index, name in enumerate(class_names)
+        if support[index]
+    }

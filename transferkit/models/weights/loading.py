@@ -1,0 +1,165 @@
+"""Weights into a backbone: every tensor must fit, and they are copied whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.core.errors import BackboneError
+from transferkit.models.weights.files import HEAD_NAMES, read_state_dict, unwrapped_names
+
+__all__ = ["LoadReport", "load_backbone_weights", "read_state_dict"]
+
+_COUNTER = "num_batches_tracked"  # absent from files of old trainers; evaluation does not use it
+_SHOWN = 3  # names listed per kind of problem
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_backbone_weights` did.
+
+    Attributes:
+        matched: Tensors copied (batch-norm step counters not counted).
+        ignored: Names of head tensors of the file that were left over and not announced by `classifier`.
+    """
+
+    matched: int
+    ignored: tuple[str, ...]
+
+
+def load_backbone_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: str, classifier: tuple[str, ...] = ()
+) -> LoadReport:
+    """Copy `state` into `module`, or raise and leave the module as it was.
+
+    Every parameter and persistent buffer of the module must be in the file with the same shape and kind of number;
+    only ``num_batches_tracked`` may be missing. What the file has beyond that must belong to a head: a prefix in
+    `classifier`, or a usual head name such as ``fc``. Anything else left over means that the file is of another
+    architecture, even when all names match: the tensors of a resnet18 are a part of those of a resnet34.
+
+    Args:
+        module: The backbone, on any device; its dtypes are kept.
+        state: Tensors by name, as from `read_state_dict`.
+        source: What to call the weights in messages: a file or a hub id.
+        classifier: Prefixes of the classifier the weights were trained with, such as ``("fc",)``.
+
+    Raises:
+        BackboneError: Tensors are missing, of another shape or kind, left over, or not finite.
+    """
+    module_tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    own, given = _same_naming(module_tensors, state)
+    required = [name for name in own if not name.endswith(_COUNTER)]
+    mismatched = {name: why for name in required if name in given and (why := _mismatch(own[name], given[name]))}
+    missing = [name for name in required if name not in given]
+    heads = tuple(prefix.rstrip(".") for prefix in classifier)
+    left_over = [name for name in given if name not in own and not name.endswith(_COUNTER) and not _under(name, heads)]
+    unexpected = [name for name in left_over if name.partition(".")[0] not in HEAD_NAMES]
+    matched = len(required) - len(missing) - len(mismatched)
+    if missing or mismatched or unexpected:
+        shown = [
+            _listed("missing", [f"{name!r}{_nearest(name, given)}" for name in missing[:_SHOWN]], len(missing)),
+            _listed("different", [f"{n!r} {w}" for n, w in list(mismatched.items())[:_SHOWN]], len(mismatched)),
+            _listed("left over", [repr(name) for name in unexpected[:_SHOWN]], len(unexpected)),
+        ]
+        raise BackboneError(
+            f"weights {source!r} do not fit the backbone: {matched} of {len(required)} tensors matched; "
+            f"{'; '.join(filter(None, shown))} - {_likely_cause(missing, mismatched, given)}"
+        )
+    buffers = {name for name, _ in module.named_buffers()}
+    ready = {
+        name: given[key].detach().to(dtype=module_tensors[name].dtype)
+        for name, key in zip(module_tensors, own, strict=True)
+        if key in given
+    }
+    bad = [
+        name for name, value in ready.items() if not _finite(value, module_tensors[name] if name in buffers else None)
+    ]
+    if bad:
+        names = _listed("in", [repr(name) for name in bad[:_SHOWN]], len(bad))
+        raise BackboneError(
+            f"weights {source!r} hold NaN or infinity {names} - the file is damaged or its training diverged; "
+            "use other weights"
+        )
+    module.load_state_dict(ready, strict=False)  # strictness is ours, above: torch's would insist on the counters
+    return LoadReport(matched, tuple(sorted(set(left_over) - set(unexpected))))
+
+
+def _same_naming(
+    module: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the module's tensors, in order, and the file's, both named as makes more of the names agree.
+
+    A backbone may itself be called ``backbone.``, and then its saved file loses the prefix in `read_state_dict`.
+    """
+    as_they_are = dict(module), dict(state)
+    shortened = _shortened(module), _shortened(state)
+    if len(shortened[0]) < len(module):  # two names became one
+        return as_they_are
+    return max(as_they_are, shortened, key=lambda pair: len(pair[0].keys() & pair[1].keys()))
+
+
+def _shortened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    short = unwrapped_names(tensors)
+    return {short[name]: value for name, value in tensors.items()}
+
+
+def _mismatch(own: Tensor, given: Tensor) -> str:
+    """Say how a tensor of the file differs from the module's, or ``""``."""
+    if given.layout is not torch.strided or given.is_quantized:
+        return "is sparse or quantized in the file"
+    if given.shape != own.shape:
+        return f"is {tuple(given.shape)} in the file, {tuple(own.shape)} in the backbone"
+    if given.is_floating_point() != own.is_floating_point() or given.is_complex() != own.is_complex():
+        return f"is {given.dtype} in the file, {own.dtype} in the backbone"
+    return ""
+
+
+def _finite(new: Tensor, current: Tensor | None) -> bool:
+    """Tell whether `new` is finite, or as infinite as the buffer it replaces: attention masks hold -inf."""
+    finite = torch.isfinite(new)
+    return bool(finite.all()) or (current is not None and torch.equal(finite, torch.isfinite(current).cpu()))
+
+
+def _under(name: str, prefixes: Sequence[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (nearest in the file: {close[0]!r})" if close else ""
+
+
+def _likely_cause(missing: Sequence[str], mismatched: Mapping[str, str], given: Mapping[str, Tensor]) -> str:
+    """Guess why the names or shapes do not agree, and say what to do."""
+    if missing:
+        wanted = set(missing)
+        extra = Counter(front for name in given for front, tail in _splits(name) if tail in wanted)
+        lacking = Counter(front for name in missing for front, tail in _splits(name) if tail in given)
+        for fronts, advice in (
+            (extra, "carry the prefix {!r}: save them without it"),
+            (lacking, "lack the prefix {!r}"),
+        ):
+            if fronts and fronts.most_common(1)[0][1] * 2 > len(missing):
+                return "the file's names " + advice.format(fronts.most_common(1)[0][0])
+    elif mismatched:
+        return "they look like another size of this architecture, another image size or other input channels"
+    return "they look like another architecture's; name the backbone they were made for, or pass other weights"
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield every ``("a.b.", "c")`` way to cut a dotted name in two."""
+    parts = name.split(".")
+    for cut in range(1, len(parts)):
+        yield ".".join(parts[:cut]) + ".", ".".join(parts[cut:])
+
+
+def _listed(title: str, shown: Sequence[str], total: int) -> str:
+    if not total:
+        return ""
+    more = f" and {total - len(shown)} more" if total > len(shown) else ""
+    return f"{title} {', '.join(shown)}{more}"

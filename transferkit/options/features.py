@@ -1,0 +1,176 @@
+"""The options of every verb, once: at the same time flags, recipe keys and Python keyword arguments.
+
+Plain data and its checks; nothing heavy is imported, so that `--help` and mistakes are answered at once. It lies below
+the wings, because they read it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transferkit.core.errors import did_you_mean
+from transferkit.options.data import REQUIRED, DataOptions
+from transferkit.options.fields import at_least, default_of, make_config, option
+from transferkit.options.results import (
+    CalibrateConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    PredictConfig,
+    ReportConfig,
+    ServeConfig,
+)
+from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
+
+__all__ = [
+    "REQUIRED",
+    "BackbonesConfig",
+    "CalibrateConfig",
+    "CheckConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "ExportConfig",
+    "FeaturesConfig",
+    "FinetuneConfig",
+    "LRFindConfig",
+    "PlanConfig",
+    "PredictConfig",
+    "ProbeConfig",
+    "ReportConfig",
+    "SearchConfig",
+    "SelftestConfig",
+    "ServeConfig",
+    "StoreConfig",
+    "default_of",
+    "make_config",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(DataOptions):
+    """Which features of the pictures, where they are kept, and what they are computed with."""
+
+    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
+    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
+    image_size: int | None = option(None, "side of the model's input in pixels; default: the backbone's own")
+    layer: str = option(
+        "pooled", "{pooled|stageN|NAME|all}: the penultimate layer, a stage, or every depth in one pass"
+    )
+    pool: Literal["avg", "max", "avgmax", "cls"] | None = option(
+        None, "how a feature map becomes a vector; default: the backbone's own, the average for stages"
+    )
+    views: int = option(0, "augmented views of each picture, kept besides the evaluation view")
+    augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    precision: Literal["auto", "32", "bf16"] = option(
+        "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"
+    )
+    compile: Literal["auto", "on", "off"] = option("auto", "compile the backbone; auto where the pictures pay for it")
+    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+
+    def feature_problems(self) -> list[str]:
+        """Return what is wrong with these options."""
+        found = self.data_problems() + at_least("views", self.views, 0)
+        for name, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) is not None:
+                found += at_least(name, getattr(self, name), low)
+        if self.views and self.augment == "none":
+            found.append("--views without augmentation are all the same - pass --augment light, standard or heavy")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(FeatureOptions):
+    """Extract penultimate features of a folder into the store, and export them."""
+
+    out: str | None = option(None, "also write the features to this .npz, .parquet or .csv")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        return self.feature_problems()
+
+
+CLASSIFIERS = ("logistic", "knn")
+"""Those that are known by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(FeatureOptions):
+    """Fit a classifier on cached features; writes a run directory."""
+
+    classifier: str = option("logistic", "{logistic|knn|IMPORT.PATH} of any scikit-learn classifier")
+    classifier_args: dict[str, Any] | None = option(None, "arguments of the scikit-learn classifier; in a recipe")
+    class_weight: Literal["none", "balanced"] = option("none", "balanced weighs rare classes up")
+    folds: int = option(5, "folds of the cross-validation inside the training split")
+    use_views: Literal["sample", "average"] = option(
+        "sample", "with --views: every view is a training row of its own, or a picture's views are averaged"
+    )
+    depth: bool = option(False, "also probe every stage: accuracy over depth, with a plot")
+    learning_curve: bool = option(False, "also fit on 10, 20, 40, 80 and 100 % of the labels, with a plot")
+    calibrate: Literal["temperature", "vector", "none"] = option(
+        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
+    )
+    report: Literal["on", "off"] = option("on", "write report.html")
+    out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
+    overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        found = self.feature_problems() + at_least("folds", self.folds, 2)
+        if "." not in self.classifier and self.classifier not in CLASSIFIERS:
+            found.append(
+                f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "
+                f"{', '.join(CLASSIFIERS)} or the import path of a scikit-learn classifier, such as sklearn.svm.SVC"
+            )
+        if self.layer == "all":
+            found.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """List, verify or clean the feature store."""
+
+    action: Literal["list", "verify", "gc"] = option("list", "{list|verify|gc}")
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    unused_days: float | None = option(None, "gc: also remove sets that were not used for so many days")
+    dry_run: bool = option(False, "gc: only say what would be removed")
+    quiet: bool = option(False, "no progress bar")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        if self.unused_days is not None and not (math.isfinite(self.unused_days) and self.unused_days >= 0):
+            return [f"--unused-days is {self.unused_days}, expected a finite number of at least 0"]
+        if self.action != "gc" and (self.unused_days is not None or self.dry_run):
+            return [f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(DataOptions):
+    """Audit a data folder: unreadable, duplicate and leaking pictures, imbalance, classes without a split."""
+
+    quiet: bool = option(False, "no progress bar")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        return self.data_problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonesConfig:
+    """List, search and describe backbones."""
+
+    pattern: str = option("*", "names to list, with * and ?; a full name is described")
+    pretrained: bool = option(False, "only those that have pretrained weights")
+    describe: bool = option(False, "parameters, feature width, input size, licence and layer groups of each match")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        return []

@@ -1,0 +1,276 @@
+"""The options of the verbs that train, plan a training or look for its options."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from transferkit.options.data import DataOptions
+from transferkit.options.fields import at_least, option, positive
+
+__all__ = ["FinetuneConfig", "LRFindConfig", "PlanConfig", "SearchConfig", "SelftestConfig", "TrainingOptions"]
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DataOptions):
+    """Backbone, head and the pictures' size."""
+
+    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
+    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
+    init_from: str | None = option(
+        None, "start from the weights of this run directory, model.safetensors or checkpoint"
+    )
+    head: str = option("linear", "linear, mlp, cosine or a registered head")
+    drop_rate: float = option(0.0, "dropout in the head, [0, 1)")
+    image_size: int | None = option(None, "side of the model's input in pixels; default: the backbone's own")
+
+    def model_problems(self) -> list[str]:
+        """Return what is wrong with these options."""
+        found = self.data_problems()
+        if self.image_size is not None:
+            found += at_least("image_size", self.image_size, 1)
+        return found + _ratio("drop_rate", self.drop_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CraftOptions(ModelOptions):
+    """What a training may do besides; everything here is off by default."""
+
+    loss: Literal["cross_entropy", "focal"] = option("cross_entropy", "the training loss")
+    focal_gamma: float = option(2.0, "focal loss: how much less an easy picture counts, at least 0")
+    class_weights: Literal["none", "balanced"] = option("none", "balanced weighs the loss of rare classes up")
+    sampler: Literal["shuffle", "balanced"] = option("shuffle", "balanced draws every class equally often")
+    mixup: float = option(0.0, "mix pairs of pictures: alpha of the beta distribution; 0 for none")
+    cutmix: float = option(0.0, "paste a part of one picture into another: alpha; 0 for none")
+    ema: float | None = option(None, "keep an exponential moving average of the weights, decay in (0, 1), and use it")
+    l2_sp: float | None = option(None, "pull the backbone towards its starting weights, by this strength (L2-SP)")
+    interpolate: bool = option(False, "mix probe and fine-tuned weights, share chosen on val (WiSE-FT)")
+    snapshots: bool = option(False, "keep the weights at the end of every sgdr cycle; their average is measured too")
+    recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
+    train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size")
+    fixres_epochs: int = option(0, "last epochs of the head alone on pictures as they are evaluated (FixRes)")
+    accumulate: int = option(1, "batches per optimizer step")
+
+    def craft_problems(self) -> list[str]:
+        """Return what is wrong with these options."""
+        found = self.model_problems() + at_least("accumulate", self.accumulate, 1)
+        found += at_least("fixres_epochs", self.fixres_epochs, 0)
+        if self.train_size is not None:
+            found += at_least("train_size", self.train_size, 1)
+        for name in ("focal_gamma", "mixup", "cutmix"):
+            found += _not_negative(name, getattr(self, name))
+        if self.l2_sp is not None:
+            found += positive("l2_sp", self.l2_sp)
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            found.append(f"--ema is {self.ema}, expected a decay in (0, 1), such as 0.999")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(CraftOptions):
+    """What is trained, for how long, at which LR, and on what."""
+
+    phases: str | list[dict[str, Any]] = option(
+        "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
+    )
+    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)")
+    probe: Literal["auto", "solve", "sgd"] = option(
+        "auto", "the head alone is solved on cached features, or trained by sgd; auto solves a linear head"
+    )
+    probe_views: int = option(2, "augmented views of each training picture that a solved probe is fitted on")
+    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3")
+    lr: float | Literal["auto"] = option(
+        1e-3, "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find)"
+    )
+    probe_lr: float | None = option(None, "peak LR of the head while it is trained alone, per step; default: 0.01")
+    schedule: str | dict[str, Any] = option(
+        "cosine",
+        "constant, step, exponential, cosine, polynomial, inverse_sqrt, plateau, one_cycle, triangular, triangular2, "
+        "exp_range or sgdr; with options as '{name: sgdr, cycle_epochs: 2}'",
+    )
+    warmup_epochs: float = option(0.5, "linear warmup of the schedules that are named without options, in epochs")
+    layer_decay: float = option(0.75, "peak LR of a layer group over that of the next one nearer the head, (0, 1]")
+    optimizer: Literal["adamw", "sgd", "adam", "rmsprop"] = option("adamw", "the optimizer")
+    weight_decay: float = option(0.05, "weight decay; never applied to biases and norms")
+    momentum: float = option(0.9, "momentum of sgd and rmsprop, [0, 1)")
+    nesterov: bool = option(True, "Nesterov momentum for sgd")
+    clip: float | None = option(1.0, "largest gradient norm; 'null' for no clipping")
+    label_smoothing: float = option(0.1, "label smoothing of the training loss, [0, 1)")
+    batch_size: int | Literal["auto"] = option(
+        32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory"
+    )
+    patience: int | None = option(None, "stop when this many epochs of the last phase bring no improvement")
+    monitor: Literal["val_loss", "val_acc"] = option("val_acc", "what the best epoch is chosen by")
+    augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
+    precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
+    devices: int = option(1, "number of devices, a process each; under torchrun: processes per machine")
+    num_nodes: int = option(1, "number of machines")
+    strategy: str = option(
+        "auto", "Lightning's strategy, such as ddp or fsdp; auto: ddp where there are several devices"
+    )
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    keep_activations: Literal["auto", "off"] = option(
+        "auto", "run the frozen part once a phase, where there is no augmentation and memory suffices"
+    )
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+
+    def training_problems(self) -> list[str]:
+        """Return everything that is wrong with these options; empty when they can be tried."""
+        found = self.craft_problems()
+        for name, low in (("epochs", 1), ("devices", 1), ("num_nodes", 1), ("probe_views", 0)):
+            found += at_least(name, getattr(self, name), low)
+        if self.batch_size != AUTO:
+            found += at_least("batch_size", int(self.batch_size), 1)
+        for name in ("probe_epochs", "patience"):
+            if getattr(self, name) is not None:
+                found += at_least(name, getattr(self, name), 1)
+        if self.workers is not None:
+            found += at_least("workers", self.workers, 0)
+        for name in ("lr", "probe_lr", "clip"):
+            if getattr(self, name) not in (None, AUTO):
+                found += positive(name, getattr(self, name))
+        if self.probe == "solve":
+            if self.head != "linear":
+                found.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")
+            for name in ("probe_epochs", "probe_lr"):
+                if getattr(self, name) is not None:
+                    found.append(f"--{name.replace('_', '-')} belongs to --probe sgd; a solved probe has none")
+        for name in ("momentum", "label_smoothing"):
+            found += _ratio(name, getattr(self, name))
+        found += _not_negative("weight_decay", self.weight_decay) + _not_negative("warmup_epochs", self.warmup_epochs)
+        if not 0.0 < self.layer_decay <= 1.0:
+            found.append(f"--layer-decay is {self.layer_decay}, expected a ratio in (0, 1]")
+        return found
+
+    @property
+    def solves_probe(self) -> bool:
+        """Whether the head alone is solved on cached features; by default where it can be and SGD is not set up."""
+        if self.probe == "auto":
+            return self.head == "linear" and self.probe_epochs is None and self.probe_lr is None
+        return self.probe == "solve"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a recipe writes them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingOptions):
+    """Fine-tune a pretrained backbone on a folder of pictures; writes a run directory."""
+
+    dry_run: bool = option(False, "only say what would happen: phases, LRs, predicted time and memory; trains nothing")
+    overfit_batches: int | None = option(
+        None, "a check, not a training: so many batches must be learnt to 100 %; writes no run"
+    )
+    calibrate: Literal["temperature", "vector", "none"] = option(
+        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
+    )
+    report: Literal["on", "off"] = option("on", "write report.html")
+    out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
+    resume: bool = option(False, "go on with the run in --out, exactly where it stopped")
+    overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options; empty when they can be tried."""
+        found = self.training_problems()
+        if self.overfit_batches is not None:
+            found += at_least("overfit_batches", self.overfit_batches, 1)
+        if self.resume and self.overwrite:
+            found.append("--resume and --overwrite exclude each other, expected at most one of them")
+        if self.resume and self.out is None:
+            found.append("--resume needs --out, the run directory to go on with")
+        asked = [name for name, is_set in (("--dry-run", self.dry_run), ("--resume", self.resume),
+                 ("--overfit-batches", self.overfit_batches is not None)) if is_set]  # fmt: skip
+        if len(asked) > 1:
+            found.append(f"{' and '.join(asked)} exclude each other, expected at most one of them")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(TrainingOptions):
+    """Say what `finetune` would do, without training: phases, every group's LR over time, time and memory."""
+
+    rgn: bool = option(False, "also propose which groups to tune, by their relative gradient norms")
+    out: str | None = option(None, "directory for plan.json and plan.png; default: runs/<data>-<backbone>-plan")
+    quiet: bool = option(False, "no progress bars, no table")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        return self.training_problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRFindConfig(TrainingOptions):
+    """LR range test: train a copy of the model while the LR rises, and suggest where to start from."""
+
+    phase: str | None = option(None, "the phase to find the LR of; default: the first one that is trained by sgd")
+    steps: int = option(100, "steps of the test, at least 30")
+    lr_min: float = option(1e-7, "first LR of the head, per step")
+    lr_max: float = option(1.0, "last LR of the head, per step")
+    spacing: Literal["exponential", "linear"] = option("exponential", "how the LR rises")
+    measure: Literal["train", "val"] = option("train", "the loss of the batch, or of some validation pictures")
+    out: str | None = option(None, "directory for lr.csv and lr.png; default: runs/<data>-<backbone>-lr")
+    quiet: bool = option(False, "no progress bars, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        found = self.training_problems() + at_least("steps", self.steps, 30)
+        if not (0 < self.lr_min < self.lr_max and math.isfinite(self.lr_max)):
+            found.append(f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(TrainingOptions):
+    """Search for options: several fine-tunings, chosen by Optuna; writes the best ones as a recipe."""
+
+    trials: int = option(20, "trials of the study in all, those of earlier calls included")
+    search_sampler: Literal["tpe", "random"] = option("tpe", "how the next options are chosen")
+    prune: bool = option(True, "end trials early that are worse than the others were at that epoch")
+    space: dict[str, Any] | None = option(
+        None, "what to search, in a recipe; default: LR, decays, augmentation, phases"
+    )
+    search_timeout: float | None = option(None, "start no trial after so many seconds")
+    out: str | None = option(None, "directory of the study; default: runs/<data>-<backbone>-search")
+    quiet: bool = option(False, "no progress, no summary")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        found = self.training_problems() + at_least("trials", self.trials, 1)
+        if self.search_timeout is not None:
+            found += positive("search_timeout", self.search_timeout)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelftestConfig:
+    """Prove on this machine that what is promised holds."""
+
+    resume: bool = option(False, "kill runs at random points; the resumed ones must equal an undisturbed one exactly")
+    data: str = option("sample", "pictures to run on")
+    backbone: str = option("transferkit/mini", "backbone to run with")
+    weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
+    image_size: int | None = option(32, "side of the model's input in pixels")
+    kills: int = option(20, "how often to kill")
+    seed: int = option(0, "of the points")
+    quiet: bool = option(False, "no progress, no table")
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with these options."""
+        found = at_least("kills", self.kills, 1)
+        return found if self.resume else [*found, "nothing to test - pass --resume"]
+
+
+def _ratio(name: str, value: float) -> list[str]:
+    return [] if 0.0 <= value < 1.0 else [f"--{name.replace('_', '-')} is {value}, expected a number in [0, 1)"]
+
+
+def _not_negative(name: str, value: float) -> list[str]:
+    if math.isfinite(value) and value >= 0:
+        return []
+    return [f"--{name.replace('_', '-')} is {value}, expected a finite number of at least 0"]

@@ -1,0 +1,1 @@
+"""A model on labelled pictures: figures, comparison, calibration. Read `evaluate` first."""

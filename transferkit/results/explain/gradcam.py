@@ -1,0 +1,299 @@
+"""Grad-CAM: where in a picture the evidence for a class lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from torch import Tensor, nn
+from torch.nn import functional
+
+from transferkit.core.errors import ConfigError
+from transferkit.data.batches.datamodule import normalise
+from transferkit.models.boundary import Boundary
+from transferkit.models.module import TransferModule
+from transferkit.models.neighbour_head import NeighbourHead
+from transferkit.results.predict.model import Predictor
+
+__all__ = ["COLOURS", "heatmaps", "overlay"]
+
+COLOURS: Final = "inferno"
+"""Matplotlib's name of the colours: evenly growing brightness, told apart by colour-blind eyes and in grey print."""
+
+BATCH = 16
+"""Pictures at once."""
+
+LAST = ""
+"""Stands for the backbone's last feature map, among names of stages."""
+
+SKEW = math.log(2)
+"""Tokens are a grid of the picture when its cells are no more than twice as long as wide, as a logarithm."""
+
+Heat = npt.NDArray[np.float32]
+
+
+def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[int] | None = None) -> Heat:
+    """Return how much each place of a picture speaks for a class: Grad-CAM.
+
+    Selvaraju et al. 2017 (*Grad-CAM*, section 3): the channels of the last feature map, each weighted by the mean
+    gradient of the class's score with respect to it (eq. 1), are summed, and what is negative is cut off (eq. 2). The
+    result is scaled up to the picture, and its maximum to 1. It is no finer than that feature map: 7 x 7 places of a
+    ResNet at 224 pixels, 2 x 2 at 64. A map that is 0 everywhere says that no place speaks for the class.
+
+    Where the score does not depend on the places of the last map (a transformer read at its class token: nothing is
+    done with the other tokens after the last block), or where the backbone has no one last map, the output of the
+    deepest stage that it does depend on takes its place: for such transformers, what the last block is given.
+
+    The score is the logit. For a nearest-neighbour head it is ``log sum exp(cosine / temperature)`` over the training
+    pictures of the class, the vote before it is cut to k neighbours and made a share: once all k agree the share is
+    constant, and its gradient zero.
+
+    The model is left as it was: modes, gradients and what requires them.
+
+    Args:
+        predictor: The model.
+        images: ``(B, h, w, 3) uint8``, evaluation views, as `Predictor.decode` gives them.
+        targets: Index of the class of each; by default of the most probable one.
+
+    Returns:
+        ``(B, h, w) float32`` in [0, 1].
+
+    Raises:
+        ConfigError: `images` or `targets` are not as expected; or there can be no map: no part of the backbone works on
+            a map of the picture, or the head has no gradient.
+    """
+    module, size = predictor.module, predictor.info.preprocessing.image_size
+    _check(images, targets, size, module.num_classes)
+    found = [np.zeros((0, *size), dtype=np.float32)]
+    layer: str | None = None
+    with _evaluating(module), torch.inference_mode(mode=False):
+        for start in range(0, len(images), BATCH):
+            part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH])).to(predictor.device)
+            batch = normalise(part, predictor.info.preprocessing)
+            if targets is None:
+                with torch.no_grad():
+                    chosen = predictor.info.calibration.probs(module(batch).float()).argmax(dim=1)
+            else:
+                chosen = torch.tensor(targets[start : start + BATCH], device=predictor.device)
+            layer, heat = _explain(module, batch, chosen, layer)
+            found.append(heat.cpu().numpy())
+    return np.concatenate(found)
+
+
+def overlay(
+    image: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating], *, strength: float = 0.6
+) -> npt.NDArray[np.uint8]:
+    """Return a picture with a heat map laid over it, ``(h, w, 3) uint8``.
+
+    The picture is shown in grey, so that every colour is one of the map's; the more evidence, the denser.
+
+    Args:
+        image: ``(h, w, 3) uint8``.
+        heat: ``(h, w)`` in [0, 1].
+        strength: Share of the colour where there is most evidence, in [0, 1].
+
+    Raises:
+        ConfigError: The two are not of one size.
+    """
+    if image.shape != (*heat.shape, 3):
+        raise ConfigError(
+            f"a heat map {heat.shape} does not fit a picture {image.shape}, expected (h, w) and (h, w, 3) - resize one"
+        )
+    grey = image @ np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
+    share = strength * np.clip(heat, 0.0, 1.0)[..., None]
+    colours = colormaps[COLOURS](np.clip(heat, 0.0, 1.0))[..., :3] * 255.0
+    mixed = (1.0 - share) * grey[..., None] + share * colours
+    laid: npt.NDArray[np.uint8] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return laid
+
+
+# ---- the method -------------------------------------------------------------------------------------------------
+
+
+def _explain(module: TransferModule, images: Tensor, targets: Tensor, layer: str | None) -> tuple[str | None, Tensor]:
+    """Return the layer that was looked at, and the maps ``(B, h, w)``.
+
+    Args:
+        module: In eval mode.
+        images: Normalised.
+        targets: ``(B,)``.
+        layer: That of an earlier batch, ``None`` to look for it.
+    """
+    size = images.shape[-2:]
+    idle = False  # whether a layer was found that the score does not depend on at all
+    for name in _layers(module, images) if layer is None else (layer,):
+        evidence = _at_last_map(module, images, targets) if name == LAST else _at_stage(module, name, images, targets)
+        if evidence is None:
+            continue
+        maps, gradients, depends = evidence
+        idle = idle or not depends
+        if gradients.any() or layer is not None:
+            weights = gradients.mean(dim=(2, 3), keepdim=True)
+            heat = functional.relu((weights * maps).sum(dim=1, keepdim=True))
+            heat = functional.interpolate(heat, size=size, mode="bilinear", align_corners=False)[:, 0]
+            peak = heat.amax(dim=(1, 2), keepdim=True)
+            return name, torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), 0.0)
+    if not idle:
+        raise ConfigError(
+            f"no heat map: no stage of {module.backbone.name} gives a map of the picture that the score depends on - "
+            "explain by the nearest training pictures instead"
+        )
+    return None, images.new_zeros(len(images), *size)
+
+
+def _layers(module: TransferModule, images: Tensor) -> Iterator[str]:
+    """Yield the backbone's last map, where it has one, then the stages that give a grid, from output to input.
+
+    Only the later half of the stages: what is early knows edges, not classes.
+    """
+    if module.backbone.map_channels is not None:
+        yield LAST
+    stages = dict(list(module.backbone.stages().items())[len(module.backbone.stages()) // 2 :])
+    grids: set[str] = set()
+
+    def listen(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(stage: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and _grid_of(output, module, images):
+                grids.add(name)
+
+        return hook
+
+    handles = [stage.register_forward_hook(listen(name)) for name, stage in stages.items()]
+    try:
+        with torch.no_grad():
+            module.backbone(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    yield from (name for name in reversed(stages) if name in grids)
+
+
+def _at_last_map(module: TransferModule, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+    """Return map, gradient, both ``(B, C, H, W)``, and whether the score depends on any part of what the layer gives.
+
+    ``None`` where that is no grid.
+    """
+    with torch.no_grad():
+        maps = module.backbone.forward_maps(images)
+    pool = (lambda maps: maps) if module.head_takes_maps else module.backbone.pool
+    return _differentiate(module, maps, pool, targets, images)
+
+
+def _at_stage(
+    module: TransferModule, stage: str, images: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, bool] | None:
+    """Likewise for what a stage returns; ``None`` where the rest of the network cannot be run on it alone."""
+    backbone = module.backbone
+    boundary = Boundary(backbone, stage, backbone.forward_maps if module.head_takes_maps else backbone.forward)
+    try:
+        maps = boundary.reach(images)
+        if not _goes_on(boundary, images[:2]):
+            return None
+        return _differentiate(module, maps, boundary.leave, targets, images)
+    finally:
+        boundary.close()
+
+
+def _goes_on(boundary: Boundary, images: Tensor) -> bool:
+    """Whether what comes after a stage sees nothing of the picture but this stage's output."""
+    try:
+        return boundary.agrees(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a stage that is called several times, with maps of several sizes: any error of any network
+        return False
+
+
+def _differentiate(
+    module: TransferModule, maps: Tensor, rest: Callable[[Tensor], Tensor], targets: Tensor, images: Tensor
+) -> tuple[Tensor, Tensor, bool] | None:
+    to_grid = _grid_of(maps, module, images)
+    if to_grid is None:
+        return None
+    with torch.enable_grad():
+        leaf = maps.detach().requires_grad_()
+        score = _scores(module.head, rest(leaf), targets).sum()  # of each picture by itself: eval mode mixes none
+        if not score.requires_grad:
+            raise ConfigError(
+                f"no heat map: the head {type(module.head).__name__} has no gradient - explain by the nearest training "
+                "pictures instead"
+            )
+        # Asked for this one tensor alone: none is computed for the parameters, and none is left in them.
+        (gradients,) = torch.autograd.grad(score, leaf, allow_unused=True)
+    gradients = torch.zeros_like(leaf) if gradients is None else torch.nan_to_num(gradients)
+    return to_grid(maps.detach()).float(), to_grid(gradients).float(), bool(gradients.any())
+
+
+def _scores(head: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
+    """Return the score ``(B,)`` of each picture's target."""
+    if isinstance(head, NeighbourHead):
+        queries = functional.normalize((features.float() - head.mean) / head.scale, dim=1)
+        votes = (queries @ head.rows.T / head.temperature).masked_fill(head.labels != targets[:, None], -math.inf)
+        return votes.logsumexp(dim=1)
+    logits: Tensor = head(features)
+    return logits.float().gather(1, targets[:, None])[:, 0]
+
+
+# ---- grids ------------------------------------------------------------------------------------------------------
+
+
+def _grid_of(maps: Tensor, module: TransferModule, images: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return what makes ``(B, C, H, W)`` of such maps or tokens; ``None`` where they are no grid over the picture."""
+    backbone, (height, width) = module.backbone, images.shape[-2:]
+
+    def skew(rows: int, columns: int) -> float:
+        return abs(math.log(rows * width / (columns * height)))
+
+    if len(maps) != len(images) or 0 in maps.shape:  # windows instead of pictures
+        return None
+    if maps.ndim == 4:
+        # `forward_maps` gives channels first always; stages give what the network works on.
+        if skew(*maps.shape[2:]) <= skew(*maps.shape[1:3]):
+            return lambda maps: maps
+        return lambda maps: maps.permute(0, 3, 1, 2)
+    if maps.ndim != 3 or maps.shape[1] <= backbone.prefix_tokens:
+        return None
+    fits = [
+        (skew(rows, count // rows), number, prefix, rows)
+        # Blocks before the class token is put in have none of the prefix.
+        for number, prefix in enumerate(dict.fromkeys((backbone.prefix_tokens, 0)))
+        for count in (maps.shape[1] - prefix,)
+        for rows in range(1, count + 1)
+        if count % rows == 0
+    ]
+    best = min(fits, default=None)
+    if best is None or best[0] > SKEW:
+        return None
+    _, _, prefix, rows = best
+    return lambda maps: maps[:, prefix:].transpose(1, 2).reshape(len(maps), maps.shape[2], rows, -1)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode for the time of the block."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _check(images: npt.NDArray[np.uint8], targets: Sequence[int] | None, size: tuple[int, int], classes: int) -> None:
+    if images.dtype != np.uint8 or images.shape[1:] != (*size, 3):
+        raise ConfigError(
+            f"images are {images.shape} {images.dtype}, expected (B, {size[0]}, {size[1]}, 3) uint8 - take what "
+            "Predictor.decode returns"
+        )
+    if targets is not None and (len(targets) != len(images) or not all(0 <= target < classes for target in targets)):
+        raise ConfigError(
+            f"targets are {list(targets)[:5]}... for {len(images)} pictures, expected one class index below {classes} "
+            "for each"
+        )

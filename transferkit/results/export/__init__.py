@@ -1,0 +1,1 @@
+"""A model in other formats, verified before the file appears. Read `export` first."""

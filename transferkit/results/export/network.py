@@ -1,0 +1,86 @@
+"""What is traced for export: backbone, head and calibration, from normalised pictures to probabilities and logits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from transferkit.core.errors import ExportError
+from transferkit.models.artifact import ModelInfo
+from transferkit.models.backbones.interface import first_line
+from transferkit.models.module import TransferModule
+
+__all__ = ["ExportNetwork", "missing_extra", "quiet", "trace"]
+
+
+class ExportNetwork(nn.Module):
+    """``(B, 3, H, W) float32, normalised`` to calibrated probabilities and logits, each ``(B, C) float32``.
+
+    Args:
+        module: The model; it is not changed.
+        info: What `model.json` holds.
+        half: Backbone in float16; head, calibration, input and outputs stay float32.
+    """
+
+    def __init__(self, module: TransferModule, info: ModelInfo, *, half: bool = False) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(module.backbone).half() if half else module.backbone
+        self.head = module.head
+        self.takes_maps = module.head_takes_maps
+        self.calibration = info.calibration
+        self.half_precision = half
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and logits."""
+        images = images.half() if self.half_precision else images
+        features = self.backbone.forward_maps(images) if self.takes_maps else self.backbone(images)
+        logits = self.head(features.float()).float()
+        return self.calibration.probs(logits), logits
+
+
+def trace(module: TransferModule, info: ModelInfo, *, half: bool = False) -> torch.export.ExportedProgram:
+    """Return the program of a model, for batches of any size.
+
+    Raises:
+        ExportError: torch cannot trace this backbone or head.
+    """
+    network = ExportNetwork(module, info, half=half).eval()
+    example = torch.zeros(2, 3, *info.preprocessing.image_size)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # any network of any library goes through torch's tracer here
+        raise ExportError(
+            f"torch cannot trace {info.backbone} with the head {info.head or type(module.head).__name__} for batches "
+            f"of any size ({first_line(error)}) - use another one, or --format safetensors for a linear head"
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep advice and deprecations of the exporters, which are about their own code, off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def missing_extra(error: ImportError, extra: str) -> ExportError:
+    """Return the error for a library that is not installed, with the line that installs it."""
+    return ExportError(
+        f"{error.name or error} is not installed, but this format needs it - pip install 'transferkit[{extra}]'"
+    )

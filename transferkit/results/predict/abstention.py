@@ -1,0 +1,82 @@
+"""What is said of one picture, and when the model had better say nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.errors import ConfigError
+from transferkit.models.artifact import ModelInfo
+
+__all__ = ["AbstainBy", "Abstention", "Prediction"]
+
+AbstainBy: TypeAlias = Literal["sets", "thresholds"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one picture.
+
+    Attributes:
+        path: The file, or the place among the pictures given, as ``"images[3]"``.
+        label: Most probable class; ``None`` when the picture is unreadable, or the model abstains.
+        probability: Of the most probable class, calibrated, also where the model abstains.
+        top: The most probable classes with their probabilities, in descending order.
+        probs: Of every class, in index order.
+        error: Why there is no prediction; ``None`` when there is one.
+        abstained: Whether there is no label because the model is not sure enough.
+        classes: The conformal prediction set, most probable first; empty unless `abstain_by` is ``"sets"``.
+    """
+
+    path: str
+    label: str | None = None
+    probability: float | None = None
+    top: tuple[tuple[str, float], ...] = ()
+    probs: tuple[float, ...] = ()
+    error: str | None = None
+    abstained: bool = False
+    classes: tuple[str, ...] = ()
+
+
+class Abstention:
+    """Whether the model is sure enough of a picture to give it a label.
+
+    Args:
+        info: With a calibration that holds held-out pictures.
+        rate: In (0, 1): coverage of the prediction sets, or precision of each class.
+        by: ``"sets"``: when the conformal prediction set holds one class only. ``"thresholds"``: when the probability
+            is at least the one from which on held-out pictures of the class were right at that rate.
+
+    Raises:
+        ConfigError: The rate is out of range, or there are no held-out pictures.
+    """
+
+    def __init__(self, info: ModelInfo, rate: float, by: AbstainBy) -> None:
+        if not 0.0 < rate < 1.0:
+            raise ConfigError(f"abstain is {rate}, expected a rate in (0, 1), such as 0.95")
+        if by not in ("sets", "thresholds"):
+            raise ConfigError(f"abstain_by is {by!r}, expected sets or thresholds")
+        if info.calibration.held_out is None:
+            raise ConfigError(
+                "this model has no held-out pictures to abstain by, expected a calibrated one - run "
+                "`transferkit calibrate RUN DATA` with labelled pictures that it was not trained on"
+            )
+        self.class_names = info.class_names
+        self.threshold = info.calibration.set_threshold(rate) if by == "sets" else None
+        self.least = info.calibration.class_thresholds(rate) if by == "thresholds" else ()
+
+    def __call__(self, probs: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> tuple[bool, tuple[str, ...]]:
+        """Return whether to give the label, and the prediction set, most probable class first; empty for thresholds.
+
+        Args:
+            probs: ``(C,)``, calibrated.
+            order: Class indices ``(C,)``, most probable first.
+        """
+        if self.threshold is not None:
+            classes = tuple(self.class_names[index] for index in order if probs[index] >= self.threshold)
+            return len(classes) == 1, classes
+        least = self.least[int(order[0])]
+        return least is not None and bool(probs[order[0]] >= least), ()

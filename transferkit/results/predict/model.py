@@ -1,0 +1,342 @@
+"""Predictions of a finished run for pictures anywhere: lazily, in order, at the speed of the inference engine."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from transferkit.core.errors import ConfigError, DataError, TrainingError
+from transferkit.data.batches.workers import worker_errors
+from transferkit.features.engine.compute import Compute
+from transferkit.features.engine.engine import Engine
+from transferkit.features.engine.taps import find_taps
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
+from transferkit.models.artifact import ModelInfo, load_model
+from transferkit.models.module import TransferModule
+from transferkit.results.predict.abstention import AbstainBy, Abstention, Prediction
+from transferkit.results.predict.views import PredictionViews, Shown, Source, SourceBatches, load_sources, name_sources
+from transferkit.results.predict.whole import WholeNetwork
+
+__all__ = ["AbstainBy", "Output", "Prediction", "Predictor", "Source", "load"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network returns for one picture.
+
+    Attributes:
+        name: Its path, or its place among the sources, as ``"images[3]"``.
+        logits: ``(V, C) float32``, a row per test-time view, the evaluation view first; ``None`` when it is unreadable.
+        error: Why there are no logits.
+        sha256: What it is known by: hex digest of the file's bytes, or of pixels; ``None`` where nothing could be read.
+    """
+
+    name: str
+    logits: npt.NDArray[np.float32] | None
+    error: str | None = None
+    sha256: str | None = None
+
+
+class Predictor:
+    """A finished run's model, ready for pictures. Not for several threads at once.
+
+    The network runs in the inference engine: batch norm folded into the convolutions, channels-last, compiled where the
+    pictures to come pay for it. An engine is kept per batch size.
+
+    Args:
+        module: The model.
+        info: What `model.json` holds.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        precision: ``"32"``, or ``"bf16"`` for the backbone in autocast; the head is always in fp32.
+
+    Attributes:
+        module: The model itself, in eval mode on the device.
+        info: As given.
+        device: As given.
+    """
+
+    def __init__(
+        self, module: TransferModule, info: ModelInfo, device: str = "cpu", *, precision: Literal["32", "bf16"] = "32"
+    ) -> None:
+        self.module = module.eval().to(device).to(memory_format=torch.channels_last)
+        self.info = info
+        self.device = device
+        self.precision: Literal["32", "bf16"] = precision
+        self._engines: dict[int, Engine] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In index order."""
+        return self.info.class_names
+
+    # ---- logits -------------------------------------------------------------------------------------------------
+
+    def outputs(
+        self,
+        sources: Iterable[Source],
+        *,
+        tta: str | int = "none",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[Output]:
+        """Yield the logits of every picture, in order; lazily, so that there may be any number of them.
+
+        No more of `sources` are taken than a few batches ahead. Files and bytes are decoded as in training, large JPEGs
+        at a fraction of their size; Pillow pictures and arrays are taken at full size, Pillow pictures turned upright.
+
+        Args:
+            sources: Paths, bytes of files, Pillow pictures or uint8 arrays ``(H, W, 3)``, mixed as you like.
+            tta: Test-time views: ``"none"``, ``"flip"``, ``"5crop"``, or a number of augmented views.
+            batch_size: Views per forward pass; what suits the device when ``None``.
+            workers: Decoding processes; what suits the machine when ``None``. 0 decodes on threads of this process.
+            seed: Of augmented views.
+
+        Raises:
+            ConfigError: An option or a source is not what is expected.
+            StorageError: While iterated: a decoding process was lost.
+            TrainingError: While iterated: memory ran out.
+        """
+        views = PredictionViews.make(self.info.preprocessing, tta, seed)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"workers is {workers}, expected at least 0")
+        if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
+            raise ConfigError(f"the pictures are one {type(sources).__name__}, expected a list or iterable of them")
+        decoders, threads = choose_workers(workers, "gpu" if self.device == "cuda" else self.device)
+        batch = batch_size or Compute(self.device).batch
+        return self._outputs(sources, views, batch, decoders, threads)
+
+    def _outputs(
+        self, sources: Iterable[Source], views: PredictionViews, batch: int, workers: int, threads: int
+    ) -> Iterator[Output]:
+        total = len(sources) if isinstance(sources, Sized) else None
+        done = 0
+        shown = load_sources(
+            sources,
+            views,
+            batch_size=max(1, batch // views.count),
+            workers=workers,
+            threads=available_cores(),
+            pin_memory=self.device == "cuda",
+        )
+        # A GPU computes the next batch while the one before is told.
+        ahead = 1 if self.device == "cuda" else 0
+        waiting: deque[tuple[Shown, Tensor | None]] = deque()
+        with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
+            for loaded in shown:
+                done += len(loaded.names)
+                # Of an unknown number as many are taken to come as have come: compiling at worst doubles the time.
+                left = (done if total is None else max(0, total - done)) * views.count
+                waiting.append((loaded, self._rows(loaded.images, batch, left)))
+                while len(waiting) > ahead:
+                    yield from _told(*waiting.popleft(), views.count)
+            while waiting:
+                yield from _told(*waiting.popleft(), views.count)
+
+    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return logits ``(B, C)`` of pictures ``(B, h, w, 3) uint8`` that are of the network's size already.
+
+        Args:
+            images: As `decode` returns them, stacked.
+
+        Raises:
+            TrainingError: Memory ran out.
+        """
+        rows = self._rows(torch.from_numpy(images), Compute(self.device).batch, 0)
+        if rows is None:
+            return np.zeros((0, len(self.class_names)), dtype=np.float32)
+        logits: npt.NDArray[np.float32] = rows.cpu().numpy()
+        return logits
+
+    def _rows(self, images: Tensor, batch: int, left: int) -> Tensor | None:
+        """Return ``(R V, C) float32`` on the device, or ``None`` where there is no picture."""
+        if not len(images):
+            return None
+        engine = self._engine(batch)
+        try:
+            parts = [engine.rows(images[at : at + batch], left=left)[0] for at in range(0, len(images), batch)]
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory in batches of {batch} - pass a smaller batch size, such as {max(1, batch // 2)}"
+            ) from error
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _engine(self, batch: int) -> Engine:
+        if batch not in self._engines:
+            whole = WholeNetwork(self.module)
+            self._engines[batch] = Engine(
+                whole, find_taps(whole), device=self.device, precision=self.precision, batch=batch
+            )
+        return self._engines[batch]
+
+    def decode(self, source: Source) -> npt.NDArray[np.uint8]:
+        """Return the evaluation view of a picture, ``(h, w, 3) uint8``: what the network sees, before normalisation.
+
+        Raises:
+            ConfigError: `source` is no picture.
+            DataError: It cannot be read.
+        """
+        (job,) = name_sources([source])
+        shown = SourceBatches(PredictionViews.make(self.info.preprocessing)).batch([job])
+        if shown.errors[0] is not None:
+            raise DataError(f"cannot read picture {job.name!r}: {shown.errors[0]} - replace or remove it")
+        image: npt.NDArray[np.uint8] = shown.images[0].numpy()
+        return image
+
+    # ---- probabilities ------------------------------------------------------------------------------------------
+
+    def probs(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return calibrated probabilities ``(C,)``: the mean over the views of those of each.
+
+        Args:
+            logits: ``(V, C)``, of one picture.
+        """
+        rows: npt.NDArray[np.float32] = self.info.calibration.probs(torch.from_numpy(logits)).numpy()
+        mean: npt.NDArray[np.float32] = rows[0] if len(rows) == 1 else rows.mean(axis=0)
+        return mean
+
+    def predict(
+        self,
+        images: Iterable[Source] | Source,
+        *,
+        tta: str | int = "none",
+        top_k: int = 3,
+        abstain: float | None = None,
+        abstain_by: AbstainBy = "sets",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> list[Prediction]:
+        """Return one prediction per picture, in the order given; an unreadable one has `error` set.
+
+        Args:
+            images: Pictures as for `outputs`, or one alone.
+            tta: Test-time views, whose calibrated probabilities are averaged.
+            top_k: Most probable classes to tell.
+            abstain: Rate in (0, 1); gives no label where the model cannot at that rate. ``None``: a label for each.
+            abstain_by: ``"sets"``: label where the conformal prediction set of coverage `abstain` holds one class.
+                ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
+                Both rates are those of held-out pictures without test-time views.
+            batch_size: See `outputs`.
+            workers: See `outputs`.
+            seed: See `outputs`.
+
+        Raises:
+            ConfigError: An option or a source is not what is expected, or there are no held-out pictures to abstain by.
+        """
+        single = isinstance(images, str | os.PathLike | bytes | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype.kind not in "OUS"
+        )
+        sources: Iterable[Source] = [images] if single else images  # type: ignore[list-item, assignment]
+        return list(
+            self.stream(
+                sources,
+                tta=tta,
+                top_k=top_k,
+                abstain=abstain,
+                abstain_by=abstain_by,
+                batch_size=batch_size,
+                workers=workers,
+                seed=seed,
+            )
+        )
+
+    def stream(
+        self,
+        images: Iterable[Source],
+        *,
+        tta: str | int = "none",
+        top_k: int = 3,
+        abstain: float | None = None,
+        abstain_by: AbstainBy = "sets",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[Prediction]:
+        """Yield what `predict` returns, lazily. Raises likewise."""
+        if top_k < 1:
+            raise ConfigError(f"top_k is {top_k}, expected at least 1")
+        rule = None if abstain is None else Abstention(self.info, abstain, abstain_by)
+        outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
+        return (self._prediction(output, top_k, rule) for output in outputs)
+
+    def _prediction(self, output: Output, top_k: int, rule: Abstention | None) -> Prediction:
+        if output.logits is None:
+            return Prediction(output.name, error=output.error)
+        probs = self.probs(output.logits)
+        order = np.argsort(-probs, kind="stable")
+        top = tuple((self.class_names[index], float(probs[index])) for index in order[:top_k])
+        sure, classes = (True, ()) if rule is None else rule(probs, order)
+        label, probability = top[0]
+        return Prediction(
+            output.name, label if sure else None, probability, top, tuple(probs.tolist()),
+            abstained=not sure, classes=classes,
+        )  # fmt: skip
+
+
+@contextmanager
+def _compute_threads(threads: int | None) -> Iterator[None]:
+    """Leave cores to decoding processes for the time of the block."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
+
+
+def _told(shown: Shown, logits: Tensor | None, views: int) -> Iterator[Output]:
+    """Yield the outputs of a batch."""
+    rows = None if logits is None else logits.cpu().numpy()
+    at = 0
+    for name, sha256, error in zip(shown.names, shown.hashes, shown.errors, strict=True):
+        if error is not None or rows is None:
+            yield Output(name, None, error, sha256)
+            continue
+        mine = rows[at : at + views].copy()
+        at += views
+        if np.isfinite(mine).all():
+            yield Output(name, mine, None, sha256)
+        else:
+            yield Output(name, None, "the model returns NaN or infinity for it", sha256)
+
+
+def load(
+    run: str | Path,
+    *,
+    accelerator: str = "cpu",
+    precision: Literal["32", "bf16"] = "32",
+    head: nn.Module | None = None,
+) -> Predictor:
+    """Return the model of a run directory, ready to predict.
+
+    Args:
+        run: The run directory.
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
+        precision: ``"32"``, or ``"bf16"``, which may be faster and may flip close calls.
+        head: The head, for a model whose head was a module of your own.
+
+    Raises:
+        CheckpointError: The model is missing or damaged.
+        ConfigError: The accelerator is not on this machine.
+    """
+    chosen = choose_accelerator(accelerator)
+    module, info = load_model(run, head=head)
+    tune_process(choose_workers(None, chosen)[1])
+    return Predictor(module, info, device_of(chosen), precision=precision)

@@ -1,0 +1,302 @@
+"""The verb `predict`: pictures in, CSV or JSON lines out, any number of them, by one process or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from transferkit.core.csv import csv_text
+from transferkit.core.errors import ConfigError, ExportError, did_you_mean
+from transferkit.core.files import write_atomically
+from transferkit.data.scan.problems import listing
+from transferkit.options.results import PredictConfig
+from transferkit.results.predict.model import Prediction, Predictor, load
+from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
+from transferkit.show.progress import counting_bar, progress_console
+from transferkit.training.ranks.connecting import connected, place_of_torchrun
+from transferkit.training.ranks.parallel import gather, is_writer, on_first, rank, world
+
+__all__ = ["csv_header", "csv_row", "json_row", "predict_files"]
+
+ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+ROUND: Final = {"cpu": 512, "cuda": 8192}
+"""Pictures of one process between two times that several processes meet."""
+
+SHOWN_S: Final = 0.2
+"""Seconds between two refreshes of what a reader or a person sees."""
+
+Told = Callable[[int, "int | None"], None]
+
+
+def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
+    """Predict the class of every picture that a configuration names, and write a row for each, in order.
+
+    Nothing but the file names of one folder is held for all pictures. A file appears when all is done; standard output
+    gets rows as they come. Started by torchrun, each process predicts its part of the pictures, and the first writes.
+
+    Args:
+        config: The options.
+        stdin: Where the path ``-`` is read from; the process's own when ``None``.
+
+    Raises:
+        ConfigError: An option does not fit the model, the paths or the machine.
+        DataError: A path does not exist, or there is no picture at all.
+        CheckpointError: The model is missing or damaged.
+        ExportError: Pictures could not be read; their rows say why. With `strict`: the first such picture, and no file
+            is written. With `check_classes`: the class folders are not the model's classes.
+        StorageError: The disk is full or failing, or a decoding process was lost.
+        TrainingError: Memory ran out, or a process was lost.
+    """
+    with connected(place_of_torchrun()):
+        on_first(_check_out, config)
+        predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
+        if config.check_classes:
+            on_first(_check_classes, config.paths, predictor.class_names)
+        counts = _Counts()
+        console = progress_console(config.quiet or not is_writer())
+        with counting_bar(console, "predicting") as told:
+            found = _predictions(predictor, config, stdin or sys.stdin, counts, told)
+            lines = _lines(found, config, top_k=min(config.top_k, len(predictor.class_names)))
+            if not is_writer():
+                for _ in found:
+                    pass
+            elif config.out is None:
+                _print(lines)
+            else:
+                write_atomically(config.out, lambda temporary: _fill(temporary, lines))
+        on_first(_conclude, config, counts)
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What has been predicted, in all processes."""
+
+    done: int = 0
+    failed: int = 0
+    abstained: int = 0
+    total: int | None = None
+
+
+# ---- predictions ------------------------------------------------------------------------------------------------
+
+
+def _predictions(
+    predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, told: Told | None
+) -> Iterator[Prediction]:
+    """Yield every prediction, in every process; tell and count them."""
+    pictures: list[Iterator[str]] = []
+
+    def begin() -> int | None:
+        pictures.append(find_pictures(config.paths, stdin))
+        return count_pictures(config.paths)
+
+    counts.total = on_first(begin)
+    found = (
+        _alone(predictor, config, pictures, counts.total) if world() == 1 else _together(predictor, config, pictures)
+    )
+    shown = 0.0
+    for prediction in found:
+        counts.done += 1
+        counts.failed += prediction.error is not None
+        counts.abstained += prediction.abstained
+        if config.strict and prediction.error is not None:
+            on_first(_refuse, prediction)
+        yield prediction
+        if told is not None and (now := time.monotonic()) - shown >= SHOWN_S:
+            shown = now
+            told(counts.done, counts.total)
+
+
+def _alone(
+    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]], total: int | None
+) -> Iterator[Prediction]:
+    return _stream(predictor, config, pictures[0] if total is None else _Counted(pictures[0], total))
+
+
+def _together(predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]]) -> Iterator[Prediction]:
+    """Yield what all processes predict, in all of them; `pictures` is known to the first alone."""
+    size = ROUND.get(predictor.device, ROUND["cpu"]) * world()
+    while part := on_first(lambda: list(islice(pictures[0], size))):
+        own = _stream(predictor, config, part[rank() :: world()])
+        parts = gather([dataclasses.replace(item, probs=()) for item in own])
+        yield from (parts[at % world()][at // world()] for at in range(len(part)))
+
+
+def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -> Iterator[Prediction]:
+    return predictor.stream(
+        paths,
+        tta=config.tta,
+        top_k=config.top_k,
+        abstain=config.abstain,
+        abstain_by=config.abstain_by,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+    )
+
+
+class _Counted:
+    """Paths whose number is known before they are."""
+
+    def __init__(self, paths: Iterator[str], total: int) -> None:
+        self.paths = paths
+        self.total = total
+
+    def __iter__(self) -> Iterator[str]:
+        return self.paths
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def _refuse(prediction: Prediction) -> None:
+    raise ExportError(
+        f"cannot read picture {prediction.path!r}: {prediction.error} - replace or remove it, or leave out --strict"
+    )
+
+
+def _conclude(config: PredictConfig, counts: _Counts) -> None:
+    """Say in the first process how it ended."""
+    if config.out is not None and not config.quiet:
+        parts = [f"{counts.failed:,} unreadable"] if counts.failed else []
+        parts += [f"{counts.abstained:,} without a label"] if config.abstain is not None else []
+        print(", ".join([f"predicted  {counts.done:,} pictures", *parts, f"in {config.out}"]), flush=True)
+    if counts.failed:
+        raise ExportError(
+            f"{counts.failed:,} of {counts.done:,} pictures could not be read; their rows say why - replace or remove "
+            "them, and run again"
+        )
+
+
+def _check_classes(paths: Sequence[str], class_names: Sequence[str]) -> None:
+    """Compare the class folders of every folder with the model's classes."""
+    folders = [path for path in paths if path != STDIN and Path(path).is_dir()]
+    if not folders:
+        raise ConfigError("--check-classes needs a folder of class folders, found none among the paths - leave it out")
+    expected = {unicodedata.normalize("NFC", name) for name in class_names}
+    for folder in folders:
+        here = class_folders(folder, class_names)
+        if here != expected:
+            unknown, missing = sorted(here - expected), sorted(expected - here)
+            told = [f"the model lacks {listing(unknown, limit=len(unknown))}"] if unknown else []
+            told += [f"the folder lacks {listing(missing, limit=len(missing))}"] if missing else []
+            raise ExportError(
+                f"{folder}: its class folders are not the classes of the model: {' and '.join(told)} - rename them, or "
+                "leave out --check-classes; predictions do not depend on the names of folders"
+            )
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+
+def csv_header(top_k: int, *, sets: bool = False) -> str:
+    """Return the first line of the CSV: ``path,label,probability[,label_2,probability_2,...][,set],error``.
+
+    Args:
+        top_k: Most probable classes told, at least 1.
+        sets: Whether there is a column for prediction sets.
+    """
+    more = [name for rank in range(2, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
+    return csv_text([["path", "label", "probability", *more, *(["set"] if sets else []), "error"]])
+
+
+def csv_row(prediction: Prediction, top_k: int, *, sets: bool = False) -> str:
+    """Return a prediction as a line of CSV that no spreadsheet takes for a formula.
+
+    Args:
+        prediction: Where the model abstains, ``label`` is empty and ``probability`` that of the most probable class.
+        top_k: As for `csv_header`.
+        sets: Likewise; classes are joined by ``|``.
+    """
+    cells: list[object] = [prediction.path, prediction.label]
+    cells.append(None if prediction.probability is None else f"{prediction.probability:.6f}")
+    for place in range(1, top_k):
+        name, share = prediction.top[place] if place < len(prediction.top) else (None, None)
+        cells += [name, None if share is None else f"{share:.6f}"]
+    cells += ["|".join(prediction.classes)] if sets else []
+    return csv_text([[*cells, prediction.error]])
+
+
+def json_row(prediction: Prediction) -> str:
+    """Return a prediction as a line of JSON: path, label, probability, top, abstained, set, error."""
+    values: dict[str, Any] = {
+        "path": _valid(prediction.path),
+        "label": prediction.label,
+        "probability": None if prediction.probability is None else round(prediction.probability, 6),
+        "top": [[name, round(share, 6)] for name, share in prediction.top],
+        "abstained": prediction.abstained,
+        "set": list(prediction.classes),
+        "error": None if prediction.error is None else _valid(prediction.error),
+    }
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _valid(text: str) -> str:
+    """Return valid text: bytes of file names that are no UTF-8 become escapes, as in CSV."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _lines(found: Iterable[Prediction], config: PredictConfig, *, top_k: int) -> Iterator[str]:
+    if _format(config) == "jsonl":
+        yield from map(json_row, found)
+        return
+    sets = config.abstain is not None and config.abstain_by == "sets"
+    header = csv_header(top_k, sets=sets)
+    for prediction in found:
+        yield header + csv_row(prediction, top_k, sets=sets)  # not before it is known that there is a picture
+        header = ""
+
+
+# ---- where they go ----------------------------------------------------------------------------------------------
+
+
+def _format(config: PredictConfig) -> str:
+    return config.format if config.format != "auto" else ENDINGS.get(Path(config.out or "-.csv").suffix.lower(), "")
+
+
+def _check_out(config: PredictConfig) -> None:
+    """Refuse a file that cannot be written to, before any work is done."""
+    if config.out is None:
+        return
+    path = Path(config.out)
+    if not _format(config):
+        raise ConfigError(
+            f"--out {path}: unknown ending {path.suffix!r}.{did_you_mean(path.suffix, ENDINGS)} Known: "
+            f"{', '.join(ENDINGS)} - or pass --format"
+        )
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
+
+
+def _fill(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        stream.writelines(lines)
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Write lines to standard output as they come; on a terminal with control characters made visible."""
+    stream, flushed = sys.stdout, 0.0
+    terminal = stream.isatty()
+    for line in lines:
+        stream.write(_shown(line, stream.encoding, terminal=terminal))
+        if (now := time.monotonic()) - flushed >= SHOWN_S:
+            flushed = now
+            stream.flush()
+    stream.flush()
+
+
+def _shown(line: str, encoding: str | None, *, terminal: bool) -> str:
+    """Return a line as the stream takes it: file names can hold terminal escapes, and characters it cannot encode."""
+    if terminal:
+        line = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in line)
+    return line.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")

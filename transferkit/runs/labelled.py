@@ -1,0 +1,218 @@
+"""Labelled pictures for a finished model: its own classes by name, without the checks that only training needs."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from transferkit.core.csv import read_csv
+from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
+from transferkit.core.records import SkippedFile
+from transferkit.data.images.reading import hash_images, read_images
+from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.scan.problems import SPLITS, FoundFile, Scan, listing
+from transferkit.data.scan.scan import scan_data
+from transferkit.machine.cores import available_cores
+
+__all__ = ["Labelled", "Picture", "labelled_pictures", "refuse_unreadable", "run_splits", "seen"]
+
+ALL = "all"
+
+_CHECK_SIDE: Final = 64
+"""Short side, in pixels, that a picture is decoded to when all that matters is whether it can be."""
+
+
+class Picture(NamedTuple):
+    """A labelled picture.
+
+    Attributes:
+        path: Absolute.
+        target: Class index of the model.
+        sha256: Hex digest of the file's bytes.
+    """
+
+    path: str
+    target: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures that a model can be measured on.
+
+    Attributes:
+        splits: By split, each sorted by path and not empty; ``"all"`` is the only key for data without splits, and
+            where the splits were asked for together.
+        unknown: Classes that the model lacks, with the number of pictures that were left out for it.
+        missing: Classes of the model without a picture here.
+        skipped: Files that are no pictures or cannot be read, and why.
+        notes: Facts worth telling.
+        unreadable: How many of `skipped` are pictures that cannot be read.
+    """
+
+    splits: Mapping[str, tuple[Picture, ...]]
+    unknown: Mapping[str, int]
+    missing: tuple[str, ...]
+    skipped: tuple[SkippedFile, ...]
+    notes: tuple[str, ...]
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return sum(len(pictures) for pictures in self.splits.values())
+
+
+def labelled_pictures(
+    data: str,
+    class_names: Sequence[str],
+    *,
+    split: str = "auto",
+    skip_bad: bool = False,
+    check_classes: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Labelled:
+    """List and hash the pictures of a labelled folder or manifest whose classes a model knows, by name.
+
+    Names are compared in NFC form, so that it does not matter how a disk stores accents. Files are read whole but not
+    decoded: one that turns out to be no picture later is for the caller to tell, see `refuse_unreadable`.
+
+    Args:
+        data: ``folder/<class>/*``, ``folder/{train,val,test}/<class>/*``, a CSV or Parquet manifest, or ``"sample"``.
+        class_names: Of the model, in index order.
+        split: ``"train"``, ``"val"`` or ``"test"``; ``"auto"`` for every split but train, each on its own; ``"all"``
+            for all of them together.
+        skip_bad: Leave files out that cannot be read, instead of refusing them all in one message.
+        check_classes: Refuse data whose classes are not exactly those of the model.
+        progress: Called with the number of files read and their total.
+
+    Raises:
+        DataError: There is no such data or split, files cannot be read, or no picture is left.
+        ExportError: The classes are not those of the model, with `check_classes`.
+    """
+    root = str(sample_folder(progress)) if data == SAMPLE else data
+    scan = scan_data(root)
+    problems = [problem for problem in scan.problems if not _only_for_training(problem, root)]
+    if problems:
+        raise DataError(gather(problems))
+    names = {unicodedata.normalize("NFC", name): index for index, name in enumerate(class_names)}
+    if check_classes:
+        _check_classes(data, scan, class_names, names)
+    chosen = _choose(data, scan.files, split)
+    known = [(file, names[key]) for file in chosen if (key := unicodedata.normalize("NFC", file.label)) in names]
+    unknown = Counter(file.label for file in chosen) - Counter(file.label for file, _ in known)
+    if not known:
+        raise DataError(_nothing(data, unknown, class_names))
+    results = hash_images(
+        [file.path for file, _ in known],
+        workers=available_cores(),
+        progress=None if progress is None else lambda done: progress(done, len(known)),
+    )
+    bad = [SkippedFile(result.path, str(result.error)) for result in results if result.sha256 is None]
+    if bad and not skip_bad:
+        decoded = read_images([file.path for file, _ in known], min_side=_CHECK_SIDE, workers=available_cores())
+        refuse_unreadable([SkippedFile(result.path, result.error) for result in decoded if result.error] or bad)
+    splits: dict[str, list[Picture]] = {}
+    for (file, target), result in zip(known, results, strict=True):
+        if result.sha256 is not None:
+            name = ALL if split == ALL or file.split is None else file.split
+            splits.setdefault(name, []).append(Picture(str(Path(file.path).absolute()), target, result.sha256))
+    if not splits:
+        raise DataError(f"{data}: none of its {len(known)} pictures can be read - check the files and permissions")
+    present = {picture.target for pictures in splits.values() for picture in pictures}
+    return Labelled(
+        {name: tuple(splits[name]) for name in (*SPLITS, ALL) if name in splits},
+        dict(sorted(unknown.items())),
+        tuple(name for index, name in enumerate(class_names) if index not in present),
+        tuple(sorted([*scan.skipped, *bad], key=lambda file: file.path)),
+        scan.notes,
+        len(bad),
+    )
+
+
+def refuse_unreadable(bad: Sequence[SkippedFile]) -> None:
+    """Raise a `DataError` that lists every unreadable picture, where there is one."""
+    if bad:
+        told = [f"{file.path!r} ({file.reason})" for file in bad]
+        raise DataError(
+            f"{len(bad)} unreadable pictures: {listing(told, limit=len(told), quote=False)} - replace or remove them,"
+            " or pass --skip-bad to leave them out"
+        )
+
+
+def run_splits(run: str | Path) -> dict[str, str] | None:
+    """Return the split of every picture that a run was made with, by sha256; ``None`` where the run does not say.
+
+    A picture that a run had in several splits counts as one of train.
+
+    Raises:
+        StorageError: `pictures.csv` cannot be read.
+    """
+    path = Path(run) / "pictures.csv"
+    if not path.is_file():
+        return None
+    found: dict[str, str] = {}
+    for row in read_csv(path):
+        if found.get(row["sha256"]) != "train":
+            found[row["sha256"]] = row["split"]
+    return found
+
+
+def seen(run: str | Path, pictures: Iterable[Picture]) -> int | None:
+    """Return how many of the pictures a run was trained on; ``None`` where the run does not say.
+
+    Raises:
+        StorageError: `pictures.csv` cannot be read.
+    """
+    splits = run_splits(run)
+    return None if splits is None else sum(splits.get(picture.sha256) == "train" for picture in pictures)
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------
+
+
+def _only_for_training(problem: str, root: str) -> bool:
+    """Whether a scan found nothing wrong but that there is nothing to train on."""
+    return problem.startswith("no train folder beside ") or problem == (
+        f"manifest {root!r} has no row whose split is 'train'"
+    )
+
+
+def _choose(data: str, files: Sequence[FoundFile], split: str) -> list[FoundFile]:
+    present = [name for name in SPLITS if any(file.split == name for file in files)]
+    if not files:
+        raise DataError(f"{data}: holds no picture - expected folder/<class>/*.jpg; check the path")
+    if not present:
+        if split not in ("auto", ALL):
+            raise DataError(f"{data}: has no splits, so there is no {split!r} - leave --split out, or name its folder")
+        return list(files)
+    wanted = {"auto": ("val", "test"), ALL: SPLITS}.get(split, (split,))
+    chosen = [file for file in files if file.split in wanted]
+    if not chosen:
+        asked = "no split but train" if split == "auto" else f"no {split!r} split"
+        raise DataError(f"{data}: has {asked}, found pictures in {listing(present)} - name one of them by --split")
+    return chosen
+
+
+def _check_classes(data: str, scan: Scan, class_names: Sequence[str], names: Mapping[str, int]) -> None:
+    here = {unicodedata.normalize("NFC", name): name for name in (*scan.class_names, *(f.label for f in scan.files))}
+    unknown = sorted(name for key, name in here.items() if key not in names)
+    missing = [class_names[index] for key, index in names.items() if key not in here]
+    if unknown or missing:
+        told = [f"the model lacks {listing(unknown)}"] if unknown else []
+        told += [f"the data lack {listing(missing)}"] if missing else []
+        raise ExportError(
+            f"{data}: its classes are not those of the model: {' and '.join(told)} - rename them, or leave out"
+            " --check-classes"
+        )
+
+
+def _nothing(data: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
+    hint = did_you_mean(next(iter(sorted(unknown)), ""), class_names)
+    return (
+        f"{data}: none of its classes ({listing(sorted(unknown))}) is one of the model ({listing(class_names)}),"
+        f" expected folders or labels of the same names - rename them.{hint}"
+    )

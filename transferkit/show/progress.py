@@ -1,0 +1,45 @@
+"""Progress bars: pictures done, pictures per second, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["RateColumn", "counting_bar", "progress_console", "waiting"]
+
+
+def progress_console(quiet: bool) -> Console | None:
+    """Return where bars are drawn, or ``None``: quiet, or standard error is not a terminal."""
+    console = Console(stderr=True)
+    return console if console.is_terminal and not quiet else None
+
+
+class RateColumn(ProgressColumn):
+    """Pictures per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of one bar."""
+        rate = task.fields.get("rate")
+        rate = task.speed if rate is None else rate
+        return Text(f"{rate:,.0f} images/s" if rate else "", style="progress.data.speed")
+
+
+@contextmanager
+def counting_bar(console: Console | None, description: str) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Show a bar of pictures done; yields the function to tell it by, or ``None`` without a console."""
+    if console is None:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def waiting(console: Console | None, description: str) -> AbstractContextManager[object]:
+    """Show that something is going on whose length is not known."""
+    return nullcontext() if console is None else console.status(description)

@@ -1,0 +1,1 @@
+"""Tests of a training itself: overfitting a batch, gradients, resume. Read `checks` first."""

@@ -1,0 +1,116 @@
+"""While only the last groups train on pictures that do not change: the frozen part is run once, not every epoch."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+
+from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.batches.dataset import ImageLoader
+from transferkit.machine.cores import free_memory
+from transferkit.models.boundary import Boundary, last_frozen_stage
+from transferkit.models.module import TransferModule
+from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
+
+__all__ = ["KeptActivations"]
+
+log = logging.getLogger("transferkit")
+
+
+class KeptActivations(Callback):
+    """Keeps what the last frozen stage returns for every training picture, in memory, for the length of a phase.
+
+    Used where it is exact and pays: no augmentation, at least two epochs, decoding in this process, a frozen part that
+    ends with a stage, and activations that fit into a quarter of the free memory. Elsewhere the phase trains as usual.
+    Nothing is written; a resumed run computes them again.
+
+    Args:
+        schedule: Knows the phases.
+        data: Its training pictures are the ones.
+        console: Where to say that the frozen part is being run; ``None`` for nowhere.
+    """
+
+    def __init__(self, schedule: PhaseSchedule, data: ImageData, console: Console | None = None) -> None:
+        self.schedule = schedule
+        self.data = data
+        self.console = console
+        self._phase: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start without any."""
+        self._phase = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """At the first epoch of a phase in this process, compute what it can keep."""
+        plan = self.schedule.plan
+        assert plan is not None
+        assert isinstance(pl_module, TransferModule)
+        index = plan.phase_at(running_epoch(trainer))
+        if index == self._phase:
+            return
+        self._phase = index
+        self._drop(trainer, pl_module)
+        phase = plan.phases[index]
+        stage = last_frozen_stage(pl_module.backbone, plan.group_names, phase.trained(plan.group_names))
+        loader = trainer.train_dataloader
+        if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
+            return
+        if loader.num_workers or trainer.world_size > 1:
+            return
+        self._keep(trainer, pl_module, loader, stage)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave nothing behind."""
+        assert isinstance(pl_module, TransferModule)
+        self._drop(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        assert isinstance(pl_module, TransferModule)
+        self._drop(trainer, pl_module)
+
+    def _keep(self, trainer: L.Trainer, module: TransferModule, loader: ImageLoader, stage: str) -> None:
+        dataset, size = loader.dataset, loader.batch_size or 1
+        boundary = module.open_boundary(stage)
+        kept: torch.Tensor | None = None
+        module.eval()
+        with trainer.precision_plugin.forward_context():
+            for start in range(0, len(dataset), size):
+                batch = range(start, min(start + size, len(dataset)))
+                images = normalise(dataset.batch(batch)[0].to(module.device), module.data_config)
+                if kept is None:
+                    if not self._worth(boundary, images, len(dataset)):
+                        break
+                    if self.console is not None:
+                        place = stage or "the features"
+                        self.console.print(f"running the frozen part once: {len(dataset):,} pictures up to {place}")
+                activations = boundary.reach(images).cpu()
+                if kept is None:
+                    kept = activations.new_empty((len(dataset), *activations.shape[1:]))
+                kept[start : start + len(activations)] = activations
+        module.train()
+        if kept is None:
+            module.close_boundary()
+            return
+        dataset.activations = kept
+        log.info("kept %.0f MB of activations of %s", kept.numel() * kept.element_size() / 1e6, stage or "the features")
+
+    def _worth(self, boundary: Boundary, images: torch.Tensor, pictures: int) -> bool:
+        """Whether the activations of all pictures fit into memory, and the network can be entered at them."""
+        first = boundary.reach(images[:1])
+        if pictures * first.numel() * first.element_size() > free_memory() // 4:
+            log.info("activations of %s do not fit into a quarter of the free memory", boundary.stage)
+            return False
+        if not boundary.agrees(images):
+            log.info("the network cannot be entered at %s", boundary.stage)
+            return False
+        return True
+
+    def _drop(self, trainer: L.Trainer, module: TransferModule) -> None:
+        module.close_boundary()
+        if isinstance(trainer.train_dataloader, ImageLoader):
+            trainer.train_dataloader.dataset.activations = None

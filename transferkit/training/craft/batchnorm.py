@@ -1,0 +1,133 @@
+"""Batch-norm statistics recomputed by one pass over pictures, in place of the running average of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transferkit.core.errors import ConfigError, DataError, TrainingError, did_you_mean, gather
+from transferkit.models.freezing import frozen_modules
+
+__all__ = ["learning_bn_layers", "recalibrate_bn"]
+
+
+def recalibrate_bn(
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    device: torch.device | str,
+    layers: Sequence[str] | None = None,
+) -> int:
+    """Recompute the running statistics of batch-norm layers: the mean over the batches, each weighing its pictures.
+
+    While a network trains, its running statistics are an exponential average over the last batches, of weights that
+    were still moving. Here the weights stand still and every batch counts (Wu and Johnson 2021, *Rethinking "Batch" in
+    BatchNorm*, section 3: "precise batch norm"; torch's `update_bn` does it with all layers, every batch alike). The
+    variance is the mean of the unbiased variances of the batches, as torch's running variance is.
+
+    Only the chosen layers use the statistics of the batch; all else is in eval mode, so dropout does not draw, and
+    frozen layers stay what they are. The pass has no random numbers. A batch of a single picture has no statistics and
+    is left out.
+
+    Args:
+        module: The model, on `device`; which groups train is set. Its weights do not change.
+        batches: Images ``(B, 3, H, W) float32, normalised``: the training pictures, as they are evaluated or augmented.
+        device: Where to compute.
+        layers: Names of the layers as in ``module.named_modules()``; those of `learning_bn_layers` when ``None``.
+
+    Returns:
+        The number of layers. With none, no batch is looked at. Layers that ``forward`` does not call are left as they
+        are and not counted.
+
+    Raises:
+        ConfigError: A name is not that of a batch-norm layer with running statistics.
+        DataError: There is no batch of at least two pictures.
+        TrainingError: Statistics are not finite. The old ones are back then, as after any other exception.
+    """
+    chosen = _chosen(module, learning_bn_layers(module) if layers is None else layers)
+    if not chosen:
+        return 0
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [layer.momentum for layer in chosen.values()]
+    before = {name: [buffer.clone() for buffer in _statistics(layer)] for name, layer in chosen.items()}
+    missed = list(chosen)
+    handles = [layer.register_forward_pre_hook(_Weigher()) for layer in chosen.values()]
+    try:
+        module.eval()
+        for layer in chosen.values():
+            layer.train()
+            layer.reset_running_stats()
+        _one_pass(module, batches, device)
+        broken = [name for name, layer in chosen.items() if not all(s.isfinite().all() for s in _statistics(layer))]
+        if broken:
+            raise TrainingError(
+                f"batch-norm statistics of {broken[0]} are not finite over the pictures, expected numbers - the "
+                "weights diverged; train with a lower LR"
+            )
+        missed = [name for name, layer in chosen.items() if not layer.num_batches_tracked]
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, momentum in zip(chosen.values(), momenta, strict=True):
+            layer.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
+        for name in missed:  # all of them after an exception, else those that `forward` has no use for
+            for buffer, value in zip(_statistics(chosen[name]), before[name], strict=True):
+                buffer.copy_(value)
+    return len(chosen) - len(missed)
+
+
+def learning_bn_layers(module: nn.Module) -> list[str]:
+    """Return the names of the batch-norm layers that keep running statistics and are in no frozen part of `module`."""
+    frozen = {id(layer) for part in frozen_modules(module) for layer in part.modules()}
+    return [name for name, layer in module.named_modules() if _is_bn(layer) and id(layer) not in frozen]
+
+
+class _Weigher:
+    """Sets a layer's momentum before each call, so that its running average is the mean over all pictures so far."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        size = len(inputs[0])
+        self.seen += size
+        layer.momentum = size / self.seen  # running = (1 - m) running + m batch
+
+
+def _one_pass(module: nn.Module, batches: Iterable[Tensor], device: torch.device | str) -> None:
+    seen = False
+    for images in batches:
+        if len(images) > 1:
+            seen = True
+            with torch.no_grad():
+                module(images.to(device, non_blocking=True))
+    if not seen:
+        raise DataError(
+            "there is no batch of at least two pictures to take batch-norm statistics of - use a batch size above 1"
+        )
+
+
+def _chosen(module: nn.Module, names: Sequence[str]) -> dict[str, _BatchNorm]:
+    known = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm) and _is_bn(layer)}
+    problems = [
+        f"{name!r} is not a batch-norm layer with running statistics.{did_you_mean(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(gather(problems))
+    return {name: known[name] for name in names}
+
+
+def _is_bn(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
+
+
+def _statistics(layer: _BatchNorm) -> list[Tensor]:
+    return [s for s in (layer.running_mean, layer.running_var, layer.num_batches_tracked) if s is not None]

@@ -1,0 +1,122 @@
+"""Checkpoints that are whole, verified and free of code.
+
+A checkpoint is torch's zip archive: every record in it carries a CRC-32, and `verify_checkpoint` reads them all. That
+tells a damaged file from a whole one without a second file that could go missing. Loading is always `weights_only`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from transferkit import __version__
+from transferkit.core.errors import CheckpointError
+from transferkit.core.files import storage_errors, write_atomically
+
+__all__ = ["FORMAT", "AtomicCheckpointIO", "load_checkpoint", "newest_checkpoint", "verify_checkpoint"]
+
+FORMAT = 1
+"""Grows when an older transferkit can no longer read what a newer one writes."""
+
+KEY = "transferkit"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes, reads back, renames: an earlier checkpoint survives every failure."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint whole or not at all. Raises `StorageError`, or `CheckpointError` for a failing disk."""
+        checkpoint[KEY] = {"version": __version__, "format": FORMAT}
+        target = Path(path)
+        with storage_errors("create", target.parent):
+            target.parent.mkdir(exist_ok=True)  # not its parents: a run directory that vanished stays so
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as stream:  # through Python, whose errors say "disk full" and torch's do not
+                try:
+                    torch.save(checkpoint, stream)
+                except RuntimeError as error:  # torch ends the archive all the same, and finds it too short
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from None
+                    raise
+            problem = verify_checkpoint(temporary)
+            if problem:
+                raise CheckpointError(
+                    f"{target}: what was just written cannot be read back: {problem} - check the disk"
+                )
+
+        write_atomically(target, write)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint onto the CPU; objects other than plain data and tensors are refused."""
+        return load_checkpoint(path)
+
+
+def verify_checkpoint(path: Path) -> str | None:
+    """Return what is wrong with the file's bytes, or ``None`` when every record matches its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # of damaged bytes it may say that their compression is not implemented
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        return f"not a whole checkpoint ({error})"
+    return None if damaged is None else f"record {damaged!r} does not match its checksum"
+
+
+def load_checkpoint(path: Any) -> dict[str, Any]:
+    """Load a checkpoint to resume from.
+
+    Raises:
+        CheckpointError: Missing, damaged, with code in it, weights only, or of a newer transferkit.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such checkpoint - start without --resume, or give the right --out")
+    problem = verify_checkpoint(file)
+    if problem:
+        raise CheckpointError(f"{file}: {problem} - delete it, and resume from another or start anew")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{file}: holds objects other than tensors and plain data, refused ({reason}) - use a checkpoint that "
+            "transferkit wrote"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{file}: not a training checkpoint - expected one that transferkit wrote")
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise CheckpointError(f"{file}: holds weights only, a resume needs the optimizer too - pass it to --init-from")
+    stamp = checkpoint.get(KEY, {})
+    if stamp.get("format", 0) > FORMAT:
+        raise CheckpointError(
+            f"{file}: written by transferkit {stamp.get('version')}, newer than this one ({__version__}) - upgrade"
+        )
+    return checkpoint
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path, list[str]]:
+    """Return the newest whole checkpoint of a run, and what was wrong with newer ones.
+
+    Args:
+        directory: The run's ``checkpoints`` folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = [directory / name for name in ("last.ckpt", "best.ckpt") if (directory / name).is_file()]
+    if not found:
+        raise CheckpointError(
+            f"{directory}: no checkpoint to resume from - start without --resume (add --overwrite to replace the run)"
+        )
+    damaged: list[str] = []
+    for path in found:
+        problem = verify_checkpoint(path)
+        if problem is None:
+            return path, damaged
+        damaged.append(f"{path.name}: {problem}")
+    raise CheckpointError(f"{directory}: no whole checkpoint: {'; '.join(damaged)} - start anew with --overwrite")

@@ -1,0 +1,235 @@
+"""`PhaseSchedule`: the thin callback that applies a plan to a running Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from transferkit.core.errors import CheckpointError, ConfigError, TrainingError, gather
+from transferkit.data.batches.datamodule import ImageData
+from transferkit.models.freezing import frozen_state_digest
+from transferkit.models.module import TransferModule
+from transferkit.training.plan.phases import Phase, Plan, check_phases
+from transferkit.training.ranks.parallel import average, statistics
+from transferkit.training.ranks.strategies import wrap_again
+
+__all__ = ["PhaseSchedule", "apply_lrs", "apply_momentum", "running_epoch"]
+
+WATCHED = ("val_loss", "train_loss")
+"""What schedules that go by a value are told: the first of these that is measured."""
+
+
+def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
+    """Write each group's LR into the optimizer's parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lrs[group["group"]]
+
+
+def apply_momentum(optimizer: Optimizer, momentum: float | None) -> None:
+    """Write a momentum (Adam's first beta) into the optimizer's parameter groups; ``None`` for the optimizer's own."""
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            first, second = optimizer.defaults["betas"]
+            group["betas"] = (first if momentum is None else momentum, second)
+        else:
+            group["momentum"] = optimizer.defaults["momentum"] if momentum is None else momentum
+
+
+class PhaseSchedule(Callback):
+    """Trains a `TransferModule` phase by phase; works with a plain `lightning.Trainer`.
+
+    Which groups train and at which LR follows from the plan, the epoch and the batch, at every start anew, so a resumed
+    run is where it was. Only the validation values that `plateau` goes by are remembered. At the end of each phase the
+    frozen part is compared with what it was at its beginning, parameters and buffers.
+
+    Under DDP the model is wrapped anew at the beginning of each phase: the gradients that processes share are those of
+    the parameters that learn. Running statistics are averaged over the processes at the end of each epoch.
+
+    Args:
+        phases: In order. The Trainer stops after the last one, unless its own limit comes first.
+        solved: Whether a first phase with ``solve`` has been done already; a Trainer cannot do it.
+
+    Raises:
+        ConfigError: At the start of `fit`, with everything that is wrong with the phases.
+        CheckpointError: When `fit` is to go on from a checkpoint of other phases or schedules.
+    """
+
+    def __init__(self, phases: Sequence[Phase], *, solved: bool = False) -> None:
+        self.phases = tuple(phases)
+        self.solved = solved
+        self.plan: Plan | None = None
+        self._values: dict[int, list[float]] = {}
+        self._applied: int | None = None
+        self._frozen_digest: str | None = None
+        self._cycles = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check the phases against the module's groups and bound the fit."""
+        if stage != "fit":
+            return
+        module = _transfer_module(pl_module)
+        problems = check_phases(self.phases, module.group_names())
+        if self.phases and self.phases[0].solve and not self.solved:
+            problems.append(
+                f"phase {self.phases[0].name!r} is solved on cached features, which a Trainer does not do - call "
+                "transferkit.solve_head(model, data) before `fit`, and leave the phase out"
+            )
+        bounds = Plan(self.phases, module.group_names(), 1)
+        views = {bounds.first_epoch(number) + epoch for number, phase in enumerate(self.phases) if phase.test_view
+                 for epoch in range(phase.epochs)}  # fmt: skip
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
+        if isinstance(data, ImageData):
+            data.test_view_epochs = frozenset(views)
+        elif views:
+            problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
+        if problems:
+            raise ConfigError(gather(problems))
+        epochs = sum(phase.epochs for phase in self.phases)
+        limit = trainer.fit_loop.max_epochs
+        if limit is None or limit < 0 or limit > epochs:
+            trainer.fit_loop.max_epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
+        module = _transfer_module(pl_module)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        self.plan = Plan(self.phases, module.group_names(), steps).given(self._values)
+        self._cycles = any(self.plan.momentum(self.plan.first_epoch(number) * steps) is not None
+                           for number, phase in enumerate(self.phases) if phase.epochs)  # fmt: skip
+        self._applied = None
+        self._enter(trainer, module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Enter the phase of this epoch, if it is another one than before."""
+        self._enter(trainer, _transfer_module(pl_module))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set every group's LR for this step."""
+        plan = self._plan()
+        step = running_epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
+        apply_lrs(trainer.optimizers[0], plan.lrs(step))
+        if self._cycles:
+            apply_momentum(trainer.optimizers[0], plan.momentum(step))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last batch, before validation, give all processes the mean of their running statistics.
+
+        As timm's ``distribute_bn="reduce"``. Each has normalised by its own pictures until then.
+        """
+        if trainer.world_size > 1 and batch_idx + 1 >= trainer.num_training_batches:
+            average(statistics(pl_module).values())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the schedules what was measured."""
+        name = next((name for name in WATCHED if name in trainer.callback_metrics), None)
+        if name is None:
+            return
+        plan = self._plan()
+        index = plan.phase_at(trainer.current_epoch)
+        epoch = trainer.current_epoch - plan.first_epoch(index)
+        values = [*self._values.get(index, [])[:epoch], float(trainer.callback_metrics[name])]
+        self._values[index] = values
+        self.plan = plan.given(self._values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values that schedules went by, and the phases that they belong to."""
+        return {
+            "values": {str(index): list(values) for index, values in self._values.items()},
+            "phases": [phase.to_dict() for phase in self.phases],
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other phases or with the state of other schedules; Lightning would take what fits."""
+        problems = _differences(checkpoint, self)
+        if problems:
+            raise CheckpointError(
+                f"the checkpoint is of another training: {gather(problems)} - put back config.yaml and the checkpoint "
+                "of this run, or start anew"
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the values of an earlier process."""
+        self._values = {int(index): list(values) for index, values in state_dict["values"].items()}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Audit the last phase."""
+        self._audit(_transfer_module(pl_module))
+
+    def _enter(self, trainer: L.Trainer, module: TransferModule) -> None:
+        plan = self._plan()
+        index = plan.phase_at(running_epoch(trainer))
+        if index == self._applied:
+            return
+        self._audit(module)
+        module.train_groups(plan.phases[index].trained(plan.group_names))
+        module.train()
+        wrap_again(trainer)
+        self._applied = index
+        self._frozen_digest = frozen_state_digest(module)
+
+    def _audit(self, module: TransferModule) -> None:
+        if self._frozen_digest is not None and frozen_state_digest(module) != self._frozen_digest:
+            raise TrainingError(
+                f"frozen weights or buffers moved during phase {self.phases[self._applied or 0].name!r}, expected none "
+                "to - is another callback changing the model? Remove it, and run the phase again"
+            )
+        self._frozen_digest = None
+
+    def _plan(self) -> Plan:
+        if self.plan is None:
+            raise TrainingError("PhaseSchedule has no plan before `fit` - use it as a callback of a Trainer")
+        return self.plan
+
+
+def running_epoch(trainer: L.Trainer) -> int:
+    """The running epoch, also while Lightning is restoring its own counters."""
+    # `current_epoch` lags behind between the end of one epoch and the restart of the next.
+    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # a subclass has it
+
+
+def _differences(checkpoint: Mapping[str, Any], schedule: PhaseSchedule) -> list[str]:
+    """Return in words where a checkpoint is not of these phases, or not of their schedules."""
+    others = len(checkpoint.get("lr_schedulers", ()))
+    found = [f"it holds the state of {others} scheduler(s) of Lightning's, expected none"] if others else []
+    state = checkpoint["callbacks"].get(schedule.state_key)
+    if state is None:
+        return [*found, "it holds no state of a PhaseSchedule"]
+    now = [phase.to_dict() for phase in schedule.phases]
+    before = state.get("phases", now)
+    if [phase["name"] for phase in before] != [phase["name"] for phase in now]:
+        names = [", ".join(str(phase["name"]) for phase in phases) for phases in (before, now)]
+        return [*found, f"phases were {names[0]}, are now {names[1]}"]
+    for old, new in zip(before, now, strict=True):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        found += [f"{key} of phase {new['name']!r} was {old.get(key)!r}, is now {new.get(key)!r}" for key in keys]
+    return found or _missing_values(checkpoint, state["values"], schedule.phases)
+
+
+def _missing_values(checkpoint: Mapping[str, Any], values: Mapping[str, Any], phases: Sequence[Phase]) -> list[str]:
+    """Return in words which schedules that go by values were not told one for each epoch that is over."""
+    over = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    found = []
+    for number, phase in enumerate(phases):
+        expected, told = min(phase.epochs, max(0, over)), len(values.get(str(number), ()))
+        over -= phase.epochs
+        if phase.curve.needs_values and told != expected:
+            found.append(f"{phase.curve.name} of phase {phase.name!r} was told {told} values in {expected} epochs")
+    return found
+
+
+def _transfer_module(module: L.LightningModule) -> TransferModule:
+    if isinstance(module, TransferModule):
+        return module
+    raise ConfigError(
+        f"PhaseSchedule needs a TransferModule, saw {type(module).__name__} - wrap your network as its backbone "
+        "(`register_backbone`) or head"
+    )

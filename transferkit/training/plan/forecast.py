@@ -1,0 +1,128 @@
+"""What a phase will take: seconds per step and peak memory, from a few steps on real pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from transferkit.machine.device import device_of
+from transferkit.training.setup import Prepared
+
+__all__ = ["Forecast", "forecast"]
+
+WARMUP, TIMED = 2, 4
+"""Steps of a phase that are not timed, and that are."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was measured.
+
+    Attributes:
+        step_s: By phase, seconds of one batch, decoding included; of a solved phase, of one batch through the backbone.
+        memory: By phase, peak bytes: of the process on a CPU, of torch's tensors on a GPU.
+        evaluation_s: Seconds to evaluate one batch.
+    """
+
+    step_s: tuple[float, ...]
+    memory: tuple[int, ...]
+    evaluation_s: float
+
+
+def forecast(ready: Prepared) -> Forecast:
+    """Do a few steps of every phase. The module is changed: it is not the one to train afterwards.
+
+    Args:
+        ready: Data, model, phases and machine.
+    """
+    device = device_of(ready.machine.accelerator)
+    module = ready.module.to(device, memory_format=torch.channels_last)
+    optimizer = module.configure_optimizers()
+    batches = _endless(ready)
+    seconds, memory = [], []
+    for phase in ready.phases:
+        names = phase.trained(module.group_names())
+        with _peak_memory(device) as peak:
+            if phase.solve:
+                seconds.append(_time(lambda: _evaluate(ready, batches, device), device))
+            else:
+                module.train_groups(names)
+                module.train()
+                seconds.append(_time(lambda: _step(ready, batches, optimizer, device), device))
+        memory.append(peak[0])
+    return Forecast(tuple(seconds), tuple(memory), _time(lambda: _evaluate(ready, batches, device), device))
+
+
+def _time(step: object, device: str) -> float:
+    assert callable(step)
+    seconds = []
+    for number in range(WARMUP + TIMED):
+        started = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if number >= WARMUP:
+            seconds.append(time.perf_counter() - started)
+    return sum(seconds) / len(seconds)
+
+
+def _endless(ready: Prepared) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = ready.data.train_dataloader()
+    while True:
+        yield from loader
+
+
+def _step(
+    ready: Prepared,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    device: str,
+) -> None:
+    images, targets = (tensor.to(device) for tensor in next(batches))
+    images, targets = ready.data.on_after_batch_transfer((images, targets), 0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the time of a step, not what it does
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=ready.machine.precision == "bf16"):
+        loss = ready.module.training_step((images, targets), 0)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _evaluate(ready: Prepared, batches: Iterator[tuple[Tensor, Tensor]], device: str) -> None:
+    images, targets = (tensor.to(device) for tensor in next(batches))
+    images, _ = ready.data.on_after_batch_transfer((images, targets), 0)
+    mode = ready.module.training
+    ready.module.eval()
+    with torch.inference_mode():
+        ready.module(images)
+    ready.module.train(mode)
+
+
+@contextlib.contextmanager
+def _peak_memory(device: str) -> Iterator[list[int]]:
+    """Measure the block's peak memory in bytes; the list holds it afterwards."""
+    result = [0]
+    status = Path("/proc/self/status")
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif status.is_file():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    yield result
+    if device == "cuda":
+        result[0] = torch.cuda.max_memory_allocated()
+    elif status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        result[0] = int(line.split()[1]) * 1024
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        result[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

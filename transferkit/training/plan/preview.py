@@ -1,0 +1,201 @@
+"""`plan`: what a training would do, before any of it is done."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from transferkit.core.files import storage_errors, write_json
+from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.features.store.store import FeatureStore
+from transferkit.models.freezing import frozen_modules
+from transferkit.models.module import TransferModule
+from transferkit.options.training import TrainingOptions
+from transferkit.runs.directory import run_stem
+from transferkit.show.plots import plot_plan
+from transferkit.show.progress import progress_console, waiting
+from transferkit.show.words import duration
+from transferkit.training.batch_size import choose_batch_size
+from transferkit.training.describe import make_plan, plan_values
+from transferkit.training.head.solve import solve_probe
+from transferkit.training.lr.start import phase_start
+from transferkit.training.plan.forecast import Forecast, forecast
+from transferkit.training.plan.phases import HEAD, Plan
+from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
+from transferkit.training.setup import Prepared, make_compute_of, prepare
+
+__all__ = ["print_plan", "write_plan"]
+
+RGN_BATCHES = 8
+"""Batches that relative gradient norms are measured on."""
+
+
+def write_plan(
+    config: TrainingOptions, *, out: str | None = None, rgn: bool = False, quiet: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Say what `finetune` with these options would do; nothing is trained and no run directory is made.
+
+    Args:
+        config: The options.
+        out: Directory for ``plan.json`` and ``plan.png``; default: ``runs/<data>-<backbone>-plan``.
+        rgn: Also propose which groups to tune.
+        quiet: No progress, no table.
+
+    Returns:
+        The directory, and the plan as it stands in ``plan.json``.
+
+    Raises:
+        ConfigError: An option is out of range, or the phases do not fit the model.
+        DataError: Pictures are missing, unreadable or contradictory.
+        BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
+        StorageError: The directory cannot be written to.
+    """
+    ready = prepare(config, quiet=quiet)
+    if config.batch_size == "auto":
+        ready.data.batch_size = choose_batch_size(ready, quiet=quiet)
+    plan = make_plan(config, ready.data, ready.module, ready.phases)
+    values = plan_values(plan, ready.module)
+    with waiting(progress_console(quiet), "timing a few steps of each phase"):
+        norms = _frozen_norms(ready)
+        if rgn:
+            values["rgn"] = _gradient_norms(config, ready)
+        measured = forecast(ready)
+    values["batch_size"] = ready.data.batch_size
+    values["lr_found"] = "at the start of the run, by a range test" if config.lr == "auto" else None
+    _predict(values, plan, ready, measured, norms, accumulate=config.accumulate, views=config.probe_views)
+    directory = Path(out) if out is not None else Path("runs") / f"{run_stem(config.data, config.backbone)}-plan"
+    with storage_errors("create", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "plan.json", values)
+    if plan.epochs:
+        plot_plan(values, directory / "plan.png")
+    if not quiet:
+        print_plan(values, directory)
+    return directory, values
+
+
+def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console | None = None) -> None:
+    """Print a plan on standard output.
+
+    Args:
+        values: The content of ``plan.json``.
+        directory: Where it lies.
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    table = Table(title="phases", title_justify="left", title_style="bold")
+    for column in ("phase", "epochs", "steps", "trains", "norms frozen", "time", "memory"):
+        table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=column == "phase")
+    for phase in values["phases"]:
+        table.add_row(
+            phase["name"], str(phase["epochs"] or "solved"), f"{phase['steps']:,}",
+            _short(phase["trainable_parameters"]), f"{phase['frozen_norms']}/{values['norms']}",
+            duration(phase["time_s"]), f"{phase['memory'] / 1e9:.2f} GB",
+        )  # fmt: skip
+    console.print(table)
+    trained = [phase for phase in values["phases"] if phase["epochs"]]
+    sizes = {group["name"]: group["parameters"] for group in values["groups"]}
+    rates = Table(title="learning rates; other groups are frozen", title_justify="left", title_style="bold")
+    for column in ("phase", "group", "parameters", "start", "peak", "end"):
+        rates.add_column(column, justify="left" if column in ("phase", "group") else "right", no_wrap=True)
+    for phase in trained:
+        for number, (group, course) in enumerate(phase["lr_course"].items()):
+            shown = "" if number else phase["name"]
+            last = number + 1 == len(phase["lr_course"])
+            rates.add_row(shown, group, _short(sizes[group]), *(f"{lr:.2g}" for lr in course), end_section=last)
+    if trained:
+        console.print(rates)
+    if values["lr_found"] is not None:
+        console.print(f"lr       looked for {values['lr_found']}; the figures above are for {trained[-1]['lr']:g}")
+    if "rgn" in values:
+        told = ", ".join(f"{name} {norm:.2g}" for name, norm in values["rgn"]["norms"].items())
+        console.print(f"rgn      {told}", soft_wrap=True)
+        console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True, markup=False)
+    console.print(f"batch    {values['batch_size']} pictures, {values['steps_per_epoch']:,} steps per epoch")
+    console.print(f"time     about {duration(values['time_s'])}, evaluation included")
+    console.print(f"plan     {directory / 'plan.json'}", soft_wrap=True)
+    if trained:
+        console.print(f"plot     {directory / 'plan.png'}", soft_wrap=True)
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------
+
+
+def _short(count: int) -> str:
+    """Return a number of parameters in the unit a person would use."""
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
+
+
+def _frozen_norms(ready: Prepared) -> list[int]:
+    """Return how many norm layers are frozen in each phase."""
+    module, counts = ready.module, []
+    for phase in ready.phases:
+        module.train_groups(phase.trained(module.group_names()))
+        frozen = {id(inner) for part in frozen_modules(module) for inner in part.modules()}
+        counts.append(sum(id(layer) in frozen for layer in norm_layers(module)))
+    return counts
+
+
+def norm_layers(module: TransferModule) -> list[torch.nn.Module]:
+    """Return the layers of a module that normalise: batch, layer, group and instance norm, by their kind's name."""
+    return [layer for layer in module.modules() if "norm" in type(layer).__name__.lower()
+            and not any(True for _ in layer.children())]  # fmt: skip
+
+
+def _gradient_norms(config: TrainingOptions, ready: Prepared) -> dict[str, Any]:
+    """Return the relative gradient norm of every group, from a converged head, and the groups to tune."""
+    module, data = ready.module, ready.data
+    wider = next((phase for phase in ready.phases if phase.patterns != (HEAD,)), ready.phases[-1])
+    solved = None
+    if ready.phases[0].solve:
+        solved = solve_probe(module, data, FeatureStore(config.store), make_compute_of(ready.machine), seed=config.seed)
+    phase_start(config, ready, wider, solved)
+    norms = relative_gradient_norms(module, list(_some_batches(data)))
+    return {"norms": norms, "proposed": list(propose_groups(norms, module.group_names()))}
+
+
+def _some_batches(data: ImageData) -> Any:
+    for images, targets in itertools.islice(iter(data.train_dataloader()), RGN_BATCHES):
+        yield normalise(images, data.data_config), targets
+
+
+def _predict(
+    values: dict[str, Any],
+    plan: Plan,
+    ready: Prepared,
+    measured: Forecast,
+    norms: list[int],
+    *,
+    accumulate: int,
+    views: int,
+) -> None:
+    """Add to each phase what it will take, and what its LRs are."""
+    size = ready.data.batch_size
+    counts = {split: len(ready.data.index.split(split)) for split in ("train", "val", "test")}
+    evaluation = measured.evaluation_s * counts["val"] / size
+    values["norms"] = len(norm_layers(ready.module))
+    for number, phase in enumerate(values["phases"]):
+        steps = phase["epochs"] * plan.steps_per_epoch
+        first = phase["first_epoch"] * plan.steps_per_epoch
+        batches = steps * accumulate
+        extra = phase["epochs"] * evaluation
+        if not phase["epochs"]:
+            batches, extra = (counts["train"] * (1 + views) + counts["val"]) / size, 0.0
+        course = [plan.lrs(first + step) for step in range(steps)]
+        phase |= {
+            "steps": steps,
+            "frozen_norms": norms[number],
+            "step_s": measured.step_s[number] * (accumulate if phase["epochs"] else 1),
+            "time_s": measured.step_s[number] * batches + extra,
+            "memory": measured.memory[number],
+            "lr_course": {name: [course[0][name], max(lrs[name] for lrs in course), course[-1][name]]
+                          for name in phase["groups"]} if course else {},
+        }  # fmt: skip
+    final = measured.evaluation_s * (counts["val"] + counts["test"]) / size
+    values["time_s"] = sum(phase["time_s"] for phase in values["phases"]) + final

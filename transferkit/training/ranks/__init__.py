@@ -1,0 +1,1 @@
+"""Several processes as if they were one. Read `parallel` first."""

@@ -1,0 +1,242 @@
+"""Schedules that go one way: constant, in drops, along a curve, or down whenever the validation loss stalls.
+
+Every one can start with a linear warmup, whose first step has 1/warmup of the peak LR and whose last one has the peak.
+Smooth curves come after it and start from their own 0 (`Cosine`, `Exponential`, `Polynomial`, `InverseSqrt`).
+`Step` and `Plateau` count epochs from the start of the phase and are multiplied by the warmup, so that they drop at
+the ends of epochs however long the warmup is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from transferkit.training.schedules.base import (
+    Schedule,
+    lr_min_problem,
+    number_problem,
+    ramp,
+    share_problem,
+    warmup_problem,
+    warmup_steps,
+    whole_problem,
+)
+
+__all__ = ["Constant", "Cosine", "Exponential", "InverseSqrt", "Plateau", "Polynomial", "Step"]
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The peak LR at every step, after an optional linear warmup.
+
+    Args:
+        warmup_epochs: Length of the warmup in epochs; fractions are fine.
+    """
+
+    name = "constant"
+    warmup_epochs: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        return ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        return warmup_problem(self.warmup_epochs, epochs)
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """The LR drops to `gamma` of itself, again and again.
+
+    Args:
+        step_epochs: Epochs between two drops, at least 1. With 0 it drops twice: at half and at three quarters of the
+            phase, the timetable of the residual networks on CIFAR-10 (He et al. 2016, section 4.2).
+        gamma: LR after a drop over LR before it, in (0, 1].
+        warmup_epochs: Length of a linear warmup in epochs; fractions are fine. It moves no drop.
+    """
+
+    name = "step"
+    step_epochs: int = 0
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        if self.step_epochs:
+            drops = step // (self.step_epochs * steps_per_epoch)
+        else:
+            drops = (2 * step >= steps) + (4 * step >= 3 * steps)
+        return float(self.gamma**drops) * ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        found = whole_problem("step_epochs", self.step_epochs, 0)
+        if not found and self.step_epochs > epochs:
+            found.append(f"step_epochs is {self.step_epochs}, longer than the phase of {epochs} epochs")
+        return found + share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """Linear warmup, then the same relative decrease at every step, `gamma` in an epoch.
+
+    Args:
+        gamma: LR one epoch later over LR now, in (0, 1].
+        warmup_epochs: Length of the warmup in epochs; fractions are fine.
+    """
+
+    name = "exponential"
+    gamma: float = 0.9
+    warmup_epochs: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
+        return ramp(step, warmup) * float(self.gamma ** (max(0, step - warmup) / steps_per_epoch))
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        return share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear warmup, then half a cosine to `lr_min_ratio` (SGDR, Loshchilov & Hutter 2017, eq. 5, one cycle).
+
+    The first warmup step has the LR 1/warmup of the peak, the last one the peak itself. The minimum would be reached
+    one step after the last, as in torch's `CosineAnnealingLR`.
+
+    Args:
+        warmup_epochs: Length of the warmup in epochs; fractions are fine.
+        lr_min_ratio: Final LR over peak LR, in [0, 1).
+    """
+
+    name = "cosine"
+    warmup_epochs: float = 0.0
+    lr_min_ratio: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
+        if step < warmup:
+            return ramp(step, warmup)
+        position = (step - warmup) / max(1, steps - warmup)
+        return self.lr_min_ratio + (1.0 - self.lr_min_ratio) * 0.5 * (1.0 + math.cos(math.pi * position))
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        return warmup_problem(self.warmup_epochs, epochs) + lr_min_problem(self.lr_min_ratio)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """Linear warmup, then a power of what is left of the phase, down to `lr_min_ratio`; by default a straight line.
+
+    The minimum would be reached one step after the last, as in torch's `PolynomialLR`.
+
+    Args:
+        power: Exponent, above 0: 1 is linear, more falls faster at first.
+        lr_min_ratio: Final LR over peak LR, in [0, 1).
+        warmup_epochs: Length of the warmup in epochs; fractions are fine.
+    """
+
+    name = "polynomial"
+    power: float = 1.0
+    lr_min_ratio: float = 0.0
+    warmup_epochs: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
+        if step < warmup:
+            return ramp(step, warmup)
+        left = (steps - step) / max(1, steps - warmup)
+        return self.lr_min_ratio + (1.0 - self.lr_min_ratio) * float(left**self.power)
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        found = number_problem("power", self.power, lambda power: 0 < power < math.inf, "a finite number above 0")
+        return found + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Schedule):
+    """Linear warmup, then down with the inverse square root of the step (Vaswani et al. 2017, section 5.3, eq. 3).
+
+    Scaled so that the last warmup step has the peak LR, whatever the width of the network. The curve does not depend
+    on the length of the phase.
+
+    Args:
+        warmup_epochs: Length of the warmup in epochs; fractions are fine. Without one the first step has the peak.
+        timescale_epochs: How slowly the LR falls: so many epochs after the peak it has fallen to 1/sqrt(2) of it. With
+            0 it is the length of the warmup, as in the paper, and one epoch where there is no warmup.
+    """
+
+    name = "inverse_sqrt"
+    warmup_epochs: float = 0.0
+    timescale_epochs: float = 0.0
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        warmup = max(1, warmup_steps(self.warmup_epochs, steps_per_epoch))
+        if step < warmup:
+            return ramp(step, warmup)
+        timescale = max(1, round((self.timescale_epochs or self.warmup_epochs or 1.0) * steps_per_epoch))
+        return math.sqrt(timescale / (timescale + step + 1 - warmup))
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        expected = "a finite number of at least 0"
+        found = number_problem("timescale_epochs", self.timescale_epochs, lambda value: 0 <= value < math.inf, expected)
+        return found + warmup_problem(self.warmup_epochs, epochs)
+
+
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """The LR drops to `gamma` of itself when the validation loss has stopped falling, as torch's `ReduceLROnPlateau`.
+
+    The validation losses are no option: `given` carries them. Then every LR of the phase so far, and that of the next
+    epoch, follow from the options and the losses alone; later epochs are shown at the LR of the last known one. Without
+    losses the LR stays at the peak. A loss that is not a number is no improvement.
+
+    Args:
+        gamma: LR after a drop over LR before it, in (0, 1].
+        patience: Epochs in a row without improvement that are put up with; the next one makes the LR drop.
+        threshold: An improvement is a loss below the best one times (1 - threshold), in [0, 1).
+        cooldown: Epochs after a drop in which none is counted.
+        lr_min_ratio: Lowest LR over peak LR, in [0, 1).
+        warmup_epochs: Length of a linear warmup in epochs; fractions are fine. Its epochs are counted like others.
+    """
+
+    name = "plateau"
+    needs_values = True
+    gamma: float = 0.1
+    patience: int = 2
+    threshold: float = 1e-4
+    cooldown: int = 0
+    lr_min_ratio: float = 0.0
+    warmup_epochs: float = 0.0
+    levels: tuple[float, ...] = field(default=(1.0,), init=False)
+    """LR over peak LR, without warmup, of every finished epoch and of the one after."""
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
+        level = self.levels[min(step // steps_per_epoch, len(self.levels) - 1)]
+        return level * ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
+
+    def given(self, values: Sequence[float]) -> Self:  # noqa: D102
+        best, bad, cooldown, levels = math.inf, 0, 0, [1.0]
+        for value in values:
+            if value < best * (1.0 - self.threshold):
+                best, bad = value, 0
+            else:
+                bad += 1
+            if cooldown > 0:
+                cooldown, bad = cooldown - 1, 0
+            level = levels[-1]
+            if bad > self.patience:
+                level, cooldown, bad = max(level * self.gamma, self.lr_min_ratio), self.cooldown, 0
+            levels.append(level)
+        known = replace(self)
+        object.__setattr__(known, "levels", tuple(levels))
+        return known
+
+    def problems(self, epochs: int) -> list[str]:  # noqa: D102
+        found = share_problem("gamma", self.gamma)
+        whole = whole_problem("patience", self.patience, 0)
+        if not whole and self.patience >= epochs and self.patience != type(self).patience:  # the usual one may be idle
+            expected = f"expected less than the phase of {epochs} epochs, or the LR cannot drop"
+            whole.append(f"patience is {self.patience}, {expected}")
+        found += whole + whole_problem("cooldown", self.cooldown, 0)
+        found += number_problem("threshold", self.threshold, lambda ratio: 0.0 <= ratio < 1.0, "a ratio in [0, 1)")
+        return found + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)

@@ -1,0 +1,285 @@
+"""What is shown of a search: its trials as a table and a picture, which options mattered, the best one as a recipe."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from transferkit.core.files import atomic_write
+from transferkit.show.plots import save_figure
+from transferkit.show.words import duration
+from transferkit.training.search.space import SearchPlan
+
+__all__ = [
+    "SearchBar",
+    "TrialRow",
+    "best_of",
+    "plot_search",
+    "print_trials",
+    "value_text",
+    "write_best",
+    "write_trials",
+]
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#d1701a", "#888888"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial, as it is told.
+
+    Attributes:
+        number: From 0.
+        state: ``"finished"``, ``"pruned"``, ``"failed"``, ``"running"`` or ``"stopped"`` (to be done again).
+        value: The monitored value: of the best epoch of a finished trial, of the last one of a pruned trial.
+        seconds: How long it took.
+        params: What was drawn.
+        note: Why it failed or was stopped.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    seconds: float | None
+    params: Mapping[str, Any]
+    note: str = ""
+
+
+def best_of(rows: Sequence[TrialRow], monitor: str) -> TrialRow | None:
+    """Return the finished trial with the best value, of equal ones the first; ``None`` when none has finished."""
+    finished = [(row.value, row) for row in rows if row.state == "finished" and row.value is not None]
+    sign = 1.0 if monitor == "val_loss" else -1.0
+    return min(finished, key=lambda item: sign * item[0])[1] if finished else None
+
+
+def write_best(path: Path, plan: SearchPlan, best: TrialRow, rows: Sequence[TrialRow]) -> None:
+    """Write the recipe of the best trial, for `finetune --config`.
+
+    Args:
+        path: The YAML file to write.
+        plan: Of the search.
+        best: The trial.
+        rows: All trials.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    assert best.value is not None
+    finished = sum(row.state == "finished" for row in rows)
+    lines = [
+        f"The best of {finished} finished trials: trial {best.number}, {plan.config.monitor} {best.value:.6g}.",
+        "It was chosen on val, so that figure is optimistic; test was not looked at.",
+        *(
+            ["Its head was trained on cached features: finetune has other figures, by a little."]
+            if plan.head_only
+            else []
+        ),
+        "",
+        f"  transferkit finetune --config {shlex.quote(str(path))}",
+    ]
+    text = yaml.safe_dump(plan.recipe(best.params), sort_keys=False, allow_unicode=True)
+    atomic_write(path, "".join(f"# {line}".rstrip() + "\n" for line in lines) + text)
+
+
+def write_trials(rows: Sequence[TrialRow], names: Sequence[str], path: Path) -> None:
+    """Write the trials as CSV: number, state, value, seconds, one column for each of `names`, note.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("number", "state", "value", "seconds", *names, "note"))
+    for row in rows:
+        drawn = [_plain(row.params.get(name, "")) for name in names]
+        seconds = "" if row.seconds is None else round(row.seconds, 3)
+        writer.writerow((row.number, row.state, "" if row.value is None else row.value, seconds, *drawn, row.note))
+    atomic_write(path, text.getvalue())
+
+
+def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path: Path, *, monitor: str) -> None:
+    """Plot the value of every trial with the best one so far, and the importance of every option.
+
+    Args:
+        rows: By number.
+        importance: Share of the variance of the values that each option alone explains; empty while it cannot be told.
+        path: The PNG to write.
+        monitor: ``"val_acc"`` or ``"val_loss"``.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    figure = Figure(figsize=(9, 5.2 + 0.3 * len(importance)), layout="constrained")
+    values, shares = figure.subplots(2, 1, height_ratios=(4.5, 1 + 0.5 * max(1, len(importance))))
+    _plot_values(values, rows, monitor)
+    _plot_importance(shares, importance, sum(row.state == "finished" for row in rows))
+    save_figure(figure, path)
+
+
+def _plot_values(axis: Axes, rows: Sequence[TrialRow], monitor: str) -> None:
+    finished = [row for row in rows if row.state == "finished" and row.value is not None]
+    pruned = [row for row in rows if row.state == "pruned" and row.value is not None]
+    failed = [row for row in rows if row.state == "failed"]
+    lower = monitor == "val_loss"
+    best = best_of(rows, monitor)
+    if best is not None:
+        numbers, reached = [row.number for row in finished], [float(row.value or 0.0) for row in finished]
+        so_far = list(accumulate(reached, min if lower else max))
+        axis.step([*numbers, rows[-1].number], [*so_far, so_far[-1]], where="post", color=ORANGE, label="best so far")
+        axis.plot(numbers, reached, "o", markersize=5, color=BLUE, label="finished")
+        axis.annotate(
+            f"trial {best.number}: {value_text(best.value, monitor)}", (best.number, float(best.value or 0.0)),
+            xytext=(0, -16 if lower else 8), textcoords="offset points", fontsize="small", color="#444444",
+            ha="right" if 2 * best.number > rows[-1].number else "left",
+        )  # fmt: skip
+    if pruned:
+        axis.plot([row.number for row in pruned], [float(row.value or 0.0) for row in pruned], "v", markersize=5,
+                  markerfacecolor="none", color=GREY, label="pruned, last value")  # fmt: skip
+    if failed:
+        axis.plot([row.number for row in failed], [0.02] * len(failed), "x", color=GREY, label="failed",
+                  transform=axis.get_xaxis_transform())  # fmt: skip
+    axis.set_xlabel("trial")
+    axis.set_ylabel("val accuracy" if monitor == "val_acc" else "val loss")
+    axis.margins(y=0.14)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    if finished or pruned or failed:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+
+
+def _plot_importance(axis: Axes, importance: Mapping[str, float], finished: int) -> None:
+    if not importance:
+        axis.set_axis_off()
+        axis.annotate("importance: too few finished trials with different values", (0.5, 0.5), ha="center",
+                      xycoords="axes fraction", color="#666666")  # fmt: skip
+        return
+    names = sorted(importance, key=lambda name: importance[name])
+    axis.barh(names, [importance[name] for name in names], color=BLUE, height=0.6)
+    for place, name in enumerate(names):
+        axis.annotate(f"{importance[name]:.0%}", (importance[name], place), xytext=(4, 0), va="center",
+                      textcoords="offset points", fontsize="small", color="#444444")  # fmt: skip
+    axis.set_xlabel(
+        f"importance: share of the variance over {finished} finished trials, by fANOVA (Hutter et al. 2014)"
+    )
+    axis.set_xlim(0, 1.12 * max(importance.values()))
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def print_trials(
+    rows: Sequence[TrialRow],
+    importance: Mapping[str, float],
+    *,
+    title: str,
+    best: Mapping[str, Any],
+    console: Console | None = None,
+) -> None:
+    """Print the options of the best trial with their importance on standard output.
+
+    Args:
+        rows: The trials.
+        importance: Of each option.
+        title: Over the table.
+        best: The options of the best trial.
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("option", "best", "importance"):
+        table.add_column(column, justify="left" if column == "option" else "right")
+    for name in sorted(best, key=lambda name: -importance.get(name, 0.0)):
+        share = f"{importance[name]:.0%}" if name in importance else "n/a"
+        table.add_row(name, _short(best[name]), share)
+    console.print(table)
+    counts = {state: sum(row.state == state for row in rows) for state in ("finished", "pruned", "failed", "running")}
+    seconds = sum(row.seconds or 0.0 for row in rows)
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    console.print(f"trials   {told}; {duration(seconds)} of work", soft_wrap=True)
+
+
+class SearchBar:
+    """What a person sees while a search runs: a bar over the trials, and a line for each that ends.
+
+    Args:
+        console: Where to draw; ``None`` for nowhere.
+        total: Trials in all.
+        monitor: ``"val_acc"`` or ``"val_loss"``.
+    """
+
+    def __init__(self, console: Console | None, total: int, monitor: str) -> None:
+        self.monitor, self.total = monitor, total
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("{task.fields[told]}"))  # fmt: skip
+        self.bar = Progress(*columns, console=console, transient=True, disable=console is None)
+        self._task = self.bar.add_task("trials", total=total, told="")
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the terminal back."""
+        self.bar.stop()
+
+    def show(self, rows: Sequence[TrialRow], ended: int | None = None) -> None:
+        """Show how many trials are done.
+
+        Args:
+            rows: All trials.
+            ended: Number of the one that has just ended.
+        """
+        best = best_of(rows, self.monitor)
+        done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
+        told = (
+            "" if best is None else f"best {self.monitor} {value_text(best.value, self.monitor)} (trial {best.number})"
+        )
+        self.bar.update(self._task, completed=min(done, self.total), told=told)
+        for row in rows:
+            if row.number == ended and not self.bar.disable:
+                drawn = "  ".join(f"{name} {_short(value)}" for name, value in row.params.items())
+                value = value_text(row.value, self.monitor)
+                spent = "" if row.seconds is None else duration(row.seconds)
+                self.bar.console.print(
+                    f"trial {row.number:<3} {row.state:<8} {value:>6}  {spent:>7}  {drawn}",
+                    soft_wrap=True, highlight=False, markup=False,
+                )  # fmt: skip
+
+    def epoch(self, number: int, epoch: int, value: float) -> None:
+        """Show how far the running trial is.
+
+        Args:
+            number: The trial's.
+            epoch: Epochs done.
+            value: What it has reached on val.
+        """
+        self.bar.update(self._task, told=f"trial {number}, epoch {epoch}: {value_text(value, self.monitor)}")
+
+
+def value_text(value: float | None, monitor: str) -> str:
+    """Return a monitored value as a person would write it."""
+    return "" if value is None else f"{value:.1%}" if monitor == "val_acc" else f"{value:.4g}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as one cell: mappings and lists as JSON."""
+    return json.dumps(value) if isinstance(value, dict | list | tuple) else "null" if value is None else value

@@ -1,0 +1,323 @@
+"""The search as one story: option sets are drawn, tried and compared on val; the best one comes out as a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch.nn import functional
+
+from transferkit.core.errors import ConfigError, DataError, Interrupted, TrainingError
+from transferkit.core.files import storage_errors
+from transferkit.features.engine.taps import POOLED
+from transferkit.features.extract.table import FeatureTable
+from transferkit.features.store.store import FeatureStore
+from transferkit.models.heads import build_head
+from transferkit.options.features import FinetuneConfig, SearchConfig, make_config
+from transferkit.runs.directory import run_stem
+from transferkit.show.progress import counting_bar, progress_console
+from transferkit.training.finetune import finetune
+from transferkit.training.head.solve import split_features, training_rows
+from transferkit.training.head.train import train_head_on_features
+from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.trainer import is_out_of_memory
+from transferkit.training.plan.options import resolve_phases
+from transferkit.training.schedules.schedules import simulate
+from transferkit.training.search.plots import SearchBar, print_trials, value_text
+from transferkit.training.search.space import SearchPlan, plan_search
+from transferkit.training.search.study import SearchResult, Study
+from transferkit.training.setup import make_compute_of, prepare
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["SearchResult", "TrialReport", "run_search", "search"]
+
+TrialRun = Callable[["optuna.Trial", Mapping[str, Any], SearchBar], float]
+"""Runs a trial with the options that were drawn for it; returns its value."""
+
+METRICS = {"val_acc": "acc", "val_loss": "loss"}
+"""Names in `metrics.json` of what can be monitored."""
+
+NO_VAL = "a search compares trials on the validation split, and there is none - pass a --val-split above 0"
+
+
+def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
+    """Do what `run_search` says, for the `search` verb.
+
+    Args:
+        config: The verb's options, checked.
+        options: Those of them that were given; what is given is not searched by default.
+    """
+    shared = {item.name for item in dataclasses.fields(FinetuneConfig)} - {"out", "quiet"}
+    return run_search(
+        {key: value for key, value in options.items() if key in shared},
+        trials=config.trials,
+        sampler=config.search_sampler,
+        prune=config.prune,
+        space=config.space,
+        timeout=config.search_timeout,
+        out=config.out,
+        quiet=config.quiet,
+    )
+
+
+def run_search(
+    options: Mapping[str, Any],
+    *,
+    trials: int = 20,
+    sampler: str = "tpe",
+    prune: bool = True,
+    space: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
+) -> SearchResult:
+    """Search for options of `finetune`, at random or by TPE (Bergstra et al. 2011); go on where a study stands.
+
+    A trial is a run in `trials/<number>`. Trials are compared by the val accuracy, or loss, of the weights they keep:
+    the best value is optimistic, as it was chosen. Test is never looked at, and its figures are taken out of the
+    trials' runs; `finetune` with the recipe measures it.
+
+    Where only a head is trained and nothing is searched that would change its features, the backbone runs once, and a
+    trial trains its head on cached features, which takes moments and leaves no run. `finetune` with the recipe then has
+    the same options, and other figures by a little: it draws a new augmented view of each picture in every epoch,
+    where a trial draws among the plain view and ``probe_views`` kept ones; it clips gradients; and it keeps the best
+    epoch, not the last one.
+
+    Args:
+        options: Of `finetune`; only those that were given. They are the same in all trials.
+        trials: Trials of the study in all, those of earlier calls and other processes included.
+        sampler: ``"tpe"`` or ``"random"``.
+        prune: Whether a trial is ended that is worse than the median of the others was after as many epochs.
+        space: See `plan_search`.
+        timeout: Start no trial after so many seconds.
+        out: Directory of the study; ``runs/<data>-<backbone>-search`` when ``None``.
+        quiet: No progress, no summary.
+
+    Raises:
+        ConfigError: An option or the space is wrong, or Optuna is missing.
+        CheckpointError: The directory holds something else, or a study of other options.
+        TrainingError: Every trial failed.
+        Interrupted: SIGINT or SIGTERM; the trial that was running is done again by the next call.
+        TransferkitError: What else `finetune` raises, apart from a TrainingError, which is the trial's own.
+    """
+    plan = plan_search(options, space)
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("a search needs Optuna, which is not installed - pip install 'transferkit[search]'")
+    usual = Path("runs") / f"{run_stem(plan.config.data, plan.config.backbone)}-search"
+    root = usual if out is None else Path(out)
+    console, started = progress_console(quiet), time.monotonic()
+    with _quiet_optuna():
+        study = Study(root, plan, sampler=sampler, prune=prune)
+        run = _HeadTrials(plan, console).run if plan.head_only else _FinetuneTrials(plan, root).run
+        try:
+            with SearchBar(console, trials, plan.config.monitor) as bar:
+                bar.show(study.publish().trials)
+                while timeout is None or time.monotonic() - started < timeout:
+                    with study.claimed(trials) as claim:
+                        if claim is None:
+                            break
+                        trial, params = claim
+                        study.tell(trial, **_outcome(run, trial, params, bar))
+                    bar.show(study.publish().trials, trial.number)
+        except BaseException as error:
+            told = _stopped(error, study, trials)
+            if told is None:
+                raise
+            raise told from error
+        result = study.publish(plot=True)
+    if result.number is None and result.trials and all(row.state != "running" for row in result.trials):
+        raise TrainingError(f"{root}: no trial finished; the last one: {result.trials[-1].note} - try another space")
+    if not quiet:
+        _print(result, plan)
+    return result
+
+
+def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> dict[str, Any]:
+    """Run a trial and return what to tell of it. What is not this trial's own fault goes through."""
+    from optuna import TrialPruned
+
+    try:
+        return {"value": run(trial, params, bar)}
+    except TrialPruned:
+        return {"pruned": True}
+    except (TrainingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        return {"note": " ".join(str(error).split())}
+
+
+def _stopped(error: BaseException, study: Study, trials: int) -> Interrupted | None:
+    """Write down where the study stands; for a signal, return the error that says how to go on."""
+    rows = []
+    with contextlib.suppress(Exception):  # what stopped the search is what has to be told
+        rows = [row.state for row in study.publish(plot=True).trials]
+    if not isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+        return None
+    number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
+    signum = error.signum if isinstance(error, Interrupted) else number
+    done = sum(rows.count(state) for state in ("finished", "pruned", "failed"))
+    told = f"stopped by {signal.Signals(signum).name} after {done} of {trials} trials"
+    return Interrupted(f"{told} - run the same command, with --out {study.root}, to go on", signum)
+
+
+# ---- trials -----------------------------------------------------------------------------------------------------
+
+
+class TrialReport(Callback):
+    """Tells Optuna the monitored value after every epoch, and ends a trial that is not worth going on with.
+
+    A solved probe before the first epoch is told as epoch 0. The trial ends at the beginning of the next epoch, when
+    everything about the last one is written down.
+
+    Args:
+        trial: What is told.
+        monitor: ``"val_acc"`` or ``"val_loss"``.
+        bar: Shows the value.
+
+    Raises:
+        DataError: At the start of training, when there is no validation split.
+        TrialPruned: The trial does worse than others did.
+    """
+
+    def __init__(self, trial: optuna.Trial, monitor: str, bar: SearchBar | None = None) -> None:
+        self.trial = trial
+        self.monitor = monitor
+        self.bar = bar
+        self.hopeless = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell what a solved probe has reached."""
+        if not trainer.limit_val_batches:
+            raise DataError(NO_VAL)
+        solved = next((keeper.solved for keeper in trainer.callbacks if isinstance(keeper, RunKeeper)), None)  # type: ignore[attr-defined]
+        if solved is not None:
+            self._tell(float(solved[self.monitor]), 0)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End a hopeless trial."""
+        if self.hopeless:
+            from optuna import TrialPruned
+
+            raise TrialPruned(f"{self.monitor} is worse than the median of the trials before")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the epoch's value."""
+        self._tell(float(trainer.callback_metrics[self.monitor]), trainer.current_epoch + 1)
+
+    def _tell(self, value: float, epoch: int) -> None:
+        if not math.isfinite(value):
+            return  # the run itself ends with an error that says where
+        with storage_errors("write", "study.log"):
+            self.trial.report(value, epoch)
+            self.hopeless = self.trial.should_prune()
+        if self.bar is not None:
+            self.bar.epoch(self.trial.number, epoch, value)
+
+
+class _FinetuneTrials:
+    """Trials that are runs of `finetune`."""
+
+    def __init__(self, plan: SearchPlan, root: Path) -> None:
+        self.plan, self.root = plan, root
+
+    def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
+        """Train, and return the value of the weights that are kept."""
+        monitor, out = self.plan.config.monitor, self.root / "trials" / str(trial.number)
+        options = {**self.plan.options, **params, "out": str(out), "quiet": True}
+        # The test split is not looked at: what is chosen by a search is measured on it once, afterwards.
+        metrics = finetune(callbacks=[TrialReport(trial, monitor, bar)], measured=("val",), **options).metrics
+        if "val" not in metrics:
+            raise DataError(NO_VAL)
+        values = metrics["val"]
+        if monitor == "val_loss":  # as the epochs report it
+            values = values.get("uncalibrated", values)
+        return float(values[METRICS[monitor]])
+
+
+class _HeadTrials:
+    """Trials that train a head on features that were computed once."""
+
+    def __init__(self, plan: SearchPlan, console: Console | None) -> None:
+        self.plan, self.console = plan, console
+        self._tables: tuple[FeatureTable, FeatureTable] | None = None
+
+    def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
+        """Train a head, and return its value."""
+        train, val = self._tables = self._tables or self._extract()
+        config = make_config(FinetuneConfig, {**self.plan.options, **params})
+        (phase,) = resolve_phases(config, None)
+        steps = math.ceil(len(train) / int(config.batch_size))  # of an epoch: each picture once, in one of its views
+        factors = simulate(phase.curve, phase.epochs * steps, steps_per_epoch=steps)
+        X, y, _, _ = training_rows(train, POOLED, "sample")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            head = build_head(config.head, X.shape[1], len(train.class_names), drop_rate=config.drop_rate)
+            train_head_on_features(
+                head, torch.from_numpy(X), torch.from_numpy(y), lrs=[phase.lr * factor for factor in factors],
+                batch_size=int(config.batch_size), optimizer=config.optimizer, weight_decay=config.weight_decay,
+                momentum=config.momentum, nesterov=config.nesterov, label_smoothing=config.label_smoothing,
+                seed=config.seed,
+            )  # fmt: skip
+        with torch.inference_mode():
+            logits, targets = head.eval()(torch.from_numpy(val.X)).double(), torch.from_numpy(val.y)
+        loss = float(functional.cross_entropy(logits, targets))
+        if not math.isfinite(loss):
+            raise TrainingError(f"val_loss is {loss} at LR {phase.lr:.2g} - search smaller ones")
+        return loss if config.monitor == "val_loss" else float((logits.argmax(dim=1) == targets).double().mean())
+
+    def _extract(self) -> tuple[FeatureTable, FeatureTable]:
+        config = self.plan.config
+        ready = prepare(config, quiet=config.quiet)
+        if not ready.data.index.split("val"):
+            raise DataError(NO_VAL)
+        store, compute, views = FeatureStore(config.store), make_compute_of(ready.machine), config.probe_views
+        with counting_bar(self.console, "extracting features") as told:
+            train, val = (
+                split_features(ready.module, ready.data, split, store, compute, seed=config.seed, progress=told,
+                               views=views if split == "train" and config.augment != "none" else 0)
+                for split in ("train", "val")
+            )  # fmt: skip
+        return train, val
+
+
+# ---- small parts ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own log, a line for every trial, out of the output."""
+    from optuna import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _print(result: SearchResult, plan: SearchPlan) -> None:
+    """Print what came of a search on standard output."""
+    console, monitor, recipe = Console(highlight=False), plan.config.monitor, result.path / "best.yaml"
+    best = f"trial {result.number}, {monitor} {value_text(result.value, monitor)}"
+    print_trials(result.trials, result.importance, title=f"{result.path}: {best}", best=result.params, console=console)
+    if plan.head_only:
+        console.print("features computed once; each trial trained a head on them", soft_wrap=True)
+    console.print("chosen   on val, so its figure is optimistic; test was not looked at", soft_wrap=True)
+    console.print(f"plot     {result.path / 'importance.png'}", soft_wrap=True)
+    console.print(f"recipe   {recipe}", soft_wrap=True)
+    console.print(f"next     transferkit finetune --config {shlex.quote(str(recipe))}", soft_wrap=True)
