@@ -160,3 +160,12 @@ def test_load_from_checkpoint_rebuilds_without_fetching(build, tmp_path):
 def test_checkpoints_from_the_network_are_refused():  # fault 89
     with pytest.raises(CheckpointError, match="refusing to load a checkpoint from the network"):
         TransferModule.load_from_checkpoint("http://127.0.0.1:9/x.ckpt")
+
+
+def test_a_figure_more_is_watched_on_val(build):
+    module = build()
+    before = set(module.val_metrics.keys())
+    module.watch("balanced_acc")
+    assert set(module.val_metrics.keys()) - before == {"val_balanced_acc"}
+    module.watch("loss")  # is measured anyway
+    assert set(module.val_metrics.keys()) == before

@@ -18,13 +18,15 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from transferkit import __version__
-from transferkit.core.errors import CheckpointError
+from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, sha256_of_file, write_json
 from transferkit.core.records import DataConfig
+from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.models.task import Task, task_named
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.loading import load_backbone_weights
 
@@ -32,6 +34,9 @@ __all__ = ["ModelInfo", "load_model", "load_weights_from", "save_info", "save_mo
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
+
+CLASSIFICATION = "classification"
+"""The task of a model whose `model.json` names none: the first release knew no other."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class ModelInfo:
         backbone_args: Of the backbone's constructor.
         versions: Of the libraries that wrote the model.
         sha256: Hex digest of the weights file.
+        task: The kind of answer.
+        target_facts: What travels with the names, see `TargetSpec`.
     """
 
     backbone: str
@@ -63,6 +70,13 @@ class ModelInfo:
     head_args: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    task: str = CLASSIFICATION
+    target_facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target_spec(self) -> TargetSpec:
+        """What the model's answers mean."""
+        return TargetSpec(self.class_names, self.target_facts)
 
 
 def versions() -> dict[str, str]:
@@ -112,6 +126,8 @@ def save_model(
         versions=versions(),
         calibration=calibration or Calibration(),
         sha256=sha256_of_file(directory / WEIGHTS),
+        task=module.task.name,
+        target_facts=module.target_spec.facts,
     )
     save_info(directory, info)
     return info
@@ -131,6 +147,8 @@ def save_info(directory: Path, info: ModelInfo) -> None:
         directory / INFO,
         {
             "format": FORMAT,
+            "task": info.task,
+            "spec": info.target_spec.to_dict(),
             "backbone": info.backbone,
             "head": info.head,
             "head_args": dict(info.head_args),
@@ -174,7 +192,10 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
     backbone.data_config = config
     if chosen == KNN:
         chosen = NeighbourHead(backbone.num_features, len(values["classes"]), **values["head_args"])
-    module = TransferModule(backbone, len(values["classes"]), chosen, class_names=values["classes"])
+    task, spec = _task(values, folder / INFO)
+    module = TransferModule(
+        backbone, task.heads.width(spec), chosen, class_names=spec.names, task=task, target_facts=spec.facts
+    )
     try:
         _product(module).load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -191,6 +212,8 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
         backbone_args=values["backbone_args"],
         versions=values["versions"],
         sha256=values["sha256"],
+        task=task.name,
+        target_facts=spec.facts,
     )
     return module.eval(), info
 
@@ -237,6 +260,18 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")
     return values
+
+
+def _task(values: Mapping[str, Any], path: Path) -> tuple[Task, TargetSpec]:
+    """Return the kind of answer that a model gives, and what its answers mean."""
+    try:
+        task = task_named(str(values.get("task", CLASSIFICATION)))
+        spec = TargetSpec.from_dict(values.get("spec") or {"names": values["classes"], "facts": {}})
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error} - register the task before the model is loaded") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the spec cannot be read ({error}) - was it edited? Copy it again") from error
+    return task, spec
 
 
 def _calibration(values: Mapping[str, Any], *, path: Path) -> Calibration:

@@ -10,19 +10,18 @@ from typing import IO, Any, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.records import DataConfig
+from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
-from transferkit.models.losses import make_loss
 from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
+from transferkit.models.task import LossOptions, Task, task_named
 
 __all__ = ["HEAD", "TransferModule"]
 
@@ -32,16 +31,18 @@ HEAD = "head"
 class TransferModule(L.LightningModule):
     """A pretrained backbone with a head of its own, ready for a plain `lightning.Trainer`.
 
-    Batches are ``(images, targets)``: images ``(B, 3, H, W) float32, normalised``, targets ``(B,) int64 in [0, C)`` or,
-    for training, shares of the classes ``(B, C) float32``.
+    Batches are ``(images, targets)``: images ``(B, 3, H, W) float32, normalised``, targets as the task has them: of
+    classification ``(B,) int64 in [0, C)`` or, for training, shares of the classes ``(B, C) float32``.
 
     Args:
         backbone: A name for `create_backbone`, or a backbone.
-        num_classes: Number of classes C, at least 2.
+        num_classes: Number of classes C, at least 2; of another task, of what its head returns.
         head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or any ``nn.Module``.
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, a file or ``"hf-hub:ID"``; for a backbone given by name.
         image_size: Side of the input in pixels, or ``(height, width)``; the backbone's own when ``None``.
         class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
+        task: The kind of answer: a name for `task_named`, or a task.
+        target_facts: What else travels with the names, see `TargetSpec`.
         drop_rate: Dropout in the head, in [0, 1).
         label_smoothing: Of the training loss, in [0, 1); validation reports the plain negative log-likelihood.
         loss: The training loss, ``"cross_entropy"`` or ``"focal"`` (with `focal_gamma`, at least 0).
@@ -67,6 +68,8 @@ class TransferModule(L.LightningModule):
         weights: str = "pretrained",
         image_size: int | tuple[int, int] | None = None,
         class_names: Sequence[str] | None = None,
+        task: str | Task = "classification",
+        target_facts: Mapping[str, Any] | None = None,
         drop_rate: float = 0.0,
         label_smoothing: float = 0.0,
         loss: str = "cross_entropy",
@@ -80,12 +83,15 @@ class TransferModule(L.LightningModule):
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(num_classes, class_names, label_smoothing, lr)
+        self.task = task if isinstance(task, Task) else task_named(task)
+        names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
+        self.target_spec = TargetSpec(names, dict(target_facts or {}))
+        _check(self.task, self.target_spec, num_classes, label_smoothing, lr)
         if isinstance(backbone, str):
             backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)
         self.backbone = backbone
         self.num_classes = num_classes
-        self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
+        self.class_names = names
         self.head_takes_maps = takes_maps(head)
         in_features = backbone.map_channels if self.head_takes_maps else backbone.num_features
         if in_features is None:
@@ -93,14 +99,15 @@ class TransferModule(L.LightningModule):
         self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
         if self.head_takes_maps:
             check_head(self.head, self._dry_maps(), num_classes)
-        weighed = None if class_weights is None else torch.tensor(class_weights)
-        self.loss = make_loss(loss, gamma=focal_gamma, class_weights=weighed, label_smoothing=label_smoothing)
+        self.loss = self.task.objective.loss(
+            LossOptions(loss, focal_gamma, class_weights, label_smoothing), self.num_classes
+        )
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
-        self.val_metrics = self._metrics("val_")
-        self.test_metrics = self._metrics("test_")
+        self.val_metrics = self._metrics("val_", self.task.objective.watched)
+        self.test_metrics = self._metrics("test_", self.task.objective.watched)
         self.boundary: Boundary | None = None
-        self._sums = torch.zeros(3)  # of the epoch's pictures, on the device: loss, correct, count
+        self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
         if isinstance(head, str):
             # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
             self.save_hyperparameters(
@@ -111,6 +118,8 @@ class TransferModule(L.LightningModule):
                     "weights": "random",
                     "image_size": list(backbone.data_config.image_size),
                     "class_names": list(self.class_names),
+                    "task": self.task.name,
+                    "target_facts": dict(self.target_spec.facts),
                     "drop_rate": drop_rate,
                     "label_smoothing": label_smoothing,
                     "loss": loss,
@@ -131,18 +140,21 @@ class TransferModule(L.LightningModule):
         """How pictures must be prepared for this model."""
         return self.backbone.data_config
 
-    def _metrics(self, prefix: str) -> MetricCollection:
-        # Labels are checked when the data are indexed, so the metrics need not look at every batch again (which
-        # would make a GPU wait).
+    def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:
         return MetricCollection(
-            {
-                "loss": MeanMetric(nan_strategy="disable"),
-                "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
-                "f1_macro": MulticlassF1Score(self.num_classes, average="macro", validate_args=False),
-            },
+            {"loss": MeanMetric(nan_strategy="disable"), **self.task.objective.metrics(names, self.num_classes)},
             prefix=prefix,
             compute_groups=False,
         )
+
+    def watch(self, figure: str) -> None:
+        """Measure one more figure on `val` after every epoch, such as one that chooses the epoch.
+
+        Args:
+            figure: One of the task's `Objective.monitors`.
+        """
+        names = dict.fromkeys((*self.task.objective.watched, figure))
+        self.val_metrics = self._metrics("val_", [name for name in names if name != "loss"]).to(self.device)
 
     def _dry_maps(self) -> Tensor:
         mode = self.backbone.training
@@ -220,7 +232,7 @@ class TransferModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
-        self._sums = torch.zeros(3, device=self.device)
+        self._sums = self._no_sums()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
@@ -228,24 +240,36 @@ class TransferModule(L.LightningModule):
         logits = (self(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
         loss: Tensor = self.loss(logits, targets)
         with torch.no_grad():
-            labels = targets if targets.ndim == 1 else targets.argmax(dim=1)  # of mixed pictures, the larger part
-            correct = (logits.argmax(dim=1) == labels).sum()
             size = len(targets)
-            self._sums += torch.stack((loss.detach() * size, correct, correct.new_full((), size)))
+            running = self.task.objective.running_sums(logits, targets)
+            self._sums += torch.cat(((loss.detach() * size).reshape(1), running, running.new_full((1,), size)))
         return loss
 
     def train_sums(self) -> Tensor:
-        """Return loss sum, correct count and picture count of the running epoch, ``(3,) float32`` on the device."""
+        """Return sums over the running epoch's pictures, ``(R + 2,) float32`` on the device.
+
+        The loss, the task's R running figures, and the number of pictures.
+        """
         return self._sums
 
+    def running_figures(self, sums: Tensor) -> dict[str, float]:
+        """Return the means that `train_sums` stand for, by name: ``loss`` and the task's running figures."""
+        *values, count = sums.tolist()
+        names = ("loss", *self.task.objective.running)
+        return {name: value / max(count, 1) for name, value in zip(names, values, strict=True)}
+
+    def _no_sums(self) -> Tensor:
+        return torch.zeros(len(self.task.objective.running) + 2, device=self.device)
+
     def on_train_epoch_end(self) -> None:
-        """Log ``train_loss`` and ``train_acc``."""
+        """Log ``train_loss`` and the task's running figures, such as ``train_acc``."""
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
-        self.log_dict({"train_loss": sums[0] / sums[2], "train_acc": sums[1] / sums[2]})
+        names = ("loss", *self.task.objective.running)
+        self.log_dict({f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)})
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update ``val_loss`` (negative log-likelihood), ``val_acc`` and ``val_f1_macro``."""
+        """Update ``val_loss``, the plain loss, and the figures that are watched."""
         self._update(self.val_metrics, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -253,7 +277,7 @@ class TransferModule(L.LightningModule):
         self._log(self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update ``test_loss``, ``test_acc`` and ``test_f1_macro``."""
+        """Update ``test_loss`` and the others, as on `val`."""
         self._update(self.test_metrics, batch)
 
     def on_test_epoch_end(self) -> None:
@@ -261,19 +285,19 @@ class TransferModule(L.LightningModule):
         self._log(self.test_metrics)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """Return probabilities ``(B, C)``."""
+        """Return predictions, not calibrated; of classification, probabilities ``(B, C)``."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        probs: Tensor = self(images).float().softmax(dim=1)
-        return probs
+        return self.task.output.activate(self(images).float())
 
     def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
         images, targets = batch
-        logits = self(images).float()
-        probs = logits.softmax(dim=1)
-        # One value per picture: torchmetrics 1.9 drops `weight` when it is told not to look for NaN.
-        metrics["loss"].update(functional.cross_entropy(logits, targets, reduction="none"))
-        metrics["acc"].update(probs, targets)
-        metrics["f1_macro"].update(probs, targets)
+        outputs = self(images).float()
+        predictions = self.task.output.activate(outputs)
+        for name, metric in metrics.items(keep_base=True):
+            if name == "loss":  # one value per picture: torchmetrics 1.9 drops `weight` when it need not look for NaN
+                metric.update(self.task.objective.item_losses(outputs, targets))
+            else:
+                metric.update(predictions, targets)
 
     def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics.compute())
@@ -336,12 +360,10 @@ class TransferModule(L.LightningModule):
         return super().load_from_checkpoint(checkpoint_path, map_location=map_location, **options)
 
 
-def _check(num_classes: int, class_names: Sequence[str] | None, label_smoothing: float, lr: float) -> None:
-    problems = []
-    if num_classes < 2:
-        problems.append(f"num_classes is {num_classes}, expected at least 2")
-    if class_names is not None and len(class_names) != num_classes:
-        problems.append(f"class_names holds {len(class_names)} names, expected num_classes = {num_classes}")
+def _check(task: Task, spec: TargetSpec, num_classes: int, label_smoothing: float, lr: float) -> None:
+    problems = task.heads.problems(num_classes)
+    if task.heads.width(spec) != max(0, num_classes):
+        problems.append(f"class_names holds {len(spec.names)} names, expected num_classes = {num_classes}")
     if not 0.0 <= label_smoothing < 1.0:
         problems.append(f"label_smoothing is {label_smoothing}, expected a number in [0, 1)")
     if not (math.isfinite(lr) and lr > 0):

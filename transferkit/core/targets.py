@@ -1,0 +1,31 @@
+"""The meaning of a data set's answers: a record that travels with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+__all__ = ["TargetSpec"]
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What the answers of a data set mean; it travels in `model.json`.
+
+    Attributes:
+        names: Of the classes, labels or numbers, in index order.
+        facts: What else is needed to read a model's outputs, as plain JSON values: units, means, a palette.
+    """
+
+    names: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"names": list(self.names), "facts": dict(self.facts)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` gave."""
+        return cls(tuple(map(str, values["names"])), dict(values["facts"]))

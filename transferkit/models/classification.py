@@ -1,0 +1,120 @@
+"""One class per picture, as a model sees it: its heads, what it minimises and what is watched meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+
+from transferkit.core.errors import ConfigError
+from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.classification import ECE_BINS
+from transferkit.models.losses import make_loss
+from transferkit.models.task import LossOptions
+
+__all__ = ["BalancedAccuracy", "ClassHeads", "ClassObjective", "ClassOutput"]
+
+MONITORS: Final[Mapping[str, bool]] = MappingProxyType(
+    {"loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False}
+)
+
+
+@dataclass(frozen=True)
+class ClassHeads:
+    """A logit per class."""
+
+    def width(self, spec: TargetSpec) -> int:
+        """Return the number of classes."""
+        return len(spec.names)
+
+    def problems(self, width: int) -> list[str]:
+        """Return what is wrong with so many classes."""
+        return [] if width >= 2 else [f"num_classes is {width}, expected at least 2"]
+
+
+@dataclass(frozen=True)
+class ClassObjective:
+    """Cross entropy, or what the options ask for; accuracy beside it."""
+
+    running: tuple[str, ...] = ("acc",)
+    watched: tuple[str, ...] = ("acc", "f1_macro")
+    monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
+
+    def loss(self, options: LossOptions, width: int) -> nn.Module:
+        """Return the loss from logits ``(B, C)`` and classes ``(B,)`` or shares ``(B, C)`` to a scalar."""
+        weights = None if options.class_weights is None else torch.tensor(options.class_weights)
+        return make_loss(
+            options.name, gamma=options.focal_gamma, class_weights=weights, label_smoothing=options.label_smoothing
+        )
+
+    def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each picture's class, ``(B,)``."""
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how many of a batch are right, ``(1,)``; of mixed pictures the larger part counts."""
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return (outputs.argmax(dim=1) == labels).sum().reshape(1)
+
+    def metrics(self, names: Sequence[str], width: int) -> dict[str, Metric]:
+        """Return a metric for each of these figures, of `width` classes."""
+        # Labels are checked when the data are indexed, so the metrics need not look at every batch again (which
+        # would make a GPU wait).
+        made: dict[str, Metric] = {}
+        for name in names:
+            match name:
+                case "acc":
+                    made[name] = MulticlassAccuracy(width, average="micro", validate_args=False)
+                case "acc_top5":
+                    made[name] = MulticlassAccuracy(width, average="micro", top_k=min(5, width), validate_args=False)
+                case "balanced_acc":
+                    made[name] = BalancedAccuracy(width)
+                case "f1_macro":
+                    made[name] = MulticlassF1Score(width, average="macro", validate_args=False)
+                case "ece":
+                    made[name] = MulticlassCalibrationError(width, n_bins=ECE_BINS, norm="l1", validate_args=False)
+                case _:
+                    raise ConfigError(
+                        f"there is no figure {name!r} to watch, expected one of {', '.join(self.monitors)}"
+                    )
+        return made
+
+
+class BalancedAccuracy(Metric):
+    """Mean recall of the classes that have pictures (torchmetrics' macro accuracy counts some of the others as 0)."""
+
+    higher_is_better = True
+    hits: Tensor
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("hits", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, probs: Tensor, targets: Tensor) -> None:
+        """Count a batch: probabilities ``(B, C)`` and classes ``(B,)``."""
+        ones = torch.ones_like(targets)
+        self.counts.index_add_(0, targets, ones)
+        self.hits.index_add_(0, targets, (probs.argmax(dim=1) == targets).to(ones.dtype))
+
+    def compute(self) -> Tensor:
+        """Return the mean recall, a scalar."""
+        present = self.counts > 0
+        return torch.where(present, self.hits / self.counts.clamp_min(1), 0.0).sum() / present.sum()
+
+
+@dataclass(frozen=True)
+class ClassOutput:
+    """From logits to probabilities."""
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the softmax of logits ``(..., C)``."""
+        return outputs.softmax(dim=-1)

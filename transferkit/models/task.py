@@ -1,0 +1,144 @@
+"""`Task`: everything that depends on the kind of answer, as a frozen record of parts.
+
+A verb asks for the part it needs; nowhere else is the kind of answer looked at. The parts stand in the rooms that they
+belong to, and a file under `tasks/` only names them. A part that is ``None`` gives one sentence, see `require_part`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from transferkit.core.errors import ConfigError, did_you_mean
+from transferkit.core.targets import TargetSpec
+
+__all__ = ["Heads", "LossOptions", "Objective", "Output", "Task", "list_tasks", "register_task", "task_named"]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What the training loss is made of.
+
+    Attributes:
+        name: Of the loss; ``"default"`` for the task's own.
+        focal_gamma: Of the focal loss, at least 0.
+        class_weights: Weight of each class, in index order; ``None`` where all count alike.
+        label_smoothing: In [0, 1).
+    """
+
+    name: str = "cross_entropy"
+    focal_gamma: float = 2.0
+    class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+
+
+class Heads(Protocol):
+    """What a head returns for a picture."""
+
+    def width(self, spec: TargetSpec) -> int:
+        """Return how many numbers that is."""
+
+    def problems(self, width: int) -> list[str]:
+        """Return what is wrong with so many, a sentence each."""
+
+
+class Objective(Protocol):
+    """What training minimises, and what is watched while it goes on."""
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Figures of the running epoch besides the loss, such as ``("acc",)``: means over its pictures."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Figures that are measured on `val` after every epoch, besides ``"loss"``."""
+
+    @property
+    def monitors(self) -> Mapping[str, bool]:
+        """Every figure that may choose the epoch, and whether higher is better."""
+
+    def loss(self, options: LossOptions, width: int) -> nn.Module:
+        """Return the training loss: a module from outputs ``(B, width)`` and targets to a scalar.
+
+        Raises:
+            ConfigError: With everything that is wrong with the options.
+        """
+
+    def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the plain loss of each picture, ``(B,)``: what validation reports and probes minimise."""
+
+    def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the figures `running` of a training batch, summed over its pictures: ``(len(running),)``."""
+
+    def metrics(self, names: Sequence[str], width: int) -> dict[str, Metric]:
+        """Return a metric for each of these figures; each is updated with activated outputs and targets."""
+
+
+class Output(Protocol):
+    """From what the network returns to what a user reads."""
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return predictions for outputs ``(..., width) float32``: probabilities, say, before any calibration."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of answer.
+
+    Attributes:
+        name: As ``--task`` and `model.json` have it.
+        heads: See `Heads`.
+        objective: See `Objective`.
+        output: See `Output`.
+    """
+
+    name: str
+    heads: Heads
+    objective: Objective
+    output: Output
+
+
+_HOMES: Final[dict[str, str]] = {"classification": "transferkit.tasks.classification"}
+"""Where the tasks of this package stand. Their files name parts of every room, so they are opened on first use, as the
+public names are."""
+
+_REGISTERED: dict[str, Task] = {}
+
+
+def list_tasks() -> list[str]:
+    """Return the names that `task_named` knows, sorted."""
+    return sorted((*_HOMES, *_REGISTERED))
+
+
+def register_task(task: Task) -> Task:
+    """Make a task of your own known by its name, for ``--task`` and for models that were trained with it.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    if task.name in list_tasks():
+        raise ConfigError(f"a task named {task.name!r} exists already - register it under another name")
+    _REGISTERED[task.name] = task
+    return task
+
+
+def task_named(name: str) -> Task:
+    """Return the task of this name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _HOMES:
+        known = list_tasks()
+        raise ConfigError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
+    task: Any = import_module(_HOMES[name]).TASK
+    if not isinstance(task, Task):
+        raise TypeError(f"{_HOMES[name]}.TASK is a {type(task).__name__}")
+    return task
