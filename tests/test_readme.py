@@ -74,10 +74,11 @@ def test_the_example_of_a_backbone():
 
 
 def test_every_flag_in_the_readme_exists():
-    from transferkit.cli.main import VERBS, flag
+    from transferkit.cli.parser import flag
+    from transferkit.cli.verbs import VERBS
     from transferkit.options.features import FinetuneConfig
 
-    known = {flag(name) for kind, _ in VERBS.values() for name in kind.__dataclass_fields__}
+    known = {flag(name) for verb in VERBS.values() for name in verb.options.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text())) <= known

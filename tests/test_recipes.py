@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from transferkit.cli.main import VERBS, main, parse_options
+from transferkit.cli.main import main
+from transferkit.cli.parser import parse_options
+from transferkit.cli.verbs import VERBS
 from transferkit.options.features import FinetuneConfig, make_config
 from transferkit.training.plan.options import resolve_phases
 
@@ -16,7 +18,7 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 def test_a_recipe_is_sound(recipe):
     command = re.search(rf"transferkit (\w+) --config recipes/{recipe.name}", recipe.read_text())
     assert command  # it opens with its command
-    config = make_config(VERBS[command[1]][0], parse_options(command[1], ["--config", str(recipe)]))
+    config = make_config(VERBS[command[1]].options, parse_options(command[1], ["--config", str(recipe)]))
     if isinstance(config, FinetuneConfig):
         assert resolve_phases(config, None)
     assert recipe.name in (recipe.parent / "README.md").read_text()

@@ -6,31 +6,27 @@ from rich.console import Console
 
 from transferkit.core.errors import BackboneError, did_you_mean
 from transferkit.models.backbones.registry import describe_backbone, list_backbones
+from transferkit.options.features import BackbonesConfig
 
 __all__ = ["print_backbones"]
 
 
-def print_backbones(
-    pattern: str, *, pretrained_only: bool = False, describe: bool = False, console: Console | None = None
-) -> None:
+def print_backbones(config: BackbonesConfig) -> None:
     """Print the backbones that match, one name a line; one match alone, or all with `describe`, with what is known.
 
-    Args:
-        pattern: Shell pattern, such as ``"*resnet18*"``.
-        pretrained_only: Leave out what has no pretrained weights.
-        describe: Build each match (with random weights; nothing is fetched) and describe it.
-        console: Where to print.
+    To be described a backbone is built with random weights; nothing is fetched.
 
     Raises:
         BackboneError: Nothing matches.
     """
-    console = console or Console(highlight=False)
-    names = list_backbones(pattern, pretrained_only=pretrained_only)
+    console = Console(highlight=False)
+    names = list_backbones(config.pattern, pretrained_only=config.pretrained)
     if not names:
         raise BackboneError(
-            f"no backbone matches {pattern!r}.{did_you_mean(pattern, list_backbones())} Use * and ?, such as '*resnet*'"
+            f"no backbone matches {config.pattern!r}.{did_you_mean(config.pattern, list_backbones())} Use * and ?, "
+            "such as '*resnet*'"
         )
-    if not describe and len(names) > 1:
+    if not config.describe and len(names) > 1:
         for name in names:
             console.print(name, soft_wrap=True, markup=False)
         return

@@ -1,8 +1,8 @@
-"""The `store` verb: what the feature store holds, what is wrong with it, what was removed."""
+"""The `store` verb: prints what the feature store holds, what is wrong with it, what was removed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -10,41 +10,29 @@ from rich.table import Table
 
 from transferkit.core.errors import StoreError
 from transferkit.features.store.store import FeatureStore
-from transferkit.features.store.upkeep import describe, gc, verify
+from transferkit.features.store.upkeep import Problem, describe, gc, verify
+from transferkit.options.features import StoreConfig
+from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["print_store"]
 
 
-def print_store(
-    store: FeatureStore,
-    action: str,
-    *,
-    unused_days: float | None = None,
-    dry_run: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    console: Console | None = None,
-) -> None:
-    """Do what `action` says and print it on standard output.
-
-    Args:
-        store: The store.
-        action: ``"list"``, ``"verify"`` or ``"gc"``.
-        unused_days: For ``"gc"``: also remove sets that were not used for so many days.
-        dry_run: For ``"gc"``: only say what would be removed.
-        progress: Called with shards read and shards in all.
-        console: Where to print.
+def print_store(config: StoreConfig) -> None:
+    """List, verify or clean the feature store, and print what came of it on standard output.
 
     Raises:
-        StoreError: `verify` found damage.
+        StoreError: `verify` met damage.
         StorageError: The store cannot be read or written.
     """
-    console = console or Console(highlight=False)
-    if action == "list":
+    store, console = FeatureStore(config.store), Console(highlight=False)
+    if config.action == "list":
         _list(store, console)
-    elif action == "verify":
-        _verify(store, progress, console)
+    elif config.action == "verify":
+        with counting_bar(progress_console(config.quiet), "reading shards") as progress:
+            problems = verify(store, progress)
+        _tell_damage(store, problems, console)
     else:
-        _gc(store, unused_days, dry_run, console)
+        _gc(store, config, console)
 
 
 def _list(store: FeatureStore, console: Console) -> None:
@@ -67,8 +55,7 @@ def _list(store: FeatureStore, console: Console) -> None:
     console.print(f"{len(sets)} sets, {sum(each.bytes for each in sets) / 1e6:,.1f} MB")
 
 
-def _verify(store: FeatureStore, progress: Callable[[int, int], None] | None, console: Console) -> None:
-    problems = verify(store, progress)
+def _tell_damage(store: FeatureStore, problems: Sequence[Problem], console: Console) -> None:
     for problem in problems:
         console.print(f"{problem.folder}/{problem.file} {problem.what}", soft_wrap=True, markup=False)
     if problems:
@@ -80,14 +67,14 @@ def _verify(store: FeatureStore, progress: Callable[[int, int], None] | None, co
     console.print(f"{len(sets)} sets, {sum(each.rows for each in sets):,} rows: every shard is what was written")
 
 
-def _gc(store: FeatureStore, unused_days: float | None, dry_run: bool, console: Console) -> None:
-    report = gc(store, unused_days=unused_days, dry_run=dry_run)
+def _gc(store: FeatureStore, config: StoreConfig, console: Console) -> None:
+    report = gc(store, unused_days=config.unused_days, dry_run=config.dry_run)
     for removal in report.removed:
         place = f"{removal.folder}/{removal.file}" if removal.file else removal.folder
         console.print(f"{place}: {removal.why}", soft_wrap=True, markup=False)
     for sentence in report.skipped:
         console.print(sentence, soft_wrap=True, markup=False)
-    verb = "would be freed" if dry_run else "freed"
+    verb = "would be freed" if config.dry_run else "freed"
     console.print(f"{report.freed / 1e6:,.1f} MB {verb}, {len(report.removed)} things")
 
 

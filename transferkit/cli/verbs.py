@@ -1,14 +1,13 @@
-"""What each verb does, between its options and its exit status; heavy modules are loaded when a verb runs."""
+"""The verbs: a record each, and what stands around all of them while they run."""
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 from transferkit.core.errors import Interrupted
@@ -20,6 +19,7 @@ from transferkit.options.features import (
     ExplainConfig,
     ExportConfig,
     FeaturesConfig,
+    FinetuneConfig,
     LRFindConfig,
     PlanConfig,
     PredictConfig,
@@ -32,224 +32,158 @@ from transferkit.options.features import (
     make_config,
 )
 
-__all__ = ["RUNNERS"]
+__all__ = ["VERBS", "Verb"]
 
 
-def run_finetune(options: dict[str, Any]) -> int:
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        name: As it is typed.
+        options: The dataclass of its flags, recipe keys and keyword arguments.
+        work: What it does, with the record of options: a function, or where it lies, ``"module.function"``, so that
+            heavy modules are loaded when the verb runs.
+        help: A line for `--help`.
+        places: Options that are words instead of flags, in order.
+        keeps_features: Whether what it has computed when it is stopped is in the feature store.
+        as_given: Whether the work takes the options as they were given instead of their record: a resume has the others
+            from the run directory, and `search` does not search what is given.
+    """
+
+    name: str
+    options: type[Any]
+    work: str | Callable[[Any], object]
+    help: str
+    places: tuple[str, ...] = ()
+    keeps_features: bool = False
+    as_given: bool = False
+
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Do the work.
+
+        Args:
+            options: Those that were given, by field name.
+
+        Raises:
+            TransferkitError: As the work says.
+            SystemExit: On SIGTERM.
+        """
+        work = _find(self.work) if isinstance(self.work, str) else self.work
+        with _stopped_by_sigterm(), _features_are_kept() if self.keeps_features else nullcontext():
+            work(options if self.as_given else make_config(self.options, options))
+
+
+def _find(home: str) -> Callable[[Any], object]:
+    module, _, name = home.rpartition(".")
+    work: Callable[[Any], object] = getattr(import_module(module), name)
+    return work
+
+
+# ---- verbs whose work is called otherwise ------------------------------------------------------------------------
+
+
+def _finetune(options: Mapping[str, Any]) -> None:
     from transferkit.cli.job import finetune
 
-    # Before and after training; in between, RunKeeper's own handlers save first.
-    with _said_once(), _stopped_by_sigterm():
-        finetune(**options)
-    return 0
+    finetune(**options)
 
 
-def run_plan(options: dict[str, Any]) -> int:
-    from transferkit.training.plan.preview import write_plan
-
-    config = make_config(PlanConfig, options)
-    with _stopped_by_sigterm():
-        write_plan(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
-    return 0
-
-
-def run_lr_find(options: dict[str, Any]) -> int:
-    from transferkit.training.lr.verb import run_lr_find as find
-
-    config = make_config(LRFindConfig, options)
-    with _stopped_by_sigterm():
-        find(config)
-    return 0
-
-
-def run_search(options: dict[str, Any]) -> int:
+def _search(options: Mapping[str, Any]) -> None:
     from transferkit.training.search.search import search
 
-    config = make_config(SearchConfig, options)
-    with _stopped_by_sigterm():
-        search(config, options)
-    return 0
+    search(make_config(SearchConfig, options), options)
 
 
-def run_selftest(options: dict[str, Any]) -> int:
-    from transferkit.training.checks.selftest import check_resume
+def _plan(config: PlanConfig) -> None:
+    from transferkit.training.plan.preview import write_plan
 
-    config = make_config(SelftestConfig, options)
-    with _stopped_by_sigterm():
-        check_resume(config)
-    return 0
+    write_plan(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
 
 
-def run_features(options: dict[str, Any]) -> int:
-    from transferkit.cli.features_summary import print_features
-    from transferkit.features.extract.extract import extract_table
-    from transferkit.features.extract.table import check_export
-    from transferkit.show.progress import counting_bar, progress_console
-    from transferkit.training.ranks.connecting import connected, place_of_torchrun
-    from transferkit.training.ranks.parallel import gather, is_writer, on_first
-
-    config = make_config(FeaturesConfig, options)
-    if config.out is not None:
-        check_export(Path(config.out))
-    with (
-        _said_once(),
-        _stopped_by_sigterm(),
-        _told_what_is_kept(),
-        connected(place_of_torchrun()),  # each of them extracts what no other has claimed
-        counting_bar(progress_console(config.quiet or not is_writer()), "extracting features") as told,
-    ):
-        started = time.perf_counter()
-        table = extract_table(config, indexing=told, extracting=told)
-        computed = sum(gather(table.facts["computed"]))
-        table = dataclasses.replace(table, facts={**table.facts, "computed": computed})
-        if config.out is not None:
-            on_first(table.save, config.out)
-        writes = is_writer()
-    if not config.quiet and writes:
-        print_features(table, out=config.out, seconds=time.perf_counter() - started)
-    return 0
-
-
-def run_probe(options: dict[str, Any]) -> int:
-    from transferkit.cli.job import probe
-
-    config = make_config(ProbeConfig, options)
-    with _stopped_by_sigterm(), _told_what_is_kept():
-        probe(config)
-    return 0
-
-
-def run_store(options: dict[str, Any]) -> int:
-    from transferkit.cli.store_report import print_store
-    from transferkit.features.store.store import FeatureStore
-    from transferkit.show.progress import counting_bar, progress_console
-
-    config = make_config(StoreConfig, options)
-    with counting_bar(progress_console(config.quiet), "reading shards") as told:
-        print_store(
-            FeatureStore(config.store),
-            config.action,
-            unused_days=config.unused_days,
-            dry_run=config.dry_run,
-            progress=told,
-        )
-    return 0
-
-
-def run_predict(options: dict[str, Any]) -> int:
-    from transferkit.results.predict.predictions import predict_files
-
-    with _said_once(), _stopped_by_sigterm():
-        predict_files(make_config(PredictConfig, options))
-    return 0
-
-
-def run_evaluate(options: dict[str, Any]) -> int:
-    from transferkit.results.evaluate.evaluate import evaluate
-
-    with _stopped_by_sigterm():
-        evaluate(make_config(EvaluateConfig, options))
-    return 0
-
-
-def run_calibrate(options: dict[str, Any]) -> int:
-    from transferkit.results.evaluate.calibrate import calibrate
-
-    with _stopped_by_sigterm():
-        calibrate(make_config(CalibrateConfig, options))
-    return 0
-
-
-def run_explain(options: dict[str, Any]) -> int:
-    from transferkit.results.explain.explain import explain
-
-    with _stopped_by_sigterm(), _told_what_is_kept():
-        explain(make_config(ExplainConfig, options))
-    return 0
-
-
-def run_report(options: dict[str, Any]) -> int:
-    from transferkit.results.report.report import report
-
-    with _stopped_by_sigterm():
-        report(make_config(ReportConfig, options))
-    return 0
-
-
-def run_export(options: dict[str, Any]) -> int:
-    from transferkit.results.export.export import export
-
-    with _stopped_by_sigterm():
-        export(make_config(ExportConfig, options))
-    return 0
-
-
-def run_serve(options: dict[str, Any]) -> int:
-    from transferkit.results.serve.serve import serve
-
-    serve(make_config(ServeConfig, options))
-    return 0
-
-
-def run_check(options: dict[str, Any]) -> int:
+def _check(config: CheckConfig) -> None:
     from transferkit.data.index.audit import print_audit
     from transferkit.show.progress import counting_bar, progress_console
 
-    config = make_config(CheckConfig, options)
     lenient = {"bad": config.skip_bad, "empty": config.allow_empty_classes, "leaks": config.allow_leaks}
-    with counting_bar(progress_console(config.quiet), "reading pictures") as told:
+    with counting_bar(progress_console(config.quiet), "reading pictures") as progress:
         print_audit(
             config.data,
             val_split=config.val_split,
             test_split=config.test_split,
             seed=config.seed,
             strict=tuple(kind for kind, allowed in lenient.items() if not allowed),
-            progress=told,
+            progress=progress,
         )
-    return 0
 
 
-def run_backbones(options: dict[str, Any]) -> int:
-    from transferkit.cli.listing import print_backbones
-
-    config = make_config(BackbonesConfig, options)
-    print_backbones(config.pattern, pretrained_only=config.pretrained, describe=config.describe)
-    return 0
-
-
-RUNNERS: dict[str, Callable[[dict[str, Any]], int]] = {
-    "finetune": run_finetune,
-    "plan": run_plan,
-    "lr-find": run_lr_find,
-    "search": run_search,
-    "selftest": run_selftest,
-    "features": run_features,
-    "probe": run_probe,
-    "evaluate": run_evaluate,
-    "predict": run_predict,
-    "calibrate": run_calibrate,
-    "explain": run_explain,
-    "report": run_report,
-    "export": run_export,
-    "serve": run_serve,
-    "check": run_check,
-    "backbones": run_backbones,
-    "store": run_store,
-}
-
-
-# ---- several processes ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _said_once() -> Iterator[None]:
-    """End quietly a process that fails because another one of the run did, with the status of that one."""
-    from transferkit.training.ranks.parallel import PeerError
-
-    try:
-        yield
-    except PeerError as error:
-        raise SystemExit(error.exit_status) from error
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "finetune", FinetuneConfig, _finetune,
+            "fine-tune a pretrained backbone on a folder of pictures", as_given=True,
+        ),
+        Verb("plan", PlanConfig, _plan, "what finetune would do: phases, learning rates, predicted time and memory"),
+        Verb(
+            "lr-find", LRFindConfig, "transferkit.training.lr.verb.run_lr_find",
+            "LR range test: suggestions, and the curve as CSV and PNG",
+        ),
+        Verb(
+            "search", SearchConfig, _search,
+            "search for options with Optuna; the best ones become a recipe", as_given=True,
+        ),
+        Verb(
+            "features", FeaturesConfig, "transferkit.cli.features.extract_features",
+            "extract features of a folder, once; kept in the store, exported on request", keeps_features=True,
+        ),
+        Verb(
+            "probe", ProbeConfig, "transferkit.cli.job.probe",
+            "fit a classifier on cached features, in seconds", keeps_features=True,
+        ),
+        Verb(
+            "evaluate", EvaluateConfig, "transferkit.results.evaluate.evaluate.evaluate",
+            "measure a run on labelled pictures; --against another run, picture by picture", ("run", "data"),
+        ),
+        Verb(
+            "predict", PredictConfig, "transferkit.results.predict.predictions.predict_files",
+            "predict the class of pictures with a finished run; CSV or JSON lines", ("run", "paths"),
+        ),
+        Verb(
+            "calibrate", CalibrateConfig, "transferkit.results.evaluate.calibrate.calibrate",
+            "fit a run's confidence on labelled pictures it has not seen", ("run", "data"),
+        ),
+        Verb(
+            "explain", ExplainConfig, "transferkit.results.explain.explain.explain",
+            "heat maps of pictures, and the training pictures nearest to them", ("run", "paths"), keeps_features=True,
+        ),
+        Verb(
+            "report", ReportConfig, "transferkit.results.report.report.report",
+            "one page about a run, or one that compares several", ("runs",),
+        ),
+        Verb(
+            "export", ExportConfig, "transferkit.results.export.export.export",
+            "ONNX, torch.export, safetensors or skops; verified before the file appears", ("run",),
+        ),
+        Verb(
+            "serve", ServeConfig, "transferkit.results.serve.serve.serve",
+            "a small HTTP server with a page to drop pictures on", ("run",),
+        ),
+        Verb("check", CheckConfig, _check, "audit a data folder before training on it"),
+        Verb(
+            "backbones", BackbonesConfig, "transferkit.cli.listing.print_backbones",
+            "list, search and describe backbones", ("pattern",),
+        ),
+        Verb(
+            "store", StoreConfig, "transferkit.cli.store_report.print_store",
+            "list, verify or clean the feature store", ("action",),
+        ),
+        Verb(
+            "selftest", SelftestConfig, "transferkit.training.checks.selftest.check_resume",
+            "prove on this machine that a killed run resumes exactly",
+        ),
+    )
+}  # fmt: skip
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------
@@ -257,7 +191,10 @@ def _said_once() -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block like an exception, with what has been done so far in order."""
+    """Let SIGTERM end the block like an exception, with what has been done so far in order.
+
+    Training and the server have handlers of their own meanwhile.
+    """
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminated) if ours else None
     try:
@@ -272,7 +209,7 @@ def _terminated(signum: int, frame: Any) -> NoReturn:
 
 
 @contextmanager
-def _told_what_is_kept() -> Iterator[None]:
+def _features_are_kept() -> Iterator[None]:
     """Say on Ctrl-C or SIGTERM that the features computed so far are not lost."""
     try:
         yield

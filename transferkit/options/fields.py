@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, field, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, Field, field
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 
-__all__ = ["at_least", "default_of", "make_config", "option", "positive"]
+__all__ = ["at_least", "default_of", "make_config", "option", "positive", "type_problem"]
 
 Config = TypeVar("Config")
 
@@ -38,20 +39,20 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
     """Build a verb's options from keyword arguments, with every mistake in one error.
 
     Args:
-        kind: One of this module's dataclasses.
+        kind: One of this room's dataclasses.
         options: Values by field name.
 
     Raises:
         ConfigError: A name is unknown, a value has the wrong type or is out of range.
     """
-    known: dict[str, Field[Any]] = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    problems = [f"unknown option {key!r}.{did_you_mean(key, known)}" for key in options if key not in known]
-    for key, item in known.items():
-        if key in options:
-            problems += _type_problem(key, options[key], str(item.type))
+    hints = get_type_hints(kind)
+    problems = [f"unknown option {key!r}.{did_you_mean(key, hints)}" for key in options if key not in hints]
+    problems += [
+        text for key, hint in hints.items() if key in options for text in type_problem(key, options[key], hint)
+    ]
     if problems:
         raise ConfigError(gather(problems))
-    config = kind(**{key: _plain(value, str(known[key].type)) for key, value in options.items()})
+    config = kind(**{key: _plain(value, hints[key]) for key, value in options.items()})
     problems = config.problems()  # type: ignore[attr-defined]
     if problems:
         raise ConfigError(gather(problems))
@@ -65,43 +66,61 @@ def default_of(item: Field[Any]) -> Any:
     return item.default
 
 
-def _plain(value: Any, annotation: str) -> Any:
+def type_problem(name: str, value: Any, hint: Any) -> list[str]:
+    """Return what is wrong with the type of an option's value; empty when nothing is.
+
+    Args:
+        name: What the message calls the option.
+        value: Its value.
+        hint: Its type, such as ``int | None`` or ``Literal["a", "b"]``; nothing more complicated than
+            ``str | list[dict[str, Any]]``.
+    """
+    kinds = _kinds(hint)
+    if any(_fits(value, kind) for kind in kinds):
+        return []
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    names = [_TYPES[kind][1] for kind in map(_plainest, kinds) if kind in _TYPES and kind is not NoneType]
+    if words and not names:
+        return [f"{name} is {value!r}.{did_you_mean(str(value), words)} Expected one of {', '.join(words)}"]
+    return [f"{name} is {value!r}, expected {' or '.join([*names, *words])}"]
+
+
+_TYPES: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str, os.PathLike), "a text"),
+    list: ((list, tuple), "a list"),
+    dict: (Mapping, "a mapping"),
+    NoneType: (NoneType, "null"),
+}
+"""What a value of each type may be, and its name in a message."""
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the parts of a union; the type itself where it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _plainest(kind: Any) -> Any:
+    """Return a type without its parameters."""
+    return get_origin(kind) or kind
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):  # a number to Python, and to nobody else
+        return kind is bool
+    fits = isinstance(value, _TYPES[_plainest(kind)][0])
+    return fits and (kind != list[str] or all(isinstance(part, str) for part in value))
+
+
+def _plain(value: Any, hint: Any) -> Any:
     """Turn a path-like into text and a whole number into a float where the option is one."""
-    if annotation.startswith("str") and isinstance(value, os.PathLike):
+    kinds = _kinds(hint)
+    if str in kinds and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if annotation.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
-
-
-def _type_problem(name: str, value: Any, annotation: str) -> list[str]:
-    """Return what is wrong with a value's type; the annotations of this module are a small closed set."""
-    if value is None:
-        return [] if "None" in annotation else [f"{name} is None, expected {annotation}"]
-    if annotation.startswith("Literal["):
-        choices = _choices(annotation)
-        if value in choices:
-            return []
-        return [f"{name} is {value!r}.{did_you_mean(str(value), choices)} Expected one of {', '.join(choices)}"]
-    if isinstance(value, str) and " | Literal[" in annotation:
-        choices = _choices(annotation[annotation.index("Literal[") :])
-        kind = "a whole number" if annotation.startswith("int") else "a number"
-        return [] if value in choices else [f"{name} is {value!r}, expected {kind} or {', '.join(choices)}"]
-    accepted = {
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "str": isinstance(value, str | os.PathLike),
-        "list[str]": isinstance(value, list) and all(isinstance(part, str) for part in value),
-        "list[dict[str, Any]]": isinstance(value, list | tuple),
-        "dict[str, Any]": isinstance(value, Mapping),
-    }
-    parts = [part.strip() for part in annotation.split(" | ")]
-    if any(accepted[part] for part in parts if part != "None" and not part.startswith("Literal[")):
-        return []
-    return [f"{name} is {value!r}, expected {annotation.replace('dict[str, Any]', 'a mapping')}"]
-
-
-def _choices(annotation: str) -> list[str]:
-    """Return the words of a ``Literal[...]``."""
-    return [part.strip(" \"'") for part in annotation[len("Literal[") : annotation.index("]")].split(",")]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 from report_runs import CLASSES, HOSTILE, Page, draw, draw_all, figures, history, metrics, plan, predictions, write_run
 
-from transferkit.cli.main import parse_options
+from transferkit.cli.parser import parse_options
 from transferkit.core.errors import CheckpointError, ConfigError, StorageError
 from transferkit.core.text import visible
 from transferkit.models.figures.paired import Scores, compare

@@ -46,6 +46,8 @@ class PeerError(TransferkitError):
         status: Its exit status, which is that of the run.
     """
 
+    kind = "peer"
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.exit_status = status  # type: ignore[misc]  # that of the process that failed
