@@ -121,12 +121,12 @@ def search_phase(
             if phase.patterns == (HEAD,) and measure == "train" and not module.head_takes_maps and first:
                 return find_head_lr(
                     module, data, steps=steps, lr_min=lr_min, lr_max=lr_max, spacing=spacing,  # type: ignore[arg-type]
-                    store=config.store, progress=told,
+                    clip=config.clip, accumulate=config.accumulate, store=config.store, progress=told,
                 )  # fmt: skip
             phase_start(config, ready, phase, solved)
             return find_lr(
                 module, data, steps=steps, lr_min=lr_min, lr_max=lr_max, spacing=spacing, measure=measure,  # type: ignore[arg-type]
-                phase=phase, progress=told,
+                phase=phase, clip=config.clip, accumulate=config.accumulate, progress=told,
             )  # fmt: skip
         finally:
             module.head.load_state_dict(before)
