@@ -77,7 +77,7 @@ def measure_snapshots(
         probs, targets, each = ensemble_probs(module, run, data.evaluation_loader(split), device=device)
         values = classification_metrics(probs, targets, data.class_names, seed=config.seed)
         told[split] = {key: values[key] for key in ROWS}
-        told[split]["each_acc"] = [float((one.argmax(dim=1) == targets).float().mean()) for one in each]
+        told[split]["each_acc"] = [float((one.argmax(dim=1) == targets).double().mean()) for one in each]
     return told
 
 

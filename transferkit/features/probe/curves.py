@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from transferkit.core.errors import ConfigError, gather
 from transferkit.features.probe.probe import fit_probe
+from transferkit.models.figures.bootstrap import bootstrap_intervals
 
 __all__ = ["Classifier", "Fit", "depth_curve", "learning_curve", "nested_subsets"]
 
@@ -206,14 +207,17 @@ def depth_curve(
         choices.append(dict(probe.choice))
         if progress is not None:
             progress(number + 1, len(features))
-    low, high = _bootstrap(hits, eval_groups, draws, seed)
+    units = np.arange(len(y_eval)) if eval_groups is None else np.unique(eval_groups, return_inverse=True)[1]
+    size = np.bincount(units)
+    right = np.stack([np.bincount(units, weights=row) for row in hits])
+    intervals = bootstrap_intervals(lambda drawn: right @ drawn / (size @ drawn), len(size), resamples=draws, seed=seed)
     return [
         {
             "layer": layer,
             "width": int(X.shape[1]),
             "acc": float(hits[number].mean()),
-            "acc_low": float(low[number]),
-            "acc_high": float(high[number]),
+            "acc_low": intervals[number][0],
+            "acc_high": intervals[number][1],
             "choice": choices[number],
         }
         for number, (layer, X) in enumerate(features.items())
@@ -226,17 +230,3 @@ def _evaluation_problems(what: str, X: Array, X_eval: Array, y_eval: Array) -> l
     if X_eval.shape[1:] != X.shape[1:]:
         return [f"{what} have the shape {X_eval.shape}; expected {X.shape[1:]} after the rows, as for training"]
     return []
-
-
-def _bootstrap(hits: Array, groups: Sequence[str] | Array | None, draws: int, seed: int) -> tuple[Array, Array]:
-    """Return the 2.5 and 97.5 percentiles of the mean of `hits` (layers, rows), rows drawn by group."""
-    units = np.arange(hits.shape[1]) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    size = np.bincount(units)
-    right = np.stack([np.bincount(units, weights=row) for row in hits])
-    generator = np.random.default_rng(seed)
-    accuracy = np.empty((draws, len(hits)))
-    for number in range(draws):
-        drawn = np.bincount(generator.integers(len(size), size=len(size)), minlength=len(size))
-        accuracy[number] = right @ drawn / (size @ drawn)
-    low, high = np.percentile(accuracy, (2.5, 97.5), axis=0)
-    return low, high

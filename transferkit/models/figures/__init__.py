@@ -1,1 +1,1 @@
-"""Figures about predictions, with intervals. Read `classification` first."""
+"""Figures about predictions, each with what it means and its interval. Read `figure` first, then `classification`."""

@@ -1,7 +1,7 @@
-"""Numbers about predictions, with bootstrap intervals; probabilities go in, never logits.
+"""The figures of a classifier, with bootstrap intervals; probabilities go in, never logits.
 
-torchmetrics computes each figure; the intervals resample pictures. What a split cannot tell is ``None``: a class
-without pictures has no recall, and no zero stands in for it.
+What a split cannot tell is ``None``: a class without pictures has no recall, and no zero stands in for it. All sums are
+in double precision.
 """
 
 from __future__ import annotations
@@ -13,18 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_calibration_error,
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
 
 __all__ = ["classification_metrics", "confidence_metrics", "confusion_matrix", "negative_log", "reliability_bins"]
 
 ECE_BINS = 15
-RESAMPLES = 1000
 CONFUSION_LIMIT = 1000  # classes; a full matrix of 10,000 classes would take 800 MB
 
 Array = npt.NDArray[Any]
@@ -52,33 +47,30 @@ def classification_metrics(
     _check(probs, targets, class_names)
     targets = targets.long()
     count, classes = probs.shape
-    predicted = probs.argmax(dim=1)
+    confidence, predicted = probs.max(dim=1)
     nll = negative_log(probs.gather(1, targets[:, None]).squeeze(1))
     hits: dict[str, Array] = {"acc": (predicted == targets).double().numpy(), "loss": nll.numpy()}
     if classes > 5:
         top5 = probs.topk(5, dim=1).indices
         hits["acc_top5"] = (top5 == targets[:, None]).any(dim=1).double().numpy()
     result: dict[str, Any] = {
-        "acc": float(multiclass_accuracy(predicted, targets, classes, average="micro")),
+        "acc": float(hits["acc"].mean()),
         "acc_top5": float(hits["acc_top5"].mean()) if classes > 5 else None,
         "loss": float(nll.mean()),
-        "ece": float(multiclass_calibration_error(probs, targets, classes, n_bins=ECE_BINS, norm="l1")),
+        "ece": _calibration_error(confidence, predicted == targets),
         "n": count,
     }
     true, guess = targets.numpy(), predicted.numpy()
     per_class = _per_class(true, guess, np.ones(count), classes)
     result["balanced_acc"], result["f1_macro"] = _macro(per_class)
-    generator = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in (*hits, "balanced_acc", "f1_macro")}
-    for _ in range(resamples):
-        weights = np.bincount(generator.integers(count, size=count), minlength=count).astype(float)
-        for name, values in hits.items():
-            draws[name].append(float(weights @ values / count))
-        balanced, f1 = _macro(_per_class(true, guess, weights, classes))
-        draws["balanced_acc"].append(balanced)
-        draws["f1_macro"].append(f1)
-    for name, sampled in draws.items():
-        result[f"{name}_ci"] = [float(bound) for bound in np.percentile(sampled, (2.5, 97.5))]
+
+    def statistics(weights: Array) -> list[float]:
+        plain = [float(weights @ values / count) for values in hits.values()]
+        return [*plain, *_macro(_per_class(true, guess, weights, classes))]
+
+    intervals = bootstrap_intervals(statistics, count, resamples=resamples, seed=seed)
+    for name, interval in zip((*hits, "balanced_acc", "f1_macro"), intervals, strict=True):
+        result[f"{name}_ci"] = list(interval)
     result["per_class"] = {
         name: {
             "recall": _known(per_class["recall"][index]),
@@ -113,12 +105,8 @@ def reliability_bins(probs: Tensor, targets: Tensor, *, bins: int = ECE_BINS) ->
     Returns:
         ``low, high, n``, mean ``confidence`` and ``accuracy`` of each bin; the last two are ``None`` in an empty one.
     """
-    confidence, predicted = probs.float().max(dim=1)
-    edges = torch.linspace(0, 1, bins + 1)
-    places = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
-    counts = torch.bincount(places, minlength=bins).tolist()
-    sure = torch.bincount(places, confidence.double(), bins).tolist()
-    hits = torch.bincount(places, (predicted == targets).double(), bins).tolist()
+    confidence, predicted = probs.max(dim=1)
+    counts, sure, hits = (sums.tolist() for sums in _binned(confidence, predicted == targets, bins))
     return [
         {
             "low": number / bins,
@@ -139,13 +127,29 @@ def confidence_metrics(label_prob: Tensor, confidence: Tensor, right: Tensor) ->
         confidence: ``(N,)``, probability of the predicted class.
         right: ``(N,) bool``, whether the predicted class is the true one.
     """
-    ece = binary_calibration_error(confidence.float(), right.long(), n_bins=ECE_BINS, norm="l1")
-    return {"loss": float(negative_log(label_prob).mean()), "ece": float(ece)}
+    return {"loss": float(negative_log(label_prob).mean()), "ece": _calibration_error(confidence, right)}
 
 
 def negative_log(probs: Tensor) -> Tensor:
     """Return ``-log`` of probabilities in double precision; that of 0 is finite, about 87."""
     return -probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def _calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Return the mean distance of confidence and accuracy over bins, each weighed by its pictures (ECE, in l1)."""
+    counts, sure, hits = _binned(confidence, right, ECE_BINS)
+    return float((sure - hits).abs().sum() / counts.sum())
+
+
+def _binned(confidence: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, by bin of confidence, the number of pictures, the sum of their confidences, and how many are right."""
+    edges = torch.linspace(0, 1, bins + 1)
+    places = (torch.bucketize(confidence.float(), edges, right=True) - 1).clamp(0, bins - 1)
+    return (
+        torch.bincount(places, minlength=bins),
+        torch.bincount(places, confidence.double(), bins),
+        torch.bincount(places, right.double(), bins),
+    )
 
 
 def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[str, Array]:

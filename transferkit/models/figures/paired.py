@@ -15,11 +15,12 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
 
 __all__ = ["Scores", "compare", "mcnemar", "verdict"]
 
 LEVEL = 0.05
-RESAMPLES = 1000
+"""p-values below it are no chance."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,9 @@ def compare(
         )
     hits = first.right.astype(float) - second.right
     losses = np.asarray(first.nll, dtype=float) - second.nll
-    generator = np.random.default_rng(seed)
-    drawn = np.empty((resamples, 2))
-    for number in range(resamples):
-        weights = np.bincount(generator.integers(count, size=count), minlength=count)
-        drawn[number] = weights @ hits / count, weights @ losses / count
-    bounds = np.percentile(drawn, (2.5, 97.5), axis=0)
+    of_acc, of_loss = bootstrap_intervals(
+        lambda weights: (weights @ hits / count, weights @ losses / count), count, resamples=resamples, seed=seed
+    )
     table = {
         "both_right": int((first.right & second.right).sum()),
         "only_first": int((first.right & ~second.right).sum()),
@@ -105,8 +103,8 @@ def compare(
     }
     result: dict[str, Any] = {
         "n": count,
-        "acc": _side_by_side(first.right, second.right, hits, bounds[:, 0]),
-        "loss": _side_by_side(first.nll, second.nll, losses, bounds[:, 1]),
+        "acc": _side_by_side(first.right, second.right, hits, of_acc),
+        "loss": _side_by_side(first.nll, second.nll, losses, of_loss),
         "table": table,
         "mcnemar_p": mcnemar(table["only_first"], table["only_second"]),
         "per_class": _per_class(first, second, targets, class_names),
@@ -128,8 +126,8 @@ def verdict(result: dict[str, Any], names: tuple[str, str]) -> str:
     if lead < 0:
         points, low, high = -points, -high, -low
     p = result["mcnemar_p"]
-    told = f"p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}"
-    interval = f"{points:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), {told}"
+    chance = f"p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}"
+    interval = f"{points:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), {chance}"
     if lead == 0:
         return f"{better} and {other} are right on equally many of {result['n']:,} pictures: {interval}"
     sentence = f"{better} is right on {abs(lead):,} more of {result['n']:,} pictures than {other}: {interval}"
@@ -137,13 +135,16 @@ def verdict(result: dict[str, Any], names: tuple[str, str]) -> str:
 
 
 def _side_by_side(
-    first: npt.NDArray[Any], second: npt.NDArray[Any], difference: npt.NDArray[np.float64], bounds: npt.NDArray[Any]
+    first: npt.NDArray[Any],
+    second: npt.NDArray[Any],
+    difference: npt.NDArray[np.float64],
+    interval: tuple[float, float],
 ) -> dict[str, Any]:
     return {
         "first": float(first.mean()),
         "second": float(second.mean()),
         "difference": float(difference.mean()),
-        "ci": [float(bound) for bound in bounds],
+        "ci": list(interval),
     }
 
 

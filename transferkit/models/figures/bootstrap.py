@@ -1,0 +1,34 @@
+"""The bootstrap: how far a figure would move with other pictures of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RESAMPLES", "bootstrap_intervals"]
+
+RESAMPLES = 1000
+
+Array = npt.NDArray[Any]
+
+
+def bootstrap_intervals(
+    statistics: Callable[[Array], Sequence[float] | Array], units: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Return a 95 % percentile interval of each statistic (Efron 1979), all from the same resamples.
+
+    Args:
+        statistics: Called with how often each unit was drawn, ``(units,) int64``; returns the statistics.
+        units: Of what is drawn with replacement: pictures, or groups of pictures that belong together.
+        resamples: Number of draws.
+        seed: Of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    values = [
+        statistics(np.bincount(generator.integers(units, size=units), minlength=units)) for _ in range(resamples)
+    ]
+    low, high = np.percentile(values, (2.5, 97.5), axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
