@@ -72,6 +72,7 @@ def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
         (["--data", "x", "--layer-decay", "0"], "--layer-decay is 0.0, expected a ratio in (0, 1]"),
         (["--data", "x", "--clip", "-1"], "--clip is -1.0"),
         (["--data", "x", "--seed", "-1"], "--seed is -1"),
+        (["--data", "x", "--monitor", "val_lass"], "--monitor is 'val_lass'. Did you mean 'val_loss'"),
         (["--data", "x", "--resume", "--overwrite", "--out", "y"], "--resume and --overwrite exclude each other"),
         (["--data", "x", "--val-split", "0.5", "--test-split", "0.5"], "leave nothing to train on"),
         (["--data", "x", "--warmup-epochs", "20"], "warmup_epochs is 20.0, longer than the phase of 10 epochs"),

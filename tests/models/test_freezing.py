@@ -12,6 +12,7 @@ from contracts import Model, build, check_frozen_prefix, freeze_first, images, t
 
 from transferkit.core.errors import ConfigError  # noqa: E402
 from transferkit.models.freezing import (  # noqa: E402
+    evaluation_mode,
     frozen_modules,
     frozen_state_digest,
     keep_frozen_eval,
@@ -228,6 +229,20 @@ def test_leftover_zero_gradients_would_be_decayed():
     weight.grad = torch.zeros(1)
     torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1).step()
     assert weight.item() < 1
+
+
+# --- modes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_part_gets_its_mode_back():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    net[1].eval()
+    before = [part.training for part in net.modules()]
+    assert len(set(before)) == 2
+    with pytest.raises(ZeroDivisionError), evaluation_mode(net):
+        assert not any(part.training for part in net.modules())
+        1 / 0  # noqa: B018
+    assert [part.training for part in net.modules()] == before
 
 
 # --- frozen_state_digest -----------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
     from lightning.pytorch.callbacks import Callback
 
     import transferkit.core.files
-    from transferkit.models.freezing import state_digest
+    from transferkit.models.digest import state_digest
     from transferkit.training.finetune import finetune
     from transferkit.training.loop.checkpoints import AtomicCheckpointIO
 
@@ -286,7 +286,7 @@ def phases_in_a_plain_trainer(folder, unused):
 
     from transferkit.data.batches.datamodule import ImageData
     from transferkit.models.backbones.registry import create_backbone
-    from transferkit.models.freezing import state_digest
+    from transferkit.models.digest import state_digest
     from transferkit.models.module import TransferModule
     from transferkit.training.loop.phase_schedule import PhaseSchedule
     from transferkit.training.plan.phases import Phase

@@ -1,4 +1,4 @@
-"""Frozen means: same function, same weights, same buffers (DESIGN.md 4, rule 1).
+"""Frozen means: same function, same weights, same buffers (rule 1).
 
 Three steps, and all three are needed: `set_trainable` decides which parameters learn, `keep_frozen_eval` keeps
 what does not learn in eval mode, and `frozen_state_digest` proves afterwards that nothing moved.
@@ -12,15 +12,22 @@ there `.train()` cannot undo it, and `.eval()` still reaches every layer.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
-import torch
 from torch import nn
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.digest import saved_tensors, tensor_digest
 
-__all__ = ["frozen_modules", "frozen_state_digest", "keep_frozen_eval", "set_trainable", "state_digest"]
+__all__ = [
+    "evaluation_mode",
+    "frozen_modules",
+    "frozen_state_digest",
+    "keep_frozen_eval",
+    "restored_modes",
+    "set_trainable",
+]
 
 
 def set_trainable(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
@@ -65,9 +72,9 @@ def frozen_modules(module: nn.Module) -> list[nn.Module]:
     token) are all frozen: its own ``forward`` also runs through the parts that learn. What must be exact below it is
     listed on its own.
     """
-    found: dict[int, nn.Module] = {}
-    _collect(module, found)
-    return list(found.values())
+    parts: dict[int, nn.Module] = {}
+    _collect(module, parts)
+    return list(parts.values())
 
 
 def keep_frozen_eval(module: nn.Module) -> None:
@@ -88,21 +95,26 @@ def frozen_state_digest(module: nn.Module) -> str:
     """
     frozen = {id(parameter) for parameter in module.parameters() if not parameter.requires_grad}
     frozen.update(id(buffer) for part in frozen_modules(module) for buffer in part.buffers())
-    return _digest(module, frozen)
+    return tensor_digest({name: tensor for name, tensor in saved_tensors(module).items() if id(tensor) in frozen})
 
 
-def state_digest(module: nn.Module) -> str:
-    """Return the sha256 over all parameters and saved buffers of `module`, with their names, shapes and types."""
-    return _digest(module, None)
+@contextlib.contextmanager
+def restored_modes(module: nn.Module) -> Iterator[None]:
+    """Give every part of `module` its mode, train or eval, back at the end of the block."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
-def _digest(module: nn.Module, only: set[int] | None) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-        if isinstance(tensor, torch.Tensor) and (only is None or id(tensor) in only):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put `module` into eval mode for the time of the block; see `restored_modes`."""
+    with restored_modes(module):
+        module.eval()
+        yield
 
 
 def _learns(module: nn.Module) -> bool | None:
@@ -111,17 +123,17 @@ def _learns(module: nn.Module) -> bool | None:
     return any(marks) if marks else None
 
 
-def _collect(module: nn.Module, found: dict[int, nn.Module]) -> None:
+def _collect(module: nn.Module, parts: dict[int, nn.Module]) -> None:
     learns = _learns(module)
     if learns is False:
-        found.setdefault(id(module), module)
+        parts.setdefault(id(module), module)
     elif learns:
         children = list(module.children())
         for position, child in enumerate(children):
             if _learns(child) is not None:
-                _collect(child, found)
+                _collect(child, parts)
             elif _neighbour_frozen(children, position):
-                found.setdefault(id(child), child)
+                parts.setdefault(id(child), child)
 
 
 def _neighbour_frozen(children: Sequence[nn.Module], position: int) -> bool:

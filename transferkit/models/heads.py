@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.models.freezing import evaluation_mode
 
 __all__ = [
     "CosineHead",
@@ -209,11 +210,9 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
     """
     what = "feature maps" if takes_maps(head) else "features"
     given = f"{what} of shape {tuple(inputs.shape)}"
-    modes = [(module, module.training) for module in head.modules()]
     device = next((parameter.device for parameter in head.parameters()), inputs.device)
     try:
-        head.eval()
-        with torch.no_grad():
+        with evaluation_mode(head), torch.no_grad():
             logits = head(inputs.to(device))
     except Exception as error:  # the user's own code: anything may come out of it
         reason = str(error).strip().splitlines()
@@ -221,9 +220,6 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
             f"head {type(head).__name__} fails on {given}: {type(error).__name__}: {reason[0] if reason else ''} - "
             f"a head must accept {what} and return logits (B, {num_classes})"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     expected = (inputs.shape[0], num_classes)
     seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if seen != expected or not logits.is_floating_point():

@@ -18,7 +18,7 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
-from transferkit.models.freezing import keep_frozen_eval, set_trainable
+from transferkit.models.freezing import evaluation_mode, keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
 from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.task import LossOptions, Task, task_named
@@ -157,12 +157,8 @@ class TransferModule(L.LightningModule):
         self.val_metrics = self._metrics("val_", [name for name in names if name != "loss"]).to(self.device)
 
     def _dry_maps(self) -> Tensor:
-        mode = self.backbone.training
-        self.backbone.eval()
-        with torch.no_grad():
-            maps = self.backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size))
-        self.backbone.train(mode)
-        return maps
+        with evaluation_mode(self.backbone), torch.no_grad():
+            return self.backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size))
 
     # ---- freezing ---------------------------------------------------------------------------------------------
 

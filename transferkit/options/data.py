@@ -18,6 +18,7 @@ class DataOptions:
     data: str = option(
         REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'"
     )
+    task: str = option("auto", "classification, or the name of a registered task; auto: classification")
     val_split: float = option(0.15, "share of a folder without splits that becomes the validation split, [0, 1)")
     test_split: float = option(0.15, "share of a folder without splits that becomes the test split, [0, 1)")
     skip_bad: bool = option(False, "drop unreadable pictures before splitting and list them, instead of stopping")

@@ -6,12 +6,24 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from transferkit.core.errors import did_you_mean
 from transferkit.options.data import DataOptions
 from transferkit.options.fields import at_least, option, positive
 
-__all__ = ["FinetuneConfig", "LRFindConfig", "PlanConfig", "SearchConfig", "SelftestConfig", "TrainingOptions"]
+__all__ = [
+    "FinetuneConfig",
+    "LRFindConfig",
+    "PlanConfig",
+    "SearchConfig",
+    "SelftestConfig",
+    "TrainingOptions",
+    "check_monitor",
+]
 
 AUTO = "auto"
+
+MONITORS = ("val_acc", "val_loss")
+"""What the best epoch can be chosen by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +115,7 @@ class TrainingOptions(CraftOptions):
         32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory"
     )
     patience: int | None = option(None, "stop when this many epochs of the last phase bring no improvement")
-    monitor: Literal["val_loss", "val_acc"] = option("val_acc", "what the best epoch is chosen by")
+    monitor: str = option("val_acc", "what the best epoch is chosen by: val_acc or val_loss")
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
@@ -142,6 +154,7 @@ class TrainingOptions(CraftOptions):
         for name in ("momentum", "label_smoothing"):
             found += _ratio(name, getattr(self, name))
         found += _not_negative("weight_decay", self.weight_decay) + _not_negative("warmup_epochs", self.warmup_epochs)
+        found += check_monitor(self.monitor)
         if not 0.0 < self.layer_decay <= 1.0:
             found.append(f"--layer-decay is {self.layer_decay}, expected a ratio in (0, 1]")
         return found
@@ -264,6 +277,13 @@ class SelftestConfig:
         """Return everything that is wrong with these options."""
         found = at_least("kills", self.kills, 1)
         return found if self.resume else [*found, "nothing to test - pass --resume"]
+
+
+def check_monitor(monitor: str) -> list[str]:
+    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
+    if monitor in MONITORS:
+        return []
+    return [f"--monitor is {monitor!r}.{did_you_mean(monitor, MONITORS)} Expected one of {', '.join(MONITORS)}"]
 
 
 def _ratio(name: str, value: float) -> list[str]:

@@ -11,7 +11,7 @@ from transferkit.features.engine import folding
 from transferkit.features.engine.folding import fold_batch_norm
 from transferkit.features.engine.network import freeze_network
 from transferkit.features.engine.taps import find_taps
-from transferkit.models.freezing import state_digest
+from transferkit.models.digest import state_digest
 
 CLOSE = 1e-5
 

@@ -20,7 +20,7 @@ from transferkit.features.extract import pictures
 from transferkit.features.extract.extract import extract_features, frozen_backbone, made_once
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.models.freezing import state_digest
+from transferkit.models.digest import state_digest
 
 CLOSE = 1e-5
 

@@ -24,7 +24,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.device import describe_device
 from transferkit.machine.timings import Memory
 from transferkit.models.backbones.interface import Backbone
-from transferkit.models.freezing import state_digest
+from transferkit.models.digest import state_digest
 
 __all__ = ["Compute", "FrozenBackbone"]
 

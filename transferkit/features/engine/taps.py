@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.freezing import evaluation_mode
 
 __all__ = ["ALL", "POOLED", "POOLS", "Pool", "Tap", "find_taps", "pool_maps"]
 
@@ -96,15 +97,12 @@ def _given_by_stages(backbone: Backbone) -> dict[str, str | None]:
         return hook
 
     handles = [module.register_forward_hook(listen(name)) for name, module in stages.items()]
-    modes = [(module, module.training) for module in backbone.modules()]
     try:
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, *backbone.data_config.image_size))
+        with evaluation_mode(backbone), torch.no_grad():
+            backbone(torch.zeros(1, 3, *backbone.data_config.image_size))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return given
 
 

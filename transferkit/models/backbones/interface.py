@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones.groups import STEM, LayerGroup
+from transferkit.models.freezing import evaluation_mode
 
 __all__ = ["Backbone", "BackboneFacts", "first_line"]
 
@@ -114,12 +115,10 @@ class Backbone(nn.Module, abc.ABC):
         Raises:
             BackboneError: The network fails on one picture of the data config's size, or does not return one vector.
         """
-        modes = [(module, module.training) for module in self.modules()]
         images = torch.zeros(1, 3, *self.data_config.image_size)
         size = "x".join(map(str, self.data_config.image_size))
         try:
-            self.eval()
-            with torch.no_grad():
+            with evaluation_mode(self), torch.no_grad():
                 try:
                     maps = self.forward_maps(images)
                     features = self.pool(maps)
@@ -134,9 +133,6 @@ class Backbone(nn.Module, abc.ABC):
                 f"backbone {self.name!r} fails on a picture of {size} pixels ({first_line(error)}) - "
                 "choose another image size or other backbone arguments"
             ) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 1:
             seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise BackboneError(

@@ -27,8 +27,7 @@ def bootstrap_intervals(
         seed: Of the draws.
     """
     generator = np.random.default_rng(seed)
-    values = [
-        statistics(np.bincount(generator.integers(units, size=units), minlength=units)) for _ in range(resamples)
-    ]
+    draws = (np.bincount(generator.integers(units, size=units), minlength=units) for _ in range(resamples))
+    values = np.array([statistics(drawn) for drawn in draws])
     low, high = np.percentile(values, (2.5, 97.5), axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -93,7 +93,7 @@ def compare(
     hits = first.right.astype(float) - second.right
     losses = np.asarray(first.nll, dtype=float) - second.nll
     of_acc, of_loss = bootstrap_intervals(
-        lambda weights: (weights @ hits / count, weights @ losses / count), count, resamples=resamples, seed=seed
+        lambda drawn: [float(drawn @ each / count) for each in (hits, losses)], count, resamples=resamples, seed=seed
     )
     table = {
         "both_right": int((first.right & second.right).sum()),

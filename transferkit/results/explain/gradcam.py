@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.boundary import Boundary
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.predict.model import Predictor
@@ -72,7 +72,7 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
     _check(images, targets, size, module.num_classes)
     found = [np.zeros((0, *size), dtype=np.float32)]
     layer: str | None = None
-    with _evaluating(module), torch.inference_mode(mode=False):
+    with evaluation_mode(module), torch.inference_mode(mode=False):
         for start in range(0, len(images), BATCH):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH])).to(predictor.device)
             batch = normalise(part, predictor.info.preprocessing)
@@ -272,18 +272,6 @@ def _grid_of(maps: Tensor, module: TransferModule, images: Tensor) -> Callable[[
         return None
     _, _, prefix, rows = best
     return lambda maps: maps[:, prefix:].transpose(1, 2).reshape(len(maps), maps.shape[2], rows, -1)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode for the time of the block."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _check(images: npt.NDArray[np.uint8], targets: Sequence[int] | None, size: tuple[int, int], classes: int) -> None:

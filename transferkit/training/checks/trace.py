@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
+from transferkit.models.digest import tensor_digest
 from transferkit.training.loop.phase_schedule import running_epoch
 
 __all__ = ["KillAt", "Trace", "read_trace"]
@@ -34,15 +33,12 @@ class Trace(Callback):
     ) -> None:
         """Write the line."""
         images, targets = batch
-        digest = hashlib.sha256()
-        for tensor in (images, targets):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         groups = trainer.optimizers[0].param_groups
         line = {
             "at": f"{running_epoch(trainer)}:{batch_idx}",
             "lrs": {group["name"]: group["lr"] for group in groups},
             "momentum": groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"],
-            "batch": digest.hexdigest(),
+            "batch": tensor_digest({"images": images, "targets": targets}),
         }
         with self.path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

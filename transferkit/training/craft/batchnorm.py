@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, did_you_mean, gather
-from transferkit.models.freezing import frozen_modules
+from transferkit.models.freezing import evaluation_mode, frozen_modules
 
 __all__ = ["learning_bn_layers", "recalibrate_bn"]
 
@@ -50,17 +50,16 @@ def recalibrate_bn(
     chosen = _chosen(module, learning_bn_layers(module) if layers is None else layers)
     if not chosen:
         return 0
-    modes = [(part, part.training) for part in module.modules()]
     momenta = [layer.momentum for layer in chosen.values()]
     before = {name: [buffer.clone() for buffer in _statistics(layer)] for name, layer in chosen.items()}
     missed = list(chosen)
     handles = [layer.register_forward_pre_hook(_Weigher()) for layer in chosen.values()]
     try:
-        module.eval()
-        for layer in chosen.values():
-            layer.train()
-            layer.reset_running_stats()
-        _one_pass(module, batches, device)
+        with evaluation_mode(module):
+            for layer in chosen.values():
+                layer.train()
+                layer.reset_running_stats()
+            _one_pass(module, batches, device)
         broken = [name for name, layer in chosen.items() if not all(s.isfinite().all() for s in _statistics(layer))]
         if broken:
             raise TrainingError(
@@ -73,8 +72,6 @@ def recalibrate_bn(
             handle.remove()
         for layer, momentum in zip(chosen.values(), momenta, strict=True):
             layer.momentum = momentum
-        for part, mode in modes:
-            part.training = mode
         for name in missed:  # all of them after an exception, else those that `forward` has no use for
             for buffer, value in zip(_statistics(chosen[name]), before[name], strict=True):
                 buffer.copy_(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, storage_errors
+from transferkit.models.digest import tensor_digest
 from transferkit.models.module import TransferModule
 from transferkit.runs.inference import predict_probs
 from transferkit.training.loop.phase_schedule import PhaseSchedule
@@ -83,7 +83,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     with storage_errors("create", path.parent):
         path.parent.mkdir(exist_ok=True)
     # One entry only: safetensors keeps metadata in no particular order.
-    atomic_write(path, save(dict(weights), metadata={DIGEST: _digest(weights)}))
+    atomic_write(path, save(dict(weights), metadata={DIGEST: tensor_digest(weights)}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -100,17 +100,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged ({error}) - run `finetune` again with --overwrite") from error
-    if digest != _digest(weights):
+    if digest != tensor_digest(weights):
         raise CheckpointError(f"{path}: does not match its sha256 - run `finetune` again with --overwrite")
     return weights
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # ---- snapshots --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, gather
 from transferkit.data.batches.dataset import EpochSampler
+from transferkit.models.freezing import restored_modes
 from transferkit.models.heads import takes_maps
 from transferkit.models.optimizers import build_optimizer, param_groups
 from transferkit.training.lr.sweep import undisturbed
@@ -84,12 +85,11 @@ def train_head_on_features(
         problems.append(f"batch_size is {batch_size}, expected at least 1")
     if problems:
         raise ConfigError(gather(problems))
-    modes = [(module, module.training) for module in head.modules()]
     groups = param_groups([("head", list(head.named_parameters()))], weight_decay=weight_decay)
     stepper = build_optimizer(optimizer, groups, lr=lrs[0] if lrs else 0.0, momentum=momentum, nesterov=nesterov)
     batches = feature_batches(X, y, batch_size=batch_size, seed=seed)
     try:
-        with undisturbed(seed, X.device):
+        with restored_modes(head), undisturbed(seed, X.device):
             head.train()
             for lr in lrs:
                 for group in stepper.param_groups:
@@ -101,5 +101,3 @@ def train_head_on_features(
                 stepper.step()
     finally:
         stepper.zero_grad(set_to_none=True)
-        for module, mode in modes:
-            module.training = mode

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transferkit.machine.device import device_of
+from transferkit.models.freezing import evaluation_mode
 from transferkit.training.setup import Prepared
 
 __all__ = ["Forecast", "forecast"]
@@ -100,11 +101,8 @@ def _step(
 def _evaluate(ready: Prepared, batches: Iterator[tuple[Tensor, Tensor]], device: str) -> None:
     images, targets = (tensor.to(device) for tensor in next(batches))
     images, _ = ready.data.on_after_batch_transfer((images, targets), 0)
-    mode = ready.module.training
-    ready.module.eval()
-    with torch.inference_mode():
+    with evaluation_mode(ready.module), torch.inference_mode():
         ready.module(images)
-    ready.module.train(mode)
 
 
 @contextlib.contextmanager

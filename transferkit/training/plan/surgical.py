@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, gather
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import HEAD, TransferModule
 
 __all__ = ["THRESHOLD", "propose_groups", "relative_gradient_norms"]
@@ -43,27 +44,23 @@ def relative_gradient_norms(module: TransferModule, batches: Iterable[tuple[Tens
     groups = module.groups()
     parameters = [parameter for _, members in groups for _, parameter in members]
     trains = [parameter.requires_grad for parameter in parameters]
-    modes = [(part, part.training) for part in module.modules()]
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     count = 0
     try:
         for parameter in parameters:
             parameter.requires_grad_()
-        module.eval()
-        for images, targets in batches:
-            with torch.enable_grad():
+        with evaluation_mode(module), torch.enable_grad():
+            for images, targets in batches:
                 loss = functional.cross_entropy(module(images).float(), targets, reduction="sum")
                 # Not `backward`: the gradients that a run may be holding stay where they are.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient
-            count += len(targets)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient
+                count += len(targets)
     finally:
         for parameter, learns in zip(parameters, trains, strict=True):
             parameter.requires_grad_(learns)
-        for part, mode in modes:
-            part.training = mode
     if not count:
         raise DataError("there are no pictures to take gradients of, expected at least one batch of training pictures")
     ratios, rest = {}, iter(sums)

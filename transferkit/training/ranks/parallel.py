@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from transferkit.core.errors import TrainingError, TransferkitError
-from transferkit.models.freezing import state_digest
+from transferkit.models.digest import state_digest
 
 __all__ = [
     "ALONE",

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.training.ranks.connecting import STEP
 
@@ -80,12 +81,9 @@ def unused_parameters(module: TransferModule) -> list[str]:
     """Return the names of parameters that learn and that the logits do not depend on."""
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     images = torch.zeros(1, 3, *module.data_config.image_size, device=module.device)
-    mode = module.training
-    module.eval()  # neither statistics nor random numbers move
-    with torch.enable_grad():
+    with evaluation_mode(module), torch.enable_grad():  # neither statistics nor random numbers move
         logits = module(images)
         found = torch.autograd.grad(logits.sum(), [parameter for _, parameter in learning], allow_unused=True)
-    module.train(mode)
     return [name for (name, _), gradient in zip(learning, found, strict=True) if gradient is None]
 
 
