@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytest.register_assert_rewrite("contracts")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Compute threads that sleep at barriers instead of spinning: tests stay quick beside other work on few cores.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from contracts import Model, build, check_frozen_prefix, freeze_first, images, train_a_little
 from torch import nn
 
-pytest.register_assert_rewrite("contracts")
-
-from contracts import Model, build, check_frozen_prefix, freeze_first, images, train_a_little  # noqa: E402
-
-from transferkit.core.errors import ConfigError  # noqa: E402
-from transferkit.models.freezing import (  # noqa: E402
+from transferkit.core.errors import ConfigError
+from transferkit.models.freezing import (
     evaluation_mode,
     frozen_modules,
     frozen_state_digest,

@@ -17,7 +17,7 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import decode_image
 from transferkit.features.extract.pictures import Picture
-from transferkit.models.backbones.interface import BackboneFacts
+from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
 

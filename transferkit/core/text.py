@@ -1,10 +1,10 @@
-"""Text from elsewhere, made fit for a page: names of files and classes can hold anything."""
+"""Text from elsewhere, made fit for a page or a message: names of files, and errors of other libraries."""
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["visible"]
+__all__ = ["first_line", "visible"]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
@@ -17,3 +17,9 @@ def visible(text: str) -> str:
         if (char in _TURNING or unicodedata.category(char) in ("Cc", "Cs")) and char != "\n" else char
         for char in text
     )  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error of another library, 200 characters of it at most."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__

@@ -30,11 +30,11 @@ def last_frozen_stage(backbone: Backbone, group_names: Sequence[str], trained: S
 
 
 class Boundary:
-    """Runs a backbone up to its boundary, and from there on.
+    """A backbone cut in two: it runs up to the boundary, and from there on.
 
     To start in the middle the frozen part is still called, on one blank picture, and the stage's output is replaced by
-    the given activations: that works for every network whose later layers see nothing of the frozen part but this
-    output. `agrees` finds out.
+    the activations: that works for every network whose later layers use nothing of the frozen part but this output.
+    `agrees` finds out.
 
     Args:
         backbone: Frozen up to the stage, and in eval mode there.
@@ -46,13 +46,13 @@ class Boundary:
         self.stage = stage
         self._run = run
         self._size = backbone.data_config.image_size
-        self._caught: Tensor | None = None
-        self._given: Tensor | None = None
+        self._output: Tensor | None = None
+        self._entry: Tensor | None = None
         self._handle = backbone.stages()[stage].register_forward_hook(self._hook) if stage else None
 
     def _hook(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        self._caught = output
-        return output if self._given is None else self._given
+        self._output = output
+        return output if self._entry is None else self._entry
 
     def reach(self, images: Tensor) -> Tensor:
         """Return the activations at the boundary, an ordinary tensor without gradient.
@@ -62,9 +62,9 @@ class Boundary:
         """
         with torch.inference_mode():
             out = self._run(images)
-            activations = out if not self.stage else self._caught
+            activations = out if not self.stage else self._output
         assert activations is not None
-        self._caught = None
+        self._output = None
         return activations.clone()
 
     def leave(self, activations: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ class Boundary:
         if not self.stage:
             return activations
         blank = torch.zeros(1, 3, *self._size, device=activations.device)
-        self._given = activations
+        self._entry = activations
         try:
             return self._run(blank.contiguous(memory_format=torch.channels_last))
         finally:
-            self._given, self._caught = None, None
+            self._entry, self._output = None, None
 
     def agrees(self, images: Tensor) -> bool:
         """Whether going in two steps gives what going in one does, on these pictures, in the present modes."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.core.text import first_line
 from transferkit.models.freezing import evaluation_mode
 
 __all__ = [
@@ -215,9 +216,8 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
         with evaluation_mode(head), torch.no_grad():
             logits = head(inputs.to(device))
     except Exception as error:  # the user's own code: anything may come out of it
-        reason = str(error).strip().splitlines()
         raise ConfigError(
-            f"head {type(head).__name__} fails on {given}: {type(error).__name__}: {reason[0] if reason else ''} - "
+            f"head {type(head).__name__} fails on {given}: {first_line(error)} - "
             f"a head must accept {what} and return logits (B, {num_classes})"
         ) from error
     expected = (inputs.shape[0], num_classes)

@@ -9,27 +9,26 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from contracts import SIDE, BackboneContract, build, images
 from safetensors.torch import save_file
 from torch import nn
 
-pytest.register_assert_rewrite("contracts")
-
-from contracts import SIDE, BackboneContract, build, images  # noqa: E402
-
-from transferkit.core.errors import BackboneError, ConfigError  # noqa: E402
-from transferkit.core.files import sha256_of_file  # noqa: E402
-from transferkit.core.records import DataConfig  # noqa: E402
-from transferkit.models.backbones import mini  # noqa: E402
-from transferkit.models.backbones import registry as backbones  # noqa: E402
-from transferkit.models.backbones.groups import child_groups, named_groups  # noqa: E402
-from transferkit.models.backbones.registry import (  # noqa: E402
+from transferkit.core.errors import BackboneError, ConfigError
+from transferkit.core.files import sha256_of_file
+from transferkit.core.records import DataConfig
+from transferkit.models.backbones import (
+    mini,
+    registered,
+)
+from transferkit.models.backbones.groups import child_groups, named_groups
+from transferkit.models.backbones.registry import (
     create_backbone,
     describe_backbone,
     list_backbones,
     register_backbone,
 )
-from transferkit.models.weights import hub  # noqa: E402
-from transferkit.models.weights.hub import WeightsFile  # noqa: E402
+from transferkit.models.weights import downloads, hub
+from transferkit.models.weights.downloads import WeightsFile
 
 
 class Own(nn.Module):
@@ -49,7 +48,7 @@ class Own(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def own_registry():
-    kept = dict(backbones._REGISTERED)
+    before = dict(registered.REGISTRATIONS)
     register_backbone("own", data_config=DataConfig(image_size=(32, 32)), license="MIT")(Own)
 
     @register_backbone("own-vector")
@@ -57,8 +56,8 @@ def own_registry():
         return Own(width, vector=True)
 
     yield
-    backbones._REGISTERED.clear()
-    backbones._REGISTERED.update(kept)
+    registered.REGISTRATIONS.clear()
+    registered.REGISTRATIONS.update(before)
 
 
 class TestTimm(BackboneContract):
@@ -399,7 +398,7 @@ def fetched(monkeypatch):
         return WeightsFile(served["url"], url, sha256_of_file(served["url"]))
 
     monkeypatch.setattr(hub, "fetch_from_hub", from_hub)
-    monkeypatch.setattr(hub, "fetch_url", from_url)
+    monkeypatch.setattr(downloads, "fetch_url", from_url)
     served["asked"] = asked
     return served
 

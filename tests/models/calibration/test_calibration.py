@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
-from transferkit.models.calibration.calibration import Calibration, HeldOut, cannot_calibrate, fit_calibration
-from transferkit.models.calibration.conformal import cross_fitted_sets, least_pictures
+from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration
+from transferkit.models.calibration.conformal import HeldOut, cross_fitted_sets, least_pictures
 from transferkit.models.calibration.scaling import BOUND, STRENGTH, fit_temperature, fit_vector, stratified_folds
 from transferkit.models.figures.classification import classification_metrics
 

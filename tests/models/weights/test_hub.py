@@ -22,8 +22,9 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 
 from transferkit.core.errors import BackboneError, StorageError, TransferkitWarning
-from transferkit.models.weights.hub import fetch_from_hub, fetch_url, hub_config, offline, sha256_prefix_in_name
-from transferkit.models.weights.loading import read_state_dict
+from transferkit.models.weights.downloads import fetch_url, offline, sha256_prefix_in_name
+from transferkit.models.weights.files import read_state_dict
+from transferkit.models.weights.hub import fetch_from_hub, hub_config
 
 REPO = "timm/tiny.test"
 STATE = {"conv.weight": torch.arange(5000.0).reshape(50, 100)}

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from transferkit.core.errors import BackboneError, StorageError
-from transferkit.models.weights.loading import LoadReport, load_backbone_weights, read_state_dict
+from transferkit.models.weights.files import read_state_dict
+from transferkit.models.weights.loading import LoadReport, load_backbone_weights
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ from transferkit.core.csv import csv_text, read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, ExportError, TransferkitWarning
 from transferkit.core.records import DataConfig
 from transferkit.models.artifact import save_model
-from transferkit.models.backbones.interface import BackboneFacts
+from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule

@@ -14,8 +14,9 @@ from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import ModelInfo
+from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import child_groups
-from transferkit.models.backbones.interface import Backbone, BackboneFacts
+from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration

@@ -31,7 +31,8 @@ from transferkit.data.images.resize import resize
 from transferkit.features.engine.engine import Engine
 from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import ModelInfo, load_model
-from transferkit.models.calibration.calibration import Calibration, HeldOut
+from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.calibration.conformal import HeldOut
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.options.fields import make_config

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transferkit.core.text import first_line
 from transferkit.features.engine.network import FeatureNetwork, freeze_network
 from transferkit.features.engine.taps import Tap
 from transferkit.machine.device import cpu_has_bf16
-from transferkit.models.backbones.interface import Backbone, first_line
+from transferkit.models.backbones.interface import Backbone
 
 __all__ = ["COMPILE_S", "COSINE", "GAIN", "Engine", "PrecisionChoice", "choose_feature_precision", "settled_precision"]
 

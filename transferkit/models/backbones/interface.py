@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
+from transferkit.core.text import first_line
+from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import STEM, LayerGroup
 from transferkit.models.freezing import evaluation_mode
 
-__all__ = ["Backbone", "BackboneFacts", "first_line"]
-
-
-@dataclass(frozen=True)
-class BackboneFacts:
-    """What is known of a backbone besides its layers.
-
-    Attributes:
-        name: As the user wrote it.
-        data_config: How pictures must be prepared: the facts that travel with the weights.
-        license: Of the weights; ``None`` where it is not known, and for random weights.
-        weights_source: ``"random"``, ``"bundled"``, ``"registered"``, ``"hf-hub:ID"``, a URL or ``"file:NAME"``.
-        weights_sha256: Hex digest of the weights file; ``None`` where there is none.
-    """
-
-    name: str
-    data_config: DataConfig
-    license: str | None = None
-    weights_source: str = "random"
-    weights_sha256: str | None = None
+__all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, abc.ABC):
@@ -109,8 +91,8 @@ class Backbone(nn.Module, abc.ABC):
     def measure(self) -> None:
         """Set `num_features` and `map_channels` by a dry forward. An adapter's constructor ends with this.
 
-        A library's own word for the width is not the pooled one for every network (timm's ``num_features`` for
-        mobilenetv3), so it is not asked. Modes are restored.
+        A library's own number for the width is not the pooled one for every network (timm's ``num_features`` for
+        mobilenetv3), so it does not count. Modes are restored.
 
         Raises:
             BackboneError: The network fails on one picture of the data config's size, or does not return one vector.
@@ -134,15 +116,9 @@ class Backbone(nn.Module, abc.ABC):
                 "choose another image size or other backbone arguments"
             ) from error
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 1:
-            seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            what = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise BackboneError(
-                f"backbone {self.name!r} returns {seen} for one picture of {size} pixels - expected features (1, D); "
+                f"backbone {self.name!r} returns {what} for one picture of {size} pixels - expected features (1, D); "
                 "keep its pooling on"
             )
         self.num_features = int(features.shape[1])
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type and first line of an error of another library, for use inside a message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
+from transferkit.models.backbones.facts import BackboneFacts, Request
 from transferkit.models.backbones.groups import LayerGroup, child_groups
-from transferkit.models.backbones.interface import Backbone, BackboneFacts
+from transferkit.models.backbones.interface import Backbone
 from transferkit.models.weights.loading import load_backbone_weights
-from transferkit.models.weights.sources import data_config_beside, read_file
 
-__all__ = ["RegisteredBackbone", "Registration", "build_registered"]
+__all__ = [
+    "REGISTRATIONS",
+    "RegisteredBackbone",
+    "Registration",
+    "build_registered",
+    "knows_registered",
+    "list_registered",
+    "pretrained_registered",
+]
+
+BUILDER = "registered"
+"""Where weights come from that a builder loads itself."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,10 @@ class Registration:
     data_config: DataConfig
     license: str | None
     pretrained: bool
+
+
+REGISTRATIONS: dict[str, Registration] = {}
+"""By name, in the order of registration."""
 
 
 @final
@@ -66,60 +82,58 @@ class RegisteredBackbone(Backbone):
         return child_groups(self.model, prefix="model.")
 
 
-def build_registered(
-    name: str,
-    registration: Registration,
-    *,
-    weights: str,
-    image_size: tuple[int, int] | None,
-    backbone_args: Mapping[str, Any],
-) -> RegisteredBackbone:
+def knows_registered(name: str) -> bool:
+    """Whether a backbone was registered by this name."""
+    return name in REGISTRATIONS
+
+
+def list_registered(pattern: str, pretrained_only: bool) -> list[str]:
+    """Return the registered names that match, sorted."""
+    names = (name for name, entry in REGISTRATIONS.items() if entry.pretrained or not pretrained_only)
+    return fnmatch.filter(sorted(names), pattern)
+
+
+def pretrained_registered(request: Request) -> tuple[str | None, str | None]:
+    """Return `BUILDER` and the licence of the weights where the builder loads any, else ``None`` twice."""
+    registration = REGISTRATIONS[request.name]
+    return (BUILDER, registration.license) if registration.pretrained else (None, None)
+
+
+def build_registered(request: Request) -> RegisteredBackbone:
     """Build a registered backbone.
 
-    Args:
-        name: The registered name.
-        registration: What was registered under it.
-        weights: ``"pretrained"`` where the builder loads weights itself, ``"random"`` where it does not, or a file
-            that replaces what the builder made.
-        image_size: ``(height, width)`` in place of the registered one.
-        backbone_args: Passed to the builder.
+    It answers to ``weights="pretrained"`` where the builder loads weights itself, and to ``"random"`` where it does
+    not; a file replaces what the builder made.
 
     Raises:
         BackboneError: The builder does not take the arguments or does not return a network, or the weights cannot be
             had or do not fit.
     """
+    name, registration = request.name, REGISTRATIONS[request.name]
     try:
-        inspect.signature(registration.builder).bind(**backbone_args)
+        inspect.signature(registration.builder).bind(**request.arguments)
     except TypeError as error:
         raise BackboneError(
             f"backbone {name!r} does not take these backbone_args: {error} - pass what its builder declares"
         ) from error
-    if weights == "pretrained" and not registration.pretrained:
+    if request.weights == "pretrained" and not registration.pretrained:
         raise BackboneError(
             f"backbone {name!r} was registered without pretrained weights - pass --weights FILE or --weights random, "
             "or register it with pretrained=True if its builder loads them"
         )
-    if weights == "random" and registration.pretrained:
+    if request.weights == "random" and registration.pretrained:
         raise BackboneError(
             f"the builder of backbone {name!r} loads weights itself - pass --weights pretrained or FILE"
         )
-    if weights.startswith("hf-hub:"):
-        raise BackboneError(f"backbone {name!r} is registered here, not on the hub - pass --weights FILE")
-    data_config, checkpoint = registration.data_config, None
-    if weights not in ("pretrained", "random"):
-        checkpoint = read_file(weights)
-        data_config = data_config_beside(weights) or data_config
-    if image_size is not None:
-        data_config = dataclasses.replace(data_config, image_size=image_size)
-    model = registration.builder(**backbone_args)
+    checkpoint = request.checkpoint(lambda: None)
+    facts = request.facts(registration.data_config, checkpoint)
+    model = registration.builder(**request.arguments)
     if not isinstance(model, nn.Module):
         raise BackboneError(
             f"the builder of backbone {name!r} returned a {type(model).__name__}, expected an nn.Module"
         )
     if checkpoint is not None:
         load_backbone_weights(model, checkpoint.state, source=checkpoint.source)
-        return RegisteredBackbone(model, checkpoint.facts(name, data_config))
-    facts = BackboneFacts(name, data_config)
-    if registration.pretrained:
-        facts = BackboneFacts(name, data_config, registration.license, "registered")
+    elif registration.pretrained:
+        facts = dataclasses.replace(facts, license=registration.license, weights_source=BUILDER)
     return RegisteredBackbone(model, facts)

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import timm
 from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
+from transferkit.models.backbones import mini, registered, timm, torchvision
+from transferkit.models.backbones.facts import Request
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
-from transferkit.models.backbones.mini import MINI, MINI_LICENSE, build_mini
-from transferkit.models.backbones.registered import Registration, build_registered
-from transferkit.models.backbones.timm import build_timm, list_timm
-from transferkit.models.backbones.timm_facts import pretrained_facts
-from transferkit.models.backbones.torchvision import build_torchvision, list_torchvision, torchvision_facts
 
 __all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "list_backbones", "register_backbone"]
 
-_TIMM, _TORCHVISION, _OWN = "timm/", "torchvision/", "transferkit/"
-_REGISTERED: dict[str, Registration] = {}
-
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A library that backbones come from.
+
+    Attributes:
+        prefix: Of its names; taken off for `build` and `pretrained`.
+        knows: Whether a name is one of its.
+        names: Its names that match a shell pattern; with ``True`` only those with pretrained weights.
+        build: Builds a backbone.
+        pretrained: Where the pretrained weights come from, and their licence; ``None`` twice where there are none.
+    """
+
+    prefix: str
+    knows: Callable[[str], bool]
+    names: Callable[[str, bool], list[str]]
+    build: Callable[[Request], Backbone]
+    pretrained: Callable[[Request], tuple[str | None, str | None]]
+
+
+_SOURCES = (
+    _Source("", registered.knows_registered, registered.list_registered, registered.build_registered,
+            registered.pretrained_registered),
+    _Source("transferkit/", mini.knows_mini, mini.list_mini, mini.build_mini, mini.pretrained_mini),
+    _Source(timm.PREFIX, timm.knows_timm, timm.list_timm, timm.build_timm, timm.pretrained_timm),
+    _Source(torchvision.PREFIX, torchvision.knows_torchvision, torchvision.list_torchvision,
+            torchvision.build_torchvision, torchvision.pretrained_torchvision),
+)  # fmt: skip
 
 
 def register_backbone(
@@ -38,18 +60,21 @@ def register_backbone(
 
     Args:
         name: Any name that no other backbone has.
-        data_config: How pictures are prepared; 224 px and ImageNet's mean and deviation unless told.
+        data_config: How pictures are prepared; 224 px and ImageNet's mean and deviation by default.
         license: Of the weights that the builder loads.
         pretrained: Whether the builder loads weights itself; only then does it answer to ``weights="pretrained"``.
 
     Raises:
         ConfigError: The name is taken.
     """
-    if name in _REGISTERED or name.startswith((_TIMM, _TORCHVISION, _OWN)) or timm.is_model(name):
+    prefixes = tuple(source.prefix for source in _SOURCES if source.prefix)
+    if name.startswith(prefixes) or any(source.knows(name) for source in _SOURCES):
         raise ConfigError(f"a backbone named {name!r} exists already - register it under another name")
 
     def register(builder: _Builder) -> _Builder:
-        _REGISTERED[name] = Registration(builder, data_config or DataConfig(), license, pretrained)
+        registered.REGISTRATIONS[name] = registered.Registration(
+            builder, data_config or DataConfig(), license, pretrained
+        )
         return builder
 
     return register
@@ -69,28 +94,15 @@ def create_backbone(
             registered name.
         weights: ``"pretrained"`` (fetched once, then from the cache), ``"bundled"`` (with the package), ``"random"``,
             ``"hf-hub:ID"`` or a file.
-        image_size: Side in pixels, or ``(height, width)``; the backbone's own unless told.
+        image_size: Side in pixels, or ``(height, width)``; the backbone's own by default.
         backbone_args: Passed to the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
         BackboneError: The name or an argument is unknown, or the weights cannot be had or do not fit.
         ConfigError: The image size is not positive.
     """
-    size = _image_size(image_size)
-    arguments = dict(backbone_args or {})
-    if weights == "bundled" and name != MINI:
-        raise BackboneError(f"backbone {name!r} has no bundled weights - only {MINI!r} has; pass --weights pretrained")
-    if name in _REGISTERED:
-        registration = _REGISTERED[name]
-        return build_registered(name, registration, weights=weights, image_size=size, backbone_args=arguments)
-    if name == MINI:
-        return build_mini(name, weights=weights, image_size=size, backbone_args=arguments)
-    _check_known(name)
-    if name.startswith(_TORCHVISION):
-        short = name.removeprefix(_TORCHVISION)
-        return build_torchvision(name, short, weights=weights, image_size=size, backbone_args=arguments)
-    short = name.removeprefix(_TIMM)
-    return build_timm(name, short, weights=weights, image_size=size, backbone_args=arguments)
+    source, request = _find(name, weights=weights, image_size=image_size, arguments=backbone_args)
+    return source.build(request)
 
 
 def list_backbones(pattern: str = "*", *, pretrained_only: bool = False) -> list[str]:
@@ -102,11 +114,7 @@ def list_backbones(pattern: str = "*", *, pretrained_only: bool = False) -> list
         pattern: Such as ``"*resnet*"`` or ``"torchvision/*"``.
         pretrained_only: Leave out what has no pretrained weights.
     """
-    own = [MINI, *(name for name, entry in _REGISTERED.items() if entry.pretrained or not pretrained_only)]
-    bare = list_timm(pattern.removeprefix(_TIMM), pretrained_only=pretrained_only)
-    from_timm = [_TIMM + name for name in bare] if pattern.startswith(_TIMM) else bare
-    from_torchvision = [_TORCHVISION + name for name in list_torchvision()]
-    return [*fnmatch.filter(sorted(own), pattern), *from_timm, *fnmatch.filter(from_torchvision, pattern)]
+    return [name for source in _SOURCES for name in source.names(pattern, pretrained_only)]
 
 
 def describe_backbone(name: str) -> dict[str, Any]:
@@ -121,16 +129,10 @@ def describe_backbone(name: str) -> dict[str, Any]:
     Raises:
         BackboneError: The name is unknown.
     """
-    weights = "pretrained" if name in _REGISTERED and _REGISTERED[name].pretrained else "random"
-    backbone = create_backbone(name, weights=weights)
-    if name in _REGISTERED:
-        source, license_ = (backbone.weights_source if weights == "pretrained" else None), backbone.license
-    elif name == MINI:
-        source, license_ = "bundled", MINI_LICENSE
-    elif name.startswith(_TORCHVISION):
-        source, license_ = torchvision_facts(name.removeprefix(_TORCHVISION))
-    else:
-        source, license_ = pretrained_facts(name, name.removeprefix(_TIMM))
+    source, request = _find(name)
+    origin, license_ = source.pretrained(request)
+    # A builder that loads weights itself builds no random network.
+    backbone = create_backbone(name, weights="pretrained" if origin == registered.BUILDER else "random")
     groups = backbone.layer_groups()
     return {
         "name": name,
@@ -139,25 +141,30 @@ def describe_backbone(name: str) -> dict[str, Any]:
         "map_channels": backbone.map_channels,
         **backbone.data_config.to_dict(),
         "license": license_,
-        "pretrained": source,
+        "pretrained": origin,
         "layer_groups": {group.name: sum(p.numel() for _, p in group.parameters) for group in groups},
     }
 
 
-def _check_known(name: str) -> None:
-    """Refuse a name that nothing answers to; an unknown tag of a known network is left to timm's adapter."""
-    if name.startswith(_TORCHVISION):
-        known = name.removeprefix(_TORCHVISION) in list_torchvision()
-    else:
-        known = timm.is_model(name.removeprefix(_TIMM))
-    if not known:
-        names = list_backbones("timm/*" if name.startswith(_TIMM) else "*")
-        elsewhere = [known_name for known_name in names if known_name.endswith(f"/{name}")]
-        hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, names)
-        raise BackboneError(
-            f"unknown backbone {name!r}.{hint} List them with `transferkit backbones`, "
-            "or make your own known with register_backbone"
-        )
+def _find(
+    name: str,
+    *,
+    weights: str = "random",
+    image_size: int | tuple[int, int] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[_Source, Request]:
+    """Return the source that knows a name, and the request to it. Raises `BackboneError` and `ConfigError`."""
+    size = _image_size(image_size)
+    for source in _SOURCES:
+        if source.knows(name):
+            return source, Request(name, name.removeprefix(source.prefix), weights, size, dict(arguments or {}))
+    names = list_backbones(f"{timm.PREFIX}*" if name.startswith(timm.PREFIX) else "*")
+    elsewhere = [known for known in names if known.endswith(f"/{name}")]
+    hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, names)
+    raise BackboneError(
+        f"unknown backbone {name!r}.{hint} List them with `transferkit backbones`, "
+        "or make your own known with register_backbone"
+    )
 
 
 def _image_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

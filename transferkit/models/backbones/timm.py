@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, final
 
 import timm
-from timm.models import group_parameters
+from timm.models import get_deprecated_models, get_pretrained_cfg, group_parameters
+from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
-from transferkit.core.errors import BackboneError
+from transferkit.core.errors import BackboneError, did_you_mean, gather
+from transferkit.core.records import DataConfig
+from transferkit.models.backbones.facts import BackboneFacts, Request
 from transferkit.models.backbones.groups import LayerGroup, child_groups, named_groups
-from transferkit.models.backbones.interface import Backbone, BackboneFacts
-from transferkit.models.backbones.timm_facts import (
-    checked_arguments,
-    config_of,
-    data_config_of,
-    facts_from_hub,
-    weights_of,
-)
+from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_loading import build_network, load_network
-from transferkit.models.weights import hub
-from transferkit.models.weights.sources import Checkpoint, data_config_beside, read_fetched, read_file
+from transferkit.models.weights import downloads, hub
+from transferkit.models.weights.checkpoint import read_fetched
+from transferkit.models.weights.downloads import WeightsFile
 
-__all__ = ["TimmBackbone", "build_timm", "list_timm"]
+__all__ = ["PREFIX", "TimmBackbone", "build_timm", "knows_timm", "list_timm", "pretrained_timm"]
+
+PREFIX = "timm/"
+"""May stand before a name; without it a name is timm's too."""
+
+# Arguments of timm's factory that are decided here, or that would make something other than a backbone.
+# fmt: off
+_OURS = frozenset((
+    "cache_dir", "checkpoint_path", "exportable", "feature_cfg", "feature_cls", "features_only", "img_size",
+    "in_chans", "kwargs_filter", "model_cfg", "model_cls", "model_name", "no_jit", "num_classes", "out_indices",
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_filter_fn", "pretrained_model_args",
+    "pretrained_strict", "pruned", "scriptable", "variant",
+))
+# fmt: on
+_DESCRIBING = (
+    *("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
+    *("num_classes", "classifier", "license"),
+)
 
 
 @final
@@ -76,53 +90,163 @@ class TimmBackbone(Backbone):
         return features
 
 
-def list_timm(pattern: str = "*", *, pretrained_only: bool = False) -> list[str]:
-    """Return timm's names that match `pattern`: ``arch``, or ``arch.tag`` where a tag is asked for by a dot."""
-    listed: Sequence[str] = timm.list_models(pattern, pretrained=pretrained_only, include_tags="." in pattern)
-    return list(listed)
+# ---- names ------------------------------------------------------------------------------------------------------
 
 
-def build_timm(
-    name: str,
-    architecture: str,
-    *,
-    weights: str,
-    image_size: tuple[int, int] | None,
-    backbone_args: Mapping[str, Any],
-) -> TimmBackbone:
+def knows_timm(name: str) -> bool:
+    """Whether timm has the network; of a tag that it does not have only `build_timm` complains."""
+    return bool(timm.is_model(name.removeprefix(PREFIX)))
+
+
+def list_timm(pattern: str, pretrained_only: bool) -> list[str]:
+    """Return timm's names that match `pattern`: ``arch``, or ``arch.tag`` where the pattern has a dot.
+
+    They are bare unless the pattern begins with ``timm/``.
+    """
+    bare = pattern.removeprefix(PREFIX)
+    prefix = PREFIX if pattern.startswith(PREFIX) else ""
+    return [prefix + name for name in timm.list_models(bare, pretrained=pretrained_only, include_tags="." in bare)]
+
+
+def pretrained_timm(request: Request) -> tuple[str | None, str | None]:
+    """Return where the pretrained weights of ``arch[.tag]`` come from, and their licence; ``None`` if there are none.
+
+    Raises:
+        BackboneError: The network has another name by now, or no such tag.
+    """
+    cfg = _config_of(request.name, request.architecture)
+    source = f"hf-hub:{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+    return (source, cfg.license) if isinstance(source, str) and source else (None, None)
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+def build_timm(request: Request) -> TimmBackbone:
     """Build a timm backbone.
 
-    Args:
-        name: As the user wrote it.
-        architecture: timm's ``arch[.tag]``.
-        weights: ``"pretrained"``, ``"random"``, ``"hf-hub:ID"`` or a file.
-        image_size: ``(height, width)`` in place of the configured one. Networks of fixed input size are built for it,
-            and their position embeddings are resampled by timm's own filter as the weights are loaded.
-        backbone_args: Passed to the network's constructor.
+    Networks of fixed input size are built for the image size, and their position embeddings are resampled by timm's
+    own filter as the weights are loaded.
 
     Raises:
         BackboneError: A name or an argument is unknown, or the weights cannot be had or do not fit exactly.
     """
-    cfg = config_of(name, architecture)
-    arguments = checked_arguments(name, backbone_args)
-    checkpoint: Checkpoint | None = None
-    data_config = None
-    if weights == "pretrained":
-        checkpoint = read_fetched(weights_of(name, cfg), cfg.license)
-    elif weights.startswith("hf-hub:"):
-        repo = weights.removeprefix("hf-hub:")
-        cfg, saved_arguments = facts_from_hub(name, cfg, repo)
-        arguments = {**saved_arguments, **arguments}
-        checkpoint = read_fetched(hub.fetch_from_hub(repo), cfg.license)
-    elif weights != "random":
-        checkpoint = read_file(weights)
-        data_config = data_config_beside(weights)
-    data_config = data_config or data_config_of(cfg)
-    if image_size is not None:
-        data_config = dataclasses.replace(data_config, image_size=image_size)
+    name = request.name
+    cfg, arguments = _config_of(name, request.architecture), _checked_arguments(name, request.arguments)
+    if request.hub_id is not None:
+        cfg, recorded = _facts_from_hub(name, cfg, request.hub_id)
+        arguments = {**recorded, **arguments}
+    checkpoint = request.checkpoint(
+        lambda: read_fetched(_pretrained_weights(name, cfg), cfg.license),
+        from_hub=lambda repo: read_fetched(hub.fetch_from_hub(repo), cfg.license),
+    )
+    facts = request.facts(_data_config_of(cfg), checkpoint)
     if cfg.fixed_input_size:
-        arguments["img_size"] = data_config.image_size
+        arguments["img_size"] = facts.data_config.image_size
     model = build_network(name, cfg, arguments)
     if checkpoint is not None:
         load_network(model, cfg, arguments, checkpoint)
-    return TimmBackbone(model, checkpoint.facts(name, data_config) if checkpoint else BackboneFacts(name, data_config))
+    return TimmBackbone(model, facts)
+
+
+def _config_of(name: str, architecture: str) -> PretrainedCfg:
+    """Return timm's facts about ``arch[.tag]``, with those of the default tag where it names none.
+
+    Raises:
+        BackboneError: The network has another name by now, or no such tag.
+    """
+    base, _, tag = architecture.partition(".")
+    renamed = get_deprecated_models().get(base)
+    if renamed:
+        raise BackboneError(f"backbone {name!r} has a new name in timm - use {renamed!r}")
+    tags = timm.list_models(f"{base}.*", include_tags=True)
+    if tag and architecture not in tags:
+        known = f"Known: {', '.join(tags)}" if tags else "It has no tags at all"
+        raise BackboneError(
+            f"backbone {name!r}: {base!r} has no weights tagged {tag!r}.{did_you_mean(architecture, tags)} {known}"
+        )
+    # A network that is registered without facts gets timm's defaults, and has no weights.
+    cfg = get_pretrained_cfg(architecture) or PretrainedCfg()
+    return dataclasses.replace(cfg, architecture=base)
+
+
+def _checked_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the user's `backbone_args`; raise `BackboneError` for those that cannot be given here.
+
+    What the network's constructor does not know is refused when it is built.
+    """
+    problems = []
+    for key, value in arguments.items():
+        if key == "img_size":
+            problems.append("'img_size' is set by image_size (--image-size)")
+        elif key in _OURS:
+            problems.append(f"{key!r} is decided by transferkit")
+        elif value is None:
+            problems.append(f"{key!r} is None, which timm ignores")
+    if problems:
+        raise BackboneError(f"backbone arguments of {name!r}: {gather(problems)} - leave out what is named here")
+    return dict(arguments)
+
+
+def _data_config_of(cfg: PretrainedCfg) -> DataConfig:
+    """Return how pictures are prepared for the network."""
+    _, height, width = cfg.input_size
+    red, green, blue = cfg.mean
+    red_std, green_std, blue_std = cfg.std
+    return DataConfig(
+        image_size=(height, width),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+        interpolation=cfg.interpolation,
+        crop_pct=cfg.crop_pct,
+        # timm's third mode pads the whole picture to a square; squashing keeps the whole picture too.
+        crop_mode="center" if cfg.crop_mode == "center" else "squash",
+    )
+
+
+def _pretrained_weights(name: str, cfg: PretrainedCfg) -> WeightsFile:
+    """Fetch the pretrained weights that `cfg` points to: from the hub, else from its URL.
+
+    Raises:
+        BackboneError: There are none, they are in a format of their own, or they cannot be fetched.
+    """
+    if cfg.hf_hub_id:
+        repo, _, revision = cfg.hf_hub_id.partition("@")
+        if cfg.hf_hub_filename:
+            return hub.fetch_from_hub(repo, revision=revision or None, filenames=(cfg.hf_hub_filename,))
+        return hub.fetch_from_hub(repo, revision=revision or None)
+    if isinstance(cfg.url, str) and cfg.url and not cfg.custom_load:
+        return downloads.fetch_url(cfg.url, sha256_prefix=downloads.sha256_prefix_in_name(cfg.url))
+    tags = timm.list_models(f"{cfg.architecture}.*", pretrained=True)
+    others = f" (weights exist for {', '.join(tags)})" if tags else ""
+    raise BackboneError(
+        f"backbone {name!r} has no pretrained weights{others} - pass --weights FILE, or --weights random to train from "
+        "scratch"
+    )
+
+
+def _facts_from_hub(name: str, cfg: PretrainedCfg, repo: str) -> tuple[PretrainedCfg, dict[str, Any]]:
+    """Return `cfg` overlaid with what the hub's ``config.json`` records, and the constructor arguments it records.
+
+    Raises:
+        BackboneError: The repository is of another architecture, or its config is not timm's.
+    """
+    config = hub.hub_config(repo)
+    architecture = config.get("architecture")
+    if architecture != cfg.architecture:
+        what = f"of architecture {architecture!r}" if architecture else "without an architecture (not made by timm)"
+        raise BackboneError(
+            f"weights 'hf-hub:{repo}' are {what}, but the backbone is {name!r} - "
+            + (f"pass --backbone {architecture}" if architecture else "pass another id, or a file")
+        )
+    recorded, arguments = config.get("pretrained_cfg", config), config.get("model_args") or {}
+    if not isinstance(recorded, Mapping) or not isinstance(arguments, Mapping):
+        raise BackboneError(f"the config of 'hf-hub:{repo}' is not timm's - pass another id, or a file")
+    # Only what describes the network and its pictures: where weights lie is not for the repository to say.
+    values: dict[str, Any] = {"license": None}
+    values.update((key, recorded[key]) for key in _DESCRIBING if recorded.get(key) is not None)
+    if isinstance(config.get("num_classes"), int):
+        values["num_classes"] = config["num_classes"]
+    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    merged = dataclasses.replace(cfg, **tuples)
+    return merged, {key: value for key, value in arguments.items() if key not in _OURS and value is not None}

@@ -18,9 +18,9 @@ from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
-from transferkit.models.backbones.interface import first_line
+from transferkit.core.text import first_line
+from transferkit.models.weights.checkpoint import Checkpoint
 from transferkit.models.weights.loading import load_backbone_weights
-from transferkit.models.weights.sources import Checkpoint
 
 __all__ = ["build_network", "load_network"]
 
@@ -107,7 +107,7 @@ def _through_timm(
 def _create(
     cfg: PretrainedCfg, arguments: Mapping[str, Any], *, num_classes: int, state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """Call timm's factory with weights from memory or none; it is never given a place to fetch from."""
+    """Call timm's factory with weights from memory or none; it never gets a place to fetch from."""
     bare = dataclasses.replace(
         cfg, url=None, file=None, hf_hub_id=None, hf_hub_filename=None, source=None, custom_load=False
     )

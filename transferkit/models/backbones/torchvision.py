@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -16,13 +16,24 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
+from transferkit.core.text import first_line
+from transferkit.models.backbones.facts import BackboneFacts, Request
 from transferkit.models.backbones.groups import LayerGroup, named_groups
-from transferkit.models.backbones.interface import Backbone, BackboneFacts, first_line
-from transferkit.models.weights import hub
+from transferkit.models.backbones.interface import Backbone
+from transferkit.models.weights import downloads
+from transferkit.models.weights.checkpoint import Checkpoint, read_fetched
 from transferkit.models.weights.loading import load_backbone_weights
-from transferkit.models.weights.sources import Checkpoint, data_config_beside, hash_in_url, read_fetched, read_file
 
-__all__ = ["TorchvisionBackbone", "build_torchvision", "list_torchvision", "torchvision_facts"]
+__all__ = [
+    "PREFIX",
+    "TorchvisionBackbone",
+    "build_torchvision",
+    "knows_torchvision",
+    "list_torchvision",
+    "pretrained_torchvision",
+]
+
+PREFIX = "torchvision/"
 
 _LICENSE, _SWAG_LICENSE = "BSD-3-Clause", "CC-BY-NC-4.0"
 _OURS = ("aux_logits", "image_size", "num_classes", "progress", "transform_input", "weights", "weights_backbone")
@@ -36,7 +47,7 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 @final
 class TorchvisionBackbone(Backbone):
-    """A torchvision classification network; its features are what its last layer was given.
+    """A torchvision classification network; its features are the input of its last layer.
 
     VGG and AlexNet keep their first two fully connected layers (4096 features). The dropout right before the last
     layer goes with it: the new head has its own. Feature maps exist for the families built as stages and pooling:
@@ -106,62 +117,58 @@ class TorchvisionBackbone(Backbone):
         return named_groups(self.model, groups, prefix="model.")
 
 
-def list_torchvision() -> list[str]:
-    """Return the names of torchvision's classification networks, sorted; all have pretrained weights.
-
-    Without its MNASNets: they refuse state dicts that carry no version mark, and safetensors cannot. timm has them.
-    """
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return sorted(name for name in names if not name.startswith("mnasnet"))
+# ---- names ------------------------------------------------------------------------------------------------------
 
 
-def torchvision_facts(architecture: str) -> tuple[str, str]:
+def knows_torchvision(name: str) -> bool:
+    """Whether torchvision has the network, and it is usable here."""
+    return name in _names()
+
+
+def list_torchvision(pattern: str, pretrained_only: bool) -> list[str]:
+    """Return the names of torchvision's classification networks that match, sorted; all have pretrained weights."""
+    return fnmatch.filter(_names(), pattern)
+
+
+def pretrained_torchvision(request: Request) -> tuple[str, str]:
     """Return where torchvision's pretrained weights come from, and their licence."""
-    entry = torchvision.models.get_model_weights(architecture).DEFAULT
+    entry = torchvision.models.get_model_weights(request.architecture).DEFAULT
     return str(entry.url), _SWAG_LICENSE if "SWAG" in entry.name else _LICENSE
 
 
-def build_torchvision(
-    name: str,
-    architecture: str,
-    *,
-    weights: str,
-    image_size: tuple[int, int] | None,
-    backbone_args: Mapping[str, Any],
-) -> TorchvisionBackbone:
+def _names() -> list[str]:
+    """Return all names, without MNASNets: they refuse state dicts that carry no version mark, and safetensors cannot.
+
+    timm has them.
+    """
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return sorted(PREFIX + name for name in names if not name.startswith("mnasnet"))
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+def build_torchvision(request: Request) -> TorchvisionBackbone:
     """Build a torchvision backbone.
 
-    Args:
-        name: As the user wrote it.
-        architecture: One of `list_torchvision`.
-        weights: ``"pretrained"``, ``"random"`` or a file.
-        image_size: ``(height, width)`` in place of the weights' own. Vision transformers are built for it (square
-            only), and their position embeddings are resampled.
-        backbone_args: Passed to the network's constructor.
+    Vision transformers are built for the image size (square only), and their position embeddings are resampled.
 
     Raises:
         BackboneError: An argument is unknown, or the weights cannot be had or do not fit exactly.
     """
-    checkpoint: Checkpoint | None = None
-    data_config = _data_config(architecture)
-    if weights == "pretrained":
-        url, license_ = torchvision_facts(architecture)
-        checkpoint = read_fetched(hub.fetch_url(url, sha256_prefix=hash_in_url(url)), license_)
-    elif weights.startswith("hf-hub:"):
-        raise BackboneError(
-            f"weights {weights!r} are for timm's networks - pass --backbone timm/{architecture}, or --weights FILE"
-        )
-    elif weights != "random":
-        checkpoint = read_file(weights)
-        data_config = data_config_beside(weights) or data_config
-    if image_size is not None:
-        data_config = dataclasses.replace(data_config, image_size=image_size)
-    model, classifier = _network(name, architecture, data_config.image_size, backbone_args)
-    if checkpoint is None:
-        return TorchvisionBackbone(model, BackboneFacts(name, data_config), architecture)
-    state = _adapted(model, architecture, data_config.image_size, checkpoint.state)
-    load_backbone_weights(model, state, source=checkpoint.source, classifier=classifier)
-    return TorchvisionBackbone(model, checkpoint.facts(name, data_config), architecture)
+
+    def pretrained() -> Checkpoint:
+        url, license_ = pretrained_torchvision(request)
+        return read_fetched(downloads.fetch_url(url, sha256_prefix=downloads.sha256_prefix_in_name(url)), license_)
+
+    checkpoint = request.checkpoint(pretrained)
+    facts = request.facts(_data_config(request.architecture), checkpoint)
+    size = facts.data_config.image_size
+    model, classifier = _network(request, size)
+    if checkpoint is not None:
+        state = _adapted(model, request.architecture, size, checkpoint.state)
+        load_backbone_weights(model, state, source=checkpoint.source, classifier=classifier)
+    return TorchvisionBackbone(model, facts, request.architecture)
 
 
 def _data_config(architecture: str) -> DataConfig:
@@ -177,16 +184,15 @@ def _data_config(architecture: str) -> DataConfig:
     )
 
 
-def _network(
-    name: str, architecture: str, image_size: tuple[int, int], backbone_args: Mapping[str, Any]
-) -> tuple[nn.Module, tuple[str, ...]]:
+def _network(request: Request, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network without its last layer; return it and the names under which files have the rest."""
-    refused = sorted(set(backbone_args) & set(_OURS))
+    name, architecture = request.name, request.architecture
+    refused = sorted(set(request.arguments) & set(_OURS))
     if refused:
         raise BackboneError(
             f"backbone {name!r}: {', '.join(refused)} in backbone_args is decided by transferkit - leave it out"
         )
-    options = dict(backbone_args)
+    options = dict(request.arguments)
     if architecture.startswith("vit"):
         if image_size[0] != image_size[1]:
             raise BackboneError(f"backbone {name!r} takes square pictures only, not {image_size[0]}x{image_size[1]}")
@@ -223,11 +229,11 @@ def _cut(model: nn.Module) -> str:
         return name
     layers = list(part.named_children())
     last = max(index for index, (_, layer) in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
-    kept = layers[:last]
-    if kept and isinstance(kept[-1][1], nn.Dropout):
-        kept.pop()
-    kept += [entry for entry in layers[last + 1 :] if isinstance(entry[1], nn.AdaptiveAvgPool2d)]
-    setattr(model, name, nn.Sequential(OrderedDict(kept)))
+    rest = layers[:last]
+    if rest and isinstance(rest[-1][1], nn.Dropout):
+        rest.pop()
+    rest += [entry for entry in layers[last + 1 :] if isinstance(entry[1], nn.AdaptiveAvgPool2d)]
+    setattr(model, name, nn.Sequential(OrderedDict(rest)))
     return f"{name}.{layers[last][0]}"
 
 
@@ -241,8 +247,8 @@ def _adapted(
     position = state.get(key)
     if not architecture.startswith("vit") or position is None or position.ndim != 3 or position.shape[0] != 1:
         return state
-    wanted = model.get_parameter(key).shape
-    if position.shape == wanted or position.shape[-1] != wanted[-1]:
+    shape = model.get_parameter(key).shape
+    if position.shape == shape or position.shape[-1] != shape[-1]:
         return state
     try:
         resampled = interpolate_embeddings(

@@ -17,7 +17,7 @@ from transferkit.models.calibration.conformal import HeldOut
 from transferkit.models.calibration.scaling import centred, fit_temperature, fit_vector, stratified_folds
 from transferkit.models.figures.classification import confidence_metrics
 
-__all__ = ["METHODS", "Calibration", "HeldOut", "cannot_calibrate", "fit_calibration"]
+__all__ = ["METHODS", "Calibration", "cannot_calibrate", "fit_calibration"]
 
 METHODS: Final = ("none", "temperature", "vector")
 MIN_PICTURES: Final = 10
@@ -25,7 +25,7 @@ MIN_PICTURES: Final = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns logits into probabilities.
+    """A fitted way from logits to probabilities.
 
     Attributes:
         method: ``"none"``: the plain softmax. ``"temperature"``: one number for all logits, which changes no label.
@@ -128,7 +128,7 @@ class Calibration:
         """
         try:
             held_out = None if values["held_out"] is None else HeldOut.from_dict(values["held_out"])
-            found = cls(
+            calibration = cls(
                 method=str(values["method"]),
                 temperature=float(values["temperature"]),
                 scale=tuple(map(float, values["scale"])),
@@ -138,12 +138,12 @@ class Calibration:
                 held_out=held_out,
                 figures={str(name): float(value) for name, value in values["figures"].items()},
             )
-            found._check()
+            calibration._check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"calibration: cannot be read ({type(error).__name__}: {error}) - run `transferkit calibrate` again"
             ) from error
-        return found
+        return calibration
 
     def _check(self) -> None:
         if self.method not in METHODS:
@@ -170,7 +170,7 @@ def fit_calibration(
     seed: int = 0,
     fitted_on: str = "val",
 ) -> tuple[Calibration, Tensor]:
-    """Fit a calibration on held-out pictures, and give each of them probabilities that have not seen it.
+    """Fit a calibration on held-out pictures, and return probabilities of each one that do not rest on it.
 
     Temperature scaling minimises the negative log-likelihood over one number, vector scaling over a scale and a bias
     per class (Guo et al. 2017, section 4.2). Where we differ:
@@ -180,7 +180,7 @@ def fit_calibration(
       rule of succession, and 1 where the model is more confident than that already.
     - Vector scaling takes logits relative to their mean over the classes, which no softmax sees, and is pulled
       towards the identity by ``0.5 (|scale - 1|^2 + |bias|^2)`` beside the sum of the log-likelihoods: with a few
-      pictures per class it would learn them by heart.
+      pictures per class it would overfit.
 
     Args:
         logits: ``(N, C) float32``.

@@ -1,6 +1,6 @@
 """How sure a calibrated model has to be: prediction sets of stated coverage, thresholds of stated precision.
 
-Both are read off held-out pictures, of which four numbers each are kept.
+Both are read off held-out pictures, of which a model stores four numbers each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transferkit.core.errors import CheckpointError, ConfigError
 
 __all__ = ["HeldOut", "cross_fitted_sets", "least_pictures"]
 
-KEPT = 20_000
-"""Held-out pictures kept at most; a quantile of so many is known to 0.002 or better."""
+MOST = 20_000
+"""Held-out pictures that a model stores at most; a quantile of so many is known to 0.002 or better."""
 DIGITS = 6
 MIN_PICTURES = 10
 
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Probabilities of held-out pictures, each from a calibration that has not seen the picture.
+    """Probabilities of held-out pictures, each from a calibration that was fitted without the picture.
 
     Probabilities are rounded down to 6 significant digits: a threshold made of one never shuts out its own picture.
 
@@ -50,10 +50,10 @@ class HeldOut:
 
     @classmethod
     def of(cls, probs: Tensor, targets: Tensor, *, seed: int = 0) -> Self:
-        """Return what is kept of probabilities ``(N, C)`` and labels ``(N,)``: 20,000 pictures at most."""
+        """Return the record of probabilities ``(N, C)`` and labels ``(N,)``: 20,000 pictures at most."""
         classes = probs.shape[1]
-        if len(targets) > KEPT:
-            drawn = np.random.default_rng(seed).choice(len(targets), KEPT, replace=False)
+        if len(targets) > MOST:
+            drawn = np.random.default_rng(seed).choice(len(targets), MOST, replace=False)
             rows = torch.from_numpy(np.sort(drawn))
             probs, targets = probs[rows], targets[rows]
         best, predicted = probs.max(dim=1)
@@ -80,7 +80,7 @@ class HeldOut:
         # Whole numbers, so that 19 of 20 are 0.95 exactly.
         needed = np.array([math.ceil(rate * count) for count in range(1, len(self.label) + 1)])
         label, predicted, sure = np.asarray(self.label), np.asarray(self.predicted), np.asarray(self.p_predicted)
-        found: list[float | None] = []
+        thresholds: list[float | None] = []
         for index in range(self.num_classes):
             mine = np.flatnonzero(predicted == index)
             order = mine[np.argsort(-sure[mine], kind="stable")]
@@ -88,8 +88,8 @@ class HeldOut:
             last_of_equals = np.append(values[1:] != values[:-1], True)[: len(order)]
             enough = (right >= needed[: len(order)]) & (np.arange(len(order)) + 1 >= least)
             good = np.flatnonzero(enough & last_of_equals)
-            found.append(float(values[good[-1]]) if len(good) else None)
-        return tuple(found)
+            thresholds.append(float(values[good[-1]]) if len(good) else None)
+        return tuple(thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; the numbers of a column in one string, for a file that can still be read."""
@@ -133,13 +133,13 @@ def least_pictures(precision: float) -> int:
 
 
 def cross_fitted_sets(probs: Tensor, targets: Tensor, folds: Array, coverage: float) -> dict[str, float]:
-    """Return what prediction sets are worth, measured on pictures that their threshold does not come from.
+    """Return coverage and size of prediction sets, measured on pictures that their threshold does not come from.
 
     Args:
         probs: ``(N, C) float32``, cross-fitted.
         targets: ``(N,) int64`` in [0, C).
         folds: ``(N,)``, the fold of each picture; its threshold comes from the other folds.
-        coverage: Asked for, in (0, 1).
+        coverage: That the sets are made for, in (0, 1).
 
     Returns:
         ``covered``, the share of sets that hold the true class; ``size``, their mean number of classes; ``single``, the

@@ -1,4 +1,4 @@
-"""Downloads from plain addresses into torch.hub's cache, verified before use; and what every fetching has in common."""
+"""Downloads from plain addresses into torch.hub's cache, verified before use; and what all fetching has in common."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class WeightsFile:
 
 
 def offline() -> bool:
-    """Tell whether ``HF_HUB_OFFLINE`` or ``TRANSFERKIT_OFFLINE`` is on, now: huggingface_hub reads it at import."""
+    """Whether ``HF_HUB_OFFLINE`` or ``TRANSFERKIT_OFFLINE`` is on now; huggingface_hub looks at import only."""
     return any(os.environ.get(name, "").strip().upper() in {"1", "ON", "TRUE", "YES"} for name in OFFLINE_SWITCHES)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.files import sha256_of_file, storage_errors
+from transferkit.core.text import first_line
 
 __all__ = ["HEAD_NAMES", "read_state_dict", "unwrapped_names"]
 
@@ -33,14 +34,14 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 # First name parts under which models keep what is not the backbone.
 HEAD_NAMES = frozenset({"aux_classifier", "classifier", "criterion", "fc", "head", "head_dist", "heads", "loss"})
 _REFETCH = "delete it and fetch it again"
-# Globals of ordinary tensors, left out when a refusal lists what a pickle asked for.
+# Globals of ordinary tensors, left out when a refusal lists what a pickle imports.
 _PLAIN_GLOBAL = re.compile(r"collections\.OrderedDict|torch\.\w+Storage|torch\._utils\._rebuild_(tensor_v2|parameter)")
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors or PyTorch file and return its state dict, on the CPU, in the stored dtypes.
 
-    The format is told from the content, never from the name. PyTorch files are read with ``weights_only=True``;
+    The format follows from the content, never from the name. PyTorch files are read with ``weights_only=True``;
     a pickle that asks for anything else is refused and nothing in it is run. The checksums in such a file are
     verified. When ``FILE.sha256`` (the format of ``sha256sum``), or for ``NAME.safetensors`` a ``NAME.json`` with a key
     ``sha256``, lies beside the file, its content must have that hash: safetensors itself has no checksum.
@@ -60,8 +61,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     with storage_errors("read weights file", file):
         if not file.is_file():
-            seen = "is a folder" if file.is_dir() else "does not exist"
-            raise BackboneError(f"weights file {str(file)!r} {seen} - expected a file; check the path")
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise BackboneError(f"weights file {str(file)!r} {what} - expected a file; check the path")
         _verify_recorded_hash(file)
         content = _load(file)
     state = {name: value.detach() for name, value in _state_in(content, file).items() if isinstance(value, Tensor)}
@@ -112,7 +113,7 @@ def _verify_recorded_hash(file: Path) -> None:
 
 
 def _load(file: Path) -> object:
-    """Tell the format from the first bytes and read the file with the right reader."""
+    """Read the file with the reader that its first bytes call for."""
     with file.open("rb") as stream:
         head = stream.read(64)
     if not head:
@@ -126,12 +127,12 @@ def _load(file: Path) -> object:
         return _load_torch(file, zipped=head.startswith(b"PK"))
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        seen = "a Git LFS pointer, not the weights themselves - run `git lfs pull`"
+        what = "a Git LFS pointer, not the weights themselves - run `git lfs pull`"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        seen = f"a web page, not weights - {_REFETCH}"
+        what = f"a web page, not weights - {_REFETCH}"
     else:
-        seen = f"neither safetensors nor a PyTorch file, or damaged - {_REFETCH}"
-    raise BackboneError(f"weights file {str(file)!r} is {seen}")
+        what = f"neither safetensors nor a PyTorch file, or damaged - {_REFETCH}"
+    raise BackboneError(f"weights file {str(file)!r} is {what}")
 
 
 def _load_torch(file: Path, *, zipped: bool) -> object:
@@ -146,15 +147,15 @@ def _load_torch(file: Path, *, zipped: bool) -> object:
     except Exception as error:  # a damaged file can raise nearly anything: KeyError, struct.error, EOFError, ...
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged zip's offsets
             raise
-        wanted = _foreign_globals(file, zipped=zipped)
-        if wanted and not isinstance(error, zipfile.BadZipFile):
-            names = ", ".join(map(repr, wanted[:5])) + (", ..." if len(wanted) > 5 else "")
+        foreign = _foreign_globals(file, zipped=zipped)
+        if foreign and not isinstance(error, zipfile.BadZipFile):
+            names = ", ".join(map(repr, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
             raise BackboneError(
                 f"weights file {str(file)!r} is a pickle that asks for more than tensors: {names} - it was refused and "
                 "nothing in it was run; save the state dict alone, best as safetensors"
             ) from error
         raise BackboneError(
-            f"weights file {str(file)!r} is damaged, cut short or not a checkpoint ({_first_line(error)}) - {_REFETCH}"
+            f"weights file {str(file)!r} is damaged, cut short or not a checkpoint ({first_line(error)}) - {_REFETCH}"
         ) from error
 
 
@@ -173,19 +174,19 @@ def _foreign_globals(file: Path, *, zipped: bool) -> list[str]:
 
     torch's own ``get_unsafe_globals_in_checkpoint`` reads neither bare pickles nor protocol 4.
     """
-    found: list[str] = []
-    with contextlib.suppress(Exception):  # a damaged file raises nearly anything; what was found until then stands
+    names: list[str] = []
+    with contextlib.suppress(Exception):  # a damaged file raises nearly anything; what was read until then stands
         with contextlib.ExitStack() as stack:
             if zipped:
                 archive = stack.enter_context(zipfile.ZipFile(file))
-                name = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))
-                raw = stack.enter_context(archive.open(name))
+                entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                raw = stack.enter_context(archive.open(entry))
             else:
                 raw = stack.enter_context(file.open("rb"))
             stream = io.BytesIO(raw.read(1 << 26))
         for _ in range(1 if zipped else 5):  # a file of old torch is five pickles and then the numbers
-            found += _globals_in(stream)
-    return [name for name in dict.fromkeys(found) if not _PLAIN_GLOBAL.fullmatch(name)]
+            names += _globals_in(stream)
+    return [name for name in dict.fromkeys(names) if not _PLAIN_GLOBAL.fullmatch(name)]
 
 
 def _globals_in(stream: IO[bytes]) -> Iterator[str]:
@@ -207,22 +208,17 @@ def _globals_in(stream: IO[bytes]) -> Iterator[str]:
 
 def _state_in(content: object, file: Path) -> Mapping[str, object]:
     """Open the usual checkpoint containers around a state dict."""
-    for _ in range(3):  # as deep as containers are seen nested; a crafted file may even contain itself
+    for _ in range(3):  # as deep as containers are nested; a crafted file may even contain itself
         if isinstance(content, Mapping):
             current = content
             content = next((current[key] for key in _CONTAINERS if isinstance(current.get(key), Mapping)), current)
     if isinstance(content, Mapping) and all(isinstance(key, str) for key in content):
         if any(isinstance(value, Tensor) for value in content.values()):
             return content
-        seen = "a mapping without tensors" + (f" (keys: {', '.join(map(repr, list(content)[:5]))})" if content else "")
+        what = "a mapping without tensors" + (f" (keys: {', '.join(map(repr, list(content)[:5]))})" if content else "")
     else:
-        seen = f"a {type(content).__name__}"
+        what = f"a {type(content).__name__}"
     raise BackboneError(
-        f"weights file {str(file)!r} holds {seen} - expected a state dict, alone or under one of "
+        f"weights file {str(file)!r} holds {what} - expected a state dict, alone or under one of "
         f"{', '.join(map(repr, _CONTAINERS))}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120].strip()}" if lines else type(error).__name__

@@ -25,14 +25,12 @@ from transferkit.models.weights.downloads import (
     WAY_OUT,
     WeightsFile,
     check_room,
-    fetch_url,
     offline,
     one_line,
     public_address,
-    sha256_prefix_in_name,
 )
 
-__all__ = ["WeightsFile", "fetch_from_hub", "fetch_url", "hub_config", "offline", "sha256_prefix_in_name"]
+__all__ = ["fetch_from_hub", "hub_config"]
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _CONTACT_TIMEOUT_S = 5.0  # to reach the hub; the error must come within seconds
@@ -66,13 +64,13 @@ def fetch_from_hub(
             nothing is cached, the download broke off, or the content does not have its hash.
         StorageError: The cache cannot be written or has no room.
     """
-    wanted = f"{' or '.join(map(repr, filenames))} of {repo_id!r}"
+    what = f"{' or '.join(map(repr, filenames))} of {repo_id!r}"
     cached = _first_cached(repo_id, filenames, revision)
     if cached is not None and (offline() or _COMMIT.fullmatch(revision or "")):
         return _verified(repo_id, *cached)
     if offline():
         raise BackboneError(
-            f"{wanted} is not in the cache {str(_hub_cache())!r}, and offline mode is on "
+            f"{what} is not in the cache {str(_hub_cache())!r}, and offline mode is on "
             f"({' or '.join(OFFLINE_SWITCHES)}) - {WAY_OUT}"
         )
     try:
@@ -82,11 +80,11 @@ def fetch_from_hub(
                 return _current(repo_id, filename, revision, metadata)
     except _HubRefusal as refusal:
         if cached is None:
-            raise BackboneError(f"cannot fetch {wanted}: {refusal}") from refusal
+            raise BackboneError(f"cannot fetch {what}: {refusal}") from refusal
         warnings.warn(TransferkitWarning(f"using the cached {cached[0]!r} of {repo_id!r}: {refusal}"), stacklevel=2)
         return _verified(repo_id, *cached)
     raise BackboneError(
-        f"there is no {wanted} at revision {revision or 'main'!r} on {public_address(_endpoint())} - check the id, or "
+        f"there is no {what} at revision {revision or 'main'!r} on {public_address(_endpoint())} - check the id, or "
         "pass --weights FILE"
     )
 
@@ -153,7 +151,7 @@ def _current(repo_id: str, filename: str, revision: str | None, metadata: HfFile
         return _verified(repo_id, filename, present)
     if present is None:
         check_room(cache, metadata.size)
-    wanted = f"{filename!r} of {repo_id!r}"
+    what = f"{filename!r} of {repo_id!r}"
     try:
         with _quiet():
             path = hf_hub_download(
@@ -165,14 +163,14 @@ def _current(repo_id: str, filename: str, revision: str | None, metadata: HfFile
                 etag_timeout=_CONTACT_TIMEOUT_S,
             )
     except HfHubHTTPError as error:
-        raise BackboneError(f"cannot fetch {wanted}: {_meaning(error.response.status_code, revision)}") from error
+        raise BackboneError(f"cannot fetch {what}: {_meaning(error.response.status_code, revision)}") from error
     except Exception as error:  # requests', httpx's or hf_xet's own
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
             raise StorageError(
-                f"cannot write {wanted} to the cache {str(cache)!r}: {error.strerror} - make it writable, free "
+                f"cannot write {what} to the cache {str(cache)!r}: {error.strerror} - make it writable, free "
                 f"{metadata.size or 'enough'} bytes, or set HF_HOME to another folder"
             ) from error
-        raise BackboneError(f"the download of {wanted} broke off ({one_line(error)}) - run again") from error
+        raise BackboneError(f"the download of {what} broke off ({one_line(error)}) - run again") from error
     return _verified(repo_id, filename, Path(path), fresh=present is None, etag=metadata.etag)
 
 
@@ -212,10 +210,10 @@ def _cached(repo_id: str, filename: str, revision: str | None) -> Path | None:
     """Look into the cache only; never uses the network."""
     try:
         with storage_errors("read", _hub_cache()):
-            found = try_to_load_from_cache(repo_id, filename, cache_dir=_hub_cache(), revision=revision)
+            path = try_to_load_from_cache(repo_id, filename, cache_dir=_hub_cache(), revision=revision)
     except HFValidationError as error:
         raise BackboneError(f"{repo_id!r} is not a hub id: {one_line(error)} - expected 'owner/name'") from error
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _hub_cache() -> Path:
@@ -244,7 +242,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _meaning(status: int, revision: str | None) -> str:
-    """Say what an HTTP status of the hub means to the user, and what to do."""
+    """Return what an HTTP status of the hub means to the user, and what to do."""
     if status in (401, 403):
         return (
             f"the hub says {status}: no such repository, or a private or gated one - check the id; for a gated one "

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
-from transferkit.models.weights.files import HEAD_NAMES, read_state_dict, unwrapped_names
+from transferkit.models.weights.files import HEAD_NAMES, unwrapped_names
 
-__all__ = ["LoadReport", "load_backbone_weights", "read_state_dict"]
+__all__ = ["LoadReport", "load_backbone_weights"]
 
 _COUNTER = "num_batches_tracked"  # absent from files of old trainers; evaluation does not use it
 _SHOWN = 3  # names listed per kind of problem
@@ -21,7 +21,7 @@ _SHOWN = 3  # names listed per kind of problem
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_backbone_weights` did.
+    """The outcome of `load_backbone_weights`.
 
     Attributes:
         matched: Tensors copied (batch-norm step counters not counted).
@@ -44,37 +44,37 @@ def load_backbone_weights(
 
     Args:
         module: The backbone, on any device; its dtypes are kept.
-        state: Tensors by name, as from `read_state_dict`.
-        source: What to call the weights in messages: a file or a hub id.
+        state: Tensors by name, as from `files.read_state_dict`.
+        source: Name of the weights in messages: a file or a hub id.
         classifier: Prefixes of the classifier the weights were trained with, such as ``("fc",)``.
 
     Raises:
         BackboneError: Tensors are missing, of another shape or kind, left over, or not finite.
     """
     module_tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    own, given = _same_naming(module_tensors, state)
+    own, stored = _same_naming(module_tensors, state)
     required = [name for name in own if not name.endswith(_COUNTER)]
-    mismatched = {name: why for name in required if name in given and (why := _mismatch(own[name], given[name]))}
-    missing = [name for name in required if name not in given]
+    mismatched = {name: why for name in required if name in stored and (why := _mismatch(own[name], stored[name]))}
+    missing = [name for name in required if name not in stored]
     heads = tuple(prefix.rstrip(".") for prefix in classifier)
-    left_over = [name for name in given if name not in own and not name.endswith(_COUNTER) and not _under(name, heads)]
+    left_over = [name for name in stored if name not in own and not name.endswith(_COUNTER) and not _under(name, heads)]
     unexpected = [name for name in left_over if name.partition(".")[0] not in HEAD_NAMES]
     matched = len(required) - len(missing) - len(mismatched)
     if missing or mismatched or unexpected:
         shown = [
-            _listed("missing", [f"{name!r}{_nearest(name, given)}" for name in missing[:_SHOWN]], len(missing)),
+            _listed("missing", [f"{name!r}{_nearest(name, stored)}" for name in missing[:_SHOWN]], len(missing)),
             _listed("different", [f"{n!r} {w}" for n, w in list(mismatched.items())[:_SHOWN]], len(mismatched)),
             _listed("left over", [repr(name) for name in unexpected[:_SHOWN]], len(unexpected)),
         ]
         raise BackboneError(
             f"weights {source!r} do not fit the backbone: {matched} of {len(required)} tensors matched; "
-            f"{'; '.join(filter(None, shown))} - {_likely_cause(missing, mismatched, given)}"
+            f"{'; '.join(filter(None, shown))} - {_likely_cause(missing, mismatched, stored)}"
         )
     buffers = {name for name, _ in module.named_buffers()}
     ready = {
-        name: given[key].detach().to(dtype=module_tensors[name].dtype)
+        name: stored[key].detach().to(dtype=module_tensors[name].dtype)
         for name, key in zip(module_tensors, own, strict=True)
-        if key in given
+        if key in stored
     }
     bad = [
         name for name, value in ready.items() if not _finite(value, module_tensors[name] if name in buffers else None)
@@ -108,19 +108,19 @@ def _shortened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {short[name]: value for name, value in tensors.items()}
 
 
-def _mismatch(own: Tensor, given: Tensor) -> str:
-    """Say how a tensor of the file differs from the module's, or ``""``."""
-    if given.layout is not torch.strided or given.is_quantized:
+def _mismatch(own: Tensor, stored: Tensor) -> str:
+    """Return how a tensor of the file differs from the module's, or ``""``."""
+    if stored.layout is not torch.strided or stored.is_quantized:
         return "is sparse or quantized in the file"
-    if given.shape != own.shape:
-        return f"is {tuple(given.shape)} in the file, {tuple(own.shape)} in the backbone"
-    if given.is_floating_point() != own.is_floating_point() or given.is_complex() != own.is_complex():
-        return f"is {given.dtype} in the file, {own.dtype} in the backbone"
+    if stored.shape != own.shape:
+        return f"is {tuple(stored.shape)} in the file, {tuple(own.shape)} in the backbone"
+    if stored.is_floating_point() != own.is_floating_point() or stored.is_complex() != own.is_complex():
+        return f"is {stored.dtype} in the file, {own.dtype} in the backbone"
     return ""
 
 
 def _finite(new: Tensor, current: Tensor | None) -> bool:
-    """Tell whether `new` is finite, or as infinite as the buffer it replaces: attention masks hold -inf."""
+    """Whether `new` is finite, or as infinite as the buffer it replaces: attention masks hold -inf."""
     finite = torch.isfinite(new)
     return bool(finite.all()) or (current is not None and torch.equal(finite, torch.isfinite(current).cpu()))
 
@@ -134,12 +134,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest in the file: {close[0]!r})" if close else ""
 
 
-def _likely_cause(missing: Sequence[str], mismatched: Mapping[str, str], given: Mapping[str, Tensor]) -> str:
-    """Guess why the names or shapes do not agree, and say what to do."""
+def _likely_cause(missing: Sequence[str], mismatched: Mapping[str, str], stored: Mapping[str, Tensor]) -> str:
+    """Return a guess at why the names or shapes do not agree, and what to do."""
     if missing:
-        wanted = set(missing)
-        extra = Counter(front for name in given for front, tail in _splits(name) if tail in wanted)
-        lacking = Counter(front for name in missing for front, tail in _splits(name) if tail in given)
+        absent = set(missing)
+        extra = Counter(front for name in stored for front, tail in _splits(name) if tail in absent)
+        lacking = Counter(front for name in missing for front, tail in _splits(name) if tail in stored)
         for fronts, advice in (
             (extra, "carry the prefix {!r}: save them without it"),
             (lacking, "lack the prefix {!r}"),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import ExportError
+from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
-from transferkit.models.backbones.interface import first_line
 from transferkit.models.module import TransferModule
 
 __all__ = ["ExportNetwork", "missing_extra", "quiet", "trace"]

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import DataError, ExportError
+from transferkit.core.text import first_line
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import ModelInfo
-from transferkit.models.backbones.interface import first_line
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported
 from transferkit.results.export.network import missing_extra, quiet, trace

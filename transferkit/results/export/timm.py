@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from transferkit.core.errors import ExportError
+from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
-from transferkit.models.backbones.interface import first_line
 from transferkit.models.backbones.timm import TimmBackbone
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule

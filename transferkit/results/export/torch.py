@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import ExportError
+from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
-from transferkit.models.backbones.interface import first_line
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported
 from transferkit.results.export.network import quiet, trace

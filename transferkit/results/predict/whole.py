@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
+from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
-from transferkit.models.backbones.interface import Backbone, BackboneFacts
+from transferkit.models.backbones.interface import Backbone
 from transferkit.models.module import TransferModule
 
 __all__ = ["WholeNetwork"]

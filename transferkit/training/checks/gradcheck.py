@@ -11,7 +11,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
 from transferkit.core.errors import ConfigError, gather
-from transferkit.models.backbones.interface import first_line
+from transferkit.core.text import first_line
 
 __all__ = ["check_gradients"]
 
