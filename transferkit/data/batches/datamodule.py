@@ -35,7 +35,7 @@ class ImageData(L.LightningDataModule):
     calls it by itself; elsewhere use `normalise`.
 
     Args:
-        data: Folder, CSV or Parquet manifest (DESIGN: ``path,label[,split][,group]``), or ``"sample"``.
+        data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
         batch_size: Pictures per batch and process.

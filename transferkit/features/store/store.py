@@ -1,4 +1,4 @@
-"""The feature store: a directory of feature sets, kept by content (DESIGN.md 4, rule 5).
+"""The feature store: a directory of feature sets, kept by content (rule 5).
 
 The key of a set comes from everything that features depend on apart from the picture, the key of a row from the
 picture's bytes and the seed of its view. So renaming, moving or touching files costs nothing, fifty new pictures are
