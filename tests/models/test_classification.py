@@ -1,5 +1,8 @@
 """What classification gives a model: its figures while training agree with scikit-learn's, its losses with torch's."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
@@ -92,3 +95,8 @@ def test_tasks_by_name():
         task_named("clasification")
     with pytest.raises(ConfigError, match="exists already"):
         register_task(task)
+
+
+def test_a_task_is_copied_and_sent_with_its_model():
+    task = task_named("classification")
+    assert copy.deepcopy(task) == task == pickle.loads(pickle.dumps(task))

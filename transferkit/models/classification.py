@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -21,9 +20,9 @@ from transferkit.models.task import LossOptions
 
 __all__ = ["BalancedAccuracy", "ClassHeads", "ClassObjective", "ClassOutput"]
 
-MONITORS: Final[Mapping[str, bool]] = MappingProxyType(
-    {"loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False}
-)
+MONITORS: Final[Mapping[str, bool]] = {  # a plain dictionary: models, and their tasks with them, are copied
+    "loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
