@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,19 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
-from transferkit.models.figures.classification import ECE_BINS
+from transferkit.models.calibration.calibration import Calibration, fit_calibration
+from transferkit.models.figures.classification import (
+    ECE_BINS,
+    classification_metrics,
+    confidence_metrics,
+    confusion_matrix,
+    reliability_bins,
+)
+from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.losses import make_loss
 from transferkit.models.task import LossOptions
 
-__all__ = ["BalancedAccuracy", "ClassHeads", "ClassObjective", "ClassOutput"]
+__all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassOutput", "ClassScores"]
 
 MONITORS: Final[Mapping[str, bool]] = {  # a plain dictionary: models, and their tasks with them, are copied
     "loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False,
@@ -114,6 +122,53 @@ class BalancedAccuracy(Metric):
 class ClassOutput:
     """From logits to probabilities."""
 
+    columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the softmax of logits ``(..., C)``."""
         return outputs.softmax(dim=-1)
+
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return class, predicted class, its probability and the class's own, for probabilities ``(N, C)``."""
+        best, guess = predictions.max(dim=1)
+        own = predictions.gather(1, targets[:, None]).squeeze(1)
+        columns = (targets.tolist(), guess.tolist(), best.tolist(), own.tolist())
+        return [
+            (spec.names[label], spec.names[index], f"{top:.6f}", f"{mine:.6f}")
+            for label, index, top, mine in zip(*columns, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Accuracy and its relatives."""
+
+    def measure(
+        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """Return the figures of probabilities ``(N, C)``, confusion and reliability, and loss and ECE of `plain`."""
+        values = classification_metrics(predictions, targets, spec.names, seed=seed)
+        values["confusion"] = confusion_matrix(predictions, targets)
+        values["reliability"] = reliability_bins(predictions, targets)
+        if plain is not None:
+            best, guess = plain.max(dim=1)
+            own = plain.gather(1, targets[:, None]).squeeze(1)
+            values["uncalibrated"] = confidence_metrics(own, best, guess == targets)
+        return values
+
+    def figures(self, values: Mapping[str, Any]) -> list[Figure]:
+        """Return the figures of all pictures, accuracy first, then those of each class."""
+        return classification_figures(values)
+
+
+@dataclass(frozen=True)
+class ClassCalibrator:
+    """Temperature or vector scaling of logits."""
+
+    def fit(self, outputs: Tensor, targets: Tensor, *, method: str, seed: int) -> tuple[Calibration, Tensor]:
+        """Return the calibration, and cross-fitted probabilities, see `fit_calibration`."""
+        return fit_calibration(outputs, targets, method=method, seed=seed)
+
+    def apply(self, calibration: Calibration, outputs: Tensor) -> Tensor:
+        """Return calibrated probabilities for logits ``(..., C)``."""
+        return calibration.probs(outputs)

@@ -1,7 +1,7 @@
 """`Task`: everything that depends on the kind of answer, as a frozen record of parts.
 
 A verb asks for the part it needs; nowhere else is the kind of answer looked at. The parts stand in the rooms that they
-belong to, and a file under `tasks/` only names them. A part that is ``None`` gives one sentence, see `require_part`.
+belong to, and a file under `tasks/` only names them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ from torchmetrics import Metric
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
+from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.figures.figure import Figure
 
-__all__ = ["Heads", "LossOptions", "Objective", "Output", "Task", "list_tasks", "register_task", "task_named"]
+__all__ = [
+    "Calibrator",
+    "Heads",
+    "LossOptions",
+    "Objective",
+    "Output",
+    "Scores",
+    "Task",
+    "list_tasks",
+    "register_task",
+    "task_named",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,43 @@ class Output(Protocol):
     def activate(self, outputs: Tensor) -> Tensor:
         """Return predictions for outputs ``(..., width) float32``: probabilities, say, before any calibration."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `predictions.csv` after ``split, path``; the first is the answer of the data."""
+
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return these columns for predictions ``(N, width)`` and targets ``(N, ...)``, a row per picture."""
+
+
+class Scores(Protocol):
+    """What predictions are worth."""
+
+    def measure(
+        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """Return what `metrics.json` holds of one split, as plain JSON values.
+
+        Args:
+            predictions: ``(N, ...) float32``, as users see them: calibrated where the model is.
+            targets: ``(N, ...)``.
+            spec: What they mean.
+            plain: Predictions before calibration; ``None`` where there is no calibration.
+            seed: Of the bootstrap.
+        """
+
+    def figures(self, values: Mapping[str, Any]) -> list[Figure]:
+        """Return the figures that `measure`'s values hold, the one that counts most first."""
+
+
+class Calibrator(Protocol):
+    """From outputs to predictions that can be trusted, fitted on held-out pictures."""
+
+    def fit(self, outputs: Tensor, targets: Tensor, *, method: str, seed: int) -> tuple[Calibration, Tensor]:
+        """Return the calibration, and predictions for `outputs` by calibrations that have not seen the picture."""
+
+    def apply(self, calibration: Calibration, outputs: Tensor) -> Tensor:
+        """Return calibrated predictions for outputs ``(..., width)``."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -95,12 +145,27 @@ class Task:
         heads: See `Heads`.
         objective: See `Objective`.
         output: See `Output`.
+        scores: See `Scores`.
+        calibrator: See `Calibrator`; ``None`` where the outputs stand for themselves.
     """
 
     name: str
     heads: Heads
     objective: Objective
     output: Output
+    scores: Scores
+    calibrator: Calibrator | None = None
+
+    def predictions(self, outputs: Tensor, calibration: Calibration) -> Tensor:
+        """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration."""
+        return self.output.activate(outputs) if self.calibrator is None else self.calibrator.apply(calibration, outputs)
+
+    def values(
+        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """Return `Scores.measure`'s values of one split, with the list ``figures`` that everything else loops over."""
+        values = self.scores.measure(predictions, targets, spec, plain=plain, seed=seed)
+        return {**values, "figures": [figure.to_dict() for figure in self.scores.figures(values)]}
 
 
 _HOMES: Final[dict[str, str]] = {"classification": "transferkit.tasks.classification"}

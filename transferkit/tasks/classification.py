@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from transferkit.models.classification import ClassHeads, ClassObjective, ClassOutput
+from transferkit.models.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassOutput, ClassScores
 from transferkit.models.task import Task
 
 __all__ = ["TASK"]
 
-TASK = Task(name="classification", heads=ClassHeads(), objective=ClassObjective(), output=ClassOutput())
+TASK = Task(
+    name="classification",
+    heads=ClassHeads(),
+    objective=ClassObjective(),
+    output=ClassOutput(),
+    scores=ClassScores(),
+    calibrator=ClassCalibrator(),
+)
