@@ -74,9 +74,8 @@ def test_the_example_of_a_backbone():
 
 
 def test_every_flag_in_the_readme_exists():
-    from transferkit.cli.parser import flag
     from transferkit.cli.verbs import VERBS
-    from transferkit.options.features import FinetuneConfig
+    from transferkit.options.fields import flag
 
     known = {flag(name) for verb in VERBS.values() for name in verb.options.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's

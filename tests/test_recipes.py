@@ -8,7 +8,8 @@ import pytest
 from transferkit.cli.main import main
 from transferkit.cli.parser import parse_options
 from transferkit.cli.verbs import VERBS
-from transferkit.options.features import FinetuneConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.training.plan.options import resolve_phases
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

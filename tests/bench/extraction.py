@@ -41,7 +41,8 @@ from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import keep_memory
-from transferkit.options.features import FeaturesConfig, make_config
+from transferkit.options.features import FeaturesConfig
+from transferkit.options.fields import make_config
 
 LIMIT = "limit: best forward and decoding"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

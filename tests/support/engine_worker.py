@@ -89,7 +89,8 @@ def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=No
     """Extract a folder; wait for the other process at the first picture, be slow, or be killed, as told."""
     from transferkit.features.engine import compute
     from transferkit.features.extract import extract, pictures
-    from transferkit.options.features import FeaturesConfig, make_config
+    from transferkit.options.features import FeaturesConfig
+    from transferkit.options.fields import make_config
 
     compute.CPU_CHUNK = chunk
     counted, decoded = threading.Lock(), []

@@ -16,7 +16,8 @@ from transferkit.features.probe.classifier_file import read_classifier
 from transferkit.features.probe.neighbours import Neighbours
 from transferkit.features.probe.probe import fit_probe
 from transferkit.models.neighbour_head import NeighbourHead
-from transferkit.options.features import ProbeConfig, make_config
+from transferkit.options.features import ProbeConfig
+from transferkit.options.fields import make_config
 from transferkit.results.predict.model import load
 from transferkit.training.probe_run import run_probe
 

@@ -16,20 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 from transferkit.cli.messages import one_line
 from transferkit.cli.verbs import VERBS, Verb
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.options.data import REQUIRED
-from transferkit.options.fields import default_of, make_config, type_problem
+from transferkit.options.fields import REQUIRED, default_of, flag, make_config, type_problem
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["build_parser", "flag", "parse_options"]
+__all__ = ["build_parser", "parse_options"]
 
 CONFIG = "--config"
-
-
-def flag(name: str) -> str:
-    """Return the flag of a field: ``batch_size`` -> ``--batch-size``."""
-    return f"--{name.replace('_', '-')}"
 
 
 def build_parser(verb: Verb) -> ArgumentParser:

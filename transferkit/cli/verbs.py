@@ -11,26 +11,19 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from transferkit.core.errors import Interrupted
-from transferkit.options.features import (
-    BackbonesConfig,
+from transferkit.options.data import CheckConfig
+from transferkit.options.features import BackbonesConfig, FeaturesConfig, ProbeConfig, StoreConfig
+from transferkit.options.fields import make_config
+from transferkit.options.results import (
     CalibrateConfig,
-    CheckConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
-    FeaturesConfig,
-    FinetuneConfig,
-    LRFindConfig,
-    PlanConfig,
     PredictConfig,
-    ProbeConfig,
     ReportConfig,
-    SearchConfig,
-    SelftestConfig,
     ServeConfig,
-    StoreConfig,
-    make_config,
 )
+from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
 
 __all__ = ["VERBS", "Verb"]
 

@@ -1,51 +1,15 @@
-"""The options of every verb, once: at the same time flags, recipe keys and Python keyword arguments.
-
-Plain data and its checks; nothing heavy is imported, so that `--help` and mistakes are answered at once. It lies below
-the wings, because they read it.
-"""
+"""The options of the verbs that work on features, and of the lists of backbones and of the feature store."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transferkit.core.errors import did_you_mean
-from transferkit.options.data import REQUIRED, DataOptions
-from transferkit.options.fields import at_least, default_of, make_config, option
-from transferkit.options.results import (
-    CalibrateConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    ExportConfig,
-    PredictConfig,
-    ReportConfig,
-    ServeConfig,
-)
-from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
+from transferkit.options.data import DataOptions
+from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 
-__all__ = [
-    "REQUIRED",
-    "BackbonesConfig",
-    "CalibrateConfig",
-    "CheckConfig",
-    "EvaluateConfig",
-    "ExplainConfig",
-    "ExportConfig",
-    "FeaturesConfig",
-    "FinetuneConfig",
-    "LRFindConfig",
-    "PlanConfig",
-    "PredictConfig",
-    "ProbeConfig",
-    "ReportConfig",
-    "SearchConfig",
-    "SelftestConfig",
-    "ServeConfig",
-    "StoreConfig",
-    "default_of",
-    "make_config",
-]
+__all__ = ["BackbonesConfig", "FeatureOptions", "FeaturesConfig", "ProbeConfig", "StoreConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +18,32 @@ class FeatureOptions(DataOptions):
 
     backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
     weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
-    image_size: int | None = option(None, "side of the model's input in pixels; default: the backbone's own")
+    image_size: int | None = option(
+        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
+    )
     layer: str = option(
         "pooled", "{pooled|stageN|NAME|all}: the penultimate layer, a stage, or every depth in one pass"
     )
     pool: Literal["avg", "max", "avgmax", "cls"] | None = option(
         None, "how a feature map becomes a vector; default: the backbone's own, the average for stages"
     )
-    views: int = option(0, "augmented views of each picture, kept besides the evaluation view")
+    views: int = option(0, "augmented views of each picture, kept besides the evaluation view", at_least(0))
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     precision: Literal["auto", "32", "bf16"] = option(
         "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"
     )
     compile: Literal["auto", "on", "off"] = option("auto", "compile the backbone; auto where the pictures pay for it")
-    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device")
+    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device", at_least(1))
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
-    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
 
-    def feature_problems(self) -> list[str]:
-        """Return what is wrong with these options."""
-        found = self.data_problems() + at_least("views", self.views, 0)
-        for name, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) is not None:
-                found += at_least(name, getattr(self, name), low)
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if self.views and self.augment == "none":
-            found.append("--views without augmentation are all the same - pass --augment light, standard or heavy")
-        return found
+            problems.append("--views without augmentation are all the same - pass --augment light, standard or heavy")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +52,6 @@ class FeaturesConfig(FeatureOptions):
 
     out: str | None = option(None, "also write the features to this .npz, .parquet or .csv")
     quiet: bool = option(False, "no progress bars, no summary")
-
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        return self.feature_problems()
 
 
 CLASSIFIERS = ("logistic", "knn")
@@ -106,7 +65,7 @@ class ProbeConfig(FeatureOptions):
     classifier: str = option("logistic", "{logistic|knn|IMPORT.PATH} of any scikit-learn classifier")
     classifier_args: dict[str, Any] | None = option(None, "arguments of the scikit-learn classifier; in a recipe")
     class_weight: Literal["none", "balanced"] = option("none", "balanced weighs rare classes up")
-    folds: int = option(5, "folds of the cross-validation inside the training split")
+    folds: int = option(5, "folds of the cross-validation inside the training split", at_least(2))
     use_views: Literal["sample", "average"] = option(
         "sample", "with --views: every view is a training row of its own, or a picture's views are averaged"
     )
@@ -121,56 +80,40 @@ class ProbeConfig(FeatureOptions):
     quiet: bool = option(False, "no progress bars, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.feature_problems() + at_least("folds", self.folds, 2)
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if "." not in self.classifier and self.classifier not in CLASSIFIERS:
-            found.append(
+            problems.append(
                 f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "
                 f"{', '.join(CLASSIFIERS)} or the import path of a scikit-learn classifier, such as sklearn.svm.SVC"
             )
         if self.layer == "all":
-            found.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
-        return found
+            problems.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreConfig:
+class StoreConfig(Options):
     """List, verify or clean the feature store."""
 
     action: Literal["list", "verify", "gc"] = option("list", "{list|verify|gc}")
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
-    unused_days: float | None = option(None, "gc: also remove sets that were not used for so many days")
+    unused_days: float | None = option(None, "gc: also remove sets that were not used for so many days", NOT_NEGATIVE)
     dry_run: bool = option(False, "gc: only say what would be removed")
     quiet: bool = option(False, "no progress bar")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        if self.unused_days is not None and not (math.isfinite(self.unused_days) and self.unused_days >= 0):
-            return [f"--unused-days is {self.unused_days}, expected a finite number of at least 0"]
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if self.action != "gc" and (self.unused_days is not None or self.dry_run):
-            return [f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'"]
-        return []
+            problems.append(f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig(DataOptions):
-    """Audit a data folder: unreadable, duplicate and leaking pictures, imbalance, classes without a split."""
-
-    quiet: bool = option(False, "no progress bar")
-
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        return self.data_problems()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackbonesConfig:
+class BackbonesConfig(Options):
     """List, search and describe backbones."""
 
     pattern: str = option("*", "names to list, with * and ?; a full name is described")
     pretrained: bool = option(False, "only those that have pretrained weights")
     describe: bool = option(False, "parameters, feature width, input size, licence and layer groups of each match")
-
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        return []

@@ -1,38 +1,93 @@
-"""How options are declared and checked: dataclass fields with help texts, and every mistake in one error."""
+"""Declaring and checking options: dataclass fields with help texts and ranges, and every mistake in one error."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 
-__all__ = ["at_least", "default_of", "make_config", "option", "positive", "type_problem"]
+__all__ = [
+    "BELOW_ONE",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "REQUIRED",
+    "Options",
+    "Range",
+    "at_least",
+    "default_of",
+    "flag",
+    "make_config",
+    "option",
+    "type_problem",
+]
 
-Config = TypeVar("Config")
+REQUIRED = ""
+"""The default of an option without one: the empty string is never a valid path."""
 
 
-def option(default: Any, text: str) -> Any:
-    """Declare an option with its default and its help text, units included."""
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes.
+
+    Attributes:
+        words: For a message: ``"expected"`` comes before them.
+        holds: Whether a number is one of them.
+    """
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+def at_least(low: int) -> Range:
+    """Return the range of the whole numbers from `low` on."""
+    return Range(f"a whole number of at least {low}", lambda value: value >= low)
+
+
+POSITIVE = Range("a finite number above 0", lambda value: math.isfinite(value) and value > 0)
+NOT_NEGATIVE = Range("a finite number of at least 0", lambda value: math.isfinite(value) and value >= 0)
+BELOW_ONE = Range("a number in [0, 1)", lambda value: 0.0 <= value < 1.0)
+
+
+def option(default: Any, text: str, within: Range | None = None, *, missing: str | None = None) -> Any:
+    """Declare an option.
+
+    Args:
+        default: Its default.
+        text: Its help, units included.
+        within: The numbers that it takes; words such as ``"auto"`` and ``None`` are a matter of its type.
+        missing: What to say where it has to be there and is not.
+    """
+    metadata = {"help": text, "range": within, "missing": missing}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def at_least(name: str, value: int, low: int) -> list[str]:
-    """Return what is wrong with a whole number that must not be below `low`."""
-    return [] if value >= low else [f"--{name.replace('_', '-')} is {value}, expected a whole number of at least {low}"]
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every verb's options."""
+
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with the values, a sentence each; empty when they can be tried.
+
+        Here it is what each option's declaration says; subclasses add what options have to do with each other.
+        """
+        problems = []
+        for item in fields(self):
+            value, within = getattr(self, item.name), item.metadata["range"]
+            if not value and item.metadata["missing"]:
+                problems.append(item.metadata["missing"])
+            elif within is not None and isinstance(value, int | float) and not within.holds(value):
+                problems.append(f"{flag(item.name)} is {value}, expected {within.words}")
+        return problems
 
 
-def positive(name: str, value: float) -> list[str]:
-    """Return what is wrong with a number that must be finite and above 0."""
-    if math.isfinite(value) and value > 0:
-        return []
-    return [f"--{name.replace('_', '-')} is {value}, expected a finite number above 0"]
+Config = TypeVar("Config", bound=Options)
 
 
 def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
@@ -53,7 +108,7 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(gather(problems))
     config = kind(**{key: _plain(value, hints[key]) for key, value in options.items()})
-    problems = config.problems()  # type: ignore[attr-defined]
+    problems = config.problems()
     if problems:
         raise ConfigError(gather(problems))
     return config
@@ -61,9 +116,12 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
 
 def default_of(item: Field[Any]) -> Any:
     """Return a field's default value."""
-    if item.default_factory is not MISSING:
-        return item.default_factory()
-    return item.default
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"
 
 
 def type_problem(name: str, value: Any, hint: Any) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from transferkit.options.data import REQUIRED
-from transferkit.options.fields import at_least, option, positive
+from transferkit.options.fields import POSITIVE, REQUIRED, Options, Range, at_least, option
 
 __all__ = [
     "CalibrateConfig",
@@ -20,33 +19,34 @@ __all__ = [
 
 TTA = ("none", "flip", "5crop")
 
+NO_RUN = "RUN is missing, expected a run directory"
+NO_PATHS = "PATH is missing, expected pictures, folders, globs or -"
+RATE = Range("a rate in (0, 1), such as 0.95", lambda value: 0.0 < value < 1.0)
+PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
+WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
+
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """A finished run, and what its model is run with."""
 
-    run: str = option(REQUIRED, "run directory of a finished run")
-    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device")
-    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    run: str = option(REQUIRED, "run directory of a finished run", missing=NO_RUN)
+    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device", at_least(1))
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
     precision: Literal["32", "bf16"] = option(
         "32", "bf16 may be faster where the processor has it, and may flip close calls"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
-
-    def run_problems(self) -> list[str]:
-        """Return what is wrong with these options."""
-        found = [] if self.run else ["RUN is missing, expected a run directory"]
-        for name, low in (("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) is not None:
-                found += at_least(name, getattr(self, name), low)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunOptions):
     """Measure a run on a labelled folder or manifest; writes a directory with metrics, tables, plots and a report."""
 
-    data: str = option(REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a manifest, or 'sample'")
+    data: str = option(
+        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a manifest, or 'sample'",
+        missing="DATA is missing, expected a labelled folder, a manifest or 'sample'",
+    )  # fmt: skip
     split: Literal["auto", "train", "val", "test", "all"] = option(
         "auto", "which pictures of data with splits: auto takes every split but train, all takes them together"
     )
@@ -62,21 +62,24 @@ class EvaluateConfig(RunOptions):
     quiet: bool = option(False, "no progress bars, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.run_problems() + _tta_problems(self.tta)
-        return found + ([] if self.data else ["DATA is missing, expected a labelled folder, a manifest or 'sample'"])
+        """Return everything that is wrong with the values."""
+        return super().problems() + _tta_problems(self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunOptions):
     """Predict the class of pictures with the model of a run directory; CSV or JSON lines."""
 
-    paths: list[str] = option([], "pictures, folders of pictures, globs, or - for a list on standard input")
+    paths: list[str] = option(
+        [], "pictures, folders of pictures, globs, or - for a list on standard input", missing=NO_PATHS
+    )
     out: str | None = option(None, "file to write, .csv or .jsonl; default: CSV on standard output")
     format: Literal["auto", "csv", "jsonl"] = option("auto", "auto follows the name of --out")
-    top_k: int = option(3, "most probable classes to tell")
+    top_k: int = option(3, "most probable classes to tell", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")
-    abstain: float | None = option(None, "give a label only where the calibrated model can, at this rate, in (0, 1)")
+    abstain: float | None = option(
+        None, "give a label only where the calibrated model can, at this rate, in (0, 1)", RATE
+    )
     abstain_by: Literal["sets", "thresholds"] = option(
         "sets", "sets: the conformal set of that coverage holds one class; thresholds: its precision per class"
     )
@@ -86,11 +89,8 @@ class PredictConfig(RunOptions):
     quiet: bool = option(False, "no progress bar")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.run_problems() + _tta_problems(self.tta) + at_least("top_k", self.top_k, 1)
-        if self.abstain is not None and not 0.0 < self.abstain < 1.0:
-            found.append(f"--abstain is {self.abstain}, expected a rate in (0, 1), such as 0.95")
-        return found + ([] if self.paths else ["PATH is missing, expected pictures, folders, globs or -"])
+        """Return everything that is wrong with the values."""
+        return super().problems() + _tta_problems(self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,50 +106,49 @@ class CalibrateConfig(RunOptions):
     quiet: bool = option(False, "no progress bar, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.run_problems()
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if not self.data and self.method != "none":
-            found.append("DATA is missing, expected a labelled folder, a manifest or 'sample'")
-        return found
+            problems.append("DATA is missing, expected a labelled folder, a manifest or 'sample'")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(RunOptions):
     """Show why: heat maps of pictures, and the training pictures nearest to them."""
 
-    paths: list[str] = option([], "pictures, folders of pictures, globs, or - for a list on standard input")
-    out: str = option(REQUIRED, "directory to write: a PNG per picture and explain.csv")
+    paths: list[str] = option(
+        [], "pictures, folders of pictures, globs, or - for a list on standard input", missing=NO_PATHS
+    )
+    out: str = option(
+        REQUIRED,
+        "directory to write: a PNG per picture and explain.csv",
+        missing="--out is missing, expected a directory",
+    )
     target: str | None = option(None, "class whose evidence is shown; default: the predicted one")
-    neighbours: int = option(5, "nearest training pictures of each; 0 for none")
+    neighbours: int = option(5, "nearest training pictures of each; 0 for none", at_least(0))
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     quiet: bool = option(False, "no progress bar")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.run_problems() + at_least("neighbours", self.neighbours, 0)
-        found += [] if self.out else ["--out is missing, expected a directory"]
-        return found + ([] if self.paths else ["PATH is missing, expected pictures, folders, globs or -"])
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Write report.html of a run, or one page that compares several."""
 
-    runs: list[str] = option([], "run directories, or directories that evaluate wrote")
+    runs: list[str] = option(
+        [], "run directories, or directories that evaluate wrote",
+        missing="RUN is missing, expected one or more run directories",
+    )  # fmt: skip
     out: str | None = option(None, "page to write; default: report.html in the run, or here for several runs")
     pictures: Literal["on", "off"] = option("on", "sample pictures, mistakes and heat maps inside the page")
     quiet: bool = option(False, "no progress bar, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        return [] if self.runs else ["RUN is missing, expected one or more run directories"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Export a run's model; the file is reloaded and compared on real pictures before it appears."""
 
-    run: str = option(REQUIRED, "run directory of a finished run")
+    run: str = option(REQUIRED, "run directory of a finished run", missing=NO_RUN)
     format: Literal["onnx", "torch", "safetensors", "skops"] = option(
         "onnx", "ONNX, torch.export, weights for plain timm, or the scikit-learn probe"
     )
@@ -159,17 +158,16 @@ class ExportConfig:
         "outside", "inside: the ONNX graph takes uint8 pictures of any size and resizes and normalises them itself"
     )
     data: str | None = option(None, "labelled pictures to compare on; default: the run's own validation pictures")
-    pictures: int = option(200, "most pictures to compare on")
+    pictures: int = option(200, "most pictures to compare on", at_least(1))
     overwrite: bool = option(False, "replace the file in --out")
     quiet: bool = option(False, "no progress bar, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = [] if self.run else ["RUN is missing, expected a run directory"]
-        found += at_least("pictures", self.pictures, 1)
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if self.format != "onnx" and (self.precision != "32" or self.preprocessing != "outside"):
-            found.append(f"--precision and --preprocessing are for --format onnx, not for {self.format}")
-        return found
+            problems.append(f"--precision and --preprocessing are for --format onnx, not for {self.format}")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,25 +175,14 @@ class ServeConfig(RunOptions):
     """Serve a run's model over HTTP: /predict, /health, OpenAPI documentation, and a page to drop pictures on."""
 
     host: str = option("127.0.0.1", "address to listen on; anything but loopback is open to the network")
-    port: int = option(8000, "port to listen on; 0 for a free one")
-    max_upload_mb: float = option(16.0, "largest picture taken, in megabytes")
-    max_requests: int = option(64, "requests under way at once; more are told to come back (503)")
-    wait_ms: float = option(5.0, "how long a batch waits for more requests, in milliseconds")
-    top_k: int = option(5, "most probable classes to tell")
-    neighbours: int = option(3, "nearest training pictures to show; 0 for none")
+    port: int = option(8000, "port to listen on; 0 for a free one", PORT)
+    max_upload_mb: float = option(16.0, "largest picture taken, in megabytes", POSITIVE)
+    max_requests: int = option(64, "requests under way at once; more are told to come back (503)", at_least(1))
+    wait_ms: float = option(5.0, "how long a batch waits for more requests, in milliseconds", WAIT)
+    top_k: int = option(5, "most probable classes to tell", at_least(1))
+    neighbours: int = option(3, "nearest training pictures to show; 0 for none", at_least(0))
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     quiet: bool = option(False, "no line per request")
-
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.run_problems() + positive("max_upload_mb", self.max_upload_mb)
-        for name, low in (("port", 0), ("max_requests", 1), ("top_k", 1), ("neighbours", 0)):
-            found += at_least(name, getattr(self, name), low)
-        if self.port > 65535:
-            found.append(f"--port is {self.port}, expected one up to 65535")
-        if not 0.0 <= self.wait_ms <= 1000.0:
-            found.append(f"--wait-ms is {self.wait_ms}, expected milliseconds in [0, 1000]")
-        return found
 
 
 def views_of(tta: str) -> str | int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transferkit.core.errors import did_you_mean
 from transferkit.options.data import DataOptions
-from transferkit.options.fields import at_least, option, positive
+from transferkit.options.fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Options, Range, at_least, flag, option
 
 __all__ = [
     "FinetuneConfig",
@@ -22,8 +22,18 @@ __all__ = [
 
 AUTO = "auto"
 
+DECAY = Range("a decay in (0, 1), such as 0.999", lambda value: 0.0 < value < 1.0)
+RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
+
 MONITORS = ("val_acc", "val_loss")
-"""What the best epoch can be chosen by."""
+"""Figures that the best epoch can be chosen by."""
+
+
+def check_monitor(monitor: str) -> list[str]:
+    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
+    if monitor in MONITORS:
+        return []
+    return [f"--monitor is {monitor!r}.{did_you_mean(monitor, MONITORS)} Expected one of {', '.join(MONITORS)}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +46,10 @@ class ModelOptions(DataOptions):
         None, "start from the weights of this run directory, model.safetensors or checkpoint"
     )
     head: str = option("linear", "linear, mlp, cosine or a registered head")
-    drop_rate: float = option(0.0, "dropout in the head, [0, 1)")
-    image_size: int | None = option(None, "side of the model's input in pixels; default: the backbone's own")
-
-    def model_problems(self) -> list[str]:
-        """Return what is wrong with these options."""
-        found = self.data_problems()
-        if self.image_size is not None:
-            found += at_least("image_size", self.image_size, 1)
-        return found + _ratio("drop_rate", self.drop_rate)
+    drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
+    image_size: int | None = option(
+        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +57,25 @@ class CraftOptions(ModelOptions):
     """What a training may do besides; everything here is off by default."""
 
     loss: Literal["cross_entropy", "focal"] = option("cross_entropy", "the training loss")
-    focal_gamma: float = option(2.0, "focal loss: how much less an easy picture counts, at least 0")
+    focal_gamma: float = option(2.0, "focal loss: how much less an easy picture counts, at least 0", NOT_NEGATIVE)
     class_weights: Literal["none", "balanced"] = option("none", "balanced weighs the loss of rare classes up")
     sampler: Literal["shuffle", "balanced"] = option("shuffle", "balanced draws every class equally often")
-    mixup: float = option(0.0, "mix pairs of pictures: alpha of the beta distribution; 0 for none")
-    cutmix: float = option(0.0, "paste a part of one picture into another: alpha; 0 for none")
-    ema: float | None = option(None, "keep an exponential moving average of the weights, decay in (0, 1), and use it")
-    l2_sp: float | None = option(None, "pull the backbone towards its starting weights, by this strength (L2-SP)")
+    mixup: float = option(0.0, "mix pairs of pictures: alpha of the beta distribution; 0 for none", NOT_NEGATIVE)
+    cutmix: float = option(0.0, "paste a part of one picture into another: alpha; 0 for none", NOT_NEGATIVE)
+    ema: float | None = option(
+        None, "keep an exponential moving average of the weights, decay in (0, 1), and use it", DECAY
+    )
+    l2_sp: float | None = option(
+        None, "pull the backbone towards its starting weights, by this strength (L2-SP)", POSITIVE
+    )
     interpolate: bool = option(False, "mix probe and fine-tuned weights, share chosen on val (WiSE-FT)")
     snapshots: bool = option(False, "keep the weights at the end of every sgdr cycle; their average is measured too")
     recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
-    train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size")
-    fixres_epochs: int = option(0, "last epochs of the head alone on pictures as they are evaluated (FixRes)")
-    accumulate: int = option(1, "batches per optimizer step")
-
-    def craft_problems(self) -> list[str]:
-        """Return what is wrong with these options."""
-        found = self.model_problems() + at_least("accumulate", self.accumulate, 1)
-        found += at_least("fixres_epochs", self.fixres_epochs, 0)
-        if self.train_size is not None:
-            found += at_least("train_size", self.train_size, 1)
-        for name in ("focal_gamma", "mixup", "cutmix"):
-            found += _not_negative(name, getattr(self, name))
-        if self.l2_sp is not None:
-            found += positive("l2_sp", self.l2_sp)
-        if self.ema is not None and not 0.0 < self.ema < 1.0:
-            found.append(f"--ema is {self.ema}, expected a decay in (0, 1), such as 0.999")
-        return found
+    train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size", at_least(1))
+    fixres_epochs: int = option(
+        0, "last epochs of the head alone on pictures as they are evaluated (FixRes)", at_least(0)
+    )
+    accumulate: int = option(1, "batches per optimizer step", at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,76 +85,68 @@ class TrainingOptions(CraftOptions):
     phases: str | list[dict[str, Any]] = option(
         "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
     )
-    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)")
+    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", at_least(1))
     probe: Literal["auto", "solve", "sgd"] = option(
         "auto", "the head alone is solved on cached features, or trained by sgd; auto solves a linear head"
     )
-    probe_views: int = option(2, "augmented views of each training picture that a solved probe is fitted on")
-    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3")
-    lr: float | Literal["auto"] = option(
-        1e-3, "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find)"
+    probe_views: int = option(
+        2, "augmented views of each training picture that a solved probe is fitted on", at_least(0)
     )
-    probe_lr: float | None = option(None, "peak LR of the head while it is trained alone, per step; default: 0.01")
+    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3", at_least(1))
+    lr: float | Literal["auto"] = option(
+        1e-3, "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find)", POSITIVE
+    )
+    probe_lr: float | None = option(
+        None, "peak LR of the head while it is trained alone, per step; default: 0.01", POSITIVE
+    )
     schedule: str | dict[str, Any] = option(
         "cosine",
         "constant, step, exponential, cosine, polynomial, inverse_sqrt, plateau, one_cycle, triangular, triangular2, "
         "exp_range or sgdr; with options as '{name: sgdr, cycle_epochs: 2}'",
     )
-    warmup_epochs: float = option(0.5, "linear warmup of the schedules that are named without options, in epochs")
-    layer_decay: float = option(0.75, "peak LR of a layer group over that of the next one nearer the head, (0, 1]")
-    optimizer: Literal["adamw", "sgd", "adam", "rmsprop"] = option("adamw", "the optimizer")
-    weight_decay: float = option(0.05, "weight decay; never applied to biases and norms")
-    momentum: float = option(0.9, "momentum of sgd and rmsprop, [0, 1)")
-    nesterov: bool = option(True, "Nesterov momentum for sgd")
-    clip: float | None = option(1.0, "largest gradient norm; 'null' for no clipping")
-    label_smoothing: float = option(0.1, "label smoothing of the training loss, [0, 1)")
-    batch_size: int | Literal["auto"] = option(
-        32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory"
+    warmup_epochs: float = option(
+        0.5, "linear warmup of the schedules that are named without options, in epochs", NOT_NEGATIVE
     )
-    patience: int | None = option(None, "stop when this many epochs of the last phase bring no improvement")
+    layer_decay: float = option(
+        0.75, "peak LR of a layer group over that of the next one nearer the head, (0, 1]", RATIO
+    )
+    optimizer: Literal["adamw", "sgd", "adam", "rmsprop"] = option("adamw", "the optimizer")
+    weight_decay: float = option(0.05, "weight decay; never applied to biases and norms", NOT_NEGATIVE)
+    momentum: float = option(0.9, "momentum of sgd and rmsprop, [0, 1)", BELOW_ONE)
+    nesterov: bool = option(True, "Nesterov momentum for sgd")
+    clip: float | None = option(1.0, "largest gradient norm; 'null' for no clipping", POSITIVE)
+    label_smoothing: float = option(0.1, "label smoothing of the training loss, [0, 1)", BELOW_ONE)
+    batch_size: int | Literal["auto"] = option(
+        32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory", at_least(1)
+    )
+    patience: int | None = option(
+        None, "stop when this many epochs of the last phase bring no improvement", at_least(1)
+    )
     monitor: str = option("val_acc", "what the best epoch is chosen by: val_acc or val_loss")
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
-    devices: int = option(1, "number of devices, a process each; under torchrun: processes per machine")
-    num_nodes: int = option(1, "number of machines")
+    devices: int = option(1, "number of devices, a process each; under torchrun: processes per machine", at_least(1))
+    num_nodes: int = option(1, "number of machines", at_least(1))
     strategy: str = option(
         "auto", "Lightning's strategy, such as ddp or fsdp; auto: ddp where there are several devices"
     )
-    workers: int | None = option(None, "decoding processes; default: what the processor has room for")
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
     keep_activations: Literal["auto", "off"] = option(
         "auto", "run the frozen part once a phase, where there is no augmentation and memory suffices"
     )
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
 
-    def training_problems(self) -> list[str]:
-        """Return everything that is wrong with these options; empty when they can be tried."""
-        found = self.craft_problems()
-        for name, low in (("epochs", 1), ("devices", 1), ("num_nodes", 1), ("probe_views", 0)):
-            found += at_least(name, getattr(self, name), low)
-        if self.batch_size != AUTO:
-            found += at_least("batch_size", int(self.batch_size), 1)
-        for name in ("probe_epochs", "patience"):
-            if getattr(self, name) is not None:
-                found += at_least(name, getattr(self, name), 1)
-        if self.workers is not None:
-            found += at_least("workers", self.workers, 0)
-        for name in ("lr", "probe_lr", "clip"):
-            if getattr(self, name) not in (None, AUTO):
-                found += positive(name, getattr(self, name))
+    def problems(self) -> list[str]:
+        """Return everything that is wrong with the values."""
+        problems = super().problems() + check_monitor(self.monitor)
         if self.probe == "solve":
             if self.head != "linear":
-                found.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")
+                problems.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")
             for name in ("probe_epochs", "probe_lr"):
                 if getattr(self, name) is not None:
-                    found.append(f"--{name.replace('_', '-')} belongs to --probe sgd; a solved probe has none")
-        for name in ("momentum", "label_smoothing"):
-            found += _ratio(name, getattr(self, name))
-        found += _not_negative("weight_decay", self.weight_decay) + _not_negative("warmup_epochs", self.warmup_epochs)
-        found += check_monitor(self.monitor)
-        if not 0.0 < self.layer_decay <= 1.0:
-            found.append(f"--layer-decay is {self.layer_decay}, expected a ratio in (0, 1]")
-        return found
+                    problems.append(f"{flag(name)} belongs to --probe sgd; a solved probe has none")
+        return problems
 
     @property
     def solves_probe(self) -> bool:
@@ -177,7 +166,7 @@ class FinetuneConfig(TrainingOptions):
 
     dry_run: bool = option(False, "only say what would happen: phases, LRs, predicted time and memory; trains nothing")
     overfit_batches: int | None = option(
-        None, "a check, not a training: so many batches must be learnt to 100 %; writes no run"
+        None, "a check, not a training: so many batches must be learnt to 100 %; writes no run", at_least(1)
     )
     calibrate: Literal["temperature", "vector", "none"] = option(
         "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
@@ -189,19 +178,17 @@ class FinetuneConfig(TrainingOptions):
     quiet: bool = option(False, "no progress bars, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options; empty when they can be tried."""
-        found = self.training_problems()
-        if self.overfit_batches is not None:
-            found += at_least("overfit_batches", self.overfit_batches, 1)
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if self.resume and self.overwrite:
-            found.append("--resume and --overwrite exclude each other, expected at most one of them")
+            problems.append("--resume and --overwrite exclude each other, expected at most one of them")
         if self.resume and self.out is None:
-            found.append("--resume needs --out, the run directory to go on with")
-        asked = [name for name, is_set in (("--dry-run", self.dry_run), ("--resume", self.resume),
-                 ("--overfit-batches", self.overfit_batches is not None)) if is_set]  # fmt: skip
-        if len(asked) > 1:
-            found.append(f"{' and '.join(asked)} exclude each other, expected at most one of them")
-        return found
+            problems.append("--resume needs --out, the run directory to go on with")
+        modes = {"--dry-run": self.dry_run, "--resume": self.resume, "--overfit-batches": self.overfit_batches}
+        chosen = [name for name, value in modes.items() if value]
+        if len(chosen) > 1:
+            problems.append(f"{' and '.join(chosen)} exclude each other, expected at most one of them")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,17 +199,13 @@ class PlanConfig(TrainingOptions):
     out: str | None = option(None, "directory for plan.json and plan.png; default: runs/<data>-<backbone>-plan")
     quiet: bool = option(False, "no progress bars, no table")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        return self.training_problems()
-
 
 @dataclass(frozen=True, kw_only=True)
 class LRFindConfig(TrainingOptions):
     """LR range test: train a copy of the model while the LR rises, and suggest where to start from."""
 
     phase: str | None = option(None, "the phase to find the LR of; default: the first one that is trained by sgd")
-    steps: int = option(100, "steps of the test, at least 30")
+    steps: int = option(100, "steps of the test, at least 30", at_least(30))
     lr_min: float = option(1e-7, "first LR of the head, per step")
     lr_max: float = option(1.0, "last LR of the head, per step")
     spacing: Literal["exponential", "linear"] = option("exponential", "how the LR rises")
@@ -231,66 +214,41 @@ class LRFindConfig(TrainingOptions):
     quiet: bool = option(False, "no progress bars, no summary")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.training_problems() + at_least("steps", self.steps, 30)
+        """Return everything that is wrong with the values."""
+        problems = super().problems()
         if not (0 < self.lr_min < self.lr_max and math.isfinite(self.lr_max)):
-            found.append(f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max")
-        return found
+            problems.append(f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(TrainingOptions):
     """Search for options: several fine-tunings, chosen by Optuna; writes the best ones as a recipe."""
 
-    trials: int = option(20, "trials of the study in all, those of earlier calls included")
+    trials: int = option(20, "trials of the study in all, those of earlier calls included", at_least(1))
     search_sampler: Literal["tpe", "random"] = option("tpe", "how the next options are chosen")
     prune: bool = option(True, "end trials early that are worse than the others were at that epoch")
     space: dict[str, Any] | None = option(
         None, "what to search, in a recipe; default: LR, decays, augmentation, phases"
     )
-    search_timeout: float | None = option(None, "start no trial after so many seconds")
+    search_timeout: float | None = option(None, "start no trial after so many seconds", POSITIVE)
     out: str | None = option(None, "directory of the study; default: runs/<data>-<backbone>-search")
     quiet: bool = option(False, "no progress, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = self.training_problems() + at_least("trials", self.trials, 1)
-        if self.search_timeout is not None:
-            found += positive("search_timeout", self.search_timeout)
-        return found
-
 
 @dataclass(frozen=True, kw_only=True)
-class SelftestConfig:
+class SelftestConfig(Options):
     """Prove on this machine that what is promised holds."""
 
     resume: bool = option(False, "kill runs at random points; the resumed ones must equal an undisturbed one exactly")
     data: str = option("sample", "pictures to run on")
     backbone: str = option("transferkit/mini", "backbone to run with")
     weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
-    image_size: int | None = option(32, "side of the model's input in pixels")
-    kills: int = option(20, "how often to kill")
+    image_size: int | None = option(32, "side of the model's input in pixels", at_least(1))
+    kills: int = option(20, "how often to kill", at_least(1))
     seed: int = option(0, "of the points")
     quiet: bool = option(False, "no progress, no table")
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with these options."""
-        found = at_least("kills", self.kills, 1)
-        return found if self.resume else [*found, "nothing to test - pass --resume"]
-
-
-def check_monitor(monitor: str) -> list[str]:
-    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
-    if monitor in MONITORS:
-        return []
-    return [f"--monitor is {monitor!r}.{did_you_mean(monitor, MONITORS)} Expected one of {', '.join(MONITORS)}"]
-
-
-def _ratio(name: str, value: float) -> list[str]:
-    return [] if 0.0 <= value < 1.0 else [f"--{name.replace('_', '-')} is {value}, expected a number in [0, 1)"]
-
-
-def _not_negative(name: str, value: float) -> list[str]:
-    if math.isfinite(value) and value >= 0:
-        return []
-    return [f"--{name.replace('_', '-')} is {value}, expected a finite number of at least 0"]
+        """Return everything that is wrong with the values."""
+        return super().problems() + ([] if self.resume else ["nothing to test - pass --resume"])

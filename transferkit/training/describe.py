@@ -24,8 +24,7 @@ from transferkit.machine.device import device_of
 from transferkit.machine.precision import Machine
 from transferkit.models.artifact import save_model, versions
 from transferkit.models.module import TransferModule
-from transferkit.options.features import FinetuneConfig
-from transferkit.options.training import TrainingOptions
+from transferkit.options.training import FinetuneConfig, TrainingOptions
 from transferkit.runs.inference import predict_logits
 from transferkit.runs.measure import Outputs, measure_splits, write_predictions
 from transferkit.show.plots import plot_history

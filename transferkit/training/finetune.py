@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
 from transferkit.features.store.store import FeatureStore
-from transferkit.options.features import FinetuneConfig
+from transferkit.options.training import FinetuneConfig
 from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.show.words import print_summary, read_metrics

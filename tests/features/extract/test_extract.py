@@ -131,7 +131,8 @@ def test_a_manifest(data, options):
 
 def test_progress_of_both_passes(folder, options):
     from transferkit.features.extract.extract import extract_table
-    from transferkit.options.features import FeaturesConfig, make_config
+    from transferkit.options.features import FeaturesConfig
+    from transferkit.options.fields import make_config
 
     hashed, done = [], []
     config = make_config(FeaturesConfig, {"data": str(folder), **options})

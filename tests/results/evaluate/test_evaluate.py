@@ -20,7 +20,7 @@ from transferkit.core.errors import CheckpointError, ConfigError, DataError, Exp
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.options.features import make_config
+from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.evaluate.plots import plot_confusion, plot_reliability

@@ -21,7 +21,10 @@ from transferkit.cli.parser import parse_options
 from transferkit.core.errors import CheckpointError, ConfigError, StorageError
 from transferkit.core.text import visible
 from transferkit.models.figures.paired import Scores, compare
-from transferkit.options.features import FinetuneConfig, ProbeConfig, ReportConfig, make_config
+from transferkit.options.features import ProbeConfig
+from transferkit.options.fields import make_config
+from transferkit.options.results import ReportConfig
+from transferkit.options.training import FinetuneConfig
 from transferkit.results.report import charts as report_charts
 from transferkit.results.report import command as report_command
 from transferkit.results.report import svg as report_svg

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from transferkit.cli.main import main
 from transferkit.core.errors import CheckpointError
-from transferkit.options.features import SelftestConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import SelftestConfig
 from transferkit.training.checks import selftest
 from transferkit.training.checks.selftest import KINDS, check_resume, compare_runs, compare_traces, draw_kills
 from transferkit.training.checks.trace import read_trace

@@ -11,7 +11,8 @@ from transferkit.cli.main import main
 from transferkit.core.errors import ConfigError, TrainingError
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.losses import balanced_class_weights
-from transferkit.options.features import FinetuneConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.results.predict.model import load
 from transferkit.training.checks.overfit import OverfitResult
 from transferkit.training.craft.interpolation import load_start

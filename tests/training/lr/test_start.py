@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from transferkit.core.errors import ConfigError, TrainingError, TransferkitWarning
 from transferkit.models.module import TransferModule
-from transferkit.options.features import FinetuneConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.training import batch_size
 from transferkit.training.batch_size import choose_batch_size
 from transferkit.training.finetune import finetune

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from transferkit.cli.main import main
-from transferkit.options.features import FinetuneConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.training.finetune import finetune
 from transferkit.training.plan.forecast import forecast
 from transferkit.training.plan.phases import Plan

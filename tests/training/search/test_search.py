@@ -18,7 +18,8 @@ from rich.console import Console
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, Interrupted, StorageError, TrainingError
 from transferkit.models.backbones.interface import Backbone
-from transferkit.options.features import SearchConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import SearchConfig
 from transferkit.training.finetune import Run, finetune
 from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
 from transferkit.training.search.search import run_search, search

@@ -28,7 +28,8 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.options.features import FeatureOptions, FeaturesConfig, make_config
+from transferkit.options.features import FeatureOptions, FeaturesConfig
+from transferkit.options.fields import make_config
 
 __all__ = [
     "extract_features",

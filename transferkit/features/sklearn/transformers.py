@@ -37,7 +37,8 @@ from transferkit.features.sklearn.inputs import (
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, keep_memory
-from transferkit.options.features import FeaturesConfig, make_config
+from transferkit.options.features import FeaturesConfig
+from transferkit.options.fields import make_config
 
 __all__ = ["FeatureExtractor", "ImageProbe"]
 

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferkit.core.errors import TransferkitError
-from transferkit.options.features import REQUIRED, EvaluateConfig, FinetuneConfig, ProbeConfig, default_of, make_config
+from transferkit.options.features import ProbeConfig
+from transferkit.options.fields import REQUIRED, default_of, make_config
+from transferkit.options.results import EvaluateConfig
+from transferkit.options.training import FinetuneConfig
 from transferkit.runs.files import RunFiles
 from transferkit.training.plan.options import resolve_phases
 from transferkit.training.plan.phases import Phase, make_phases

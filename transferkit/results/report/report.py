@@ -19,7 +19,7 @@ from transferkit import __version__
 from transferkit.core.errors import CheckpointError, TransferkitError, TransferkitWarning
 from transferkit.core.files import atomic_write
 from transferkit.core.text import visible
-from transferkit.options.features import ReportConfig
+from transferkit.options.results import ReportConfig
 from transferkit.results.explain.thumbnails import mistake_pictures, sample_pictures
 from transferkit.results.report import charts, classes, facts
 from transferkit.results.report.command import repeat_commands

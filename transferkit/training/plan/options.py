@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
-from transferkit.options.features import FinetuneConfig, make_config
-from transferkit.options.training import AUTO, TrainingOptions
+from transferkit.options.fields import make_config
+from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
 from transferkit.training.craft.snapshots import snapshot_problems
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases
 from transferkit.training.plan.presets import preset_phases

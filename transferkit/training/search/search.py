@@ -25,7 +25,8 @@ from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import build_head
-from transferkit.options.features import FinetuneConfig, SearchConfig, make_config
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.finetune import finetune

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads import list_heads, takes_maps
-from transferkit.options.features import FinetuneConfig, default_of, make_config
+from transferkit.options.fields import default_of, make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.training.plan.options import NOT_SAVED, PATHS, absolute, resolve_options
 from transferkit.training.schedules.schedules import make_schedule
 
