@@ -113,3 +113,15 @@ def quick(folder):
         "epochs": 2, "probe_epochs": 1, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
         "augment": "standard",
     }  # fmt: skip
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command; gives its exit status, and what it wrote on standard output and standard error."""
+    from transferkit.cli.main import main
+
+    def run(*words):
+        status = main(list(map(str, words)))
+        return status, *capsys.readouterr()
+
+    return run

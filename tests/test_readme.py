@@ -76,6 +76,7 @@ def test_the_example_of_a_backbone():
 def test_every_flag_in_the_readme_exists():
     from transferkit.cli.verbs import VERBS
     from transferkit.options.fields import flag
+    from transferkit.options.training import FinetuneConfig
 
     known = {flag(name) for verb in VERBS.values() for name in verb.options.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's

@@ -29,10 +29,9 @@ from harness import compare, print_table
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
-from transferkit.results.export.check import Exported
+from transferkit.results.export.check import Exported, export_pictures
 from transferkit.results.export.check import compare as check
 from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
-from transferkit.results.export.pictures import export_pictures
 from transferkit.results.predict.model import Predictor, load
 
 KINDS = ("32", "fp16", "int8", "inside")

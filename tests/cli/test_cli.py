@@ -8,27 +8,22 @@ import yaml
 
 from transferkit.cli.main import main
 from transferkit.cli.parser import parse_options
-from transferkit.cli.verbs import VERBS
+from transferkit.cli.verbs import VERBS, _find
 from transferkit.options.fields import default_of
 from transferkit.options.training import FinetuneConfig
+from transferkit.training.ranks.parallel import PeerError
 
 
-def run(capsys, *words):
-    status = main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def test_help_lists_every_verb(capsys):
-    status, out, err = run(capsys, "--help")
+def test_help_lists_every_verb(command):
+    status, out, err = command("--help")
     assert (status, err) == (0, "")
     assert all(f"  {verb} " in out for verb in VERBS)
-    assert run(capsys)[1] == out
+    assert command()[1] == out
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_defaults(capsys, verb):
-    status, out, _ = run(capsys, verb, "--help")
+def test_every_verb_has_help_with_defaults(command, verb):
+    status, out, _ = command(verb, "--help")
     assert status == 0
     folded = " ".join(out.split())
     for item in dataclasses.fields(VERBS[verb].options):
@@ -37,16 +32,16 @@ def test_every_verb_has_help_with_defaults(capsys, verb):
             assert f"default: {default_of(item)}" in folded
 
 
-def test_unknown_verb(capsys):
-    status, _, err = run(capsys, "finetun")
+def test_unknown_verb(command):
+    status, _, err = command("finetun")
     assert status == 2
     assert err.startswith("transferkit: error[config]: unknown verb 'finetun'. Did you mean 'finetune'?")
 
 
-def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
+def test_all_bad_flags_in_one_line(command, tmp_path, monkeypatch):  # fault 38
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(
-        capsys, "finetune", "--data", "x", "--epochs", "0", "--lr", "nan", "--batch-size", "-1", "--val-split", "1.0",
+    status, _, err = command(
+        "finetune", "--data", "x", "--epochs", "0", "--lr", "nan", "--batch-size", "-1", "--val-split", "1.0",
         "--epoch", "3", "--augment", "hevy", "--workers", "two", "--out",
     )  # fmt: skip
     assert status == 2
@@ -81,9 +76,9 @@ def test_all_bad_flags_in_one_line(capsys, tmp_path, monkeypatch):  # fault 38
         (["--data", "x", "extra"], "extra"),
     ],
 )
-def test_bad_options(capsys, tmp_path, monkeypatch, words, message):  # fault 38, fault 39
+def test_bad_options(command, tmp_path, monkeypatch, words, message):  # fault 38, fault 39
     monkeypatch.chdir(tmp_path)
-    status, _, err = run(capsys, "finetune", *words)
+    status, _, err = command("finetune", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
@@ -111,19 +106,53 @@ def test_recipe_and_flags(tmp_path):
         ("data: x\ndata: y\n", "data given twice"),
         ("data: x\nout: !!python/object/apply:os.system ['true']\n", "could not determine a constructor for the tag"),
         ("data: [x\n", "not YAML"),
+        ("- data\n", "holds no options"),
+        ("data: x\nepochz: 3\naugment: hevy\nepochs: 0\n", "(3) --epochs is 0"),
         ("data: x\nepochs: many\n", "--epochs is 'many', expected a whole number"),
     ],
 )
-def test_bad_recipes(capsys, tmp_path, text, message):  # fault 41
-    status, _, err = run(capsys, "finetune", "--config", recipe(tmp_path, text))
+def test_bad_recipes(command, tmp_path, text, message):  # fault 41
+    status, _, err = command("finetune", "--config", recipe(tmp_path, text))
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
 
 
-def test_missing_recipe(capsys, tmp_path):
-    status, _, err = run(capsys, "finetune", "--config", tmp_path / "none.yaml")
-    assert status == 2
-    assert "none.yaml" in err
+def test_missing_recipe(command, tmp_path):
+    status, _, err = command("finetune", "--config", tmp_path / "none.yaml")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "none.yaml: No such file or directory" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export"], "RUN is missing"),
+        (["export", "--format", "onx"], "(1) --format is 'onx'. Did you mean 'onnx'? Expected one of onnx, torch"),
+        (["store", "gcc"], "ACTION is 'gcc'. Did you mean 'gc'?"),
+        (
+            ["predict", "run", "--strict=1", "--top-k"],
+            "(1) --strict takes no value; (2) --top-k needs a value; (3) PATH",
+        ),
+        (["predict", "run", "x.jpg", "--top-k", "0", "--tpo-k", "3"], "(2) --top-k is 0"),
+    ],
+)
+def test_words_in_places_are_looked_at_too(command, words, message):  # fault 38
+    status, _, err = command(*words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_the_work_of_every_verb_can_be_loaded(verb):
+    assert callable(_find(verb.work) if isinstance(verb.work, str) else verb.work)
+
+
+def test_a_process_that_failed_because_another_did_says_nothing(command, monkeypatch):
+    def work(config):
+        raise PeerError("disk full", 74)
+
+    monkeypatch.setitem(VERBS, "backbones", dataclasses.replace(VERBS["backbones"], work=work))
+    assert command("backbones") == (74, "", "")
 
 
 def test_print_config_is_a_recipe(capsys, tmp_path):
@@ -137,35 +166,35 @@ def test_print_config_is_a_recipe(capsys, tmp_path):
     assert parse_options("finetune", ["--config", str(recipe(tmp_path, text))])["data"] == "pictures"
 
 
-def test_a_bug_is_one_line_without_debug(capsys, monkeypatch):
+def test_a_bug_is_one_line_without_debug(command, monkeypatch):
     monkeypatch.setitem(VERBS, "backbones", dataclasses.replace(VERBS["backbones"], work=lambda config: 1 / 0))
-    status, _, err = run(capsys, "backbones")
+    status, _, err = command("backbones")
     assert (status, err.count("\n")) == (1, 1)
     assert "error[internal]: ZeroDivisionError: division by zero - this is a bug of transferkit" in err
     with pytest.raises(ZeroDivisionError):
         main(["backbones", "--debug"])
 
 
-def test_debug_shows_the_traceback(capsys):
-    status, _, err = run(capsys, "finetune", "--epochs", "0", "--debug")
+def test_debug_shows_the_traceback(command):
+    status, _, err = command("finetune", "--epochs", "0", "--debug")
     assert status == 2
     assert "Traceback" in err
 
 
-def test_terminal_escapes_in_names_are_made_visible(capsys):  # fault 92
-    status, _, err = run(capsys, "finetune", "--data", "no\x1b[31m\nsuch")
+def test_terminal_escapes_in_names_are_made_visible(command):  # fault 92
+    status, _, err = command("finetune", "--data", "no\x1b[31m\nsuch")
     assert status == 3
     assert "\x1b" not in err
     assert err.count("\n") == 1
 
 
-def test_the_commands_signal_handler_does_not_outlive_it(capsys):
+def test_the_commands_signal_handler_does_not_outlive_it(command):
     before = signal.getsignal(signal.SIGTERM)
-    run(capsys, "finetune", "--data", "/no/such/folder")
+    command("finetune", "--data", "/no/such/folder")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_missing_accelerator(capsys):  # fault 43
-    status, _, err = run(capsys, "finetune", "--data", "sample", "--accelerator", "mps")
+def test_missing_accelerator(command):  # fault 43
+    status, _, err = command("finetune", "--data", "sample", "--accelerator", "mps")
     assert status == 2
     assert "--accelerator mps is not on this machine, which has: cpu" in err

@@ -3,41 +3,33 @@
 import numpy as np
 import pytest
 
-from transferkit.cli.main import main
 from transferkit.features.extract import extraction
 from transferkit.features.store.store import FeatureStore
 
 
 @pytest.fixture
-def store(folder, tmp_path, capsys):
+def store(folder, tmp_path, command):
     """A store with the features of the drawn folder, and the words that name it."""
     root = tmp_path / "store"
-    words = ["--data", str(folder), "--image-size", "32", "--store", str(root), "--quiet"]
-    assert main(["features", *words]) == 0
-    assert capsys.readouterr().out == ""
+    words = ["--data", folder, "--image-size", 32, "--store", root, "--quiet"]
+    assert command("features", *words) == (0, "", "")
     return root
 
 
-def run(capsys, *words):
-    status = main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def test_features_are_exported_and_told(folder, store, tmp_path, capsys):
+def test_features_are_exported_and_told(folder, store, tmp_path, command):
     out = tmp_path / "x.npz"
-    status, told, err = run(
-        capsys, "features", "--data", folder, "--image-size", 32, "--store", store, "--layer", "all", "--views", 1,
+    status, text, err = command(
+        "features", "--data", folder, "--image-size", 32, "--store", store, "--layer", "all", "--views", 1,
         "--augment", "standard", "--out", out,
     )  # fmt: skip
     assert (status, err) == (0, "")
-    assert "pictures  45 of 3 classes (train 24, val 12, test 9)" in told
-    assert "views     1 plain, 1 augmented (standard)" in told
-    assert f"written   {out}" in told
-    with np.load(out, allow_pickle=False) as found:
-        assert found["X"].shape == (45, 256)
-        assert found["X_layer2"].shape == (45, 64)
-        assert found["views_pooled"].shape == (1, 45, 256)
+    assert "pictures  45 of 3 classes (train 24, val 12, test 9)" in text
+    assert "views     1 plain, 1 augmented (standard)" in text
+    assert f"written   {out}" in text
+    with np.load(out, allow_pickle=False) as table:
+        assert table["X"].shape == (45, 256)
+        assert table["X_layer2"].shape == (45, 64)
+        assert table["views_pooled"].shape == (1, 45, 256)
 
 
 @pytest.mark.parametrize(
@@ -51,45 +43,45 @@ def test_features_are_exported_and_told(folder, store, tmp_path, capsys):
         (["--backbone", "resnet1"], 4, "unknown backbone 'resnet1'"),
     ],
 )
-def test_mistakes(folder, tmp_path, capsys, words, status, message):
-    given = words if "--data" in words else ["--data", folder, *words]
-    code, _, err = run(capsys, "features", "--store", tmp_path / "s", *given)
+def test_mistakes(folder, tmp_path, command, words, status, message):
+    data = [] if "--data" in words else ["--data", folder]
+    code, _, err = command("features", "--store", tmp_path / "s", *data, *words)
     assert code == status
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "s").exists()
 
 
-def test_list_verify_and_gc(store, capsys):
-    status, out, _ = run(capsys, "store", "list", "--store", store)
+def test_list_verify_and_gc(store, command):
+    status, out, _ = command("store", "list", "--store", store)
     assert status == 0
     assert "transferkit/mini" in out
     assert "1 sets" in out
-    status, out, _ = run(capsys, "store", "verify", "--store", store)
+    status, out, _ = command("store", "verify", "--store", store)
     assert (status, "45 rows: every shard is what was written" in out) == (0, True)
-    (kept,) = FeatureStore(store).sets()
-    (shard,) = kept.path.glob("*.safetensors")
+    (feature_set,) = FeatureStore(store).sets()
+    (shard,) = feature_set.path.glob("*.safetensors")
     data = shard.read_bytes()
     shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-    status, out, err = run(capsys, "store", "verify", "--store", store)  # fault 66
+    status, out, err = command("store", "verify", "--store", store)  # fault 66
     assert status == 7
     assert shard.name in out
     assert "transferkit store gc" in err
-    status, out, _ = run(capsys, "store", "gc", "--dry-run", "--store", store)
+    status, out, _ = command("store", "gc", "--dry-run", "--store", store)
     assert (status, shard.exists(), "would be freed" in out) == (0, True, True)
-    assert run(capsys, "store", "gc", "--store", store)[0] == 0
+    assert command("store", "gc", "--store", store)[0] == 0
     assert not shard.exists()
-    assert run(capsys, "store", "verify", "--store", store)[0] == 0
+    assert command("store", "verify", "--store", store)[0] == 0
 
 
-def test_options_of_gc_belong_to_gc(capsys, tmp_path):
-    status, _, err = run(capsys, "store", "list", "--dry-run", "--store", tmp_path)
+def test_options_of_gc_belong_to_gc(command, tmp_path):
+    status, _, err = command("store", "list", "--dry-run", "--store", tmp_path)
     assert status == 2
     assert "--unused-days and --dry-run belong to 'store gc', not to 'store list'" in err
 
 
 @pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "SIGINT"), (SystemExit, 143, "SIGTERM")])
-def test_stopped_in_the_middle(folder, tmp_path, capsys, monkeypatch, stop, status, name):
+def test_stopped_in_the_middle(folder, tmp_path, command, monkeypatch, stop, status, name):
     compute = extraction._compute_chunk
 
     def stopped(*args):
@@ -98,10 +90,10 @@ def test_stopped_in_the_middle(folder, tmp_path, capsys, monkeypatch, stop, stat
 
     monkeypatch.setattr(extraction, "_compute_chunk", stopped)
     words = ["features", "--data", folder, "--image-size", 32, "--store", tmp_path / "s"]
-    code, _, err = run(capsys, *words)
+    code, _, err = command(*words)
     assert code == status
     assert f"stopped by {name}; the features computed so far are in the store - run again to go on" in err
     monkeypatch.undo()
-    code, out, _ = run(capsys, *words)
+    code, out, _ = command(*words)
     assert code == 0
     assert "computed  0, the others were in the store" in out

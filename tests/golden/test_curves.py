@@ -4,7 +4,6 @@ import copy
 import json
 
 import pytest
-
 from golden.record import HERE, RUNS, draw, run
 
 TOLERANCE = 1e-4

@@ -67,12 +67,12 @@ class FakeNeighbours:
 
 
 @contextmanager
-def serving(answerer, *, limits=LIMITS, host="127.0.0.1", told=None, **options):
+def serving(answerer, *, limits=LIMITS, host="127.0.0.1", log=None, **options):
     """Serve until the block ends; gives the port."""
     from transferkit.results.serve.serve import make_server, open_port
     from transferkit.results.serve.service import build_app
 
-    app = build_app(answerer, limits=limits, hosts=allowed_hosts(host), told=told, **options)
+    app = build_app(answerer, limits=limits, hosts=allowed_hosts(host), log=log, **options)
     up = threading.Event()
     with open_port(host, 0) as listener:
         server = make_server(app, up.set)

@@ -139,7 +139,7 @@ VERBS = {
             "measure a run on labelled pictures; --against another run, picture by picture", ("run", "data"),
         ),
         Verb(
-            "predict", PredictConfig, "transferkit.results.predict.predictions.predict_files",
+            "predict", PredictConfig, "transferkit.results.predict.predict.predict_files",
             "predict the class of pictures with a finished run; CSV or JSON lines", ("run", "paths"),
         ),
         Verb(

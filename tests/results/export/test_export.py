@@ -28,11 +28,10 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.options.features import ProbeConfig
 from transferkit.options.results import ExportConfig
-from transferkit.results.export import formats as export_formats
-from transferkit.results.export.export import export
-from transferkit.results.export.facts import which_weights
-from transferkit.results.export.pictures import CALIBRATING, export_pictures
-from transferkit.results.export.sklearn import linear_pipeline, named_pipeline
+from transferkit.results.export.check import CALIBRATING, export_pictures
+from transferkit.results.export.export import FORMATS, export
+from transferkit.results.export.format import which_weights
+from transferkit.results.export.skops import linear_pipeline, named_pipeline
 from transferkit.results.predict.model import load
 from transferkit.training.probe_run import run_probe
 
@@ -189,14 +188,17 @@ def test_a_head_of_the_users_own_has_to_be_passed(run, images, tmp_path, monkeyp
     (copy / "pictures.csv").write_bytes((run / "pictures.csv").read_bytes())
     with pytest.raises(ExportError, match="its head is a module of your own"):
         export(config(copy, format="torch"))
-    seen = []
-    monkeypatch.setattr(
-        export_formats, "write_torch", lambda module, info, path, facts: seen.append((module, path.write_bytes(b"1")))
-    )
-    monkeypatch.setattr(export_formats, "load_torch", lambda path: both)
+    written = []
+
+    def write(subject, path):
+        written.append(subject.module)
+        path.write_bytes(b"1")
+
+    untraced = dataclasses.replace(FORMATS["torch"], write=write, load=lambda subject, path: both)
+    monkeypatch.setitem(FORMATS, "torch", untraced)
     out = export(config(copy, format="torch"), head=Own(width))
     with torch.inference_mode():
-        assert torch.allclose(seen[0][0](images), own(images), atol=1e-6) and out.read_bytes() == b"1"
+        assert torch.allclose(written[0](images), own(images), atol=1e-6) and out.read_bytes() == b"1"
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

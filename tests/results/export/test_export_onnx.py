@@ -20,8 +20,8 @@ from transferkit.data.images.resize import fit
 from transferkit.models.artifact import load_model
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.options.results import ExportConfig
-from transferkit.results.export import formats as export_formats
-from transferkit.results.export.check import LIMITS, Comparison, compare
+from transferkit.results.export import onnx as onnx_format
+from transferkit.results.export.check import Comparison, compare
 from transferkit.results.export.export import export
 from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
 from transferkit.results.export.preprocessing import preprocessing_graph
@@ -31,6 +31,7 @@ MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.u
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 TEMPERATURE = 1.7
+INSIDE = onnx_format.FORMAT.limits(ExportConfig(run="x", preprocessing="inside"))
 
 # Runs a script in an interpreter that has neither torch nor timm nor transferkit.
 BLOCKED = """
@@ -72,7 +73,7 @@ def made(run, tmp_path_factory):
     import onnx
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_formats, "build_onnx", build)
+        patch.setattr(onnx_format, "build_onnx", build)
         assert export(ExportConfig(run=str(run), out=str(out), quiet=True)) == out
     return out, onnx.load_from_string(kept[0])
 
@@ -130,7 +131,7 @@ def test_outputs_are_those_of_torch_for_batches_of_any_size(run, exported, pictu
     assert len(set(logits.argmax(axis=1).tolist())) > 1  # the pictures tell models apart
 
 
-def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, exported):  # faults 84, 85, 86
+def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, exported):  # fault 84, fault 85, fault 86
     facts = session_of(exported).get_modelmeta().custom_metadata_map
     assert json.loads(facts["classes"]) == list(CLASSES)
     half = (0.5, 0.5, 0.5)
@@ -143,7 +144,7 @@ def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, export
     assert facts["sha256"] == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     assert facts["weights"] == "moving average (EMA 0.99) of the weights at epoch 4, chosen by val_acc"
     data = exported.read_bytes()
-    for text in (str(run.parent), str(Path(torch.__file__).parents[1]), str(Path(export_formats.__file__).parents[2])):
+    for text in (str(run.parent), str(Path(torch.__file__).parents[1]), str(Path(onnx_format.__file__).parents[2])):
         assert text.encode() not in data
     assert sorted(path.name for path in exported.parent.iterdir()) == ["it's.onnx", "it's_example.py"]
 
@@ -212,7 +213,7 @@ def test_inside_takes_decoded_pictures_of_any_size(run, core, predictor, picture
     path = tmp_path / "inside.onnx"
     write_onnx(copy.deepcopy(core), path, {"a": "b"}, info, preprocessing="inside")
     result = compare(load_onnx(path, preprocessing="inside"), predictor, list(map(str, pictures)), inside=True)
-    assert result.problem(LIMITS["inside"]) is None and result.pictures == 20
+    assert result.problem(INSIDE) is None and result.pictures == 20
     assert result.probability <= 5e-3
     session = session_of(path)
     assert [(item.name, item.type) for item in session.get_inputs()] == [("pictures", "tensor(uint8)")]
@@ -300,33 +301,31 @@ class Off:
 @pytest.fixture
 def prepared(core, monkeypatch):
     """Exports without tracing the network again."""
-    monkeypatch.setattr(export_formats, "build_onnx", lambda module, info, half: copy.deepcopy(core))
+    monkeypatch.setattr(onnx_format, "build_onnx", lambda module, info, half: copy.deepcopy(core))
 
 
 @pytest.mark.parametrize(
-    ("way", "message"),
+    ("way", "message", "before"),
     [
-        ("logits", "logits differ by 0.01"),
-        ("labels", r"of 20 pictures get another class \(at most 0 may\)"),
-        ("nan", "NaN or infinity"),
-        ("batch", "probabilities and .* for a batch of 2"),
-        ("rows", "logits differ"),
+        ("logits", "logits differ by 0.01", None),
+        ("labels", r"of 9 pictures get another class \(at most 0 may\)", b"an older one"),
+        ("nan", "NaN or infinity", b"an older one"),
+        ("batch", "probabilities and .* for a batch of 2", None),
+        ("rows", "logits differ", b"an older one"),
     ],
 )
 def test_a_mismatch_leaves_no_file_and_an_old_one_as_it_was(
-    way, message, run, prepared, tmp_path, monkeypatch
+    way, message, before, run, prepared, tmp_path, monkeypatch
 ):  # fault 85
-    real = export_formats.load_onnx
-    monkeypatch.setattr(export_formats, "load_onnx", lambda *given, **more: Off(real(*given, **more), way))
+    real = onnx_format.load_onnx
+    monkeypatch.setattr(onnx_format, "load_onnx", lambda *words, **more: Off(real(*words, **more), way))
     out = tmp_path / "model.onnx"
+    if before is not None:
+        out.write_bytes(before)
     with pytest.raises(ExportError, match=message) as caught:
-        export(ExportConfig(run=str(run), out=str(out), quiet=True))
+        export(ExportConfig(run=str(run), out=str(out), overwrite=before is not None, pictures=9, quiet=True))
     assert caught.value.exit_status == 8
-    assert list(tmp_path.iterdir()) == []
-    out.write_bytes(b"an older one")
-    with pytest.raises(ExportError, match=message):
-        export(ExportConfig(run=str(run), out=str(out), overwrite=True, quiet=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and out.read_bytes() == b"an older one"
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
 def test_what_onnxruntime_does_not_take_is_told(run, prepared, tmp_path, monkeypatch):  # fault 85
@@ -334,7 +333,7 @@ def test_what_onnxruntime_does_not_take_is_told(run, prepared, tmp_path, monkeyp
         write_onnx(model, path, *given, **more)
         path.write_bytes(path.read_bytes()[:5000])
 
-    monkeypatch.setattr(export_formats, "write_onnx", truncated)
+    monkeypatch.setattr(onnx_format, "write_onnx", truncated)
     with pytest.raises(ExportError, match="onnxruntime does not take the file"):
         export(ExportConfig(run=str(run), out=str(tmp_path / "model.onnx"), quiet=True))
     assert list(tmp_path.iterdir()) == []
@@ -343,10 +342,10 @@ def test_what_onnxruntime_does_not_take_is_told(run, prepared, tmp_path, monkeyp
 def test_int8_falls_back_to_ranges_per_batch(run, prepared, core, tmp_path, monkeypatch, capsys):
     ways = []
     monkeypatch.setattr(
-        export_formats, "quantise", lambda model, predictor, paths, *, static: ways.append((static, len(paths))) or core
+        onnx_format, "quantise", lambda model, predictor, paths, *, static: ways.append((static, len(paths))) or core
     )
     results = iter([Comparison(20, 15, 0.1, 0.1), Comparison(20, 20, 0.01, 0.01, ratio=2.0, timed=8)])
-    monkeypatch.setattr(export_formats, "compare", lambda *given, **more: next(results))
+    monkeypatch.setattr("transferkit.results.export.export.compare", lambda *given, **more: next(results))
     export(ExportConfig(run=str(run), out=str(tmp_path / "a.onnx"), precision="int8"))
     assert ways == [(True, 12), (False, 12)]  # measured on the training pictures
     told = capsys.readouterr().out
@@ -388,7 +387,7 @@ def test_a_backbone_that_cannot_be_traced_is_told(run):
 
 def test_how_many_pictures_may_differ():
     def problem(same, pictures, limits, **more):
-        return Comparison(pictures, same, more.pop("probability", 0.0), **more).problem(LIMITS[limits])
+        return Comparison(pictures, same, more.pop("probability", 0.0), **more).problem(onnx_format.LIMITS[limits])
 
     assert problem(200, 200, "32", logits=0.9e-3, largest_logit=10.0) is None
     assert "logits differ by 0.0011 (at most 0.001 may)" in problem(200, 200, "32", logits=1.1e-3, largest_logit=10.0)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-import transferkit.results.predict.predictions as predictions
+import transferkit.results.predict.predict as verb
 import transferkit.results.predict.views as views_module
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import BackboneError, ConfigError, DataError, ExportError
@@ -37,7 +37,8 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.model import Output, Prediction, Predictor, load
+from transferkit.results.predict.model import Output, Predictor, load
+from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
 from transferkit.results.predict.whole import WholeNetwork
 from transferkit.runs.inference import predict_probs
@@ -55,8 +56,21 @@ def run(folder, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def load_once():
+    """`load`, for runs that do not change: an engine takes longer to make than these pictures to predict."""
+    return functools.lru_cache(load)
+
+
 @pytest.fixture
-def predictor(run):
+def predictor(run, load_once):
+    """The model of the run, for tests that leave it as it is."""
+    return load_once(str(run))
+
+
+@pytest.fixture
+def own(run):
+    """A model of the run that may be changed."""
     return load(run)
 
 
@@ -65,22 +79,16 @@ def paths(folder):
     return sorted(str(path) for path in (folder / "val").rglob("*.png"))
 
 
-@pytest.fixture(scope="module")
-def load_once():
-    """`load`, for runs that do not change: an engine takes longer to make than these pictures to predict."""
-    return functools.lru_cache(load)
-
-
 @pytest.fixture
 def predict(run, capsys, load_once, monkeypatch):
     """The verb, over its options; returns what it printed."""
-    monkeypatch.setattr(predictions, "load", load_once)
+    monkeypatch.setattr(verb, "load", load_once)
 
-    def call(*given, stdin=None, **options):
-        config = make_config(PredictConfig, {"run": str(run), "paths": list(map(str, given)), "quiet": True,
+    def call(*files, stdin=None, **options):
+        config = make_config(PredictConfig, {"run": str(run), "paths": list(map(str, files)), "quiet": True,
                                              "accelerator": "cpu", "workers": 0, **options})  # fmt: skip
         try:
-            predictions.predict_files(config, stdin)
+            verb.predict_files(config, stdin)
         finally:
             call.out = capsys.readouterr().out
         return call.out
@@ -208,10 +216,10 @@ def test_bf16_computes_the_backbone_in_bf16_and_the_head_in_fp32(paths):
     assert 0 < np.abs(half - full).max() < 0.1 * np.abs(full).max()
 
 
-def test_logits_that_are_no_numbers_are_an_error_of_that_picture(predictor, paths):
+def test_logits_that_are_no_numbers_are_an_error_of_that_picture(own, paths):
     with torch.no_grad():
-        predictor.module.head.linear.bias[1] = float("nan")
-    output = next(predictor.outputs(paths[:1]))
+        own.module.head.linear.bias[1] = float("nan")
+    output = next(own.outputs(paths[:1]))
     assert (output.logits, output.error) == (None, "the model returns NaN or infinity for it")
 
 
@@ -379,13 +387,13 @@ def test_augmented_views_follow_content_and_seed_alone(predictor, paths):
     assert np.array_equal(one, again) and not np.array_equal(one, another)
 
 
-def test_probabilities_are_averaged_after_calibration(predictor):
+def test_probabilities_are_averaged_after_calibration(own):
     logits = np.array([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]], dtype=np.float32)
-    calibrated(predictor, method="temperature", temperature=2.0)
+    calibrated(own, method="temperature", temperature=2.0)
     soft = [np.exp(row / 2) / np.exp(row / 2).sum() for row in logits]
-    np.testing.assert_allclose(predictor.probs(logits), np.mean(soft, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(own.probs(logits), np.mean(soft, axis=0), rtol=1e-6)
     before = np.exp(logits.mean(axis=0) / 2) / np.exp(logits.mean(axis=0) / 2).sum()
-    assert not np.allclose(predictor.probs(logits), before, atol=0.01)
+    assert not np.allclose(own.probs(logits), before, atol=0.01)
 
 
 # ---- abstaining -------------------------------------------------------------------------------------------------
@@ -419,9 +427,9 @@ def abstaining(predictor, probs, rules, **options):
     return predictor.predict([], abstain=0.9, **options)
 
 
-def test_a_label_is_given_where_the_prediction_set_holds_one_class(predictor):
+def test_a_label_is_given_where_the_prediction_set_holds_one_class(own):
     probs = [[0.7, 0.2, 0.1], [0.2, 0.45, 0.35], [0.3, 0.33, 0.37], [0.34, 0.33, 0.33]]
-    sure, two, none, tie = abstaining(predictor, probs, Rules(sets=0.35))[:4]
+    sure, two, none, tie = abstaining(own, probs, Rules(sets=0.35))[:4]
     assert (sure.label, sure.abstained, sure.classes) == ("circle", False, ("circle",))
     assert (two.label, two.abstained, two.classes) == (None, True, ("square", "stripes"))
     assert (none.label, none.classes) == ("stripes", ("stripes",))
@@ -429,17 +437,17 @@ def test_a_label_is_given_where_the_prediction_set_holds_one_class(predictor):
     assert two.probability == pytest.approx(0.45) and two.top[0][0] == "square"
 
 
-def test_a_label_is_given_where_its_class_has_been_right_often_enough(predictor):
+def test_a_label_is_given_where_its_class_has_been_right_often_enough(own):
     probs = [[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]]
-    found = abstaining(predictor, probs, Rules(classes=(0.65, None, 0.3)), abstain_by="thresholds")
+    found = abstaining(own, probs, Rules(classes=(0.65, None, 0.3)), abstain_by="thresholds")
     assert [item.label for item in found] == ["circle", None, "stripes", None]
     assert [item.abstained for item in found] == [False, True, False, True]
     assert {item.classes for item in found} == {()}
 
 
-def test_without_held_out_pictures_nothing_can_be_abstained_by(predictor, paths):
+def test_without_held_out_pictures_nothing_can_be_abstained_by(own, paths):
     with pytest.raises(ConfigError, match="run `transferkit calibrate RUN DATA`"):
-        calibrated(predictor).predict(paths, abstain=0.9)
+        calibrated(own).predict(paths, abstain=0.9)
 
 
 # ---- the verb ---------------------------------------------------------------------------------------------------
@@ -492,23 +500,23 @@ def test_prediction_sets_have_a_column(run, predict, paths, tmp_path):
 def test_nothing_in_a_row_is_a_formula_and_everything_reads_back(tmp_path):  # fault 92, fault 28
     names = ["=cmd|' /C calc'!A0", "@x", "-1.jpg", "\tb", 'a\nb"c,d.jpg', "'quoted", "plain"]
     found = [Prediction(name, label, 0.5, ((label, 0.5),)) for name, label in zip(names, reversed(names), strict=True)]
-    text = predictions.csv_header(1) + "".join(predictions.csv_row(item, 1) for item in found)
+    text = csv_header(1) + "".join(csv_row(item, 1) for item in found)
     (tmp_path / "p.csv").write_text(text, newline="")
     assert [row["path"] for row in read_csv(tmp_path / "p.csv")] == names
     assert [row["label"] for row in read_csv(tmp_path / "p.csv")] == names[::-1]
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
     odd = Prediction(os.fsdecode(b"/a/\xff.jpg"), error="r\udcfe")
-    assert predictions.csv_row(odd, 1) == "/a/\\xff.jpg,,,r\\xfe\n"
-    assert json.loads(predictions.json_row(odd))["path"] == "/a/\\xff.jpg"
-    assert predictions.json_row(odd).isascii()
+    assert csv_row(odd, 1) == "/a/\\xff.jpg,,,r\\xfe\n"
+    assert json.loads(json_row(odd))["path"] == "/a/\\xff.jpg"
+    assert json_row(odd).isascii()
 
 
 def test_a_terminal_gets_no_control_characters_and_no_character_it_cannot_show():  # fault 92
     line = 'a\x1b]0;t\x07"\x9b.jpg,é\n'
-    assert predictions._shown(line, "utf-8", terminal=True) == 'a\\x1b]0;t\\x07"\\x9b.jpg,é\n'
-    assert predictions._shown(line, "utf-8", terminal=False) == line
-    assert predictions._shown("é\n", "ascii", terminal=False) == "\\xe9\n"
+    assert verb._shown(line, "utf-8", terminal=True) == 'a\\x1b]0;t\\x07"\\x9b.jpg,é\n'
+    assert verb._shown(line, "utf-8", terminal=False) == line
+    assert verb._shown("é\n", "ascii", terminal=False) == "\\xe9\n"
 
 
 def test_a_file_appears_when_all_is_done(predict, paths, tmp_path, capsys):  # fault 83
@@ -582,9 +590,9 @@ def test_names_order_and_number_of_folders_change_no_label(predict, folder, path
 
 TWO = """
 import sys
-import transferkit.results.predict.predictions as predictions
+import transferkit.results.predict.predict as verb
 from transferkit.cli.main import main
-predictions.ROUND["cpu"] = 2
+verb.ROUND["cpu"] = 2
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -15,8 +15,8 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
@@ -24,6 +24,7 @@ pytest.importorskip("uvicorn", reason="the serve extra is not installed")
 
 from live_server import CLASSES, LIMITS, FakeNeighbours, ask, form, make_run, png, serving, until
 
+import transferkit.results.serve.serve as serve_module
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.options.results import ServeConfig
@@ -31,7 +32,6 @@ from transferkit.results.predict.model import load
 from transferkit.results.serve.answering import Answerer
 from transferkit.results.serve.guards import Limits, allowed_hosts, is_loopback
 from transferkit.results.serve.serve import open_port, serve
-from transferkit.results.serve.serve import serve as serve_module
 from transferkit.training.finetune import finetune
 
 
@@ -114,8 +114,8 @@ def test_concurrent_answers_are_those_of_predict(port, predictor, answerer, held
         assert answer["label"] == expected.label
         assert answer["model"] == "shapes-7"
         assert [guess["label"] for guess in answer["top"]] == [label for label, _ in expected.top]
-        told = [guess["probability"] for guess in answer["top"]]
-        assert told == pytest.approx([share for _, share in expected.top], abs=1e-5)
+        shares = [guess["probability"] for guess in answer["top"]]
+        assert shares == pytest.approx([share for _, share in expected.top], abs=1e-5)
     assert len({answer["probability"] for status, _, answer in answers if status == 200}) == 21  # all told apart
     assert answerer.logits.items == 21
     assert answerer.logits.batches < 10
@@ -200,15 +200,9 @@ def test_a_decoder_that_speaks_of_our_memory_is_not_quoted(port, answerer, monke
 
 
 def test_a_model_that_returns_nan_is_no_answer(port, answerer, monkeypatch):
-    monkeypatch.setattr(answerer._engine, "rows", lambda images: (np_tensor(np.full((len(images), 3), np.nan)),))
+    monkeypatch.setattr(answerer._engine, "rows", lambda images: (torch.full((len(images), 3), torch.nan),))
     status, _, answer = ask(port, data=png())
     assert (status, answer) == (422, {"error": "cannot read the picture: the model returns NaN or infinity for it"})
-
-
-def np_tensor(values):
-    import torch
-
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def test_health_and_schema(site):
@@ -235,10 +229,12 @@ def header_of_a_bomb(width=30_000, height=30_000):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", binascii.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"\0" * 1000),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
 
 
 @pytest.mark.parametrize(
@@ -257,9 +253,8 @@ def header_of_a_bomb(width=30_000, height=30_000):
     ],
 )  # fmt: skip
 def test_what_is_no_picture_is_refused_in_one_line(site, run, data, kind, status, says):
-    seen, _, answer = ask(site, data=data, kind=kind)
-    assert seen == status
-    assert list(answer) == ["error"]
+    code, _, answer = ask(site, data=data, kind=kind)
+    assert (code, list(answer)) == (status, ["error"])
     assert says in answer["error"]
     for leak in ("Traceback", "site-packages", str(run), "0x", "BytesIO", "--skip-bad", "\n"):
         assert leak not in answer["error"]
@@ -304,15 +299,8 @@ def head_of(method, *headers):
 
 def test_names_that_are_not_ours_are_refused(site):
     good = (f"127.0.0.1:{site}", f"localhost:{site}", "LOCALHOST", f"[::1]:{site}")
-    bad = (
-        "evil.example",
-        f"evil.example:{site}",
-        "127.0.0.1.evil.example",
-        "localhost@evil.example",
-        "",
-        "[::1",
-        "10.0.0.1",
-    )
+    bad = ("evil.example", f"evil.example:{site}", "127.0.0.1.evil.example", "localhost@evil.example", "", "[::1",
+           "10.0.0.1")  # fmt: skip
     for path, data in (("/", None), ("/health", None), ("/docs", None), ("/predict", png())):
         assert {ask(site, path, data, headers={"Host": name})[0] for name in good} == {200}
         assert {ask(site, path, data, headers={"Host": name})[0] for name in bad} == {400}
@@ -420,7 +408,7 @@ def test_a_client_that_leaves_takes_nobody_along(port, answerer, held):
 @pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=cut"])
 def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(answerer, kind, caplog):
     lines = []
-    with serving(answerer, told=lines.append) as port:
+    with serving(answerer, log=lines.append) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
             head = head_of("POST", "Content-Length: 9000").replace(b"image/png", kind.encode())
             gone.sendall(head + form(png())[0][:200])
@@ -466,19 +454,10 @@ def test_pages_need_nothing_from_elsewhere(site, path):
 def test_text_can_be_read_in_light_and_dark(site, scheme):
     block = ask(site, "/")[2].split(":root {")[1 + scheme]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
-    for text, paper in (
-        ("text", "page"),
-        ("text", "card"),
-        ("soft", "page"),
-        ("soft", "card"),
-        ("soft", "track"),
-        ("accent", "page"),
-        ("accent", "card"),
-        ("on-accent", "accent"),
-        ("bad", "bad-page"),
-    ):
+    pairs = "text/page text/card soft/page soft/card soft/track accent/page accent/card on-accent/accent bad/bad-page"
+    for pair in pairs.split():
         # WCAG 2.2, success criterion 1.4.3
-        assert contrast(colours[text], colours[paper]) >= 4.5, (text, paper)
+        assert contrast(*(colours[name] for name in pair.split("/"))) >= 4.5, pair
 
 
 def contrast(*colours):
@@ -494,7 +473,7 @@ def contrast(*colours):
 def test_docs_show_the_whole_schema(site):
     page = ask(site, "/docs")[2]
     assert "<script" not in page
-    for word in (
+    for word in [
         "/predict",
         "/health",
         "multipart/form-data",
@@ -503,7 +482,7 @@ def test_docs_show_the_whole_schema(site):
         "explain",
         "heatmap",
         "Retry-After",
-    ):
+    ]:
         assert word in page
     assert f"http://127.0.0.1:{site}/predict" in page
 
@@ -519,35 +498,27 @@ def test_nothing_else_is_served(site, path):
 
 
 def serve_until(config, number, capsys, visit):
-    """Run the verb in this thread, visit it from another, then end it by a signal; what it printed."""
-    port, failed = [], []
+    """Run the verb in this thread, visit it from another, then end it by a signal; gives what it printed."""
+    printed = []
+
+    def address():
+        printed.append(capsys.readouterr().out)
+        return re.search(r"serving +\S+ at http://[\d.]+:(\d+)", "".join(printed))
 
     def visitor():
         try:
-            until(lambda: seen())
-            visit(port[0])
-        except BaseException as error:
-            failed.append(error)
+            until(address)
+            visit(int(address()[1]))
         finally:
             os.kill(os.getpid(), number)
 
-    text = []
-
-    def seen():
-        text.append(capsys.readouterr().out)
-        found = re.search(r"serving +(\S+) at http://[\d.]+:(\d+)", "".join(text))
-        if found:
-            port.append(int(found[2]))
-        return bool(found)
-
     before = signal.getsignal(number)
-    thread = threading.Thread(target=visitor)
-    thread.start()
-    serve(config)
-    thread.join()
-    assert not failed
+    with ThreadPoolExecutor(1) as pool:
+        visited = pool.submit(visitor)
+        serve(config)
+        visited.result()
     assert signal.getsignal(number) is before
-    return "".join(text) + capsys.readouterr().out
+    return "".join(printed) + capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -586,16 +557,16 @@ def test_a_run_that_does_not_know_its_training_pictures_is_served_without(run, c
         serve_until(ServeConfig(run=str(run), port=0, accelerator="cpu", quiet=True), signal.SIGINT, capsys, visit)
 
 
-def test_requests_are_told_in_a_line_each(answerer):
+def test_there_is_a_line_for_every_request(answerer):
     lines = []
-    with serving(answerer, told=lines.append) as port:
+    with serving(answerer, log=lines.append) as port:
         ask(port, data=png())
         ask(port, "/%1b]0;title%07")
     assert re.fullmatch(r"POST /predict 200 \d+ ms", lines[0])
     assert lines[1].startswith(r"GET /\x1b]0;title\x07 404 ")  # a terminal obeys nobody's path
 
 
-def test_a_taken_port_is_told_by_its_number(run):
+def test_a_taken_port_is_named(run):
     with open_port("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]

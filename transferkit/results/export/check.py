@@ -1,4 +1,4 @@
-"""Whether an exported model is the model: real pictures through both, side by side."""
+"""Whether an exported model is the run's: real pictures through both, side by side."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.core.csv import read_csv
 from transferkit.core.errors import ExportError
+from transferkit.core.files import sha256_of_file
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.results.predict.model import Predictor
+from transferkit.runs.labelled import labelled_pictures
 
-__all__ = ["LIMITS", "Comparison", "Exported", "Limits", "Verified", "compare"]
+__all__ = [
+    "CALIBRATING",
+    "Comparison",
+    "ExportPictures",
+    "Exported",
+    "Limits",
+    "compare",
+    "export_pictures",
+    "outputs_agree",
+]
 
+T = TypeVar("T")
 Rows: TypeAlias = npt.NDArray[np.float32]
 
-Exported: TypeAlias = Callable[[npt.NDArray[Any]], tuple[Rows, Rows]]
+Exported: TypeAlias = Callable[[npt.NDArray[Any]], tuple[Rows, Rows | None]]
 """The reloaded model: ``(B, 3, H, W) float32, normalised`` (or ``(B, H, W, 3) uint8`` of any size, where it prepares
-pictures itself) to probabilities and logits, each ``(B, C)``."""
+pictures itself) to probabilities and, where it gives them, logits, each ``(B, C)``."""
 
 _SIZES = (1, 2, 7)
 """Batch sizes that are tried first, then `_BATCH`."""
@@ -32,8 +46,75 @@ _BATCH = 16
 _TIMED = 8
 """Pictures of a batch whose speed is measured."""
 _ROUNDS = 3
+CALIBRATING: Final = 128
+"""Pictures that int8 ranges are measured on, at most."""
 _TIE = 1e-6
 """Probabilities nearer than this are equal: either class is the right one."""
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExportPictures:
+    """Picture files.
+
+    Attributes:
+        compared: Those that both models see, spread over all there are.
+        calibrating: Those that int8 ranges are measured on; not compared on, where there are others.
+        origin: Those compared on, in words.
+    """
+
+    compared: tuple[str, ...]
+    calibrating: tuple[str, ...]
+    origin: str
+
+
+def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, most: int) -> ExportPictures:
+    """Choose pictures: of `data`; without it the run's validation pictures, as `pictures.csv` or `predictions.csv` say.
+
+    Args:
+        run: The run directory.
+        class_names: Of the model, in index order.
+        data: Labelled pictures.
+        most: Pictures to compare on, at most.
+
+    Raises:
+        ExportError: There is no picture.
+        DataError: `data` is not labelled pictures.
+        StorageError: A table of the run cannot be read.
+    """
+    if data is not None:
+        splits = labelled_pictures(data, class_names, skip_bad=True).splits
+        name = next(iter(splits))
+        held = [picture.path for picture in splits[name]]
+        compared = _spread(held, most)
+        rest = sorted({picture.path for pictures in splits.values() for picture in pictures} - set(compared))
+        return ExportPictures(tuple(compared), tuple(_spread(rest or compared, CALIBRATING)), f"pictures of {data}")
+    rows = read_csv(run / "pictures.csv") if (run / "pictures.csv").is_file() else []
+    digests = {row["path"]: row["sha256"] for row in rows if row["split"] == "val"}
+    if not digests and (run / "predictions.csv").is_file():
+        digests = {row["path"]: "" for row in read_csv(run / "predictions.csv") if row["split"] == "val"}
+    there = [path for path in digests if Path(path).is_file()]
+    compared = [path for path in _spread(there, most) if digests[path] in ("", sha256_of_file(path))]
+    if not compared:
+        seen = f"{len(digests)} validation pictures, none of which is there unchanged" if digests else "none"
+        raise ExportError(
+            f"{run}: an export is compared on real pictures before it appears, but the run lists {seen} - "
+            "pass --data with labelled pictures"
+        )
+    trained = [row["path"] for row in rows if row["split"] == "train" and Path(row["path"]).is_file()]
+    others = trained or sorted(set(there) - set(compared)) or compared
+    return ExportPictures(tuple(compared), tuple(_spread(others, CALIBRATING)), "validation pictures of the run")
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most so many items, evenly over the whole sequence."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+# ---- limits -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,21 +133,9 @@ class Limits:
     probability: float | None = None
 
 
-LIMITS: Final = {
-    "32": Limits(agreement=1.0, logits=1e-4),
-    # Pictures that grow are interpolated by other rounding than OpenCV's.
-    "inside": Limits(agreement=0.99, probability=0.02),
-    "fp16": Limits(agreement=0.99, probability=0.02),
-    "int8": Limits(agreement=0.97),
-    # The features are made anew, in the precision that suits this machine.
-    "skops": Limits(agreement=0.99, probability=1e-4),
-}
-"""By precision; ``"inside"`` for fp32 that prepares pictures itself, ``"skops"`` for classifiers of features."""
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it.
+    """How near an exported model is to the run's.
 
     Attributes:
         pictures: Compared.
@@ -93,39 +162,36 @@ class Comparison:
 
     def problem(self, limits: Limits) -> str | None:
         """Return what is wrong, for a sentence; ``None`` where the model is within the limits."""
-        found = []
+        problems = []
         allowed = int((1 - limits.agreement) * self.pictures + 1e-9)
         if limits.agreement < 1 and self.pictures >= 10:
             allowed = max(allowed, 1)
         other = self.pictures - self.same
         if other > allowed:
-            found.append(f"{other} of {self.pictures} pictures get another class (at most {allowed} may)")
+            problems.append(f"{other} of {self.pictures} pictures get another class (at most {allowed} may)")
         if not np.isfinite([self.probability, self.logits or 0.0]).all():
-            found.append("it returns NaN or infinity")
+            problems.append("it returns NaN or infinity")
         elif limits.probability is not None and self.probability > limits.probability:
-            found.append(f"probabilities differ by {self.probability:.2g} (at most {limits.probability:g} may)")
+            problems.append(f"probabilities differ by {self.probability:.2g} (at most {limits.probability:g} may)")
         if limits.logits is not None and self.logits is not None:
             most = limits.logits * max(1.0, self.largest_logit)
             if self.logits > most:
-                found.append(f"logits differ by {self.logits:.2g} (at most {most:.2g} may)")
-        return "; ".join(found) or None
+                problems.append(f"logits differ by {self.logits:.2g} (at most {most:.2g} may)")
+        return "; ".join(problems) or None
 
 
-@dataclass(frozen=True)
-class Verified:
-    """A file that was written, read back and compared.
+def outputs_agree(probs: Rows, expected: Rows) -> tuple[npt.NDArray[np.bool_], float]:
+    """Compare what an exported model says of pictures with what the run says.
 
-    Attributes:
-        comparison: What came of it.
-        origin: The pictures compared on, in words.
-        weights: Which weights went out, in words.
-        notes: What else is worth telling.
+    Args:
+        probs: ``(B, C)``, of the exported model.
+        expected: ``(B, C)``, of the run.
+
+    Returns:
+        Which pictures get the same class, ``(B,)``, and the largest difference of a probability; NaN where one is.
     """
-
-    comparison: Comparison
-    origin: str
-    weights: str
-    notes: tuple[str, ...] = ()
+    same = expected[np.arange(len(expected)), probs.argmax(axis=1)] >= expected.max(axis=1) - _TIE
+    return same, float(np.abs(probs - expected).max())
 
 
 def compare(
@@ -134,6 +200,7 @@ def compare(
     paths: Sequence[str],
     *,
     inside: bool = False,
+    timed: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Run pictures through an exported model and through the run's own, in batches of 1, 2, 7 and 16.
@@ -143,37 +210,38 @@ def compare(
         predictor: The run's.
         paths: Pictures; those that cannot be read are left out.
         inside: Whether it takes decoded pictures of any size; then each goes alone, the first ones repeated.
+        timed: Whether to measure speed too.
         progress: Called with the pictures done and all.
 
     Raises:
         ExportError: None of the pictures can be read.
     """
     agreed: dict[int, bool] = {}
-    largest = apart = farthest = 0.0
+    largest = farthest = 0.0
+    apart: float | None = None
     example: npt.NDArray[Any] | None = None
-    for places, given, shown in _batches(predictor, paths, inside):
-        probs, logits = exported(given)
-        wanted = predictor.logits(shown)
-        wanted_probs = predictor.info.calibration.probs(torch.from_numpy(wanted)).numpy()
-        if logits.shape != wanted.shape or probs.shape != wanted.shape:
+    for places, images, shown in _batches(predictor, paths, inside):
+        probs, logits = exported(images)
+        expected = predictor.logits(shown)
+        shapes = [rows.shape for rows in (probs, logits) if rows is not None]
+        if any(shape != expected.shape for shape in shapes):
             raise ExportError(
-                f"the reloaded model returns {probs.shape} probabilities and {logits.shape} logits for a batch of "
-                f"{len(shown)}, expected {wanted.shape} of each - this backbone cannot be exported in this format"
+                f"the reloaded model returns {' probabilities and '.join(map(str, shapes))} logits for a batch of "
+                f"{len(shown)}, expected {expected.shape} of each - this backbone cannot be exported in this format"
             )
-        rows = np.arange(len(wanted))
-        ties = wanted_probs[rows, probs.argmax(axis=1)] >= wanted_probs.max(axis=1) - _TIE
-        for place, tie in zip(places, ties.tolist(), strict=True):
-            agreed[place] = tie and agreed.get(place, True)
-        # `fmax` would pass over NaN.
-        apart = float(np.maximum(apart, np.abs(logits - wanted).max()))
-        farthest = float(np.maximum(farthest, np.abs(probs - wanted_probs).max()))
-        largest = max(largest, float(np.abs(wanted).max()))
-        example = given if example is None or (not inside and len(example) < len(given) <= _TIMED) else example
+        same, off = outputs_agree(probs, predictor.info.calibration.probs(torch.from_numpy(expected)).numpy())
+        for place, agrees in zip(places, same.tolist(), strict=True):
+            agreed[place] = agrees and agreed.get(place, True)
+        farthest = float(np.maximum(farthest, off))  # `max` and `fmax` would pass over NaN
+        if logits is not None:
+            apart = float(np.maximum(apart or 0.0, np.abs(logits - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+        example = images if example is None or (not inside and len(example) < len(images) <= _TIMED) else example
         if progress is not None:
             progress(len(agreed), len(paths))
     if example is None:
         raise ExportError(f"none of the {len(paths)} pictures can be read - pass --data with others")
-    ratio = _speed(exported, predictor, example, inside)
+    ratio = _speed(exported, predictor, example, inside) if timed else None
     return Comparison(len(agreed), sum(agreed.values()), farthest, apart, largest, ratio, len(example))
 
 
@@ -232,9 +300,9 @@ def _speed(exported: Exported, predictor: Predictor, example: npt.NDArray[Any], 
     sides: tuple[Callable[[], object], ...] = (lambda: exported(example), eager)
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(_ROUNDS + 1):
-        for side, taken in zip(sides, seconds, strict=True):
+        for side, times in zip(sides, seconds, strict=True):
             started = time.perf_counter()
             side()
             if number:  # the first one warms up
-                taken.append(time.perf_counter() - started)
+                times.append(time.perf_counter() - started)
     return statistics.median(seconds[1]) / statistics.median(seconds[0])

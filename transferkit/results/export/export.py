@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -11,20 +13,42 @@ from rich.console import Console
 from torch import nn
 
 from transferkit.core.errors import ConfigError, ExportError, gather
-from transferkit.core.files import atomic_write
+from transferkit.core.files import atomic_write, write_atomically
 from transferkit.core.records import DataConfig
 from transferkit.features.probe.classifier_file import CLASSIFIER
-from transferkit.models.artifact import INFO, WEIGHTS
+from transferkit.models.artifact import INFO, WEIGHTS, ModelInfo, load_model
 from transferkit.options.results import ExportConfig
-from transferkit.results.export.check import Verified
-from transferkit.results.export.formats import export_network
-from transferkit.results.export.sklearn import export_classifier
+from transferkit.results.export import onnx, program, skops, timm
+from transferkit.results.export.check import Comparison, ExportPictures, compare, export_pictures
+from transferkit.results.export.format import Subject, export_facts, need
+from transferkit.results.predict.model import Predictor
 from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["SUFFIXES", "export"]
+__all__ = ["FORMATS", "INT8_WAYS", "export"]
 
-SUFFIXES: Final = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "skops": ".skops"}
-"""Of the file, by format, where its name is not given."""
+FORMATS: Final = {
+    "onnx": onnx.FORMAT, "torch": program.FORMAT, "safetensors": timm.FORMAT, "skops": skops.FORMAT,
+}  # fmt: skip
+
+INT8_WAYS: Final = ("static", "dynamic")
+"""In the order of trial: ranges of activations measured on pictures beforehand, or taken anew from each batch."""
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """A file that was written, read back and compared.
+
+    Attributes:
+        comparison: How near it is to the run.
+        origin: The pictures compared on, in words.
+        weights: Which weights went out, in words.
+        notes: What else is worth telling.
+    """
+
+    comparison: Comparison
+    origin: str
+    weights: str
+    notes: tuple[str, ...] = ()
 
 
 def export(config: ExportConfig, *, head: nn.Module | None = None) -> Path:
@@ -48,14 +72,15 @@ def export(config: ExportConfig, *, head: nn.Module | None = None) -> Path:
     if problems:
         raise ConfigError(gather(problems))
     run = Path(config.run)
-    out = Path(config.out) if config.out else run / f"{run.resolve().name}{SUFFIXES[config.format]}"
+    out = Path(config.out) if config.out else run / f"{run.resolve().name}{FORMATS[config.format].suffix}"
     example = out.with_name(f"{out.stem}_example.py") if config.format == "onnx" else None
     _check_targets(run, [out] if example is None else [out, example], overwrite=config.overwrite)
-    with counting_bar(progress_console(config.quiet), "comparing") as told:
-        if config.format == "skops":
-            verified = export_classifier(config, out)
+    with counting_bar(progress_console(config.quiet), "comparing") as progress:
+        if config.format == "skops" and skops.keeps_classifier(run):
+            comparison, origin, facts = skops.export_classifier(config, out)
+            verified = _Verified(comparison, origin, facts["weights"], (skops.FORMAT.note,))
         else:
-            verified, info = export_network(config, out, head=head, progress=told)
+            verified, info = _export_network(config, out, head, progress)
     if example is not None:
         inside = config.preprocessing == "inside"
         atomic_write(example, _example(out.name, example.name, info.preprocessing, inside=inside))
@@ -77,6 +102,71 @@ def _check_targets(run: Path, targets: list[Path], *, overwrite: bool) -> None:
             raise ExportError(f"{path}: exists already - replace it by --overwrite, or give another --out")
 
 
+def _export_network(
+    config: ExportConfig, out: Path, head: nn.Module | None, progress: Callable[[int, int], None] | None
+) -> tuple[_Verified, ModelInfo]:
+    """Write a run's network to `out`, in one step, once what was written agrees with the run."""
+    run, format = Path(config.run), FORMATS[config.format]
+    need(format)
+    _check_head(run, head)
+    module, info = load_model(run, head=head)
+    facts = export_facts(config, info)
+    facts |= format.supports(run, module, info) or {}
+    pictures = export_pictures(run, info.class_names, data=config.data, most=config.pictures)
+    ways = INT8_WAYS if config.precision == "int8" else ("",)
+    results: list[Comparison] = []
+
+    def write(path: Path) -> None:
+        predictor = Predictor(module, info)
+        for way in ways:
+            subject = Subject(config, predictor, facts, pictures, way)
+            format.write(subject, path)
+            inside = config.preprocessing == "inside"
+            results.append(
+                compare(
+                    format.load(subject, path), predictor, pictures.compared, inside=inside, timed=format.timed,
+                    progress=progress,
+                )
+            )  # fmt: skip
+            problem = results[-1].problem(format.limits(config))
+            if problem is None:
+                return
+        raise ExportError(
+            f"{out} is not written: {problem}, compared with the run on {pictures.origin} - {format.instead(config)}"
+        )
+
+    write_atomically(out, write)
+    notes = [format.note] if format.note else []
+    if config.precision == "int8":
+        notes += _int8_notes(results, pictures)
+    return _Verified(results[-1], pictures.origin, facts["weights"], tuple(notes)), info
+
+
+def _int8_notes(results: list[Comparison], pictures: ExportPictures) -> list[str]:
+    way = INT8_WAYS[len(results) - 1]
+    measured = f"ranges measured on {len(pictures.calibrating)} pictures" if way == "static" else "ranges per batch"
+    return [
+        f"int8 {way}, {measured}",
+        *(f"int8 {INT8_WAYS[at]} was tried before and kept {result.agreement:.1%} of the labels"
+          for at, result in enumerate(results[:-1])),
+    ]  # fmt: skip
+
+
+def _check_head(run: Path, head: nn.Module | None) -> None:
+    """Say it in this verb's words where a model cannot be rebuilt from its files."""
+    try:
+        values = json.loads((run / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if not (run / INFO).exists() and (run / CLASSIFIER).is_file():
+            raise ExportError(f"{run}: holds a classifier of features and no network - use --format skops") from None
+        return  # `load_model` says what is wrong
+    if head is None and isinstance(values, dict) and values.get("head", "") is None:
+        raise ExportError(
+            f"{run}: its head is a module of your own, which only your program can build - "
+            "export from Python: transferkit.results.export.export.export(config, head=...)"
+        )
+
+
 def _example(file: str, example: str, preprocessing: DataConfig, *, inside: bool) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("transferkit.results"),
@@ -90,7 +180,7 @@ def _example(file: str, example: str, preprocessing: DataConfig, *, inside: bool
     return template.render(file=json.dumps(file), example=json.dumps(example), inside=inside, squash=squash)
 
 
-def _print(out: Path, example: Path | None, verified: Verified) -> None:
+def _print(out: Path, example: Path | None, verified: _Verified) -> None:
     console = Console(highlight=False)
     result = verified.comparison
     apart = f"probabilities differ by at most {result.probability:.1e}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 import tempfile
@@ -20,12 +19,14 @@ from transferkit.core.text import first_line
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.module import TransferModule
-from transferkit.results.export.check import Exported
-from transferkit.results.export.network import missing_extra, quiet, trace
+from transferkit.options.results import ExportConfig
+from transferkit.results.export.check import Exported, Limits
+from transferkit.results.export.format import Format, Subject
 from transferkit.results.export.preprocessing import IR_VERSION, OPSET, PICTURES, preprocessing_graph
+from transferkit.results.export.program import quiet, trace
 from transferkit.results.predict.model import Predictor
 
-__all__ = ["IMAGES", "LARGEST", "MEASURED", "build_onnx", "load_onnx", "need_onnx", "quantise", "write_onnx"]
+__all__ = ["FORMAT", "IMAGES", "LARGEST", "MEASURED", "build_onnx", "load_onnx", "quantise", "write_onnx"]
 
 IMAGES: Final = "images"
 OUTPUTS: Final = ("probabilities", "logits")
@@ -40,15 +41,6 @@ MEASURED: Final = 10**9
 _QUANTISED = ("Conv", "Gemm", "MatMul")
 _HEAD = "head/"
 """Begins the names of the head's nodes."""
-
-
-def need_onnx() -> None:
-    """Raise an `ExportError` with the line to install where a library of the extra is missing."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise missing_extra(error, "onnx") from error
 
 
 def build_onnx(module: TransferModule, info: ModelInfo, *, half: bool = False) -> Any:
@@ -121,17 +113,17 @@ def quantise(model: Any, predictor: Predictor, paths: Sequence[str], *, static: 
     head = [node.name for node in model.graph.node if node.name.startswith(_HEAD)]
     common = {"per_channel": True, "weight_type": ort.QuantType.QUInt8, "nodes_to_exclude": head}
     with tempfile.TemporaryDirectory(prefix="transferkit-") as folder, quiet(), redirect_stdout(io.StringIO()):
-        given, result = Path(folder) / "given.onnx", Path(folder) / "result.onnx"
-        given.write_bytes(model.SerializeToString())
+        source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
+        source.write_bytes(model.SerializeToString())
         if static:
             most = max(8, MEASURED // _activation_bytes(model))
             ort.quantize_static(
-                given, result, _Reader(predictor, paths[:: max(1, len(paths) // most)]),
+                source, result, _Reader(predictor, paths[:: max(1, len(paths) // most)]),
                 activation_type=ort.QuantType.QUInt8, op_types_to_quantize=list(_QUANTISED),
                 calibrate_method=ort.CalibrationMethod.Percentile, **common,
             )  # fmt: skip
         else:
-            ort.quantize_dynamic(given, result, **common)
+            ort.quantize_dynamic(source, result, **common)
         return onnx.load(result)
 
 
@@ -196,10 +188,10 @@ def load_onnx(path: Path, *, preprocessing: Literal["outside", "inside"] = "outs
 
 def _activation_bytes(model: Any) -> int:
     """Return the size of what onnxruntime keeps of one picture: the inputs and outputs of the nodes to quantise."""
-    kept = {name for node in model.graph.node if node.op_type in _QUANTISED for name in (*node.input, *node.output)}
-    kept -= {weights.name for weights in model.graph.initializer}
+    names = {name for node in model.graph.node if node.op_type in _QUANTISED for name in (*node.input, *node.output)}
+    names -= {weights.name for weights in model.graph.initializer}
     sizes = ([side.dim_value or 1 for side in value.type.tensor_type.shape.dim] for value in model.graph.value_info
-             if value.name in kept)  # fmt: skip
+             if value.name in names)  # fmt: skip
     return max(1, 4 * sum(math.prod(sides) for sides in sizes))
 
 
@@ -221,3 +213,44 @@ class _Reader:
                 continue
             images = normalise(torch.from_numpy(shown[None]), predictor.info.preprocessing)
             yield {IMAGES: images.contiguous().numpy()}
+
+
+# ---- the format -------------------------------------------------------------------------------------------------
+
+
+def _write(subject: Subject, path: Path) -> None:
+    config, info = subject.config, subject.info
+    model = build_onnx(subject.module, info, half=config.precision == "fp16")
+    if subject.way:
+        model = quantise(model, subject.predictor, subject.pictures.calibrating, static=subject.way == "static")
+    facts = {**subject.facts, "quantisation": subject.way}
+    write_onnx(model, path, facts, info, preprocessing=config.preprocessing)
+
+
+def _load(subject: Subject, path: Path) -> Exported:
+    return load_onnx(path, preprocessing=subject.config.preprocessing)
+
+
+def _limits(config: ExportConfig) -> Limits:
+    if config.precision == "32" and config.preprocessing == "inside":
+        # Pictures that grow are interpolated by other rounding than OpenCV's.
+        return Limits(agreement=0.99, probability=0.02)
+    return LIMITS[config.precision]
+
+
+def _instead(config: ExportConfig) -> str:
+    if config.precision != "32":
+        return "use --precision 32" + (" or fp16" if config.precision == "int8" else "")
+    return "use another format" + (", or --preprocessing outside" if config.preprocessing == "inside" else "")
+
+
+LIMITS: Final = {
+    "32": Limits(agreement=1.0, logits=1e-4),
+    "fp16": Limits(agreement=0.99, probability=0.02),
+    "int8": Limits(agreement=0.97),
+}
+"""By precision."""
+
+FORMAT: Final = Format(
+    ".onnx", _write, _load, _limits, instead=_instead, needs=("onnx", "onnxscript", "onnxruntime"), extra="onnx"
+)

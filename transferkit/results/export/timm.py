@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.timm import TimmBackbone
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
-from transferkit.results.export.check import Exported
+from transferkit.results.export.check import Exported, Limits
+from transferkit.results.export.format import Format, Subject
 
-__all__ = ["load_timm", "timm_arguments", "write_timm"]
+__all__ = ["FORMAT", "timm_arguments"]
 
 _PREFIX = "timm/"
 
@@ -55,12 +56,9 @@ def timm_arguments(module: TransferModule, info: ModelInfo) -> dict[str, Any]:
     return arguments
 
 
-def write_timm(module: TransferModule, info: ModelInfo, path: Path, facts: Mapping[str, str]) -> None:
-    """Write weights that ``timm.create_model(NAME, num_classes=C).load_state_dict(load_file(FILE))`` takes strictly.
-
-    Raises:
-        ExportError: The backbone is not timm's, the head is not linear, or timm's network has no classifier to fill.
-    """
+def _write(subject: Subject, path: Path) -> None:
+    """Write weights that ``timm.create_model(NAME, num_classes=C).load_state_dict(load_file(FILE))`` takes strictly."""
+    module, info = subject.module, subject.info
     arguments = timm_arguments(module, info)
     network = _create(arguments)
     assert isinstance(module.head, LinearHead)
@@ -76,22 +74,14 @@ def write_timm(module: TransferModule, info: ModelInfo, path: Path, facts: Mappi
             )
         state[f"{name}.weight"] = layer.weight.detach().reshape(shape)
         state[f"{name}.bias"] = layer.bias.detach()
-    told = {**facts, "create_model": json.dumps(arguments), "format": "pt"}
-    path.write_bytes(save({key: tensor.contiguous() for key, tensor in state.items()}, metadata=told))
+    facts = {**subject.facts, "create_model": json.dumps(arguments), "format": "pt"}
+    path.write_bytes(save({key: tensor.contiguous() for key, tensor in state.items()}, metadata=facts))
 
 
-def load_timm(path: Path, arguments: Mapping[str, Any], info: ModelInfo) -> Exported:
-    """Return written weights as a function: in a network of plain timm, loaded strictly.
-
-    Args:
-        path: The file.
-        arguments: From `timm_arguments`.
-        info: For the calibration, which timm's network has not.
-
-    Raises:
-        ExportError: timm's network does not take them.
-    """
-    network = _create(arguments).eval()
+def _load(subject: Subject, path: Path) -> Exported:
+    """Return written weights as a function: in a network of plain timm, loaded strictly."""
+    info = subject.info
+    network = _create(timm_arguments(subject.module, info)).eval()
     try:
         network.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -127,7 +117,14 @@ def _classifiers(network: nn.Module, info: ModelInfo) -> list[str]:
     config = getattr(network, "pretrained_cfg", {})
     named = config.get("classifier") or ()
     names = [named] if isinstance(named, str) else list(named)
-    found = [name for name in names if name in dict(network.named_modules())]
-    if not found:
+    layers = [name for name in names if name in dict(network.named_modules())]
+    if not layers:
         raise ExportError(f"timm's {info.backbone} has no classifier to put the head into - use --format onnx or torch")
-    return found
+    return layers
+
+
+def _supports(run: Path, module: TransferModule, info: ModelInfo) -> None:
+    timm_arguments(module, info)
+
+
+FORMAT: Final = Format(".safetensors", _write, _load, lambda config: Limits(agreement=1.0, logits=1e-4), _supports)

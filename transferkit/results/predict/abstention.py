@@ -1,8 +1,7 @@
-"""What is said of one picture, and when the model had better say nothing."""
+"""When the model had better say nothing of a picture."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,34 +10,9 @@ import numpy.typing as npt
 from transferkit.core.errors import ConfigError
 from transferkit.models.artifact import ModelInfo
 
-__all__ = ["AbstainBy", "Abstention", "Prediction"]
+__all__ = ["AbstainBy", "Abstention"]
 
 AbstainBy: TypeAlias = Literal["sets", "thresholds"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about one picture.
-
-    Attributes:
-        path: The file, or the place among the pictures given, as ``"images[3]"``.
-        label: Most probable class; ``None`` when the picture is unreadable, or the model abstains.
-        probability: Of the most probable class, calibrated, also where the model abstains.
-        top: The most probable classes with their probabilities, in descending order.
-        probs: Of every class, in index order.
-        error: Why there is no prediction; ``None`` when there is one.
-        abstained: Whether there is no label because the model is not sure enough.
-        classes: The conformal prediction set, most probable first; empty unless `abstain_by` is ``"sets"``.
-    """
-
-    path: str
-    label: str | None = None
-    probability: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
-    probs: tuple[float, ...] = ()
-    error: str | None = None
-    abstained: bool = False
-    classes: tuple[str, ...] = ()
 
 
 class Abstention:

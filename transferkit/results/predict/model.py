@@ -25,7 +25,8 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
-from transferkit.results.predict.abstention import AbstainBy, Abstention, Prediction
+from transferkit.results.predict.abstention import AbstainBy, Abstention
+from transferkit.results.predict.record import Prediction, merge_views, predict_record
 from transferkit.results.predict.views import PredictionViews, Shown, Source, SourceBatches, load_sources, name_sources
 from transferkit.results.predict.whole import WholeNetwork
 
@@ -205,9 +206,7 @@ class Predictor:
         Args:
             logits: ``(V, C)``, of one picture.
         """
-        rows: npt.NDArray[np.float32] = self.info.calibration.probs(torch.from_numpy(logits)).numpy()
-        mean: npt.NDArray[np.float32] = rows[0] if len(rows) == 1 else rows.mean(axis=0)
-        return mean
+        return merge_views(self.info.calibration.probs(torch.from_numpy(logits)).numpy())
 
     def predict(
         self,
@@ -278,14 +277,7 @@ class Predictor:
         if output.logits is None:
             return Prediction(output.name, error=output.error)
         probs = self.probs(output.logits)
-        order = np.argsort(-probs, kind="stable")
-        top = tuple((self.class_names[index], float(probs[index])) for index in order[:top_k])
-        sure, classes = (True, ()) if rule is None else rule(probs, order)
-        label, probability = top[0]
-        return Prediction(
-            output.name, label if sure else None, probability, top, tuple(probs.tolist()),
-            abstained=not sure, classes=classes,
-        )  # fmt: skip
+        return predict_record(output.name, probs, self.class_names, top_k=top_k, abstention=rule)
 
 
 @contextmanager

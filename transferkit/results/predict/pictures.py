@@ -1,4 +1,4 @@
-"""Which pictures a command line means: files, folders, globs and a list on standard input, found as they are needed."""
+"""The pictures that a command line means: files, folders, globs and a list on standard input, as they are needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_pictures(paths: Iterable[str], stdin: TextIO | None = None) -> Iterator
     - A file is taken whatever its name.
     - A folder stands for the files in it and below whose names end like those of pictures, depth first, each folder in
       the order of names. Hidden and system files are left out. Links are followed, and no folder is entered twice. A
-      folder that cannot be listed is yielded itself, so that it is told of and not passed over.
+      folder that cannot be listed is yielded itself, so that it is reported and not passed over.
     - A glob (``*``, ``?``, ``[...]``, ``**`` for any number of folders), where there is no file of that name, stands
       for the picture files it matches and, without ``**``, for the folders it matches. Hidden files are left out here
       too.
@@ -53,15 +53,15 @@ def find_pictures(paths: Iterable[str], stdin: TextIO | None = None) -> Iterator
         DataError: A path does not exist, or a glob matches nothing: at once, and all of them in one message. There is
             no picture at all: when the first is asked for.
     """
-    wanted = list(paths)
-    missing = [path for path in wanted if path != STDIN and not _exists(path)]
+    listed = list(paths)
+    missing = [path for path in listed if path != STDIN and not _exists(path)]
     if missing:
         globs = any(glob.has_magic(path) for path in missing)
         raise DataError(
             f"no such file or folder{', and no picture that matches' if globs else ''}: "
             f"{listing(missing, limit=len(missing))} - check the paths"
         )
-    return _all_of(wanted, stdin)
+    return _all_of(listed, stdin)
 
 
 def count_pictures(paths: Iterable[str], *, seconds: float = 1.0) -> int | None:
@@ -107,9 +107,9 @@ def class_folders(folder: str, class_names: Sequence[str]) -> frozenset[str]:
 def _all_of(paths: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
     empty = True
     for path in paths:
-        for found in _lines_of(stdin) if path == STDIN else _files_of(path):
+        for file in _lines_of(stdin) if path == STDIN else _files_of(path):
             empty = False
-            yield found
+            yield file
     if empty:
         raise DataError(
             f"no pictures in {listing(paths, limit=len(paths))} - expected files ending in {', '.join(EXTENSIONS)}"
@@ -205,8 +205,8 @@ def _after(entry: _Entry, parts: Sequence[str], states: frozenset[int]) -> froze
 def _entries(folder: str) -> list[_Entry] | None:
     """Return what a folder holds, by name, without what is hidden; ``None`` where it cannot be listed."""
     try:
-        with os.scandir(folder or os.curdir) as listed:
-            return sorted(_Entry(entry.name, _is_folder(entry)) for entry in listed if not _is_hidden(entry.name))
+        with os.scandir(folder or os.curdir) as entries:
+            return sorted(_Entry(entry.name, _is_folder(entry)) for entry in entries if not _is_hidden(entry.name))
     except OSError:
         return None
 
@@ -244,7 +244,7 @@ def _enter(folder: str, entered: _Entered) -> bool:
     try:
         facts = Path(folder).stat()
     except OSError:
-        return True  # which listing it will tell
+        return True  # listing it will say so
     key = (facts.st_dev, facts.st_ino)
     if key in entered:
         return False

@@ -1,27 +1,28 @@
 """What stands between a socket and the service: who may ask, how much, how many at once, how long, and what leaks out.
 
-Plain ASGI, so that it also guards what the framework itself answers.
+One ASGI middleware, so that it also guards what the framework itself answers. Starlette has none for the size and time
+of a body, for foreign origins or for requests under way; its `TrustedHostMiddleware` knows `[::1]` only in recent
+releases, and does not say by which name the server may be called.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["Guards", "Limits", "allowed_hosts", "is_loopback"]
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+__all__ = ["Guards", "Limits", "allowed_hosts", "is_loopback"]
 
 MULTIPART_OVERHEAD: Final = 16_384
 """What a form may add to the picture it carries, in bytes."""
@@ -54,10 +55,9 @@ class Limits:
     body_s: float = 30.0
     answer_s: float = 120.0
 
-    @property
-    def body_bytes(self) -> int:
-        """Largest body of a request."""
-        return self.picture_bytes + MULTIPART_OVERHEAD
+    def too_large(self) -> HTTPException:
+        """Return the answer to a picture that is larger than the limit."""
+        return HTTPException(413, f"the picture is larger than the limit of {self.picture_bytes / 1e6:g} MB")
 
 
 def is_loopback(host: str) -> bool:
@@ -77,13 +77,6 @@ def allowed_hosts(host: str) -> frozenset[str] | None:
     return frozenset({"localhost", "127.0.0.1", "::1", host.strip("[]").lower()}) if is_loopback(host) else None
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
 class Guards:
     """ASGI middleware around the whole service.
 
@@ -95,75 +88,90 @@ class Guards:
         app: What is guarded.
         limits: How much is allowed.
         hosts: Names the server may be called by; ``None`` for any.
-        told: Called with a line for every request.
+        log: Called with a line for every request.
     """
 
     def __init__(
-        self, app: App, *, limits: Limits, hosts: frozenset[str] | None, told: Callable[[str], None] | None = None
+        self, app: ASGIApp, *, limits: Limits, hosts: frozenset[str] | None, log: Callable[[str], None] | None = None
     ) -> None:
         self.app = app
         self.limits = limits
         self.hosts = hosts
-        self.told = told
+        self.log = log
         self.under_way = 0
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        answer = _Answer(send)
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                for name, value in HEADERS.items():
+                    MutableHeaders(scope=message).setdefault(name, value)
+            await send(message)
+
         try:
             async with asyncio.timeout(self.limits.answer_s):
-                await self._checked(scope, receive, answer)
-        except _Refused as refusal:
-            await answer.refuse(refusal.status, str(refusal), refusal.headers)
+                refusal = await self._checked(scope, receive, answer)
         except TimeoutError:
-            await answer.refuse(504, f"no answer within {self.limits.answer_s:g} s - try again later")
+            refusal = _error(504, f"no answer within {self.limits.answer_s:g} s - try again later")
         except Exception:  # a bug of ours: the traceback stays here
             identifier = secrets.token_hex(6)
             logging.getLogger("transferkit.serve").exception("request %s failed", identifier)
-            await answer.refuse(500, "internal error; the server's log has it under this id", id=identifier)
-        if self.told is not None:
+            refusal = _error(500, "internal error; the server's log has it under this id", id=identifier)
+        if refusal is not None:
+            if status:  # too late to say anything: cut the connection, so that nobody takes a part for the whole
+                raise ConnectionAbortedError("the response had already begun")
+            await refusal(scope, receive, answer)
+        if self.log is not None:
             path = ascii(scope["path"])[1:-1][:80]  # escaped: a terminal must not obey a stranger's path
-            self.told(f"{scope['method']} {path} {answer.status} {(time.perf_counter() - started) * 1e3:.0f} ms")
+            self.log(f"{scope['method']} {path} {status} {(time.perf_counter() - started) * 1e3:.0f} ms")
 
-    async def _checked(self, scope: MutableMapping[str, Any], receive: Receive, answer: _Answer) -> None:
-        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        self._check_host(_values(headers, b"host"))
-        if scope["method"] in ("GET", "HEAD"):
-            await self.app(scope, receive, answer.send)
-            return
-        _check_origin(headers)
-        self._check_length(_values(headers, b"content-length"))
-        if self.under_way >= self.limits.requests:
-            raise _Refused(503, f"{self.under_way} requests are under way, try again in a second", retry_after="1")
-        self.under_way += 1
+    async def _checked(self, scope: Scope, receive: Receive, answer: Send) -> JSONResponse | None:
+        """Have a request answered; what is returned is the answer to one that is refused."""
+        headers = Headers(scope=scope)
         try:
-            await self.app(scope, self._limited(receive), answer.send)
-        finally:
-            self.under_way -= 1
+            self._check_host(headers)
+            if scope["method"] in ("GET", "HEAD"):
+                await self.app(scope, receive, answer)
+                return None
+            _check_origin(headers)
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > self.limits.picture_bytes + MULTIPART_OVERHEAD:
+                raise self.limits.too_large()
+            if self.under_way >= self.limits.requests:
+                message = f"{self.under_way} requests are under way, try again in a second"
+                raise HTTPException(503, message, {"retry-after": "1"})
+            self.under_way += 1
+            try:
+                await self.app(scope, self._limited(receive), answer)
+            finally:
+                self.under_way -= 1
+        except HTTPException as error:
+            return _error(error.status_code, error.detail, error.headers)
+        return None
 
-    def _check_host(self, hosts: Sequence[str]) -> None:
+    def _check_host(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
         if len(hosts) != 1:
-            raise _Refused(400, f"{len(hosts)} Host headers, expected one")
+            raise HTTPException(400, f"{len(hosts)} Host headers, expected one")
         if self.hosts is not None and _host_name(hosts[0]) not in self.hosts:
-            raise _Refused(400, "this server is not called by that name - use http://127.0.0.1 or http://localhost")
-
-    def _check_length(self, lengths: Sequence[str]) -> None:
-        if lengths and lengths[0].isdecimal() and int(lengths[0]) > self.limits.body_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> _Refused:
-        return _Refused(413, f"the picture is larger than the limit of {self.limits.picture_bytes / 1e6:g} MB")
+            raise HTTPException(
+                400, "this server is not called by that name - use http://127.0.0.1 or http://localhost"
+            )
 
     def _limited(self, receive: Receive) -> Receive:
         """Count the bytes of a body, and its time, as it arrives: a client need not say, or may lie about, its size."""
-        received = 0
-        deadline = asyncio.get_running_loop().time() + self.limits.body_s
-        complete = False
+        limits = self.limits
+        deadline = asyncio.get_running_loop().time() + limits.body_s
+        received, complete = 0, False
 
         async def limited() -> Message:
             nonlocal received, complete
@@ -173,56 +181,29 @@ class Guards:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise _Refused(
-                    408, f"the picture did not arrive within {self.limits.body_s:g} s", connection="close"
-                ) from None
+                slow = f"the picture did not arrive within {limits.body_s:g} s"
+                raise HTTPException(408, slow, {"connection": "close"}) from None
             if message["type"] == "http.disconnect":
-                raise _Refused(499, "the client left")  # nobody hears it; as nginx has it in its log
+                raise HTTPException(499, "the client left")  # nobody hears it; as nginx has it in its log
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if received > self.limits.body_bytes:
-                raise self._too_large()
+            if received > limits.picture_bytes + MULTIPART_OVERHEAD:
+                raise limits.too_large()
             return message
 
         return limited
 
 
-class _Answer:
-    """Sends one response, with the headers every response has, and remembers its status."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            present = {name.lower() for name, _ in message.get("headers", ())}
-            added = [(key.encode(), value.encode()) for key, value in HEADERS.items() if key.encode() not in present]
-            message = {**message, "headers": [*message.get("headers", ()), *added]}
-        await self._send(message)
-
-    async def refuse(self, status: int, error: str, headers: Mapping[str, str] | None = None, **facts: str) -> None:
-        if self.status:  # too late to say anything: cut the connection, so that nobody takes a part for the whole
-            raise ConnectionAbortedError("the response had already begun")
-        body = json.dumps({"error": error, **facts}).encode()
-        every = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        encoded = [(name.encode(), value.encode()) for name, value in every.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
-        await self.send({"type": "http.response.body", "body": body})
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None, **facts: str) -> JSONResponse:
+    return JSONResponse({"error": message, **facts}, status, headers)
 
 
-def _check_origin(headers: Sequence[tuple[bytes, bytes]]) -> None:
+def _check_origin(headers: Headers) -> None:
     """Refuse what a page of someone else sends; clients that are no browsers send neither header."""
-    site = _values(headers, b"sec-fetch-site")
-    host = _values(headers, b"host")[0].lower()
-    foreign = any(origin.lower().partition("://")[2] != host for origin in _values(headers, b"origin"))
-    if foreign or any(value not in ("same-origin", "none") for value in site):
-        raise _Refused(403, "pages of other origins may not use this server")
-
-
-def _values(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in headers if key == name]
+    host = headers["host"].lower()
+    foreign = any(origin.lower().partition("://")[2] != host for origin in headers.getlist("origin"))
+    if foreign or any(site not in ("same-origin", "none") for site in headers.getlist("sec-fetch-site")):
+        raise HTTPException(403, "pages of other origins may not use this server")
 
 
 def _host_name(value: str) -> str | None:

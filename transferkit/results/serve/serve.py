@@ -74,7 +74,7 @@ def serve(config: ServeConfig) -> None:
             limits=Limits(picture_bytes=int(config.max_upload_mb * 1e6), requests=config.max_requests),
             hosts=allowed_hosts(host),
             top_k=config.top_k,
-            told=None if config.quiet else _tell,
+            log=None if config.quiet else _log,
         )
         if not is_loopback(host):
             shown = ", and see training pictures (--neighbours 0 shows none)" if neighbours is not None else ""
@@ -124,14 +124,14 @@ def _neighbours(config: ServeConfig, predictor: Predictor) -> TrainingNeighbours
     from transferkit.results.explain.neighbours import TrainingNeighbours
 
     try:
-        with counting_bar(progress_console(config.quiet), "training pictures") as told:
-            return TrainingNeighbours(config.run, predictor, store=config.store, progress=told)
+        with counting_bar(progress_console(config.quiet), "training pictures") as progress:
+            return TrainingNeighbours(config.run, predictor, store=config.store, progress=progress)
     except TransferkitError as error:
         warnings.warn(f"no nearest training pictures: {error}", TransferkitWarning, stacklevel=3)
         return None
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -77,7 +77,7 @@ def build_app(
     limits: Limits,
     hosts: frozenset[str] | None = None,
     top_k: int = 5,
-    told: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Return the service, guarded.
 
@@ -86,7 +86,7 @@ def build_app(
         limits: How much clients may ask.
         hosts: Names the server may be called by; ``None`` for any.
         top_k: Most probable classes to tell, where a request does not say.
-        told: Called with a line for every request.
+        log: Called with a line for every request.
     """
 
     @contextlib.asynccontextmanager
@@ -98,7 +98,7 @@ def build_app(
         title=answerer.name, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Answers of a fine-tuned image classifier.",
     )  # fmt: skip
-    app.add_middleware(Guards, limits=limits, hosts=hosts, told=told)
+    app.add_middleware(Guards, limits=limits, hosts=hosts, log=log)
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     predictor = answerer.predictor
@@ -183,7 +183,7 @@ async def _picture(request: Request, limits: Limits) -> bytes:
             415, "expected multipart/form-data with a file in the field 'image', or a body of type image/*"
         )
     if len(data) > limits.picture_bytes:
-        raise HTTPException(413, f"the picture is larger than the limit of {limits.picture_bytes / 1e6:g} MB")
+        raise limits.too_large()
     return data
 
 
@@ -194,8 +194,8 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-    return JSONResponse({"error": "; ".join(found)}, 422)
+    problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    return JSONResponse({"error": "; ".join(problems)}, 422)
 
 
 def _plain(reason: str) -> str:

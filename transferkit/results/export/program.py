@@ -1,13 +1,19 @@
-"""What is traced for export: backbone, head and calibration, from normalised pictures to probabilities and logits."""
+"""The traced program of a model: ONNX files are made from it, and `torch.export` files hold it beside the facts."""
 
 from __future__ import annotations
 
 import copy
+import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +21,13 @@ from transferkit.core.errors import ExportError
 from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.module import TransferModule
+from transferkit.results.export.check import Exported, Limits
+from transferkit.results.export.format import Format, Subject
 
-__all__ = ["ExportNetwork", "missing_extra", "quiet", "trace"]
+__all__ = ["FACTS", "FORMAT", "ExportNetwork", "quiet", "trace"]
+
+FACTS: Final = "transferkit.json"
+"""Name of the extra file: the facts as one JSON object of texts."""
 
 
 class ExportNetwork(nn.Module):
@@ -79,8 +90,28 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def missing_extra(error: ImportError, extra: str) -> ExportError:
-    """Return the error for a library that is not installed, with the line that installs it."""
-    return ExportError(
-        f"{error.name or error} is not installed, but this format needs it - pip install 'transferkit[{extra}]'"
-    )
+def _write(subject: Subject, path: Path) -> None:
+    program = trace(subject.module, subject.info)
+    with quiet():
+        stream = io.BytesIO()  # a path would have to end in .pt2, which a temporary one does not
+        facts = json.dumps(dict(subject.facts), ensure_ascii=False)
+        torch.export.save(program, stream, extra_files={FACTS: facts})
+    path.write_bytes(stream.getbuffer())
+
+
+def _load(subject: Subject, path: Path) -> Exported:
+    try:
+        with quiet(), path.open("rb") as stream:
+            program = torch.export.load(stream).module()
+    except Exception as error:  # whatever torch's reader meets
+        raise ExportError(f"torch does not take the program back ({first_line(error)}) - use --format onnx") from error
+
+    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        with torch.inference_mode():
+            probabilities, logits = program(torch.from_numpy(images))
+        return probabilities.numpy(), logits.numpy()
+
+    return run
+
+
+FORMAT: Final = Format(".pt2", _write, _load, lambda config: Limits(agreement=1.0, logits=1e-4))

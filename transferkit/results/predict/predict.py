@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
-from transferkit.core.csv import csv_text
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.data.scan.problems import listing
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.model import Prediction, Predictor, load
+from transferkit.results.predict.model import Predictor, load
 from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
+from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import gather, is_writer, on_first, rank, world
 
-__all__ = ["csv_header", "csv_row", "json_row", "predict_files"]
+__all__ = ["predict_files"]
 
 ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -33,7 +33,7 @@ ROUND: Final = {"cpu": 512, "cuda": 8192}
 SHOWN_S: Final = 0.2
 """Seconds between two refreshes of what a reader or a person sees."""
 
-Told = Callable[[int, "int | None"], None]
+Progress = Callable[[int, "int | None"], None]
 
 
 def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
@@ -62,12 +62,11 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
             on_first(_check_classes, config.paths, predictor.class_names)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
-        with counting_bar(console, "predicting") as told:
-            found = _predictions(predictor, config, stdin or sys.stdin, counts, told)
-            lines = _lines(found, config, top_k=min(config.top_k, len(predictor.class_names)))
+        with counting_bar(console, "predicting") as progress:
+            predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress)
+            lines = _lines(predictions, config, top_k=min(config.top_k, len(predictor.class_names)))
             if not is_writer():
-                for _ in found:
-                    pass
+                deque(predictions, maxlen=0)
             elif config.out is None:
                 _print(lines)
             else:
@@ -89,7 +88,7 @@ class _Counts:
 
 
 def _predictions(
-    predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, told: Told | None
+    predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None
 ) -> Iterator[Prediction]:
     """Yield every prediction, in every process; tell and count them."""
     pictures: list[Iterator[str]] = []
@@ -99,20 +98,20 @@ def _predictions(
         return count_pictures(config.paths)
 
     counts.total = on_first(begin)
-    found = (
-        _alone(predictor, config, pictures, counts.total) if world() == 1 else _together(predictor, config, pictures)
-    )
+    alone = world() == 1
     shown = 0.0
-    for prediction in found:
+    for prediction in (
+        _alone(predictor, config, pictures, counts.total) if alone else _together(predictor, config, pictures)
+    ):
         counts.done += 1
         counts.failed += prediction.error is not None
         counts.abstained += prediction.abstained
         if config.strict and prediction.error is not None:
             on_first(_refuse, prediction)
         yield prediction
-        if told is not None and (now := time.monotonic()) - shown >= SHOWN_S:
+        if progress is not None and (now := time.monotonic()) - shown >= SHOWN_S:
             shown = now
-            told(counts.done, counts.total)
+            progress(counts.done, counts.total)
 
 
 def _alone(
@@ -186,71 +185,21 @@ def _check_classes(paths: Sequence[str], class_names: Sequence[str]) -> None:
         here = class_folders(folder, class_names)
         if here != expected:
             unknown, missing = sorted(here - expected), sorted(expected - here)
-            told = [f"the model lacks {listing(unknown, limit=len(unknown))}"] if unknown else []
-            told += [f"the folder lacks {listing(missing, limit=len(missing))}"] if missing else []
+            lacks = [f"the model lacks {listing(unknown, limit=len(unknown))}"] if unknown else []
+            lacks += [f"the folder lacks {listing(missing, limit=len(missing))}"] if missing else []
             raise ExportError(
-                f"{folder}: its class folders are not the classes of the model: {' and '.join(told)} - rename them, or "
-                "leave out --check-classes; predictions do not depend on the names of folders"
+                f"{folder}: its class folders are not the classes of the model: {' and '.join(lacks)} - rename them, "
+                "or leave out --check-classes; predictions do not depend on the names of folders"
             )
 
 
-# ---- rows -------------------------------------------------------------------------------------------------------
-
-
-def csv_header(top_k: int, *, sets: bool = False) -> str:
-    """Return the first line of the CSV: ``path,label,probability[,label_2,probability_2,...][,set],error``.
-
-    Args:
-        top_k: Most probable classes told, at least 1.
-        sets: Whether there is a column for prediction sets.
-    """
-    more = [name for rank in range(2, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    return csv_text([["path", "label", "probability", *more, *(["set"] if sets else []), "error"]])
-
-
-def csv_row(prediction: Prediction, top_k: int, *, sets: bool = False) -> str:
-    """Return a prediction as a line of CSV that no spreadsheet takes for a formula.
-
-    Args:
-        prediction: Where the model abstains, ``label`` is empty and ``probability`` that of the most probable class.
-        top_k: As for `csv_header`.
-        sets: Likewise; classes are joined by ``|``.
-    """
-    cells: list[object] = [prediction.path, prediction.label]
-    cells.append(None if prediction.probability is None else f"{prediction.probability:.6f}")
-    for place in range(1, top_k):
-        name, share = prediction.top[place] if place < len(prediction.top) else (None, None)
-        cells += [name, None if share is None else f"{share:.6f}"]
-    cells += ["|".join(prediction.classes)] if sets else []
-    return csv_text([[*cells, prediction.error]])
-
-
-def json_row(prediction: Prediction) -> str:
-    """Return a prediction as a line of JSON: path, label, probability, top, abstained, set, error."""
-    values: dict[str, Any] = {
-        "path": _valid(prediction.path),
-        "label": prediction.label,
-        "probability": None if prediction.probability is None else round(prediction.probability, 6),
-        "top": [[name, round(share, 6)] for name, share in prediction.top],
-        "abstained": prediction.abstained,
-        "set": list(prediction.classes),
-        "error": None if prediction.error is None else _valid(prediction.error),
-    }
-    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _valid(text: str) -> str:
-    """Return valid text: bytes of file names that are no UTF-8 become escapes, as in CSV."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _lines(found: Iterable[Prediction], config: PredictConfig, *, top_k: int) -> Iterator[str]:
+def _lines(predictions: Iterable[Prediction], config: PredictConfig, *, top_k: int) -> Iterator[str]:
     if _format(config) == "jsonl":
-        yield from map(json_row, found)
+        yield from map(json_row, predictions)
         return
     sets = config.abstain is not None and config.abstain_by == "sets"
     header = csv_header(top_k, sets=sets)
-    for prediction in found:
+    for prediction in predictions:
         yield header + csv_row(prediction, top_k, sets=sets)  # not before it is known that there is a picture
         header = ""
 
