@@ -19,7 +19,7 @@ from transferkit.cli.main import main
 from transferkit.core.errors import BackboneError, CheckpointError, DataError, TransferkitWarning
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.artifact import load_model
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 
 
@@ -101,7 +101,7 @@ def test_the_config_repeats_the_run(finished, tmp_path, monkeypatch):
 def test_the_product_gives_the_runs_own_accuracy(finished, folder):  # fault 84
     module, info = load_model(finished)
     data = ImageData(folder, data_config=info.preprocessing)
-    probs, targets = predict_probs(module, data.val_dataloader())
+    probs, targets = predictions_of(module, data.val_dataloader())
     accuracy = (probs.argmax(dim=1) == targets).double().mean().item()
     metrics = json.loads((finished / "metrics.json").read_text())
     assert accuracy == pytest.approx(metrics["val"]["acc"], abs=1e-7)

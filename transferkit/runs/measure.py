@@ -1,53 +1,92 @@
-"""What a model is worth on held-out pictures: calibrated on `val`, measured on every split, told picture by picture."""
+"""A model on held-out pictures: calibrated on `val`, measured on every split, a row per picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
-from transferkit.models.calibration.calibration import Calibration, fit_calibration
-from transferkit.models.figures.classification import classification_metrics, confusion_matrix, reliability_bins
+from transferkit.core.targets import TargetSpec
+from transferkit.data.batches.datamodule import normalise
+from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.module import TransferModule
+from transferkit.models.task import Task
 
-__all__ = ["Outputs", "Row", "measure", "measure_splits", "prediction_rows", "write_predictions"]
+__all__ = [
+    "Outputs",
+    "Row",
+    "measure_splits",
+    "network_outputs",
+    "prediction_rows",
+    "predictions_of",
+    "write_predictions",
+]
 
-HEADER = ("split", "path", "label", "predicted", "probability", "label_probability")
-
-Row = tuple[str, str, str, str, str, str]
+Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of the pictures of one split.
+    """What a network returns for the pictures of one split.
 
     Attributes:
         paths: N files.
-        logits: ``(N, C) float32``.
-        targets: ``(N,) int64`` in [0, C).
+        outputs: ``(N, width) float32``.
+        targets: ``(N, ...)``, as the task has them.
     """
 
     paths: tuple[str, ...]
-    logits: Tensor
+    outputs: Tensor
     targets: Tensor
 
 
+def network_outputs(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return outputs ``(N, width) float32`` and targets ``(N, ...)`` of a loader's pictures, in order, in fp32.
+
+    Args:
+        module: The model.
+        loader: Gives ``(B, H, W, 3) uint8`` pictures and targets.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    """
+    module.eval().to(device)
+    outputs, answers = [], []
+    with torch.inference_mode():
+        for images, targets in loader:
+            batch = module(normalise(images.to(device, non_blocking=True), module.data_config))
+            outputs.append(batch.float().cpu())
+            answers.append(targets)
+    return torch.cat(outputs).clone(), torch.cat(answers).clone()
+
+
+def predictions_of(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return predictions ``(N, width) float32``, not calibrated, and targets, as `network_outputs` does."""
+    outputs, targets = network_outputs(module, loader, device=device)
+    return module.task.output.activate(outputs), targets
+
+
 def measure_splits(
-    outputs: dict[str, Outputs], class_names: Sequence[str], *, method: str, seed: int
+    outputs: Mapping[str, Outputs], task: Task, spec: TargetSpec, *, method: str, seed: int
 ) -> tuple[dict[str, Any], Calibration, list[Row]]:
-    """Calibrate on the validation pictures, and measure every split with the probabilities that users will see.
+    """Calibrate on the validation pictures, and measure every split with the predictions that users will see.
 
     Those of `val` are cross-fitted: each come from a calibration that has not seen the picture. Those of `test` are
     what the saved model gives.
 
     Args:
         outputs: By split; without ``"val"`` nothing is calibrated.
-        class_names: C names, in index order.
-        method: ``"temperature"``, ``"vector"`` or ``"none"``.
+        task: What measures and calibrates.
+        spec: What the answers mean.
+        method: Of the calibration, such as ``"temperature"``; ``"none"`` for none.
         seed: Of the folds and the bootstrap.
 
     Returns:
@@ -56,17 +95,19 @@ def measure_splits(
     """
     calibration = Calibration()
     fitted: Tensor | None = None
-    if method != "none" and "val" in outputs:
+    if task.calibrator is not None and method != "none" and "val" in outputs:
         val = outputs["val"]
-        calibration, fitted = fit_calibration(val.logits, val.targets, method=method, seed=seed)
+        calibration, fitted = task.calibrator.fit(val.outputs, val.targets, method=method, seed=seed)
+    calibrated = calibration.method != "none"
     metrics: dict[str, Any] = {}
     rows: list[Row] = []
-    for split, found in outputs.items():
-        ours = fitted if split == "val" and fitted is not None else calibration.probs(found.logits)
-        plain = None if calibration.method == "none" else found.logits.softmax(dim=1)
-        metrics[split] = measure(ours, found.targets, class_names, plain=plain, seed=seed)
-        rows += prediction_rows(split, found.paths, ours, found.targets, class_names)
-    if calibration.method != "none":
+    for split, part in outputs.items():
+        cross_fitted = fitted if split == "val" else None
+        predictions = task.predictions(part.outputs, calibration) if cross_fitted is None else cross_fitted
+        plain = task.output.activate(part.outputs) if calibrated else None
+        metrics[split] = task.values(predictions, part.targets, spec, plain=plain, seed=seed)
+        rows += prediction_rows(task, split, part.paths, predictions, part.targets, spec)
+    if calibrated:
         metrics["calibration"] = {
             "method": calibration.method,
             "temperature": calibration.temperature,
@@ -77,41 +118,14 @@ def measure_splits(
     return metrics, calibration, rows
 
 
-def measure(
-    probs: Tensor, targets: Tensor, class_names: Sequence[str], *, plain: Tensor | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Return everything that `metrics.json` holds of one split.
-
-    Args:
-        probs: ``(N, C) float32``, calibrated.
-        targets: ``(N,) int64`` in [0, C).
-        class_names: C names, in index order.
-        plain: Probabilities before calibration; ``None`` where there is no calibration.
-        seed: Of the bootstrap.
-    """
-    values = classification_metrics(probs, targets, class_names, seed=seed)
-    values["confusion"] = confusion_matrix(probs, targets)
-    values["reliability"] = reliability_bins(probs, targets)
-    if plain is not None:
-        before = classification_metrics(plain, targets, class_names, resamples=1)
-        values["uncalibrated"] = {"loss": before["loss"], "ece": before["ece"]}
-    return values
-
-
 def prediction_rows(
-    split: str, paths: Sequence[str], probs: Tensor, targets: Tensor, class_names: Sequence[str]
+    task: Task, split: str, paths: Sequence[str], predictions: Tensor, targets: Tensor, spec: TargetSpec
 ) -> list[Row]:
-    """Return a row per picture: split, path, class, predicted class, its probability, the class's own."""
-    best, index = probs.max(dim=1)
-    own = probs.gather(1, targets[:, None]).squeeze(1)
-    return [
-        (split, path, class_names[label], class_names[guess], f"{top:.6f}", f"{mine:.6f}")
-        for path, label, guess, top, mine in zip(
-            paths, targets.tolist(), index.tolist(), best.tolist(), own.tolist(), strict=True
-        )
-    ]
+    """Return a row per picture for `write_predictions`: split, path, and the columns of the task."""
+    cells = task.output.rows(predictions, targets, spec)
+    return [(split, path, *row) for path, row in zip(paths, cells, strict=True)]
 
 
-def write_predictions(path: Path, rows: Sequence[Row]) -> None:
+def write_predictions(path: Path, task: Task, rows: Sequence[Row]) -> None:
     """Write `predictions.csv`. Raises `StorageError`."""
-    atomic_write(path, csv_text([HEADER, *rows]))
+    atomic_write(path, csv_text([("split", "path", *task.output.columns), *rows]))

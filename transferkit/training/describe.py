@@ -25,8 +25,7 @@ from transferkit.machine.precision import Machine
 from transferkit.models.artifact import save_model, versions
 from transferkit.models.module import TransferModule
 from transferkit.options.training import FinetuneConfig, TrainingOptions
-from transferkit.runs.inference import predict_logits
-from transferkit.runs.measure import Outputs, measure_splits, write_predictions
+from transferkit.runs.measure import Outputs, measure_splits, network_outputs, write_predictions
 from transferkit.show.plots import plot_history
 from transferkit.training.finishing import finish_weights, measure_snapshots
 from transferkit.training.loop.checkpoints import load_checkpoint, newest_checkpoint
@@ -152,15 +151,17 @@ def write_results(
     outputs: dict[str, Outputs] = {}
     for split in measured_splits:
         if data.index.split(split):
-            logits, targets = predict_logits(module, data.evaluation_loader(split), device=device)
+            answers, targets = network_outputs(module, data.evaluation_loader(split), device=device)
             outputs[split] = Outputs(
-                tuple(str(Path(record.path).absolute()) for record in data.index.split(split)), logits, targets
+                tuple(str(Path(record.path).absolute()) for record in data.index.split(split)), answers, targets
             )
-    measured, calibration, rows = measure_splits(outputs, data.class_names, method=config.calibrate, seed=config.seed)
+    measured, calibration, rows = measure_splits(
+        outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed
+    )
     if config.snapshots:
         told["snapshots"] = measure_snapshots(run, config, data, module, device, splits=measured_splits)
     save_model(run, module.cpu(), calibration=calibration)
-    write_predictions(run / "predictions.csv", rows)
+    write_predictions(run / "predictions.csv", module.task, rows)
     if keeper.history:
         plan = _read_json(run / "plan.json")
         plot_history(keeper.history, plan, run / "curves.png", best_epoch=keeper.best_epoch, solved=keeper.solved)

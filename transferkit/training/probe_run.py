@@ -13,6 +13,7 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.files import write_json
+from transferkit.core.targets import TargetSpec
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.extract.table import FeatureTable
@@ -27,6 +28,7 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.models.task import task_named
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
@@ -115,7 +117,7 @@ def run_probe(config: ProbeConfig) -> Path:
         kept = {}
         if exported != "yes" and probe.estimator is not None:
             kept = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
-        write_predictions(run / "predictions.csv", rows)
+        write_predictions(run / "predictions.csv", task_named("classification"), rows)
         train_acc = float((probe.predict(train.layers[tap.layer]) == train.y).mean())
         metrics = {
             **measured,
@@ -152,7 +154,8 @@ def _measure(
                 logits = torch.from_numpy(probe.probs(split.layers[layer])).clamp_min(TINY).log()
             paths = tuple(str(Path(path).absolute()) for path in split.paths)
             outputs[name] = Outputs(paths, logits.float(), torch.from_numpy(split.y))
-    return measure_splits(outputs, table.class_names, method=config.calibrate, seed=config.seed)
+    spec = TargetSpec(table.class_names)
+    return measure_splits(outputs, task_named("classification"), spec, method=config.calibrate, seed=config.seed)
 
 
 def _acc(measured: dict[str, Any], split: str) -> float | None:

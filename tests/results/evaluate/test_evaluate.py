@@ -17,9 +17,11 @@ from rich.console import Console
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, ExportError, TransferkitWarning
+from transferkit.core.targets import TargetSpec
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.models.task import task_named
 from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.evaluate import evaluate
@@ -28,7 +30,7 @@ from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import confusions, write_tables
 from transferkit.results.predict.model import load
 from transferkit.runs.labelled import labelled_pictures, run_splits, seen
-from transferkit.runs.measure import measure, prediction_rows, write_predictions
+from transferkit.runs.measure import prediction_rows, write_predictions
 from transferkit.training.finetune import finetune
 
 NAMES = ("circle", "square", "stripes")
@@ -326,9 +328,11 @@ def test_names_of_every_kind_come_back_from_the_tables(run, folder, out, tmp_pat
 def test_class_names_are_no_formulas(tmp_path):  # fault 92
     names = ("=cmd|' /C calc'!A0", "b,c", "$x$")
     probs = torch.tensor([[0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
-    values = measure(probs, torch.tensor([0, 1, 2]), names)
+    task, spec = task_named("classification"), TargetSpec(names)
+    values = task.values(probs, torch.tensor([0, 1, 2]), spec)
     write_tables(tmp_path, {"all": values}, {"all": []})
-    write_predictions(tmp_path / "predictions.csv", prediction_rows("all", ["x"], probs[:1], torch.tensor([0]), names))
+    rows = prediction_rows(task, "all", ["x"], probs[:1], torch.tensor([0]), spec)
+    write_predictions(tmp_path / "predictions.csv", task, rows)
     assert "\nall,'=cmd|' /C calc'!A0," in (tmp_path / "per_class.csv").read_text()
     assert [row["class"] for row in read_csv(tmp_path / "per_class.csv")] == list(names)
     assert "'=cmd" in (tmp_path / "predictions.csv").read_text()
@@ -358,7 +362,7 @@ def test_ten_thousand_classes_take_no_square_of_them(tmp_path):  # fault 25
     logits = torch.randn(count, classes, generator=generator)
     logits[torch.arange(count), targets] += 3.0
     probs = logits.softmax(dim=1)
-    values = measure(probs, targets, names)
+    values = task_named("classification").values(probs, targets, TargetSpec(tuple(names)))
     assert values["confusion"] is None
     predicted = probs.argmax(dim=1)
     wrong = int((predicted != targets).sum())

@@ -41,7 +41,7 @@ from transferkit.results.predict.model import Output, Predictor, load
 from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
 from transferkit.results.predict.whole import WholeNetwork
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 
 CLASSES = ["circle", "square", "stripes"]
@@ -123,7 +123,7 @@ def build(head, *, weights="random", **options):
 def test_labels_are_those_of_training_on_every_validation_picture(run, folder, predictor):  # fault 84
     module, info = load_model(run)
     data = ImageData(folder, data_config=info.preprocessing)
-    probs, targets = predict_probs(module, data.val_dataloader())
+    probs, targets = predictions_of(module, data.val_dataloader())
     val = [record.path for record in data.index.split("val")]
     found = predictor.predict(val)
     assert [item.path for item in found] == val

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from transferkit.core.errors import ConfigError, Interrupted
 from transferkit.models.figures.classification import classification_metrics
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.craft.ema import EMA, decay_at
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO, load_checkpoint
 from transferkit.training.plan.phases import Phase
@@ -146,7 +146,7 @@ def test_the_checkpoints_hold_the_average_and_the_weights_beside_it(watched, fol
     row = keeper.history[keeper.best_epoch]
     module.load_state_dict(best["state_dict"])
     data = make_data(folder)
-    probs, targets = predict_probs(module, data.evaluation_loader("val"))
+    probs, targets = predictions_of(module, data.evaluation_loader("val"))
     measured = classification_metrics(probs, targets, module.class_names, resamples=2)
     assert row["val_acc"] == pytest.approx(measured["acc"])
     assert row["val_loss"] == pytest.approx(measured["loss"], rel=1e-5)

@@ -11,7 +11,7 @@ from small_runs import STEPS, make_data, make_module, train
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.models.figures.classification import classification_metrics
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.craft import interpolation
 from transferkit.training.craft.interpolation import (
     Interpolation,
@@ -110,7 +110,7 @@ def test_each_alpha_is_measured_as_it_is(two):
             for name in end
         }  # fmt: skip
         other.load_state_dict({name: tensor.to(end[name].dtype) for name, tensor in state.items()})
-        measured = classification_metrics(*predict_probs(other, loader), ("a", "b", "c"), resamples=2)
+        measured = classification_metrics(*predictions_of(other, loader), ("a", "b", "c"), resamples=2)
         assert acc == pytest.approx(measured["acc"])
         assert loss == pytest.approx(measured["loss"], rel=1e-4)
     assert differing(weights_of(module), interpolate_states(start, end, found.alpha)) == []

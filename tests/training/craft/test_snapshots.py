@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_runs import STEPS, make_data, make_module, train
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.craft.snapshots import (
     Snapshots,
     ensemble_probs,
@@ -142,7 +142,7 @@ def test_the_mean_of_probabilities(reference, folder):
     for number, epoch in enumerate(ENDS):
         other = make_module()
         other.load_state_dict(epochs.states[epoch])
-        alone, labels = predict_probs(other, loader)
+        alone, labels = predictions_of(other, loader)
         assert each[number].equal(alone)
         assert targets.equal(labels)
     assert not each[0].allclose(each[1], atol=1e-3)

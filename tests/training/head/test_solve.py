@@ -19,7 +19,7 @@ from transferkit.features.extract import extraction
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 from transferkit.training.head.solve import START_STD, soften_head, solve_head, training_rows
 from transferkit.training.loop.keeper import RunKeeper
@@ -54,7 +54,7 @@ def read(run, name="metrics.json"):
 def test_the_live_model_is_the_probe_to_the_last_picture(folder, tmp_path):
     module, data = build(folder)
     figures = solve_head(module, data, store=str(tmp_path)).figures
-    probs, targets = predict_probs(module, data.evaluation_loader("val"))
+    probs, targets = predictions_of(module, data.evaluation_loader("val"))
     live = (probs.argmax(dim=1) == targets).double().mean()
     assert figures["val_acc"] == float(live)
     nll = -probs.gather(1, targets[:, None]).double().log().mean()
@@ -139,9 +139,9 @@ def test_the_probes_val_accuracy_is_where_finetuning_starts(solving, folder):
 def test_finetuning_starts_from_the_same_decisions_with_less_confidence(folder, tmp_path):
     module, data = build(folder)
     figures = solve_head(module, data, store=str(tmp_path)).figures
-    probs, _ = predict_probs(module, data.evaluation_loader("val"))
+    probs, _ = predictions_of(module, data.evaluation_loader("val"))
     factor = soften_head(module.head, figures["logit_std"])
-    softer, _ = predict_probs(module, data.evaluation_loader("val"))
+    softer, _ = predictions_of(module, data.evaluation_loader("val"))
     assert factor == pytest.approx(START_STD / figures["logit_std"])
     assert factor < 1
     assert torch.equal(softer.argmax(dim=1), probs.argmax(dim=1))

@@ -29,7 +29,7 @@ from transferkit.results.predict.model import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, Picture, labelled_pictures, refuse_unreadable, run_splits
-from transferkit.runs.measure import Row, measure, prediction_rows, write_predictions
+from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.describe import describe_config, device_name
 
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         }
         describe_config(out, {**dataclasses.asdict(config), **places})
         _describe_data(out, labelled, predictor.class_names, {path for _, path, *_ in rows})
-        write_predictions(out / "predictions.csv", rows)
+        write_predictions(out / "predictions.csv", predictor.module.task, rows)
         write_tables(out, splits, {name: values["confusions"] for name, values in splits.items()})
         _plot(out, splits, predictor.class_names, run.name)
         for values in splits.values():
@@ -181,13 +181,14 @@ def _measure(
         if not good or (bad and not config.skip_bad):
             continue  # all that is unreadable is told at once, so the others are still read
         targets = torch.tensor([picture.target for picture in good])
-        values = measure(probs, targets, predictor.class_names, seed=config.seed)
+        task, spec = predictor.module.task, predictor.info.target_spec
+        values = task.values(probs, targets, spec, seed=config.seed)
         if plain is not None:
             values["uncalibrated"] = plain
         predicted = probs.argmax(dim=1)
         values["confusions"] = confusions(targets.numpy(), predicted.numpy(), predictor.class_names, MOST)
         splits[split] = values
-        rows += prediction_rows(split, [picture.path for picture in good], probs, targets, predictor.class_names)
+        rows += prediction_rows(task, split, [picture.path for picture in good], probs, targets, spec)
         if against is not None:
             bad += against.add(split, good, probs, predictor.class_names)
     return splits, rows, bad

@@ -18,7 +18,7 @@ from torch import Tensor
 from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
 from transferkit.core.files import atomic_write
 from transferkit.models.module import HEAD, TransferModule
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.show.plots import save_figure
 from transferkit.training.craft.snapshots import load_weights, read_weights, weights_of, write_weights
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
@@ -144,7 +144,7 @@ def choose_alpha(
     measured = []
     for alpha in tried:
         load_weights(module, interpolate_states(start, end, alpha), source=f"alpha {alpha:g}")
-        measured.append(_measure(*predict_probs(module, loader, device=device)))
+        measured.append(_measure(*predictions_of(module, loader, device=device)))
     accs, losses = zip(*measured, strict=True)
     merits = accs if score == "acc" else tuple(-loss for loss in losses)
     chosen = max(zip(merits, tried, strict=True))[1]

@@ -18,7 +18,7 @@ from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.models.digest import tensor_digest
 from transferkit.models.module import TransferModule
-from transferkit.runs.inference import predict_probs
+from transferkit.runs.measure import predictions_of
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase
 from transferkit.training.schedules.schedules import SGDR
@@ -223,7 +223,7 @@ def ensemble_probs(
     try:
         for path in paths:
             load_weights(module, read_weights(path), source=str(path))
-            probs, labels = predict_probs(module, loader, device=device)
+            probs, labels = predictions_of(module, loader, device=device)
             if targets is not None and not torch.equal(labels, targets):
                 raise ConfigError("the loader gives other labels at each pass - use one that does not shuffle")
             each.append(probs)
