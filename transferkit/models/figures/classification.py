@@ -92,7 +92,7 @@ def confusion_matrix(probs: Tensor, targets: Tensor) -> list[list[int]] | None:
     return flat.view(classes, classes).tolist()
 
 
-def reliability_bins(probs: Tensor, targets: Tensor, *, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+def reliability_bins(probs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
     """Return what a reliability diagram shows, a row per bin of confidence (Guo et al. 2017, section 2).
 
     The bins are those of `ece`: a bin holds its lower edge, and the last one a confidence of 1 too.
@@ -100,17 +100,16 @@ def reliability_bins(probs: Tensor, targets: Tensor, *, bins: int = ECE_BINS) ->
     Args:
         probs: ``(N, C) float32``, each row summing to 1.
         targets: ``(N,) int64 in [0, C)``.
-        bins: Number of equally wide bins.
 
     Returns:
         ``low, high, n``, mean ``confidence`` and ``accuracy`` of each bin; the last two are ``None`` in an empty one.
     """
     confidence, predicted = probs.max(dim=1)
-    counts, sure, hits = (sums.tolist() for sums in _binned(confidence, predicted == targets, bins))
+    counts, sure, hits = (sums.tolist() for sums in _binned(confidence, predicted == targets))
     return [
         {
-            "low": number / bins,
-            "high": (number + 1) / bins,
+            "low": number / ECE_BINS,
+            "high": (number + 1) / ECE_BINS,
             "n": count,
             "confidence": sure[number] / count if count else None,
             "accuracy": hits[number] / count if count else None,
@@ -137,18 +136,18 @@ def negative_log(probs: Tensor) -> Tensor:
 
 def _calibration_error(confidence: Tensor, right: Tensor) -> float:
     """Return the mean distance of confidence and accuracy over bins, each weighed by its pictures (ECE, in l1)."""
-    counts, sure, hits = _binned(confidence, right, ECE_BINS)
+    counts, sure, hits = _binned(confidence, right)
     return float((sure - hits).abs().sum() / counts.sum())
 
 
-def _binned(confidence: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+def _binned(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return, by bin of confidence, the number of pictures, the sum of their confidences, and how many are right."""
-    edges = torch.linspace(0, 1, bins + 1)
-    places = (torch.bucketize(confidence.float(), edges, right=True) - 1).clamp(0, bins - 1)
+    edges = torch.linspace(0, 1, ECE_BINS + 1)
+    places = (torch.bucketize(confidence.float(), edges, right=True) - 1).clamp(0, ECE_BINS - 1)
     return (
-        torch.bincount(places, minlength=bins),
-        torch.bincount(places, confidence.double(), bins),
-        torch.bincount(places, right.double(), bins),
+        torch.bincount(places, minlength=ECE_BINS),
+        torch.bincount(places, confidence.double(), ECE_BINS),
+        torch.bincount(places, right.double(), ECE_BINS),
     )
 
 

@@ -59,7 +59,7 @@ def offline() -> bool:
     return any(os.environ.get(name, "").strip().upper() in {"1", "ON", "TRUE", "YES"} for name in OFFLINE_SWITCHES)
 
 
-def fetch_url(url: str, *, sha256_prefix: str | None = None, filename: str | None = None) -> WeightsFile:
+def fetch_url(url: str, *, sha256_prefix: str | None = None) -> WeightsFile:
     """Return the file at a plain address, from torch.hub's cache folder or downloaded into it.
 
     The file appears in ``$TORCH_HOME/hub/checkpoints`` only when it is complete (as long as the server announced)
@@ -68,7 +68,6 @@ def fetch_url(url: str, *, sha256_prefix: str | None = None, filename: str | Non
     Args:
         url: ``http`` or ``https``.
         sha256_prefix: First hex digits of the content's sha256; see `sha256_prefix_in_name`.
-        filename: Name in the cache; the last part of the address by default.
 
     Raises:
         BackboneError: The address is not usable or cannot be reached, the download broke off, or the content does
@@ -85,7 +84,7 @@ def fetch_url(url: str, *, sha256_prefix: str | None = None, filename: str | Non
         raise BackboneError(
             "cannot fetch weights: their address is not usable - expected http://... or https://... without user name"
         )
-    name = filename or PurePosixPath(unquote(parts.path)).name
+    name = PurePosixPath(unquote(parts.path)).name
     if Path(name).name != name or name in ("", ".."):
         raise BackboneError(f"cannot store weights as {name!r} - expected a file name without folders")
     source, prefix = public_address(url), (sha256_prefix or "").lower()

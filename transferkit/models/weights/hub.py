@@ -89,7 +89,7 @@ def fetch_from_hub(
     )
 
 
-def hub_config(repo_id: str, *, revision: str | None = None) -> dict[str, object]:
+def hub_config(repo_id: str) -> dict[str, object]:
     """Return ``config.json`` of a hub repository; timm's holds ``architecture``, ``num_classes``, ``pretrained_cfg``.
 
     Fetched, cached and refused like weights: see `fetch_from_hub`.
@@ -98,7 +98,7 @@ def hub_config(repo_id: str, *, revision: str | None = None) -> dict[str, object
         BackboneError: As for weights, or the file is not a JSON object.
         StorageError: The cache cannot be written or read.
     """
-    file = fetch_from_hub(repo_id, revision=revision, filenames=("config.json",))
+    file = fetch_from_hub(repo_id, filenames=("config.json",))
     with storage_errors("read", file.path):
         text = file.path.read_bytes()
     try:

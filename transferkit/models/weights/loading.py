@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +12,15 @@ from torch import Tensor, nn
 from transferkit.core.errors import BackboneError
 from transferkit.models.weights.files import HEAD_NAMES, unwrapped_names
 
-__all__ = ["LoadReport", "load_backbone_weights"]
+__all__ = ["load_backbone_weights"]
 
 _COUNTER = "num_batches_tracked"  # absent from files of old trainers; evaluation does not use it
 _SHOWN = 3  # names listed per kind of problem
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """The outcome of `load_backbone_weights`.
-
-    Attributes:
-        matched: Tensors copied (batch-norm step counters not counted).
-        ignored: Names of head tensors of the file that were left over and not announced by `classifier`.
-    """
-
-    matched: int
-    ignored: tuple[str, ...]
-
-
 def load_backbone_weights(
     module: nn.Module, state: Mapping[str, Tensor], *, source: str, classifier: tuple[str, ...] = ()
-) -> LoadReport:
+) -> None:
     """Copy `state` into `module`, or raise and leave the module as it was.
 
     Every parameter and persistent buffer of the module must be in the file with the same shape and kind of number;
@@ -86,7 +72,6 @@ def load_backbone_weights(
             "use other weights"
         )
     module.load_state_dict(ready, strict=False)  # strictness is ours, above: torch's would insist on the counters
-    return LoadReport(matched, tuple(sorted(set(left_over) - set(unexpected))))
 
 
 def _same_naming(
