@@ -53,6 +53,24 @@ def own_caches(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def plain_processor(request, monkeypatch):
+    """Compute in fp32 unasked, whatever the processor has; tests marked `precision` see the processor as it is."""
+    if request.node.get_closest_marker("precision") is None:
+        from transferkit.machine import precision
+
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+
+
+@pytest.fixture
+def fast_bf16(monkeypatch):
+    """A processor whose bf16 is four times as fast as fp32; where the machine has none, torch emulates it."""
+    from transferkit.machine import precision
+
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "compare", lambda full, half: (full(), half(), 4.0)[-1])
+
+
 @pytest.fixture
 def real_figures():
     """Asked for by tests that look at the pictures of a plan or a run."""

@@ -35,12 +35,13 @@ from torchvision.datasets import ImageFolder
 
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import decode_image
-from transferkit.features.engine.engine import Engine, Precision
+from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import keep_memory
+from transferkit.machine.precision import Precision
 from transferkit.options.features import FeaturesConfig
 from transferkit.options.fields import make_config
 

@@ -28,7 +28,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.sample import sample_folder
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, tune_process
-from transferkit.machine.precision import choose_precision
+from transferkit.machine.precision import choose_training_precision
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
@@ -190,13 +190,14 @@ def main() -> None:
     tune_process(available_cores())
     module, data = build(options, folder)
     data.index  # noqa: B018  read once, before the clock, as `finetune` does
-    precision, reason = choose_precision("auto", accelerator, module, module.data_config.image_size, options.batch_size)
-    print(f"precision {precision}: {reason}")
+    backbone, size = module.backbone, module.data_config.image_size
+    choice = choose_training_precision("auto", accelerator, backbone, size, options.batch_size)
+    print(f"precision {choice.precision}: {choice.reason}")
     shares: list[float] = []
     sides = {
         "plain PyTorch loop": lambda: plain_epoch(options, folder, device),
-        "transferkit": lambda: our_epoch(options, module, data, accelerator, precision, shares),
-        "bare steps on synthetic tensors": lambda: overhead(options, module, accelerator, precision),
+        "transferkit": lambda: our_epoch(options, module, data, accelerator, choice.precision, shares),
+        "bare steps on synthetic tensors": lambda: overhead(options, module, accelerator, choice.precision),
     }
     figures = compare(sides, rounds=options.rounds)
     title = (

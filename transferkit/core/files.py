@@ -13,7 +13,22 @@ from typing import Any
 
 from transferkit.core.errors import StorageError
 
-__all__ = ["atomic_write", "sha256_of_file", "storage_errors", "sync_directory", "write_atomically", "write_json"]
+__all__ = [
+    "atomic_write",
+    "sha256_of_file",
+    "storage_errors",
+    "sync_directory",
+    "user_cache",
+    "write_atomically",
+    "write_json",
+]
+
+
+def user_cache() -> Path:
+    """Return the folder of what can be made anew: ``$XDG_CACHE_HOME/transferkit``, or ``~/.cache/transferkit``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has a relative path ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "transferkit"
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from transferkit.data.sample import SAMPLE
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
-from transferkit.machine.precision import Machine, choose_precision
+from transferkit.machine.precision import Machine, choose_training_precision
 from transferkit.models.artifact import load_weights_from
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.losses import balanced_class_weights
@@ -74,13 +74,14 @@ def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True)
     if config.init_from is not None and fresh:
         load_weights_from(Path(config.init_from), module)
     with waiting(progress_console(quiet), "measuring bf16 against fp32"):
-        precision, reason = on_first(
-            choose_precision, config.precision, accelerator, module, module.data_config.image_size, data.batch_size
-        )
-    log.info("precision %s: %s", precision, reason)
+        choice = on_first(
+            choose_training_precision, config.precision, accelerator, module.backbone, module.data_config.image_size,
+            data.batch_size,
+        )  # fmt: skip
+    log.info("precision %s: %s", choice.precision, choice.reason)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
-    return Prepared(data, module, phases, Machine(accelerator, precision, workers, threads, reason))
+    return Prepared(data, module, phases, Machine(accelerator, choice.precision, workers, threads, choice.reason))
 
 
 def _require_val(config: TrainingOptions, data: ImageData, phases: Sequence[Phase]) -> None:

@@ -1,39 +1,30 @@
-"""The engine: batches of any size, compiling where it pays and only there, bf16 where it is exact and faster."""
+"""The engine: batches of any size, compiling where it pays and only there."""
 
-import hashlib
-import json
 import logging
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from engine_worker import build, error, own, pictures_of, plain_rows, prepared, small_net
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from torch import nn
-from torch.nn import functional
 
 from transferkit.data.batches.augment import eval_transform
-from transferkit.features.engine import compute, engine
+from transferkit.features.engine import engine
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import (
     COMPILE_S,
-    COSINE,
     GAIN,
-    SPEED_UP,
     Engine,
-    choose_feature_precision,
-    settled_precision,
 )
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Picture, Views
+from transferkit.features.extract.pictures import Views
 from transferkit.features.store.store import FeatureStore
+from transferkit.machine.precision import memory_of
+from transferkit.machine.timings import Memory
 
 CLOSE = 1e-5
 
@@ -157,7 +148,7 @@ def test_a_compiler_that_was_missing_once_is_not_given_up_for_good(small, monkey
     extract_pictures(pictures_of(folder)[:8], FrozenBackbone(small), taps, views_of(small), store, options)
     frozen = FrozenBackbone(small)  # as in the next process
     later = Compute(precision="32", compiling="auto", batch_size=4)
-    assert frozen.engine(taps, "32", later, frozen.memory(taps, later, store)).gain > 1
+    assert frozen.engine(taps, "32", later).gain > 1
 
 
 @pytest.mark.slow
@@ -225,6 +216,12 @@ def world(monkeypatch):
     return World(monkeypatch)
 
 
+def memory(**numbers):
+    memory = Memory({"network": "small"})
+    memory.remember(numbers)
+    return memory
+
+
 # At 0.1 s for 4 pictures and a gain of 1.3, compiling saves left * 0.025 * (1 - 1 / 1.3): 30 s at 5200 pictures.
 BREAK_EVEN = int(COMPILE_S / (0.025 * (1 - 1 / GAIN)))
 
@@ -239,9 +236,8 @@ def test_compiles_when_the_pictures_pay_for_it(world, small, left, pays):
     if pays:
         assert ours.gain == pytest.approx(2.0)
         assert ours.compile_s == pytest.approx(20.0)
-        assert ours.measured
     else:
-        assert (ours.gain, ours.compile_s, ours.measured) == (GAIN, COMPILE_S, False)
+        assert (ours.gain, ours.compile_s) == (GAIN, COMPILE_S)
 
 
 def test_three_batches_are_timed_before_it_decides(world, small):
@@ -255,7 +251,7 @@ def test_three_batches_are_timed_before_it_decides(world, small):
 
 @pytest.mark.parametrize("gain", [1.0, 0.5])
 def test_a_gain_that_was_none_before_is_not_tried_again(world, small, gain):
-    ours = Engine(small, find_taps(small), gain=gain, batch=4)
+    ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=gain))
     for _ in range(12):
         ours.rows(images_of(small, 4), left=10**9)
     assert world.compilations == 0
@@ -264,7 +260,7 @@ def test_a_gain_that_was_none_before_is_not_tried_again(world, small, gain):
 def test_what_was_measured_before_decides(world, small):
     """Twice as fast after 1 s: it pays from 1 / (0.025 / 2) = 80 pictures on."""
     for left, pays in ((79, False), (81, True)):
-        ours = Engine(small, find_taps(small), gain=2.0, compile_s=1.0, batch=4)
+        ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=2.0, compile_s=1.0))
         for _ in range(4):
             ours.rows(images_of(small, 4), left=left)
         assert ours.is_compiled == pays
@@ -305,20 +301,14 @@ def test_the_gain_is_remembered(world, small, tmp_path, folder):
     world.compile_s = 0.5
     pictures, taps, store = pictures_of(folder), find_taps(small), FeatureStore(tmp_path / "store")
     options = Compute(precision="32", batch_size=4)
-    first = FrozenBackbone(small)
-    store_path = store.root / "measured"
-    assert not store_path.exists()
-    memory = first.memory(taps, options, store)
-    memory.remember(gain=1.5, compile_s=0.2)  # so that 45 pictures pay for it
-    extract_pictures(pictures, first, taps, views_of(small), store, options)
+    memory = memory_of(small, small.data_config.image_size, "cpu")
+    memory.remember({"gain": 1.5, "compile_s": 0.2})  # so that 45 pictures pay for it
+    extract_pictures(pictures, FrozenBackbone(small), taps, views_of(small), store, options)
     assert world.compilations == 1
-    assert memory.recall()["gain"] == pytest.approx(2.0)
-    assert memory.recall()["compile_s"] == pytest.approx(0.5)
-    second = FrozenBackbone(small)
-    ours = second.engine(taps, "32", options, second.memory(taps, options, store))
+    assert memory.recall() == pytest.approx({"gain": 2.0, "compile_s": 0.5})
+    ours = FrozenBackbone(small).engine(taps, "32", options)
     assert (ours.gain, ours.compile_s) == pytest.approx((2.0, 0.5))
-    other = FrozenBackbone(own(small_net(width=6)))
-    ours = other.engine(taps, "32", options, other.memory(taps, options, store))
+    ours = FrozenBackbone(own(small_net(width=6))).engine(taps, "32", options)
     assert (ours.gain, ours.compile_s) == (GAIN, COMPILE_S)
 
 
@@ -328,185 +318,3 @@ def test_few_pictures_are_never_compiled_for(small, tmp_path, folder, monkeypatc
     extract_pictures(
         pictures_of(folder), FrozenBackbone(small), find_taps(small), views_of(small), FeatureStore(tmp_path), options
     )
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": 1, "gain": 9}', "\udcff"])
-def test_a_damaged_memory_is_no_memory(small, tmp_path, text):
-    frozen, taps, options = FrozenBackbone(small), find_taps(small), Compute()
-    memory = frozen.memory(taps, options, FeatureStore(tmp_path))
-    memory.remember(gain=3.0)
-    assert memory.recall()["gain"] == 3.0
-    memory.path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert memory.recall() == {}
-    memory.remember(gain=2.0)
-    assert memory.recall()["gain"] == 2.0
-
-
-def test_facts_are_remembered_side_by_side(small, tmp_path):
-    memory = FrozenBackbone(small).memory(find_taps(small), Compute(), FeatureStore(tmp_path))
-    memory.remember(gain=2.0)
-    memory.remember(precision="32", reason="x")
-    assert {"gain": 2.0, "precision": "32", "reason": "x"}.items() <= memory.recall().items()
-    assert json.loads(memory.path.read_text()) == memory.recall()
-
-
-# --- precision
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "cpu", "gpu", "expected"),
-    [
-        ("32", "cpu", True, True, "32"),
-        ("bf16", "cpu", False, False, "bf16"),
-        ("bf16", "mps", False, False, "bf16"),
-        ("auto", "cpu", False, True, "32"),
-        ("auto", "cpu", True, False, None),
-        ("auto", "cuda", True, False, "32"),
-        ("auto", "cuda", False, True, None),
-        ("auto", "mps", True, True, "32"),
-    ],
-)
-def test_precision_that_needs_no_measurement(monkeypatch, wanted, device, cpu, gpu, expected):
-    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: cpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: gpu or including_emulation)
-    settled = settled_precision(wanted, device)
-    assert (settled and settled.precision) == expected
-    if settled is not None:
-        assert settled.cosine is None
-        assert settled.reason
-
-
-class Rough(nn.Module):
-    """A network that bf16 ruins: what tells pictures apart is far below the rounding of a large constant."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, 2)
-        with torch.no_grad():
-            self.conv.bias.fill_(1000.0)
-
-    def forward(self, x):
-        return (self.conv(x) - 1000.0).mean(dim=(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("model", "faster", "expected"),
-    [
-        (small_net, SPEED_UP * 1.01, "bf16"),
-        (small_net, SPEED_UP * 0.99, "32"),
-        (small_net, 0.5, "32"),
-        (Rough, 4.0, "32"),
-    ],
-)
-def test_bf16_only_where_it_is_faster_and_exact_enough(monkeypatch, model, faster, expected):
-    torch.manual_seed(0)
-    trial = own(model())
-    monkeypatch.setattr(engine, "_seconds", lambda which, images: {"32": faster, "bf16": 1.0}[which.precision])
-    images = images_of(trial, 8)
-    choice = choose_feature_precision(trial, find_taps(trial), images, device="cpu")
-    assert choice.precision == expected
-    with torch.no_grad():
-        exact = Engine(trial, find_taps(trial), compiling="off").rows(images)[0]
-        half = Engine(trial, find_taps(trial), precision="bf16", compiling="off").rows(images)[0]
-    assert choice.cosine == pytest.approx(float(functional.cosine_similarity(half, exact, dim=1).min()), abs=1e-5)
-    assert (choice.cosine < COSINE) == (model is Rough)
-    assert f"bf16 is {faster:.2f} times as fast" in choice.reason
-
-
-def test_one_bad_depth_is_enough(monkeypatch):
-    """The smallest cosine counts, of all layers and all pictures."""
-    monkeypatch.setattr(engine, "_seconds", lambda which, images: {"32": 4.0, "bf16": 1.0}[which.precision])
-    torch.manual_seed(0)
-    trial = own(nn.Sequential(small_net(), nn.Conv2d(8, 8, 1)))
-    images = images_of(trial, 8)
-    taps = find_taps(trial, "all")
-    assert choose_feature_precision(trial, taps, images, device="cpu").precision == "bf16"
-    with torch.no_grad():
-        trial.model[0][3].bias.fill_(1000.0)  # stage 1 loses nothing in direction ...
-        trial.model[1].bias.copy_(-trial.model[1].weight.sum(dim=(1, 2, 3)) * 1000.0)  # ... stage 2 all
-    choice = choose_feature_precision(trial, taps, images, device="cpu")
-    assert choice.precision == "32"
-    assert choice.cosine < COSINE
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """A processor that has bf16; returns the pictures of each measurement."""
-    calls = []
-
-    def measure(backbone, taps, images, *, device):
-        calls.append(len(images))
-        return choose_feature_precision(backbone, taps, images, device=device)
-
-    monkeypatch.setattr(engine, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(engine, "_seconds", lambda which, images: {"32": 4.0, "bf16": 1.0}[which.precision])
-    monkeypatch.setattr(compute, "choose_feature_precision", measure)
-    return calls
-
-
-def extract(backbone, pictures, root, **options):
-    options = {"compiling": "off", "batch_size": 8, **options}
-    return extract_pictures(
-        pictures, FrozenBackbone(backbone), find_taps(backbone), views_of(backbone), FeatureStore(root),
-        Compute(**options),
-    )  # fmt: skip
-
-
-def test_the_choice_is_remembered(measured, folder, tmp_path):
-    backbone, pictures = build(), pictures_of(folder)
-    first = extract(backbone, pictures, tmp_path)
-    assert first.precision.precision == "bf16"
-    assert measured == [32]
-    second = extract(backbone, pictures, tmp_path)
-    assert measured == [32]
-    assert second.computed == 0
-    assert second.precision.precision == "bf16"
-    assert second.precision.cosine == pytest.approx(first.precision.cosine)
-    assert "measured before" in second.precision.reason
-    for tap, rows in first.rows.items():
-        assert np.array_equal(second.rows[tap], rows)
-    extract(build(seed=1), pictures, tmp_path)  # other weights
-    assert measured == [32, 32]
-    assert extract(backbone, pictures, tmp_path, precision="32").computed == len(pictures)
-    assert measured == [32, 32]
-
-
-def test_the_choice_does_not_depend_on_the_number_of_threads(measured, folder, tmp_path, monkeypatch):
-    """Another --workers leaves another number of compute threads; the features must stay the ones that are kept."""
-    backbone, pictures = build(), pictures_of(folder)[:8]
-    torch.set_num_threads(1)
-    assert extract(backbone, pictures, tmp_path).precision.precision == "bf16"
-    torch.set_num_threads(2)
-    monkeypatch.setattr(engine, "_seconds", lambda which, images: 1.0)  # bf16 is no faster with this many
-    assert extract(backbone, pictures, tmp_path).computed == 0
-
-
-def test_no_readable_picture_to_try(measured, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    bad = [Picture(hashlib.sha256(b"no picture").hexdigest(), str(tmp_path / "bad.png"))]
-    result = extract(build(), bad, tmp_path / "store")
-    assert measured == []
-    assert result.precision.precision == "32"
-    assert list(result.failures) == [0]
-
-
-def test_bf16_features_are_close_and_as_good(folder, tmp_path):
-    backbone = build("transferkit/mini", size=48)
-    pictures = pictures_of(folder)
-    full, half = (extract(backbone, pictures, tmp_path, precision=p) for p in ("32", "bf16"))
-    (exact,), (rough,) = (tuple(each.rows.values()) for each in (full, half))
-    exact, rough = exact[0], rough[0]
-    assert rough.dtype == np.float32
-    assert not np.array_equal(exact, rough), "the rows are equal: bf16 was not used"
-    cosine = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
-    assert cosine.min() > COSINE
-    labels = np.array([picture.name.rsplit("/", 2)[1] for picture in pictures])
-    train = np.array(["/train/" in picture.name for picture in pictures])
-    scores = []
-    for rows in (exact, rough):
-        scaler = StandardScaler().fit(rows[train])
-        model = LogisticRegression(max_iter=1000).fit(scaler.transform(rows[train]), labels[train])
-        scores.append(model.score(scaler.transform(rows[~train]), labels[~train]))
-    count = (~train).sum()
-    assert abs(scores[0] - scores[1]) <= 1.96 * np.sqrt(scores[0] * (1 - scores[0]) / count + 1 / count**2)
-    assert scores[0] > 0.5

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from transferkit.features.engine.engine import COSINE, Engine
+from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import extract_features
+from transferkit.machine.precision import COSINE
 from transferkit.models.backbones.registry import create_backbone
 
 pytestmark = [

@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import json
 import os
+import re
 import shutil
 import signal
 
@@ -19,6 +21,7 @@ from transferkit.features.engine import compute
 from transferkit.features.extract import pictures
 from transferkit.features.extract.extract import extract_features, frozen_backbone, made_once
 from transferkit.features.store.store import FeatureStore
+from transferkit.machine import precision, timings
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.digest import state_digest
 
@@ -292,7 +295,14 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("interruptible")
+@pytest.fixture(params=["without bf16", pytest.param("with bf16", marks=pytest.mark.precision)])
+def processors(request):
+    """A processor without bf16, and one on which features are computed in it unasked."""
+    if request.param == "with bf16":
+        request.getfixturevalue("fast_bf16")
+
+
+@pytest.mark.usefixtures("interruptible", "processors")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
     """It comes while a picture is decoded; the chunk that was done is kept, and so are the batches before it."""
@@ -321,6 +331,7 @@ def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
     assert "computed  31" in told or "computed  29" in told
 
 
+@pytest.mark.usefixtures("processors")
 def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, monkeypatch):  # fault 71
     from transferkit.features.engine.network import FeatureNetwork
 
@@ -340,6 +351,26 @@ def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, m
     assert err.startswith("transferkit: error[store]: features of '")
     assert "000.png'" in err
     assert all(not each.manifest().shards for each in FeatureStore(tmp_path / "s").sets())
+
+
+@pytest.mark.precision
+def test_the_precision_is_chosen_once_for_every_verb_and_said(folder, tmp_path, capsys, fast_bf16, monkeypatch):
+    """The choice holds for the next process too, whatever the stopwatch would say there."""
+    store = tmp_path / "s"
+    words = ["--image-size", 32, "--store", store, "--compile", "off"]
+    status, out, _ = run(capsys, "features", "--data", folder, *words)
+    assert status == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("precision"))
+    assert re.fullmatch(r"precision bf16: a forward pass of 32 in bf16 is 4.00 times as fast .* cosine .*", line)
+    monkeypatch.setattr(timings, "_SESSION", {})
+    monkeypatch.setattr(precision, "compare", lambda full, half: 0.5)
+    table = extract_features(folder, image_size=32, store=store, compile="off", workers=0)
+    assert (table.facts["precision"], table.facts["computed"]) == ("bf16", 0)
+    assert line == f"precision bf16: {table.facts['precision_reason']}"
+    assert run(capsys, "probe", "--data", folder, *words, "--out", tmp_path / "run")[0] == 0
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["features"]
+    assert (facts["precision"], facts["computed"]) == ("bf16", 0)
+    assert facts["precision_reason"] == table.facts["precision_reason"]
 
 
 def test_the_number_of_workers_changes_no_row(folder, tmp_path, options):

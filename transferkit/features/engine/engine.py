@@ -1,8 +1,8 @@
 """The inference engine: a frozen backbone over batches of pictures, as fast as the machine runs it exactly enough.
 
 Always: inference mode, batch norm folded into convolutions, channels-last, one normalisation per batch, features left
-on the device until a chunk is done. Where the processor has bf16: autocast, if that is faster here and keeps every row
-within `COSINE` of fp32 eager. Where the number of pictures pays for it: `torch.compile` with frozen weights.
+on the device until a chunk is done. In bf16: autocast. Where the number of pictures pays for it: `torch.compile` with
+frozen weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,18 +20,11 @@ from torch.nn import functional
 from transferkit.core.text import first_line
 from transferkit.features.engine.network import FeatureNetwork, freeze_network
 from transferkit.features.engine.taps import Tap
-from transferkit.machine.device import cpu_has_bf16
+from transferkit.machine.precision import Precision
+from transferkit.machine.timings import Memory
 from transferkit.models.backbones.interface import Backbone
 
-__all__ = ["COMPILE_S", "COSINE", "GAIN", "Engine", "PrecisionChoice", "choose_feature_precision", "settled_precision"]
-
-Precision = Literal["32", "bf16"]
-
-COSINE = 0.9995
-"""Smallest cosine of a row in bf16 with the same row in fp32 eager for bf16 to be used unasked."""
-
-SPEED_UP = 1.15
-"""bf16 must be so much faster than fp32 to be used unasked."""
+__all__ = ["COMPILE_S", "GAIN", "Engine"]
 
 COMPILE_S = 30.0
 """Seconds that compiling is taken to cost until it has been measured here."""
@@ -46,69 +38,6 @@ TIMED_BATCHES = 10
 log = logging.getLogger("transferkit")
 
 
-@dataclass(frozen=True)
-class PrecisionChoice:
-    """The precision features are computed in, and what is known of its error.
-
-    Attributes:
-        precision: ``"32"`` or ``"bf16"``.
-        reason: For the log.
-        cosine: Smallest cosine with fp32 eager over the rows of the trial; ``None`` where nothing was tried.
-    """
-
-    precision: Precision
-    reason: str
-    cosine: float | None = None
-
-
-def settled_precision(wanted: str, device: str) -> PrecisionChoice | None:
-    """Return the precision where it needs no measurement; ``None`` where bf16 has to be tried."""
-    if wanted != "auto":
-        return PrecisionChoice("bf16" if wanted == "bf16" else "32", "as asked")
-    if device == "cpu" and not cpu_has_bf16():
-        return PrecisionChoice("32", "the processor has no bf16 arithmetic")
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return PrecisionChoice("32", "the GPU has no bf16 arithmetic")
-    if device == "mps":
-        return PrecisionChoice("32", "bf16 autocast is not complete on MPS")
-    return None
-
-
-def choose_feature_precision(
-    backbone: Backbone, taps: Sequence[Tap], images: Tensor, *, device: str
-) -> PrecisionChoice:
-    """Try bf16 on real pictures: it must be faster, and every row must point where fp32 eager's does.
-
-    Args:
-        backbone: The backbone.
-        taps: Where features are taken from.
-        images: ``(B, H, W, 3) uint8``, a few dozen real pictures.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
-    plain = freeze_network(backbone, taps, fold=False).to(device)
-    full, half = (Engine(backbone, taps, device=device, precision=p, compiling="off") for p in ("32", "bf16"))
-    with torch.inference_mode():
-        reference = plain(images.to(device))
-    cosine = min(
-        float(functional.cosine_similarity(ours, exact, dim=1).min())
-        for ours, exact in zip(half.rows(images), reference, strict=True)
-    )
-    seconds = {engine.precision: min(_seconds(engine, images) for _ in range(3)) for engine in (full, half)}
-    ratio = seconds["32"] / seconds["bf16"]
-    seen = f"bf16 is {ratio:.2f} times as fast as fp32 here, smallest cosine with fp32 {cosine:.6f}"
-    if ratio >= SPEED_UP and cosine >= COSINE:
-        return PrecisionChoice("bf16", seen, cosine)
-    return PrecisionChoice("32", f"{seen}; wanted {SPEED_UP} and {COSINE}", cosine)
-
-
-def _seconds(engine: Engine, images: Tensor) -> float:
-    started = time.perf_counter()
-    engine.rows(images)
-    if engine.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 class Engine:
     """A backbone ready to run.
 
@@ -119,13 +48,12 @@ class Engine:
         precision: ``"32"`` or ``"bf16"``.
         compiling: ``"on"``, ``"off"``, or ``"auto"``: when the pictures still to come pay for it.
         batch: Pictures per batch that compiled code is made for; smaller ones are padded, larger ones run without it.
-        gain: Compiled speed over eager speed, where it was measured before.
-        compile_s: Seconds that compiling took, likewise.
+        memory: Where it is remembered what compiling this network costs and gains; ``None`` for nowhere.
 
     Attributes:
         widths: Width of each tap's rows.
-        gain: As given, or as measured since.
-        compile_s: Likewise.
+        gain: Compiled speed over eager speed, as far as it is known.
+        compile_s: Seconds that compiling takes, likewise.
     """
 
     def __init__(
@@ -137,14 +65,15 @@ class Engine:
         precision: Precision = "32",
         compiling: Literal["auto", "on", "off"] = "auto",
         batch: int = 32,
-        gain: float = GAIN,
-        compile_s: float = COMPILE_S,
+        memory: Memory | None = None,
     ) -> None:
         self.device = device
         self.precision = precision
         self.compiling = compiling
-        self.gain, self.compile_s = gain, compile_s
-        self.measured = False  # whether gain and compile_s were measured by this engine
+        self._memory = memory
+        numbers = {} if memory is None else memory.recall()
+        self.gain = numbers.get("gain") or GAIN
+        self.compile_s = numbers.get("compile_s") or COMPILE_S
         self._network: FeatureNetwork = freeze_network(backbone, taps).to(device)
         self._compiled: FeatureNetwork | None = None
         self._batch = batch
@@ -240,7 +169,9 @@ class Engine:
             config.freezing = before
             remarks.setLevel(level)
         if eager is not None:
-            self.gain, self.measured = eager / min(seconds), True
+            self.gain = eager / min(seconds)
+            if self._memory is not None:
+                self._memory.remember({"gain": self.gain, "compile_s": self.compile_s})
             log.info("compiled in %.1f s: %.2f times as fast as eager", self.compile_s, self.gain)
             if self.gain <= 1.0 and self.compiling == "auto":
                 self.compiling = "off"

@@ -14,16 +14,14 @@ import torch
 from transferkit.core.errors import TrainingError
 from transferkit.data.batches.workers import worker_errors
 from transferkit.features.engine.compute import Compute, FrozenBackbone
-from transferkit.features.engine.engine import Engine, PrecisionChoice
+from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
-from transferkit.features.extract.pictures import EVALUATION, Job, Picture, PictureBatches, Views, load_pictures
+from transferkit.features.extract.pictures import Job, Picture, PictureBatches, Views, load_pictures
 from transferkit.features.extract.rows import KeptRows, Rows, specs
 from transferkit.features.store.store import FeatureStore
+from transferkit.machine.precision import PrecisionChoice
 
 __all__ = ["Extraction", "extract_pictures"]
-
-TRIAL_PICTURES = 32
-"""Pictures that bf16 is tried on."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,11 @@ def extract_pictures(
     distinct = {picture.sha256: picture for picture in pictures}
     unique = list(distinct.values())
     dataset = PictureBatches(unique, views, threads=compute.threads)
-
-    def trial() -> torch.Tensor:
-        return dataset.batch([Job(at, (EVALUATION,)) for at in range(min(TRIAL_PICTURES, len(unique)))]).images
-
-    memory = frozen.memory(taps, compute, store)
-    choice = frozen.choose_precision(taps, compute, memory, trial)
+    choice = frozen.choose_precision(taps, compute)
     kept = KeptRows(unique, views, specs(frozen, taps, views, choice.precision), store)
 
     def engine() -> Engine:
-        return frozen.engine(taps, choice.precision, compute, memory)
+        return frozen.engine(taps, choice.precision, compute)
 
     kept.allocate(kept.widths() or engine().widths)
     missing = kept.read(range(len(unique)))
@@ -98,8 +91,6 @@ def extract_pictures(
                 f"out of memory while extracting features in batches of {compute.batch} - pass a smaller batch size "
                 f"(such as {max(1, compute.batch // 2)}) or image size"
             ) from error
-        if engine().measured:
-            memory.remember(gain=engine().gain, compile_s=engine().compile_s)
     kept.touch()
     places = {sha256: place for place, sha256 in enumerate(distinct)}
     order = [places[picture.sha256] for picture in pictures]

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from transferkit.core.errors import StorageError, StoreError
-from transferkit.core.files import storage_errors
+from transferkit.core.files import storage_errors, user_cache
 from transferkit.core.locks import nearest_existing
 from transferkit.features.store.featureset import FeatureSet
 from transferkit.features.store.shards import NonFiniteFeatures, parse_state, read_state_bytes
@@ -33,12 +33,7 @@ class FeatureStore:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        if root is None:
-            base = os.environ.get("XDG_CACHE_HOME", "")
-            # The XDG specification has a relative path ignored.
-            cache = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-            root = cache / "transferkit" / "features"
-        self.root = Path(root)
+        self.root = user_cache() / "features" if root is None else Path(root)
 
     def open(self, spec: FeatureSpec) -> FeatureSet:
         """Return the set of a spec. Creates nothing before the first write."""

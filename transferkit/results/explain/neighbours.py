@@ -141,10 +141,7 @@ class TrainingNeighbours:
             self._places[row["sha256"]].append(at)
         # The same arithmetic as the training pictures', but never compiled, which would pad a lone picture to a batch.
         self._engine = frozen.engine(
-            taps,
-            extraction.precision.precision,
-            dataclasses.replace(compute, compiling="off"),
-            frozen.memory(taps, compute, kept_in),
+            taps, extraction.precision.precision, dataclasses.replace(compute, compiling="off")
         )
 
     def nearest(
