@@ -20,7 +20,7 @@ def test_others_stay_as_they_are(text):
 
 
 def test_what_is_written_reads_back(tmp_path):  # fault 28, fault 92
-    names = ["=x", "'quoted", "a,b", 'say "hi"', "two\nlines", "", "ä", "'=y"]
+    names = ["=x", "'quoted", "a,b", 'say "hi"', "two\nlines", "two\rreturns", "", "ä", "'=y"]
     path = tmp_path / "table.csv"
     path.write_text(csv_text([("name", "value"), *((name, number) for number, name in enumerate(names))]), "utf-8")
     assert read_csv(path) == [{"name": name, "value": str(number)} for number, name in enumerate(names)]

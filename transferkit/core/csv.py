@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transferkit.core.errors import StorageError
+from transferkit.core.text import valid_text
 
-__all__ = ["csv_text", "read_csv", "safe_cell"]
+__all__ = ["csv_lines", "csv_text", "read_csv", "safe_cell"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -21,21 +22,28 @@ def safe_cell(text: str) -> str:
     One goes before an apostrophe too, so that `read_csv` can take it off again. Bytes of file names that are no UTF-8
     become escapes.
     """
-    valid = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    valid = valid_text(text)
     return f"'{valid}" if valid.startswith((*_FORMULA, "'")) else valid
 
 
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV, the header among them; texts made safe, ``None`` empty, numbers as they are."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def csv_lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield rows as lines of CSV, the header among them; texts made safe, ``None`` empty, numbers as they are."""
     for row in rows:
-        writer.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
-    return text.getvalue()
+        line = io.StringIO()
+        # Python before 3.13 quotes no lone carriage return unless lines end with one, and reads it as the end of a row.
+        csv.writer(line, lineterminator="\r\n").writerow(
+            [safe_cell(cell) if isinstance(cell, str) else cell for cell in row]
+        )
+        yield f"{line.getvalue().removesuffix(chr(13) + chr(10))}\n"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as `csv_lines` yields them, in one text."""
+    return "".join(csv_lines(rows))
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Return the rows of a file that `csv_text` wrote, by column.
+    """Return the rows of a file of `csv_lines`, by column.
 
     Raises:
         StorageError: It cannot be read or is no such table.

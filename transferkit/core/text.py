@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["first_line", "visible"]
+__all__ = ["first_line", "valid_text", "visible"]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
@@ -17,6 +17,11 @@ def visible(text: str) -> str:
         if (char in _TURNING or unicodedata.category(char) in ("Cc", "Cs")) and char != "\n" else char
         for char in text
     )  # fmt: skip
+
+
+def valid_text(name: str) -> str:
+    """Return the name of a file or folder as text that can be written: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from transferkit.core.errors import BackboneError, ConfigError, DataError, Trans
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
 from transferkit.features.extract import pictures
-from transferkit.features.extract.extract import extract_features, frozen_backbone, made_once
+from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine import precision, timings
 from transferkit.models.backbones.registry import create_backbone
@@ -224,11 +224,11 @@ def test_random_weights_follow_the_seed(folder, options):
     """`seed` is documented as that of initialisation too: the next process must find the features again."""
     tables = []
     for _ in range(2):
-        made_once.cache_clear()  # as in another process
+        build_once.cache_clear()  # as in another process
         torch.rand(1)
         tables.append(extract_features(folder, weights="random", seed=3, **options))
     assert tables[1].facts["computed"] == 0
-    made_once.cache_clear()
+    build_once.cache_clear()
     assert extract_features(folder, weights="random", seed=4, **options).facts["computed"] == 45
 
 
@@ -344,7 +344,7 @@ def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, m
         return rows
 
     monkeypatch.setattr(FeatureNetwork, "forward", broken)
-    made_once.cache_clear()
+    build_once.cache_clear()
     words = ["--image-size", 32, "--store", tmp_path / "s", "--compile", "off"]
     status, _, err = run(capsys, "features", "--data", folder, *words)
     assert status == 7

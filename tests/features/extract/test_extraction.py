@@ -22,7 +22,7 @@ from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract import pictures
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.extract.pictures import Job, Picture, PictureBatches, Views, load_pictures
-from transferkit.features.extract.rows import KeptRows, specs
+from transferkit.features.extract.rows import StoredRows, specs
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.backbones.registry import create_backbone
 
@@ -416,7 +416,7 @@ def test_a_chunk_that_another_process_claims_is_left_to_it(shapes, backbone, sto
     """The claimed chunk comes last: the others first, then a wait, then what its holder left undone."""
     monkeypatch.setattr(compute, "CPU_CHUNK", 5)
     taps, views = find_taps(backbone), views_of(backbone)
-    other = KeptRows(shapes, views, specs(FrozenBackbone(backbone), taps, views, "32"), store)
+    other = StoredRows(shapes, views, specs(FrozenBackbone(backbone), taps, views, "32"), store)
     with contextlib.ExitStack() as held:
         assert held.enter_context(other.first.claim(other.keys(range(5)), wait=False))
 

@@ -433,7 +433,7 @@ def test_warnings_come_once(tmp_path, options):
 
     data = draw_folder(tmp_path / "data", per_class=6)
     shutil.copy(data / "circle" / "000.png", data / "square" / "copy.png")
-    extract.made_once.cache_clear()
+    extract.build_once.cache_clear()
     with pytest.warns(TransferkitWarning) as told:
         extract_features(data, allow_leaks=True, **options)
     texts = [str(warning.message) for warning in told]

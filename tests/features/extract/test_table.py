@@ -10,7 +10,7 @@ import pytest
 from transferkit.core.errors import ConfigError, StorageError
 from transferkit.core.records import ImageRecord
 from transferkit.data.index.index import ImageIndex
-from transferkit.features.extract.extract import table as module
+from transferkit.features.extract import table as module
 from transferkit.features.extract.table import FeatureTable, check_export
 
 LABELS = ["b", "a", "=cmd|' /C calc'!A0", "a", "b"]

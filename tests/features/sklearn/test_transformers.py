@@ -25,7 +25,7 @@ from sklearn.utils.validation import validate_data
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitError, TransferkitWarning
 from transferkit.data.images.decode import UnreadableImage, decode_image, image_pixels
 from transferkit.features.engine.engine import Engine
-from transferkit.features.extract.extract import extract_features, frozen_backbone, made_once
+from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
 from transferkit.features.sklearn import transformers as border
 from transferkit.features.sklearn.inputs import InputError, NotFitted, list_items, pixels_digest, read_items
@@ -417,7 +417,7 @@ def test_a_fitted_extractor_insists_on_its_weights(paths, tmp_path):
     rows = extractor.transform(paths)
     sent = pickle.dumps(extractor)
     np.testing.assert_array_equal(pickle.loads(sent).transform(paths), rows)
-    made_once.cache_clear()  # as in another process: random weights are others now
+    build_once.cache_clear()  # as in another process: random weights are others now
     with pytest.raises(BackboneError, match="is not the network that this extractor was fitted with"):
         pickle.loads(sent).transform(paths)
     assert not np.array_equal(extractor.fit(paths).transform(paths), rows)  # fitting again is the way out
@@ -429,7 +429,7 @@ def test_a_fitted_extractor_insists_on_its_weights(paths, tmp_path):
 def test_a_pickled_extractor_makes_its_network_anew(paths, tmp_path):
     extractor = FeatureExtractor(cache=tmp_path / "a", **SMALL).fit(paths)
     sent = pickle.dumps(extractor.set_params(cache=str(tmp_path / "b")))
-    made_once.cache_clear()
+    build_once.cache_clear()
     np.testing.assert_array_equal(pickle.loads(sent).transform(paths), extractor.transform(paths))
 
 
@@ -437,9 +437,9 @@ def test_clones_share_the_network_but_nothing_fitted(paths, tmp_path):
     extractor = FeatureExtractor(cache=tmp_path, **SMALL).fit(paths)
     copy = clone(extractor)
     assert copy.get_params() == extractor.get_params() and "n_features_out_" not in vars(copy)
-    before = made_once.cache_info().misses
+    before = build_once.cache_info().misses
     copy.fit(paths)
-    assert made_once.cache_info().misses == before
+    assert build_once.cache_info().misses == before
 
 
 def test_threads_of_the_process_are_left_alone(paths, tmp_path, monkeypatch):

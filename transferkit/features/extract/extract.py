@@ -32,10 +32,10 @@ from transferkit.options.features import FeatureOptions, FeaturesConfig
 from transferkit.options.fields import make_config
 
 __all__ = [
+    "build_once",
     "extract_features",
     "extract_table",
     "frozen_backbone",
-    "made_once",
     "make_compute",
     "make_views",
     "table_of",
@@ -103,7 +103,7 @@ def extract_table(
         progress=None if indexing is None else lambda done: indexing(done, total),
     )
 
-    def index(results: Sequence[ReadResult], skip_bad: bool) -> ImageIndex:
+    def build(results: Sequence[ReadResult], skip_bad: bool) -> ImageIndex:
         return build_index(
             folder,
             scan,
@@ -116,7 +116,7 @@ def extract_table(
             allow_leaks=config.allow_leaks,
         )
 
-    found = index(hashes, config.skip_bad)  # what is wrong with names, classes and splits is told before any work
+    index = build(hashes, config.skip_bad)  # what is wrong with names, classes and splits comes out before any work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(str(result.sha256), result.path) for result in readable]
     extraction = extract_pictures(
@@ -128,8 +128,8 @@ def extract_table(
             ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
             for result in hashes
         ]
-        found = index(reads, config.skip_bad)
-    return table_of(found, pictures, extraction, _facts(config, frozen, extraction))
+        index = build(reads, config.skip_bad)
+    return table_of(index, pictures, extraction, _facts(config, frozen, extraction))
 
 
 def frozen_backbone(
@@ -149,11 +149,11 @@ def frozen_backbone(
     file = Path(weights)
     facts = file.stat() if file.is_file() else None  # another file under the same name is another network
     stamp = None if facts is None else (facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size)
-    return made_once(name, weights, image_size, stamp, seed if weights == "random" else None)
+    return build_once(name, weights, image_size, stamp, seed if weights == "random" else None)
 
 
-@lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, finds its network compiled
-def made_once(
+@lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, has its network compiled
+def build_once(
     name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, ...] | None, seed: int | None
 ) -> FrozenBackbone:
     """Do what `frozen_backbone` says, for a weights file (by inode, times and size) that is the same as before."""

@@ -1,4 +1,4 @@
-"""Features of pictures through the store: what is kept is read, what is missing is computed once and kept.
+"""Features of pictures through the store: what it has is read, what is missing is computed once and written.
 
 Several processes may extract the same pictures at once: each chunk is computed by the one that claims it, the others
 go on with other chunks and read it afterwards.
@@ -17,11 +17,13 @@ from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
 from transferkit.features.extract.pictures import Job, Picture, PictureBatches, Views, load_pictures
-from transferkit.features.extract.rows import KeptRows, Rows, specs
+from transferkit.features.extract.rows import Rows, StoredRows, specs
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.precision import PrecisionChoice
 
 __all__ = ["Extraction", "extract_pictures"]
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def extract_pictures(
     store: FeatureStore,
     compute: Compute,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Extraction:
     """Return the features of pictures, computing only what the store has not.
 
@@ -59,120 +61,121 @@ def extract_pictures(
         frozen: The backbone.
         taps: Where features are taken.
         views: How pictures are shown.
-        store: Where features are kept.
+        store: Where features lie.
         compute: What to compute with.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
         DataError: A file is gone or has changed since it was hashed.
         StoreError: A feature is not finite; the message names the pictures.
-        StorageError: The disk is full or failing, or a decoding process was lost. What was computed before is kept.
+        StorageError: The disk is full or failing, or a decoding process was lost. What was computed before is stored.
         TrainingError: Memory ran out.
     """
     distinct = {picture.sha256: picture for picture in pictures}
     unique = list(distinct.values())
-    dataset = PictureBatches(unique, views, threads=compute.threads)
     choice = frozen.choose_precision(taps, compute)
-    kept = KeptRows(unique, views, specs(frozen, taps, views, choice.precision), store)
+    rows = StoredRows(unique, views, specs(frozen, taps, views, choice.precision), store)
 
     def engine() -> Engine:
         return frozen.engine(taps, choice.precision, compute)
 
-    kept.allocate(kept.widths() or engine().widths)
-    missing = kept.read(range(len(unique)))
+    rows.allocate(rows.widths() or engine().widths)
+    missing = rows.read(range(len(unique)))
     computed = 0
     if missing:
-        kept.require_space(missing)
+        rows.require_space(missing)
+        dataset = PictureBatches(unique, views, threads=compute.threads)
         try:
             with worker_errors():
-                computed = _compute(kept, missing, engine(), dataset, taps, compute, progress)
+                computed = _Computation(rows, engine(), dataset, compute, len(missing), progress).run(missing)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory while extracting features in batches of {compute.batch} - pass a smaller batch size "
                 f"(such as {max(1, compute.batch // 2)}) or image size"
             ) from error
-    kept.touch()
+    rows.touch()
     places = {sha256: place for place, sha256 in enumerate(distinct)}
     order = [places[picture.sha256] for picture in pictures]
     same = len(order) == len(unique)
     return Extraction(
-        rows={tap: rows if same else rows[:, order] for tap, rows in kept.rows.items()},
-        failures={at: kept.failures[place] for at, place in enumerate(order) if place in kept.failures},
+        rows={tap: each if same else each[:, order] for tap, each in rows.rows.items()},
+        failures={at: rows.failures[place] for at, place in enumerate(order) if place in rows.failures},
         computed=computed,
         precision=choice,
     )
 
 
-def _compute(
-    kept: KeptRows,
-    missing: dict[int, set[int]],
-    engine: Engine,
-    dataset: PictureBatches,
-    taps: Sequence[Tap],
-    compute: Compute,
-    progress: Callable[[int, int], None] | None,
-) -> int:
-    """Compute, chunk by chunk, what this process claims first; wait for the rest and read it. Return what was done."""
-    positions = list(missing)
-    size = max(1, compute.chunk // (dataset.views.count + 1))
-    chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
-    done = computed = 0
+class _Computation:
+    """The computing of what the store has not, chunk by chunk."""
 
-    def tell(pictures: int) -> None:
-        nonlocal done
-        done += pictures
-        if progress is not None:
-            progress(done, len(positions))
+    def __init__(
+        self,
+        rows: StoredRows,
+        engine: Engine,
+        dataset: PictureBatches,
+        compute: Compute,
+        total: int,
+        progress: Progress | None,
+    ) -> None:
+        self.rows = rows
+        self.engine = engine
+        self.dataset = dataset
+        self.compute = compute
+        self.total = total
+        self.progress = progress
+        self.done = self.computed = 0
 
-    stuck = False
-    while chunks:
-        busy: list[list[int]] = []
-        for chunk in chunks:
-            # Only when all that is left belongs to others is one of them waited for.
-            with kept.first.claim(kept.keys(chunk), wait=stuck and not busy) as mine:
-                if not mine:
-                    busy.append(chunk)
-                    continue
-                left = kept.read(chunk)  # another process may have been here meanwhile
-                tell(len(chunk) - len(left))
-                if left:
-                    unreadable = len(kept.failures)
-                    _compute_chunk(kept, left, engine, dataset, taps, compute, tell, len(positions) - done)
-                    computed += len(left) - (len(kept.failures) - unreadable)
-        stuck = len(busy) == len(chunks)
-        chunks = busy
-    return computed
+    def run(self, missing: dict[int, set[int]]) -> int:
+        """Compute what this process claims first; wait for the rest and read it. Return the pictures computed."""
+        positions = list(missing)
+        size = max(1, self.compute.chunk // (self.dataset.views.count + 1))
+        chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
+        stuck = False
+        while chunks:
+            busy: list[list[int]] = []
+            for chunk in chunks:
+                # Only when all that is left belongs to others is one of them waited for.
+                with self.rows.first.claim(self.rows.keys(chunk), wait=stuck and not busy) as mine:
+                    if mine:
+                        self._chunk(chunk)
+                    else:
+                        busy.append(chunk)
+            stuck = len(busy) == len(chunks)
+            chunks = busy
+        return self.computed
 
+    def _chunk(self, chunk: Sequence[int]) -> None:
+        missing = self.rows.read(chunk)  # another process may have been here meanwhile
+        self._advance(len(chunk) - len(missing))
+        if not missing:
+            return
+        jobs = [Job(position, tuple(sorted(views))) for position, views in missing.items()]
+        batches = load_pictures(
+            self.dataset,
+            jobs,
+            batch_size=self.compute.batch,
+            workers=self.compute.workers,
+            pin_memory=self.compute.device == "cuda",
+        )
+        places: list[tuple[int, int]] = []
+        parts: list[tuple[torch.Tensor, ...]] = []
+        failures: dict[int, str] = {}
+        try:
+            for batch in batches:
+                failures |= batch.failures
+                if batch.places:
+                    left = (self.total - self.done) * (self.dataset.views.count + 1)
+                    parts.append(self.engine.rows(batch.images, left=left))
+                    places += batch.places
+                pictures = len({position for position, _ in batch.places})
+                self.computed += pictures
+                self._advance(pictures + len(batch.failures))
+        finally:  # after Ctrl-C too: what is computed is stored
+            finished = sum(len(part[0]) for part in parts)
+            columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+            self.rows.add(places[:finished], columns, failures)
 
-def _compute_chunk(
-    kept: KeptRows,
-    wanted: dict[int, set[int]],
-    engine: Engine,
-    dataset: PictureBatches,
-    taps: Sequence[Tap],
-    compute: Compute,
-    tell: Callable[[int], None],
-    left: int,
-) -> None:
-    jobs = [Job(position, tuple(sorted(views))) for position, views in wanted.items()]
-    batches = load_pictures(
-        dataset, jobs, batch_size=compute.batch, workers=compute.workers, pin_memory=compute.device == "cuda"
-    )
-    places: list[tuple[int, int]] = []
-    made: list[tuple[torch.Tensor, ...]] = []
-    failed: dict[int, str] = {}
-    try:
-        for loaded in batches:
-            failed |= loaded.failures
-            if loaded.places:
-                made.append(engine.rows(loaded.images, left=left * (dataset.views.count + 1)))
-                places += loaded.places
-            pictures = len({position for position, _ in loaded.places}) + len(loaded.failures)
-            left -= pictures
-            tell(pictures)
-    finally:  # after Ctrl-C too: what is computed is kept
-        computed = {
-            tap: torch.cat([rows[number] for rows in made]).cpu().numpy() if made else kept.rows[tap][0, :0]
-            for number, tap in enumerate(taps)
-        }
-        kept.keep(places[: sum(len(rows[0]) for rows in made)], computed, failed)
+    def _advance(self, pictures: int) -> None:
+        self.done += pictures
+        if self.progress is not None:
+            self.progress(self.done, self.total)

@@ -23,7 +23,7 @@ from transferkit.features.extract.pictures import EVALUATION, Picture, Views
 from transferkit.features.store.spec import FeatureSpec, row_key
 from transferkit.features.store.store import FeatureSet, FeatureStore
 
-__all__ = ["KeptRows", "Rows", "specs"]
+__all__ = ["Rows", "StoredRows", "specs"]
 
 SLICE = 4096
 """Rows read at a time."""
@@ -33,14 +33,14 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of one set: some of the views at one tap."""
+    """Some of the views at one tap, and the set that they lie in."""
 
     tap: Tap
     views: tuple[int, ...]
-    kept: FeatureSet
+    stored: FeatureSet
 
 
-class KeptRows:
+class StoredRows:
     """Rows of distinct pictures, backed by a store.
 
     Args:
@@ -80,7 +80,7 @@ class KeptRows:
     @property
     def first(self) -> FeatureSet:
         """The set that stands for all: work is claimed here, and unreadable pictures are recorded here."""
-        return self._parts[0].kept
+        return self._parts[0].stored
 
     def keys(self, positions: Iterable[int]) -> list[bytes]:
         """Return the evaluation keys of some pictures."""
@@ -88,7 +88,7 @@ class KeptRows:
 
     def widths(self) -> tuple[int, ...] | None:
         """Return the widths of the taps, or ``None`` where the store does not know them all."""
-        known = [part.kept.width() for part in self._parts if part.views == (EVALUATION,)]
+        known = [part.stored.width() for part in self._parts if part.views == (EVALUATION,)]
         return tuple(width for width in known if width is not None) if None not in known else None
 
     def allocate(self, widths: Sequence[int]) -> None:
@@ -111,45 +111,46 @@ class KeptRows:
         """
         missing: dict[int, set[int]] = {}
         for start in range(0, len(positions), SLICE):  # a second copy of all rows at once would double the memory
-            missing |= self._read_some(positions[start : start + SLICE])
+            missing |= self._read_slice(np.asarray(positions[start : start + SLICE], dtype=np.int64))
         return dict(sorted(missing.items()))
 
-    def _read_some(self, positions: Sequence[int]) -> dict[int, set[int]]:
-        chosen = np.asarray(positions, dtype=np.int64)
-        known = self.first.failures(self.keys(chosen))
-        self.failures |= {int(chosen[at]): reason for at, reason in known.items()}
+    def _read_slice(self, positions: npt.NDArray[np.int64]) -> dict[int, set[int]]:
+        unreadable = self.first.failures(self.keys(positions))
+        self.failures |= {int(positions[at]): reason for at, reason in unreadable.items()}
         missing: defaultdict[int, set[int]] = defaultdict(set)
         for part in self._parts:
             for view in part.views:
-                found = np.empty((len(chosen), self.rows[part.tap].shape[-1]), dtype=np.float32)
-                absent = part.kept.read([self._keys[view][position] for position in chosen], found)
-                there = np.ones(len(chosen), dtype=bool)
-                there[absent] = False
-                self.rows[part.tap][view, chosen[there]] = found[there]
-                for position in chosen[absent].tolist():
+                rows = np.empty((len(positions), self.rows[part.tap].shape[-1]), dtype=np.float32)
+                absent = part.stored.read([self._keys[view][position] for position in positions], rows)
+                present = np.ones(len(positions), dtype=bool)
+                present[absent] = False
+                self.rows[part.tap][view, positions[present]] = rows[present]
+                for position in positions[absent].tolist():
                     if position not in self.failures:
                         missing[position].add(view)
         return missing
 
-    def keep(self, places: Sequence[tuple[int, int]], computed: dict[Tap, Rows], failed: dict[int, str]) -> None:
+    def add(self, places: Sequence[tuple[int, int]], columns: Sequence[Rows], failures: dict[int, str]) -> None:
         """Put computed rows in their places, and into the store if it can be written.
 
         Args:
             places: Position and view of each row.
-            computed: ``(len(places), D) float32`` by tap.
-            failed: Reason by position, of pictures that turned out to be unreadable.
+            columns: ``(len(places), D) float32`` of each tap; none where there are no rows.
+            failures: Reason by position, of pictures that turned out to be unreadable.
 
         Raises:
             StoreError: A row is not finite.
             StorageError: The disk is full or failing.
         """
-        self.failures |= failed
-        failures = dict(zip(self.keys(failed), failed.values(), strict=True))
+        self.failures |= failures
+        unreadable = dict(zip(self.keys(failures), failures.values(), strict=True))
+        computed = dict(zip(self.rows, columns, strict=True)) if columns else {}
         for part in self._parts:
             mine = [at for at, (_, view) in enumerate(places) if view in part.views]
-            new = computed[part.tap][mine]
+            new = computed.get(part.tap, self.rows[part.tap][EVALUATION, :0])[mine]
             for at, row in zip(mine, new, strict=True):
-                self.rows[part.tap][places[at][1], places[at][0]] = row
+                position, view = places[at]
+                self.rows[part.tap][view, position] = row
             odd = [places[mine[at]][0] for at in np.flatnonzero(~np.isfinite(new).all(axis=1))]
             if odd:
                 raise StoreError(
@@ -159,7 +160,7 @@ class KeptRows:
                 )
             if self._writable():
                 keys = [self._keys[places[at][1]][places[at][0]] for at in mine]
-                part.kept.add(keys, new, failures if part.kept is self.first else {})
+                part.stored.add(keys, new, unreadable if part.stored is self.first else {})
 
     def require_space(self, missing: dict[int, set[int]]) -> None:
         """Refuse to start what the disk has no room for. Raises `StorageError`."""
@@ -170,7 +171,7 @@ class KeptRows:
     def touch(self) -> None:
         """Mark the sets as used now."""
         for part in self._parts:
-            part.kept.touch()
+            part.stored.touch()
 
     def _writable(self) -> bool:
         writable = self.first.writable

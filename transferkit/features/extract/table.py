@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.csv import csv_lines
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.core.records import ImageRecord
+from transferkit.core.text import valid_text
 from transferkit.data.index.index import ImageIndex
 
 __all__ = ["EXPORTS", "FeatureTable", "check_export"]
 
 EXPORTS = (".npz", ".parquet", ".csv")
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class FeatureTable:
 
     def _columns(self) -> dict[str, list[str]]:
         return {
-            "path": [_text(record.path) for record in self.records],
-            "label": [_text(record.label) for record in self.records],
+            "path": [valid_text(record.path) for record in self.records],
+            "label": [valid_text(record.label) for record in self.records],
             "split": [record.split for record in self.records],
             "sha256": [record.sha256 for record in self.records],
         }
@@ -127,12 +127,11 @@ class FeatureTable:
 
     def _write_csv(self, path: Path) -> None:
         columns = self._columns()
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-            writer = csv.writer(stream)  # ends lines as RFC 4180 does, and so quotes a lone carriage return in a name
-            writer.writerow([*columns, *(f"f{number}" for number in range(self.X.shape[1]))])
-            for facts, row in zip(zip(*columns.values(), strict=True), self.X, strict=True):
-                # The shortest decimals that read back as the same float32.
-                writer.writerow([*map(_not_a_formula, facts), *map(str, row)])
+        header = (*columns, *(f"f{number}" for number in range(self.X.shape[1])))
+        # A float32 is written in the shortest decimals that read back as it.
+        rows = ((*facts, *row) for *facts, row in zip(*columns.values(), self.X, strict=True))
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            stream.writelines(csv_lines(chain((header,), rows)))
 
 
 def check_export(path: Path) -> None:
@@ -155,13 +154,3 @@ def check_export(path: Path) -> None:
             importlib.import_module("pyarrow.parquet")
         except ModuleNotFoundError as error:
             raise ConfigError(f"--out {path}: Parquet needs pyarrow - pip install pyarrow, or use .npz") from error
-
-
-def _text(name: str) -> str:
-    """Return a file or folder name as valid text: bytes that are no UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _not_a_formula(text: str) -> str:
-    """Keep a spreadsheet from running a name as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
