@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transferkit.features.extract import extraction
+from transferkit.features.extract.rows import StoredRows
 from transferkit.features.store.store import FeatureStore
 
 
@@ -82,13 +82,13 @@ def test_options_of_gc_belong_to_gc(command, tmp_path):
 
 @pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "SIGINT"), (SystemExit, 143, "SIGTERM")])
 def test_stopped_in_the_middle(folder, tmp_path, command, monkeypatch, stop, status, name):
-    compute = extraction._compute_chunk
+    add = StoredRows.add
 
     def stopped(*args):
-        compute(*args)
+        add(*args)
         raise stop
 
-    monkeypatch.setattr(extraction, "_compute_chunk", stopped)
+    monkeypatch.setattr(StoredRows, "add", stopped)
     words = ["features", "--data", folder, "--image-size", 32, "--store", tmp_path / "s"]
     code, _, err = command(*words)
     assert code == status

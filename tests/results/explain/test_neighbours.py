@@ -16,7 +16,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.results.explain.explain import neighbours
+from transferkit.results.explain import neighbours
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.predict.model import Predictor
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.features.extract import extraction
+from transferkit.features.extract.rows import StoredRows
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
@@ -259,13 +259,13 @@ def test_killed_right_after_the_probe_is_resumable(solving, monkeypatch):
 
 
 def test_stopped_while_extracting_leaves_no_run_and_keeps_the_features(solving, monkeypatch):
-    compute_chunk = extraction._compute_chunk
+    add = StoredRows.add
 
     def interrupted(*args):
-        compute_chunk(*args)
+        add(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extraction, "_compute_chunk", interrupted)
+    monkeypatch.setattr(StoredRows, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(**{**solving, "probe_views": 0})
     monkeypatch.undo()
