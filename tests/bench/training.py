@@ -32,9 +32,11 @@ from transferkit.machine.precision import choose_training_precision
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.loop.recorder import RunRecorder
+from transferkit.training.loop.trainer import in_order
 from transferkit.training.plan.phases import Phase
 
 
@@ -137,12 +139,13 @@ def our_epoch(
     with tempfile.TemporaryDirectory() as out:
         schedule = PhaseSchedule([Phase("finetune", epochs=1)])
         clock = Clock()
-        keeper = RunKeeper(Path(out), schedule, monitor="train_loss", patience=None, flag=SignalFlag())
+        selection = Selection("train_loss", higher_is_better=False, patience=None)
+        recorder = RunRecorder(Path(out), module, schedule, selection, SignalFlag())
         trainer = L.Trainer(
             accelerator=accelerator, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=[schedule, keeper, clock], plugins=[AtomicCheckpointIO()], max_epochs=1, gradient_clip_val=1.0,
-            limit_train_batches=options.images // options.batch_size, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out,
+            callbacks=in_order(schedule, [], [clock], recorder), plugins=[AtomicCheckpointIO()], max_epochs=1,
+            gradient_clip_val=1.0, limit_train_batches=options.images // options.batch_size, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out,
         )  # fmt: skip
         trainer.fit(module.to(memory_format=torch.channels_last), datamodule=data)
     shares.append(1 - clock.work / clock.seconds)

@@ -1,5 +1,6 @@
 """Small trainings with the parts of `finetune` but without its command, for tests that look into single steps."""
 
+import os
 import signal
 
 import lightning as L
@@ -7,10 +8,15 @@ import lightning as L
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.training.craft.ema import EMA
+from transferkit.training.head.solve import SolvedProbe, soften_head
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.loop.recorder import RunRecorder
+from transferkit.training.loop.trainer import in_order
+from transferkit.training.ranks.parallel import statistics
 
 STEPS = 6
 """An epoch: 24 training pictures of the fixture `folder`, 4 a batch."""
@@ -26,36 +32,47 @@ def make_module(seed=0, **options):
     return TransferModule(create_backbone("test_resnet", weights="random", image_size=32), 3, **options)
 
 
-class StopAt(L.Callback):
-    """Raises the flag during an optimizer step, counted from 1, as a signal handler would."""
+class SignalAt(L.Callback):
+    """Sends this process a signal during an optimizer step, counted from 1; `finetune` catches it."""
 
-    def __init__(self, flag, step):
-        self.flag, self.step = flag, step
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step + 1 == self.step:
-            self.flag.received = signal.SIGTERM
+            os.kill(os.getpid(), self.number)
 
 
-def train(
-    run, data, phases, *callbacks, module=None, checkpoint=None, stop_at=None, figures=None, solved=False, **options
-):
-    """Train as `finetune` does; the callbacks come after the keeper. Returns the module and the keeper.
+def solve_and_soften(module, logit_std):
+    """Take the head of a module for one that was solved, with logits of this deviation, and soften it for training."""
+    solved = SolvedProbe(
+        {"val_acc": 0.9, "val_loss": 0.0, "time_s": 0.0, "logit_std": logit_std},
+        {name: tensor.clone() for name, tensor in module.head.state_dict().items()},
+    )
+    soften_head(module.head, logit_std)
+    return solved
 
-    A callback that needs the schedule is given as a function of it.
+
+def train(run, data, phases, *callbacks, module=None, checkpoint=None, stop_at=None, solved=None, **options):
+    """Train as `finetune` does. Returns the module and the recorder.
+
+    A callback that needs the schedule is given as a function of it. `solved` is of a first phase that was solved.
     """
     run.mkdir(exist_ok=True)
     flag = SignalFlag()
-    schedule = PhaseSchedule(phases, solved=solved)
-    keeper = RunKeeper(run, schedule, monitor="val_loss", patience=None, flag=flag)
-    if figures is not None:
-        keeper.begin_with("probe", figures)
+    schedule = PhaseSchedule(phases, solved=solved is not None)
     module = make_module() if module is None else module
     made = [callback if isinstance(callback, L.Callback) else callback(schedule) for callback in callbacks]
+    own = [statistics, *(callback.statistics for callback in made if isinstance(callback, EMA))]
+    selection = Selection("val_loss", higher_is_better=False, patience=None)
+    recorder = RunRecorder(run, module, schedule, selection, flag, own)
+    if solved is not None:
+        recorder.begin_with("probe", solved.figures, solved.head)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, callbacks=[schedule, keeper, *made, StopAt(flag, stop_at)],
+        accelerator="cpu", max_epochs=-1, callbacks=in_order(schedule, made, [SignalAt(stop_at)], recorder),
         plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return module, keeper
+    with flag.installed():
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return module, recorder

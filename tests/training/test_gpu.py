@@ -1,11 +1,11 @@
 """On a GPU: the same contract, bf16, channels-last, fused optimizer, pinned memory, and no host sync in a step."""
 
 import json
-import signal
 
 import lightning as L
 import pytest
 import torch
+from small_runs import SignalAt
 
 from transferkit.cli.job import finetune
 from transferkit.cli.main import main
@@ -16,7 +16,6 @@ from transferkit.models.module import TransferModule
 from transferkit.results.predict.model import load
 from transferkit.training.checks.selftest import compare_traces
 from transferkit.training.checks.trace import Trace
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase
 
@@ -101,21 +100,13 @@ def test_no_option_makes_a_step_wait(on_gpu, tmp_path, craft):
     assert set(guard.seen) == {("cuda", True)}
 
 
-def test_resume(monkeypatch, on_gpu, tmp_path):  # fault 47
+def test_resume(on_gpu, tmp_path):  # fault 47
     """Kernels of a GPU add in any order, so the same to rounding, while batches and LRs are the same exactly."""
     options = {**on_gpu, "precision": "32", "drop_rate": 0.3, "mixup": 0.2, "ema": 0.9, "workers": 0}
     whole = finetune(**options, out=tmp_path / "whole", callbacks=[Trace(tmp_path / "whole.trace")])
-    original = RunKeeper.on_train_batch_start
-
-    def patched(self, trainer, *rest):
-        original(self, trainer, *rest)
-        if trainer.global_step == 8:
-            self.flag.received = signal.SIGTERM
-
     trace = Trace(tmp_path / "halves.trace")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(RunKeeper, "on_train_batch_start", patched)
-        finetune(**options, out=tmp_path / "halves", callbacks=[trace])
+    with pytest.raises(Interrupted):
+        finetune(**options, out=tmp_path / "halves", callbacks=[trace, SignalAt(9)])
     halves = finetune(out=tmp_path / "halves", resume=True, quiet=True, callbacks=[trace])
     assert compare_traces(tmp_path / "halves.trace", tmp_path / "whole.trace") == []
     assert halves.metrics["val"]["loss"] == pytest.approx(whole.metrics["val"]["loss"], rel=1e-2)

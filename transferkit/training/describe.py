@@ -29,7 +29,8 @@ from transferkit.runs.measure import Outputs, measure_splits, network_outputs, w
 from transferkit.show.plots import plot_history
 from transferkit.training.finishing import finish_weights, measure_snapshots
 from transferkit.training.loop.checkpoints import load_checkpoint, newest_checkpoint
-from transferkit.training.loop.keeper import BEFORE_TRAINING, RunKeeper
+from transferkit.training.loop.early_stop import BEFORE_TRAINING
+from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.plan.options import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import Phase, Plan
 
@@ -139,15 +140,16 @@ def write_results(
     machine: Machine,
     data: ImageData,
     module: TransferModule,
-    keeper: RunKeeper,
+    recorder: RunRecorder,
     measured_splits: Sequence[str],
 ) -> dict[str, Any]:
     """Take the best epoch's weights, measure them, write the product; `metrics.json` last: it marks a complete run."""
-    if keeper.history:  # else the solved head is all there is, and the module has it
-        module.load_state_dict(load_checkpoint(keeper.best)["state_dict"])
+    history, selection = recorder.history, recorder.selection
+    if history.rows:  # else the solved head is all there is, and the module has it
+        module.load_state_dict(load_checkpoint(recorder.checkpoints.best)["state_dict"])
     started = time.perf_counter()
     device = device_of(machine.accelerator)
-    told = finish_weights(run, config, data, module, keeper.schedule.phases, device)
+    told = finish_weights(run, config, data, module, recorder.schedule.phases, device)
     outputs: dict[str, Outputs] = {}
     for split in measured_splits:
         if data.index.split(split):
@@ -162,44 +164,45 @@ def write_results(
         told["snapshots"] = measure_snapshots(run, config, data, module, device, splits=measured_splits)
     save_model(run, module.cpu(), calibration=calibration)
     write_predictions(run / "predictions.csv", module.task, rows)
-    if keeper.history:
+    if history.rows:
         plan = _read_json(run / "plan.json")
-        plot_history(keeper.history, plan, run / "curves.png", best_epoch=keeper.best_epoch, solved=keeper.solved)
-    keeper.write_history()
-    phases: list[dict[str, Any]] = [] if keeper.solved is None else [{"epochs": 0, **keeper.solved}]
-    for name in dict.fromkeys(str(row["phase"]) for row in keeper.history):
-        epochs = [row for row in keeper.history if row["phase"] == name]
+        plot_history(history.rows, plan, run / "curves.png", best_epoch=selection.best_epoch, solved=history.solved)
+    history.write()
+    phases: list[dict[str, Any]] = [] if history.solved is None else [{"epochs": 0, **history.solved}]
+    for name in dict.fromkeys(str(row["phase"]) for row in history.rows):
+        epochs = [row for row in history.rows if row["phase"] == name]
         final = {key: epochs[-1].get(key) for key in ("train_loss", "train_acc", "val_loss", "val_acc", "images_per_s")}
-        phases.append({"name": name, "epochs": len(epochs), "time_s": keeper.phase_seconds[name], **final})
+        phases.append({"name": name, "epochs": len(epochs), "time_s": history.phase_seconds[name], **final})
     metrics = {
         **measured,
-        "selection": _selection(keeper, tested="test" in outputs),
+        "selection": _selection(recorder, tested="test" in outputs),
         **told,
         "phases": phases,
-        "time_s": sum(keeper.phase_seconds.values()) + time.perf_counter() - started,
+        "time_s": sum(history.phase_seconds.values()) + time.perf_counter() - started,
         "environment": {**versions(), "device": device_name(device), **dataclasses.asdict(machine)},
     }
     write_json(run / "metrics.json", metrics)
     return metrics
 
 
-def _selection(keeper: RunKeeper, *, tested: bool) -> dict[str, Any]:
+def _selection(recorder: RunRecorder, *, tested: bool) -> dict[str, Any]:
     """Say what was chosen on which split, for whoever reads the figures of that split."""
     unseen = "; test was not looked at before" if tested else ""
-    if not keeper.history:
+    if not recorder.history.rows:
         note = f"nothing was chosen on val: the regularisation was cross-validated inside train{unseen}"
         return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
-    before = keeper.best_epoch == BEFORE_TRAINING
-    on_val = keeper.monitor.startswith("val")
+    chosen_by = recorder.selection
+    before = chosen_by.best_epoch == BEFORE_TRAINING
+    on_val = chosen_by.monitor.startswith("val")
     chosen = (
         "the epoch was chosen on val, so val is optimistic" if on_val else "the epoch was chosen by the training loss"
     )
     return {
-        "monitor": keeper.monitor,
-        "epoch": None if before else keeper.best_epoch,
-        "kept": "the solved probe" if before else f"epoch {keeper.best_epoch}",
+        "monitor": chosen_by.monitor,
+        "epoch": None if before else chosen_by.best_epoch,
+        "kept": "the solved probe" if before else f"epoch {chosen_by.best_epoch}",
         "note": chosen + unseen,
-        "stopped_early": keeper.stopped_early,
+        "stopped_early": chosen_by.stopped_early,
     }
 
 

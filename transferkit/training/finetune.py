@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
 from transferkit.features.store.store import FeatureStore
+from transferkit.models.heads import LinearHead
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
 from transferkit.show.progress import counting_bar, progress_console
@@ -21,9 +22,9 @@ from transferkit.show.words import print_summary, read_metrics
 from transferkit.training.batch_size import choose_batch_size, halved
 from transferkit.training.checks.checks import check_overfit
 from transferkit.training.describe import describe_run, resume_point, write_results
-from transferkit.training.head.solve import SolvedProbe, solve_probe
+from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
 from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import fit, is_out_of_memory, quiet_lightning
 from transferkit.training.lr.finder import LRSearch
 from transferkit.training.lr.start import find_start
@@ -110,10 +111,11 @@ def _run(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequen
         on_first(describe_run, run, config, ready.data, ready.module, ready.phases)
         if search is not None:
             save_search(search, run)
+        _soften(ready, solved)
         flag = SignalFlag()
         with flag.installed(), quiet_lightning():
-            keeper, config, ready = _fit(run, config, ready, checkpoint, flag, solved, callbacks, shrinks=shrinks)
-        metrics = on_first(write_results, run, config, ready.machine, ready.data, ready.module, keeper, measured)
+            recorder, config, ready = _fit(run, config, ready, checkpoint, flag, solved, callbacks, shrinks=shrinks)
+        metrics = on_first(write_results, run, config, ready.machine, ready.data, ready.module, recorder, measured)
         if not config.quiet:
             print_summary(run)
     return Run(run, metrics)
@@ -134,7 +136,14 @@ def _solve(config: FinetuneConfig, ready: Prepared) -> SolvedProbe:
     figures, head = on_first(lambda: ({**solved.figures, "computed": computed}, ready.module.head.state_dict()))
     ready.module.head.load_state_dict(head)
     log.info("probe solved in %.1f s: val accuracy %s", figures["time_s"], figures["val_acc"])
-    return SolvedProbe(figures)
+    return SolvedProbe(figures, {name: tensor.clone() for name, tensor in head.items()})
+
+
+def _soften(ready: Prepared, solved: SolvedProbe | None) -> None:
+    """Take the confidence off a solved head, so that what is trained with it is not thrown off by large gradients."""
+    if solved is not None and any(phase.epochs for phase in ready.phases):
+        assert isinstance(ready.module.head, LinearHead)
+        soften_head(ready.module.head, solved.figures["logit_std"])
 
 
 def _find_start(
@@ -156,11 +165,11 @@ def _fit(
     callbacks: Sequence[Callback],
     *,
     shrinks: bool,
-) -> tuple[RunKeeper, FinetuneConfig, Prepared]:
+) -> tuple[RunRecorder, FinetuneConfig, Prepared]:
     """Train; after out-of-memory go on with half the batch and twice the accumulation, where the size was ours."""
     while True:
         try:
-            keeper = fit(run, config, ready, checkpoint=checkpoint, flag=flag, solved=solved, callbacks=callbacks)
+            recorder = fit(run, config, ready, checkpoint=checkpoint, flag=flag, solved=solved, callbacks=callbacks)
         except TrainingError as error:
             if not (shrinks and is_out_of_memory(error) and ready.data.batch_size > 1):
                 raise
@@ -169,6 +178,7 @@ def _fit(
             ready = prepare(config, quiet=config.quiet, fresh=checkpoint is None)
             if checkpoint is None and solved is not None:
                 solved = _solve(config, ready)
+                _soften(ready, solved)
             describe_run(run, config, ready.data, ready.module, ready.phases)
         else:
-            return keeper, config, ready
+            return recorder, config, ready

@@ -1,12 +1,12 @@
 """Activations at the freeze boundary: computed once a phase, the same training; used only where that is true."""
 
 import logging
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import SignalAt
 from torch import nn
 
 from transferkit.core.errors import Interrupted
@@ -15,7 +15,6 @@ from transferkit.models.boundary import Boundary, last_frozen_stage
 from transferkit.models.module import TransferModule
 from transferkit.training.craft import activations as kept_activations
 from transferkit.training.finetune import finetune
-from transferkit.training.loop.keeper import RunKeeper
 
 TOP = [{"name": "top", "epochs": 3, "train": ["head", "layer4"], "lr": 1e-3}]
 
@@ -64,21 +63,11 @@ def test_the_same_training_with_the_frozen_part_run_once(top, prefix_pictures):
     assert prefix_pictures.count(1) < 9
 
 
-def test_a_resume_equals_an_undisturbed_run(top, monkeypatch):  # fault 52
+def test_a_resume_equals_an_undisturbed_run(top):  # fault 52
     whole = finetune(**top)
-    after, steps = RunKeeper.on_train_batch_end, []
-
-    def stop(self, *args):
-        steps.append(1)
-        if len(steps) == 5:
-            self.flag.received = signal.SIGTERM
-        after(self, *args)
-
-    monkeypatch.setattr(RunKeeper, "on_train_batch_end", stop)
     other = f"{top['out']}-stopped"
     with pytest.raises(Interrupted):
-        finetune(**{**top, "out": other})
-    monkeypatch.undo()
+        finetune(callbacks=[SignalAt(5)], **{**top, "out": other})
     resumed = finetune(out=other, resume=True, quiet=True)
     expected = weights(whole.path)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed.path).items())

@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_runs import SignalAt
 
 from transferkit.cli.main import main
-from transferkit.core.errors import ConfigError, TrainingError
+from transferkit.core.errors import ConfigError, Interrupted, TrainingError
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.losses import balanced_class_weights
 from transferkit.options.fields import make_config
@@ -19,8 +20,6 @@ from transferkit.training.craft.interpolation import load_start
 from transferkit.training.craft.snapshots import snapshot_paths
 from transferkit.training.finetune import finetune
 from transferkit.training.loop.checkpoints import load_checkpoint
-from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.trainer import fit, quiet_lightning
 from transferkit.training.setup import prepare
 
 SGDR = {"name": "sgdr", "cycle_epochs": 1}
@@ -243,30 +242,14 @@ def test_momentum_cycles_and_comes_back(quick, tmp_path):
     assert {betas for epoch, betas in seen if epoch == 2} == {(0.9, 0.999)}
 
 
-def test_plateau_goes_by_validation_and_survives_a_resume(quick, tmp_path, monkeypatch):
+def test_plateau_goes_by_validation_and_survives_a_resume(quick, tmp_path):
     schedule = {"name": "plateau", "gamma": 0.5, "patience": 0, "threshold": 0.5}  # hardly ever enough of a gain
     options = {**quick, "phases": "finetune", "epochs": 4, "schedule": schedule}
     run = finetune(**options, out=tmp_path / "run").path
     lrs = [float(line.split(",")[3]) for line in (run / "history.csv").read_text().splitlines()[1:]]
     assert lrs[-1] < lrs[0]
-    config = make_config(FinetuneConfig, {**options, "out": str(tmp_path / "part")})
-    ready = prepare(config, quiet=True)
-    from transferkit.core.errors import Interrupted
-    from transferkit.training.describe import describe_run
-    from transferkit.training.loop.keeper import RunKeeper
-
-    original = RunKeeper.on_train_epoch_end
-
-    def stop(self, trainer, module):
-        self.flag.received = 15 if trainer.current_epoch == 1 else None
-        original(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunKeeper, "on_train_epoch_end", stop)
-        (tmp_path / "part").mkdir()
-        describe_run(tmp_path / "part", config, ready.data, ready.module, ready.phases)
-        with quiet_lightning(), pytest.raises(Interrupted):
-            fit(tmp_path / "part", config, ready, flag=SignalFlag())
+    with pytest.raises(Interrupted):
+        finetune(callbacks=[SignalAt(12)], **options, out=tmp_path / "part")
     finetune(out=tmp_path / "part", resume=True, quiet=True)
     again = (tmp_path / "part" / "history.csv").read_text().splitlines()
     drop = [line.rsplit(",", 1)[0] for line in again]

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from small_runs import STEPS, make_data, make_module, train
+from small_runs import STEPS, make_data, make_module, solve_and_soften, train
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,8 +71,8 @@ def test_decays_out_of_range_are_refused(decay):
 def watched(folder, tmp_path_factory):
     """One run over all phases: its directory, what was written down, the module afterwards."""
     run, watch, ema = tmp_path_factory.mktemp("ema") / "run", Watch(), EMA(0.5)
-    module, keeper = fit(run, make_data(folder), ema, watch)
-    return run, watch, module, keeper
+    module, recorder = fit(run, make_data(folder), ema, watch)
+    return run, watch, module, recorder
 
 
 def test_the_average_is_the_recursion_written_out(watched):
@@ -135,7 +135,7 @@ def test_training_itself_is_as_without(watched, folder, tmp_path):
 
 
 def test_the_checkpoints_hold_the_average_and_the_weights_beside_it(watched, folder):  # fault 86
-    run, watch, module, keeper = watched
+    run, watch, module, recorder = watched
     last, best = (load_checkpoint(run / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
     assert all(last["state_dict"][name].equal(tensor) for name, tensor in watch.averages[-1].items())
     weights = watch.after[-1][2]
@@ -143,7 +143,7 @@ def test_the_checkpoints_hold_the_average_and_the_weights_beside_it(watched, fol
     # after `fit` the module has the average
     assert all(tensor.equal(last["state_dict"][name]) for name, tensor in module.state_dict().items())
     # the best epoch's figures are those of the state dict that is saved for it
-    row = keeper.history[keeper.best_epoch]
+    row = recorder.history.rows[recorder.selection.best_epoch]
     module.load_state_dict(best["state_dict"])
     data = make_data(folder)
     probs, targets = predictions_of(module, data.evaluation_loader("val"))
@@ -158,7 +158,7 @@ def test_resume_is_exact(watched, folder, tmp_path, step):  # fault 52
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         fit(run, make_data(folder), EMA(0.5), stop_at=step)
-    _, keeper = fit(run, make_data(folder), EMA(0.5), checkpoint=run / "checkpoints" / "last.ckpt")
+    _, recorder = fit(run, make_data(folder), EMA(0.5), checkpoint=run / "checkpoints" / "last.ckpt")
     for name in ("last.ckpt", "best.ckpt"):
         ours, theirs = (load_checkpoint(one / "checkpoints" / name) for one in (run, reference))
         assert ours["transferkit_ema"]["updates"] == theirs["transferkit_ema"]["updates"]
@@ -168,8 +168,8 @@ def test_resume_is_exact(watched, folder, tmp_path, step):  # fault 52
         ):
             assert mine.keys() == other.keys()
             assert [key for key in mine if not mine[key].equal(other[key])] == []
-    rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in keeper.history]
-    assert rows == [{k: v for k, v in row.items() if k != "images_per_s"} for row in expected.history]
+    rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in recorder.history.rows]
+    assert rows == [{k: v for k, v in row.items() if k != "images_per_s"} for row in expected.history.rows]
 
 
 def test_the_comparison_can_fail(watched, folder, tmp_path):
@@ -187,9 +187,9 @@ def test_it_starts_from_the_softened_head(folder, tmp_path):
     with torch.no_grad():
         module.head.linear.weight.mul_(100)
     solved = module.head.linear.weight.detach().clone()
-    figures = {"val_acc": 0.9, "val_loss": 0.0, "time_s": 0.0, "logit_std": 3.0}
     phases = [Phase("all", epochs=1, lr=1e-3, schedule=Constant())]
-    fit(tmp_path / "run", make_data(folder), EMA(0.9), watch, module=module, figures=figures, phases=phases)
+    probe = solve_and_soften(module, 3.0)
+    fit(tmp_path / "run", make_data(folder), EMA(0.9), watch, module=module, solved=probe, phases=phases)
     softened, after = solved * 0.1, watch.after[0][2]["head.linear.weight"]
     torch.testing.assert_close(watch.averages[0]["head.linear.weight"], 0.1 * softened + 0.9 * after)
     # the solved head, which was best, is kept as it was solved
@@ -253,6 +253,7 @@ class Syncs(TorchDispatchMode):
 class Between:
     """A Trainer between two steps."""
 
+    world_size = 1
     global_step = 1
 
 

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
-from small_runs import STEPS, make_data, make_module, train
+from small_runs import STEPS, make_data, make_module, solve_and_soften, train
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.models.figures.classification import classification_metrics
@@ -32,7 +32,7 @@ PHASES = [
 
 def fit(run, data, *callbacks, phases=PHASES, **options):
     keep = partial(KeepStart, run)
-    return train(run, data, phases, keep, *callbacks, solved=True, **options)[0]
+    return train(run, data, phases, keep, *callbacks, **options)[0]
 
 
 class AtBatch(L.Callback):
@@ -188,9 +188,8 @@ def test_a_solved_head_is_kept_as_it_was_softened(folder, tmp_path):
     with torch.no_grad():
         module.head.linear.weight.mul_(100)
     solved = module.head.linear.weight.detach().clone()
-    figures = {"val_acc": 0.9, "val_loss": 0.0, "time_s": 0.0, "logit_std": 3.0}
     phases = [Phase("probe", epochs=0, train="head", solve=True), Phase("all", epochs=1, schedule=Constant())]
-    fit(tmp_path / "run", make_data(folder), module=module, phases=phases, figures=figures)
+    fit(tmp_path / "run", make_data(folder), module=module, phases=phases, solved=solve_and_soften(module, 3.0))
     assert load_start(tmp_path / "run")["head.linear.weight"].equal(solved * 0.1)
 
 

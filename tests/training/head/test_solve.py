@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from small_runs import SignalAt
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.data.batches.datamodule import ImageData
@@ -22,7 +22,6 @@ from transferkit.models.module import TransferModule
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 from transferkit.training.head.solve import START_STD, soften_head, solve_head, training_rows
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase, check_phases, make_phases
 from transferkit.training.plan.presets import preset_phases
@@ -216,22 +215,11 @@ def history(run):
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
-def test_a_resume_equals_an_undisturbed_run(solving, monkeypatch, stop_at):  # fault 52
+def test_a_resume_equals_an_undisturbed_run(solving, stop_at):  # fault 52
     whole = finetune(**solving)
     other = {**solving, "out": f"{solving['out']}-stopped"}
-    steps = []
-    after = RunKeeper.on_train_batch_end
-
-    def stop(self, trainer, *args):
-        steps.append(1)
-        if len(steps) == stop_at:
-            self.flag.received = signal.SIGTERM
-        after(self, trainer, *args)
-
-    monkeypatch.setattr(RunKeeper, "on_train_batch_end", stop)
     with pytest.raises(Interrupted):
-        finetune(**other)
-    monkeypatch.undo()
+        finetune(callbacks=[SignalAt(stop_at)], **other)
     resumed = finetune(out=other["out"], resume=True, quiet=True, store=solving["store"])
     assert history(resumed.path) == history(whole.path)
     assert resumed.metrics["val"] == whole.metrics["val"]

@@ -8,10 +8,7 @@ import time
 
 import pytest
 
-from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.keeper import RunKeeper
-from transferkit.training.loop.phase_schedule import PhaseSchedule
-from transferkit.training.plan.phases import Phase
+from transferkit.training.loop.interruption import Interruption, SignalFlag
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -48,22 +45,17 @@ def test_a_second_signal_ends_at_once():  # fault 47
     assert process.returncode == 143
 
 
-def asked_while_signalled(keeper, flag, monkeypatch):
-    """Ask all processes; this one's signal arrives while they are asked, too late for the answer."""
+def test_a_signal_that_comes_while_the_others_are_asked_is_told_next_time(monkeypatch):  # fault 47
+    flag = SignalFlag()
+    interruption = Interruption(flag)
 
     def agree(*numbers):
-        flag.received = signal.SIGTERM
+        flag.received = signal.SIGTERM  # too late for the answer
         return numbers
 
     with monkeypatch.context() as patch:
-        patch.setattr("transferkit.training.loop.keeper.agree", agree)
-        return keeper._wish(2, 10)
-
-
-def test_a_signal_that_comes_while_the_others_are_asked_is_told_next_time(monkeypatch, tmp_path):  # fault 47
-    flag = SignalFlag()
-    keeper = RunKeeper(tmp_path, PhaseSchedule([Phase("all", 1)]), monitor="val_loss", patience=None, flag=flag)
-    assert asked_while_signalled(keeper, flag, monkeypatch) is None
+        patch.setattr("transferkit.training.loop.interruption.agree", agree)
+        assert interruption.signal_after(10, processes=2) is None
     assert flag.received == signal.SIGTERM
-    assert keeper._wish(2, 10) is None  # not yet
-    assert keeper._wish(2, 10**6) == signal.SIGTERM
+    assert interruption.signal_after(10, processes=2) is None  # not asked for yet
+    assert interruption.signal_after(10**6, processes=2) == signal.SIGTERM

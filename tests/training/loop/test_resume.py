@@ -3,18 +3,17 @@
 import csv
 import errno
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import SignalAt
 
 from transferkit.core.errors import CheckpointError, Interrupted, StorageError, TransferkitWarning
 from transferkit.machine.device import choose_workers
 from transferkit.training.finetune import finetune
 from transferkit.training.loop import checkpoints as checkpoint
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase
 
@@ -46,46 +45,30 @@ def reference(options, tmp_path_factory):
     return finetune(**options, out=tmp_path_factory.mktemp("reference") / "run").path
 
 
-def signal_at(monkeypatch, step):
-    """Raise the flag during optimizer step `step` (from 1), as a signal handler would."""
-    original = RunKeeper.on_train_batch_start
-
-    def patched(self, trainer, *rest):
-        original(self, trainer, *rest)
-        if trainer.global_step + 1 == step:
-            self.flag.received = signal.SIGTERM
-
-    monkeypatch.setattr(RunKeeper, "on_train_batch_start", patched)
-
-
-def interrupt(monkeypatch, options, out, step):
-    with monkeypatch.context() as patch:
-        signal_at(patch, step)
-        with pytest.raises(
-            Interrupted, match=r"stopped by SIGTERM; saved .*last\.ckpt - go on with --resume"
-        ) as caught:
-            finetune(**options, out=out)
+def interrupt(options, out, step):
+    """Stop a run in a step, counted from 1."""
+    message = r"stopped by SIGTERM; saved .*last\.ckpt - go on with --resume"
+    with pytest.raises(Interrupted, match=message) as caught:
+        finetune(callbacks=[SignalAt(step)], **options, out=out)
     assert caught.value.exit_status == 143
 
 
 @pytest.mark.parametrize("position", [0.5, 1.0, 1.5, 2.0, 2.5])  # in epochs; 1.0 is the phase boundary
-def test_resume_is_exact(monkeypatch, options, reference, tmp_path, position):  # fault 47, fault 52, fault 53
+def test_resume_is_exact(options, reference, tmp_path, position):  # fault 47, fault 52, fault 53
     per_epoch = int(rows(reference)[0]["step"])
     step = max(1, round(position * per_epoch))
-    interrupt(monkeypatch, options, tmp_path / "run", step)
+    interrupt(options, tmp_path / "run", step)
     assert not (tmp_path / "run" / "metrics.json").exists()
     finetune(out=tmp_path / "run", resume=True, quiet=True)
     assert_same_result(tmp_path / "run", reference)
 
 
-def test_resume_twice_is_exact(monkeypatch, options, reference, tmp_path):  # fault 52
+def test_resume_twice_is_exact(options, reference, tmp_path):  # fault 52
     out = tmp_path / "run"
     per_epoch = int(rows(reference)[0]["step"])
-    interrupt(monkeypatch, options, out, per_epoch + 2)
-    with monkeypatch.context() as patch:
-        signal_at(patch, per_epoch + 4)
-        with pytest.raises(Interrupted):
-            finetune(out=out, resume=True, quiet=True)
+    interrupt(options, out, per_epoch + 2)
+    with pytest.raises(Interrupted):
+        finetune(callbacks=[SignalAt(per_epoch + 4)], out=out, resume=True, quiet=True)
     finetune(out=out, resume=True, quiet=True)
     assert_same_result(out, reference)
 
@@ -112,9 +95,9 @@ def test_a_finished_run_is_left_alone(reference):  # fault 57
 
 
 @pytest.fixture
-def half(monkeypatch, options, tmp_path):
+def half(options, tmp_path):
     """A run that was stopped in the middle of its last phase."""
-    interrupt(monkeypatch, options, tmp_path / "run", 12)
+    interrupt(options, tmp_path / "run", 12)
     return tmp_path / "run"
 
 

@@ -47,7 +47,6 @@ class KeptActivations(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """At the first epoch of a phase in this process, compute what it can keep."""
         plan = self.schedule.plan
-        assert plan is not None
         assert isinstance(pl_module, TransferModule)
         index = plan.phase_at(running_epoch(trainer))
         if index == self._phase:

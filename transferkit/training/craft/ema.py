@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.freezing import frozen_modules
+from transferkit.training.ranks.parallel import average, statistics
 
 __all__ = ["EMA", "decay_at"]
 
@@ -79,6 +80,11 @@ class EMA(Callback):
         """The average itself, by name in the module's state dict: what learns, and nothing else."""
         return dict(self._average)
 
+    def statistics(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the averages of what each of several processes measures of its own pictures, by name."""
+        own = statistics(module)
+        return {f"ema {name}": tensor for name, tensor in self._average.items() if name in own}
+
     # ---- state ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -127,10 +133,12 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average, where the optimizer took a step."""
+        """Update the average, where the optimizer took a step; before validation it becomes one for all processes."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
             self._update()
+        if trainer.world_size > 1 and batch_idx + 1 >= trainer.num_training_batches:
+            average(self.statistics(pl_module).values())
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the average."""

@@ -165,8 +165,7 @@ def _measure(probs: Tensor, targets: Tensor) -> tuple[float, float]:
 class KeepStart(Callback):
     """Saves backbone and head as the first phase that trains more than the head begins, to interpolate from.
 
-    That is the probe, where one comes first. Its head is saved as training takes it up: softened, where it was solved,
-    which `RunKeeper` does when training starts and this callback waits for.
+    That is the probe, where one comes first. Its head is saved as training takes it up: softened, where it was solved.
 
     The file is `checkpoints/start.safetensors`. It is written once: a resumed run keeps the one that is there, and
     where it is missing or damaged after fine-tuning has begun, the run stops, for nothing could bring it back.
@@ -186,7 +185,6 @@ class KeepStart(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look up where fine-tuning begins."""
-        assert self.schedule.plan is not None
         self._first = _first_wide_epoch(self.schedule.plan)
 
     def on_train_batch_start(

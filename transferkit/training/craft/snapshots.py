@@ -150,7 +150,6 @@ class Snapshots(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the weights where a cycle ended."""
         plan = self.schedule.plan
-        assert plan is not None
         assert isinstance(pl_module, TransferModule)
         index = plan.phase_at(trainer.current_epoch)
         phase = plan.phases[index]

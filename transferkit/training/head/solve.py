@@ -47,9 +47,11 @@ class SolvedProbe:
     Attributes:
         figures: Plain values for `metrics.json`: how the regularisation was chosen, ``train_acc``, ``val_acc``,
             ``val_loss`` (``None`` without a validation split), seconds, pictures computed, precision of the features.
+        head: State of the head as it was solved.
     """
 
     figures: Mapping[str, Any]
+    head: Mapping[str, torch.Tensor]
 
     @property
     def seconds(self) -> float:
@@ -135,7 +137,7 @@ def solve_probe(
         "logit_std": float(probe.linear.logits(train.X).std()),
         "time_s": time.perf_counter() - started,
     }
-    return SolvedProbe(figures)
+    return SolvedProbe(figures, {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
 
 
 def split_features(

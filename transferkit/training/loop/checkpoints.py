@@ -7,23 +7,71 @@ tells a damaged file from a whole one without a second file that could go missin
 from __future__ import annotations
 
 import pickle
+import shutil
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from transferkit import __version__
-from transferkit.core.errors import CheckpointError
+from transferkit.core.errors import CheckpointError, Interrupted, StorageError
 from transferkit.core.files import storage_errors, write_atomically
 
-__all__ = ["FORMAT", "AtomicCheckpointIO", "load_checkpoint", "newest_checkpoint", "verify_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "load_checkpoint",
+    "newest_checkpoint",
+    "verify_checkpoint",
+]
 
 FORMAT = 1
 """Grows when an older transferkit can no longer read what a newer one writes."""
 
 KEY = "transferkit"
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest one, and a copy of the one of the best epoch.
+
+    Args:
+        run: The run directory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.last = run / "checkpoints" / "last.ckpt"
+        self.best = run / "checkpoints" / "best.ckpt"
+
+    def save(self, trainer: L.Trainer, *, best: bool = False) -> None:
+        """Write `last.ckpt`. All processes call it, the first one writes.
+
+        Args:
+            trainer: Whose state is saved.
+            best: Whether it is also the best so far.
+
+        Raises:
+            StorageError: The run directory has vanished, or the disk is full or read-only.
+        """
+        if trainer.is_global_zero and not self.run.is_dir():
+            raise StorageError(f"{self.run}: the run directory has vanished - leave it alone while it is written to")
+        trainer.save_checkpoint(self.last, weights_only=False)
+        if best and trainer.is_global_zero:
+            write_atomically(self.best, lambda temporary: _copy(self.last, temporary))
+
+    def interrupted(self, signum: int) -> Interrupted:
+        """Return the error of a training that a signal stopped after its state was saved."""
+        name = signal.Signals(signum).name
+        return Interrupted(f"stopped by {name}; saved {self.last} - go on with --resume --out {self.run}", signum)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -24,7 +24,7 @@ class FiniteLoss(Callback):
     """Looks at the loss of every batch, where that costs nothing: on the CPU, in a run of one process.
 
     On a GPU every step would wait for the device; there, and among several processes, the epoch's mean is looked at,
-    by `RunKeeper`.
+    by `RunRecorder`.
 
     Args:
         last: The newest checkpoint, for the message.

@@ -62,11 +62,18 @@ class PhaseSchedule(Callback):
     def __init__(self, phases: Sequence[Phase], *, solved: bool = False) -> None:
         self.phases = tuple(phases)
         self.solved = solved
-        self.plan: Plan | None = None
+        self._plan: Plan | None = None
         self._values: dict[int, list[float]] = {}
         self._applied: int | None = None
         self._frozen_digest: str | None = None
         self._cycles = False
+
+    @property
+    def plan(self) -> Plan:
+        """What happens when, with the length of an epoch. Raises `TrainingError` before a Trainer has begun to fit."""
+        if self._plan is None:
+            raise TrainingError("PhaseSchedule has no plan before `fit` - use it as a callback of a Trainer")
+        return self._plan
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the phases against the module's groups and bound the fit."""
@@ -98,8 +105,8 @@ class PhaseSchedule(Callback):
         """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
         module = _transfer_module(pl_module)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        self.plan = Plan(self.phases, module.group_names(), steps).given(self._values)
-        self._cycles = any(self.plan.momentum(self.plan.first_epoch(number) * steps) is not None
+        plan = self._plan = Plan(self.phases, module.group_names(), steps).given(self._values)
+        self._cycles = any(plan.momentum(plan.first_epoch(number) * steps) is not None
                            for number, phase in enumerate(self.phases) if phase.epochs)  # fmt: skip
         self._applied = None
         self._enter(trainer, module)
@@ -112,7 +119,7 @@ class PhaseSchedule(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set every group's LR for this step."""
-        plan = self._plan()
+        plan = self.plan
         step = running_epoch(trainer) * plan.steps_per_epoch + batch_idx // trainer.accumulate_grad_batches
         apply_lrs(trainer.optimizers[0], plan.lrs(step))
         if self._cycles:
@@ -133,12 +140,12 @@ class PhaseSchedule(Callback):
         name = next((name for name in WATCHED if name in trainer.callback_metrics), None)
         if name is None:
             return
-        plan = self._plan()
+        plan = self.plan
         index = plan.phase_at(trainer.current_epoch)
         epoch = trainer.current_epoch - plan.first_epoch(index)
         values = [*self._values.get(index, [])[:epoch], float(trainer.callback_metrics[name])]
         self._values[index] = values
-        self.plan = plan.given(self._values)
+        self._plan = plan.given(self._values)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that schedules went by, and the phases that they belong to."""
@@ -165,7 +172,7 @@ class PhaseSchedule(Callback):
         self._audit(_transfer_module(pl_module))
 
     def _enter(self, trainer: L.Trainer, module: TransferModule) -> None:
-        plan = self._plan()
+        plan = self.plan
         index = plan.phase_at(running_epoch(trainer))
         if index == self._applied:
             return
@@ -183,11 +190,6 @@ class PhaseSchedule(Callback):
                 "to - is another callback changing the model? Remove it, and run the phase again"
             )
         self._frozen_digest = None
-
-    def _plan(self) -> Plan:
-        if self.plan is None:
-            raise TrainingError("PhaseSchedule has no plan before `fit` - use it as a callback of a Trainer")
-        return self.plan
 
 
 def running_epoch(trainer: L.Trainer) -> int:

@@ -91,7 +91,6 @@ class PhaseProgress(Callback):
 
     def _open(self, trainer: L.Trainer) -> None:
         plan = self.schedule.plan
-        assert plan is not None
         epoch = running_epoch(trainer)
         index = plan.phase_at(epoch)
         phase = plan.phases[index]
@@ -113,7 +112,6 @@ class PhaseProgress(Callback):
 
     def _batches_done(self, trainer: L.Trainer, batches: int) -> int:
         plan = self.schedule.plan
-        assert plan is not None
         epoch = running_epoch(trainer)
         before = epoch - plan.first_epoch(plan.phase_at(epoch))
         return int(before * trainer.num_training_batches + batches)

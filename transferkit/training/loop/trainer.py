@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from transferkit.core.errors import ConfigError, TrainingError
 from transferkit.data.batches.workers import worker_errors
@@ -25,12 +25,13 @@ from transferkit.training.craft.l2sp import L2SP
 from transferkit.training.craft.snapshots import Snapshots
 from transferkit.training.head.solve import SolvedProbe
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.finite import FiniteLoss
 from transferkit.training.loop.interruption import SignalFlag
-from transferkit.training.loop.keeper import RunKeeper
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.progress import PhaseProgress
-from transferkit.training.ranks.parallel import world
+from transferkit.training.loop.recorder import RunRecorder
+from transferkit.training.ranks.parallel import statistics, world
 from transferkit.training.ranks.strategies import SyncNorms, make_environment, make_strategy
 from transferkit.training.setup import Prepared
 
@@ -46,8 +47,8 @@ def fit(
     flag: SignalFlag,
     solved: SolvedProbe | None = None,
     callbacks: Sequence[Callback] = (),
-) -> RunKeeper:
-    """Train through all phases; return what was kept.
+) -> RunRecorder:
+    """Train through all phases; return what was recorded.
 
     Args:
         run: The run directory.
@@ -67,12 +68,19 @@ def fit(
     data, module, phases, machine = ready.data, ready.module, ready.phases, ready.machine
     schedule = PhaseSchedule(phases, solved=True)
     monitor = config.monitor if data.index.split("val") else "train_loss"
-    keeper = RunKeeper(run, schedule, monitor=monitor, patience=config.patience, flag=flag)
+    figure = monitor.partition("_")[2]
+    if monitor.startswith("val_") and figure not in ("loss", *module.task.objective.watched):
+        module.watch(figure)
+    higher_is_better = module.task.objective.monitors[figure]
+    selection = Selection(monitor, higher_is_better=higher_is_better, patience=config.patience)
+    ema = None if config.ema is None else EMA(config.ema)
+    own = (statistics,) if ema is None else (statistics, ema.statistics)
+    recorder = RunRecorder(run, module, schedule, selection, flag, own)
     if solved is not None:
-        keeper.begin_with(phases[0].name, solved.figures)
+        recorder.begin_with(phases[0].name, solved.figures, solved.head)
     epochs = sum(phase.epochs for phase in phases)
     if not epochs:
-        return keeper  # the solved probe is all there is
+        return recorder  # the solved probe is all there is
     module.to(memory_format=torch.channels_last)
     processes = config.devices * config.num_nodes
     if processes != world():
@@ -89,7 +97,7 @@ def fit(
         max_epochs=epochs,
         gradient_clip_val=config.clip,
         accumulate_grad_batches=config.accumulate,
-        callbacks=[schedule, keeper, FiniteLoss(keeper.last), *_craft(run, config, schedule, ready), *callbacks],
+        callbacks=in_order(schedule, _craft(run, config, schedule, ready, ema), callbacks, recorder),
         plugins=plugins,
         default_root_dir=run / "lightning",  # never made: nothing in it (hpc_ckpt_*) can be taken for a checkpoint
         use_distributed_sampler=False,  # ours know the ranks
@@ -99,7 +107,9 @@ def fit(
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if data.index.split("val") else 0,
     )
-    if processes > 1:  # every step would ask rank 0 for SIGTERM, and wait for the device: RunKeeper does it more seldom
+    if (
+        processes > 1
+    ):  # every step would ask rank 0 for SIGTERM, and wait for the device: RunRecorder does it more seldom
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     try:
         with worker_errors():
@@ -111,16 +121,38 @@ def fit(
             f"out of memory at batch size {data.batch_size} - try --batch-size {max(1, data.batch_size // 2)}, or "
             "a smaller --image-size; --batch-size auto finds one that fits"
         ) from error
-    return keeper
+    return recorder
 
 
-def _craft(run: Path, config: FinetuneConfig, schedule: PhaseSchedule, ready: Prepared) -> list[Callback]:
+def in_order(
+    schedule: PhaseSchedule, craft: Sequence[Callback], callbacks: Sequence[Callback], recorder: RunRecorder
+) -> list[Callback]:
+    """Return the callbacks of a run in the order in which they run. Lightning's own rules leave it as it is.
+
+    The phase first, which the others look up; a loss that is not finite before anything is made of the step; what the
+    options add, each of which may change weights; the caller's; then the recorder, which saves what came of all of
+    them. Callbacks of the caller's that are Lightning's `Checkpoint` come last, where Lightning has them.
+
+    Args:
+        schedule: Enters phases.
+        craft: What the options ask for.
+        callbacks: The caller's.
+        recorder: Saves.
+    """
+    own = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    return [schedule, FiniteLoss(recorder.checkpoints.last), *craft, *own, recorder, *checkpoints]
+
+
+def _craft(
+    run: Path, config: FinetuneConfig, schedule: PhaseSchedule, ready: Prepared, ema: EMA | None
+) -> list[Callback]:
     """Return the callbacks that the options ask for."""
     found: list[Callback] = []
     if config.l2_sp is not None:
         found.append(L2SP(config.l2_sp))
-    if config.ema is not None:
-        found.append(EMA(config.ema))
+    if ema is not None:
+        found.append(ema)
     if config.snapshots:
         found.append(Snapshots(run, schedule))
     if config.interpolate:

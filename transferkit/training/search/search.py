@@ -32,7 +32,7 @@ from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.finetune import finetune
 from transferkit.training.head.solve import split_features, training_rows
 from transferkit.training.head.train import train_head_on_features
-from transferkit.training.loop.keeper import RunKeeper
+from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
 from transferkit.training.schedules.schedules import simulate
@@ -204,7 +204,7 @@ class TrialReport(Callback):
         """Tell what a solved probe has reached."""
         if not trainer.limit_val_batches:
             raise DataError(NO_VAL)
-        solved = next((keeper.solved for keeper in trainer.callbacks if isinstance(keeper, RunKeeper)), None)  # type: ignore[attr-defined]
+        solved = next((item.history.solved for item in trainer.callbacks if isinstance(item, RunRecorder)), None)  # type: ignore[attr-defined]
         if solved is not None:
             self._tell(float(solved[self.monitor]), 0)
 

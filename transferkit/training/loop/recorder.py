@@ -1,0 +1,183 @@
+"""`RunRecorder`: what happens after every epoch of a run, in one order, and the clean stop after a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from transferkit.machine.random import random_state, restore_random_state
+from transferkit.models.module import TransferModule
+from transferkit.training.loop.checkpoints import Checkpoints
+from transferkit.training.loop.early_stop import BEFORE_TRAINING, Selection
+from transferkit.training.loop.finite import require_finite
+from transferkit.training.loop.history import History
+from transferkit.training.loop.interruption import Interruption, SignalFlag
+from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.ranks.own_state import OwnState
+from transferkit.training.ranks.parallel import gather, on_first, require_equal, statistics
+
+__all__ = ["RunRecorder"]
+
+
+class RunRecorder(Checkpoint):
+    """After each epoch, in this order: a row of history, the best epoch, early stopping, the checkpoints.
+
+    It is the last callback of a run, so that a checkpoint holds what the others have made of the epoch. It is a
+    `Checkpoint` because Lightning calls those after the module's own hook, which logs the figures of training.
+
+    Args:
+        run: The run directory.
+        module: What is trained.
+        schedule: The callback that knows the plan.
+        selection: Chooses the best epoch.
+        flag: Set by signals.
+        own: Give by name what each of several processes measures on its own pictures in the course of an epoch.
+
+    Attributes:
+        history: Rows and times.
+        selection: The best epoch.
+        checkpoints: The files.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        module: TransferModule,
+        schedule: PhaseSchedule,
+        selection: Selection,
+        flag: SignalFlag,
+        own: Sequence[Callable[[nn.Module], Mapping[str, Tensor]]] = (statistics,),
+    ) -> None:
+        self.schedule = schedule
+        self.selection = selection
+        self.history = History(run / "history.csv")
+        self.checkpoints = Checkpoints(run)
+        self._module = module
+        self._interruption = Interruption(flag)
+        self._own = OwnState(module, own)
+        self._solved_head: Mapping[str, Tensor] = {}
+        self._random: dict[str, Any] | None = None
+        self._resumed = False
+        self._saves_solved = False
+
+    def begin_with(self, phase: str, figures: Mapping[str, Any], head: Mapping[str, Tensor]) -> None:
+        """Take a solved first phase into account: its weights are the first candidate for the best.
+
+        Args:
+            phase: Its name.
+            figures: What came of it, with ``val_acc``, ``val_loss`` and ``time_s``.
+            head: State of the head as it was solved; the module's own has been softened for training.
+        """
+        self.history.begin_with(phase, figures)
+        self._solved_head = head
+
+    # ---- state ------------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint holds this state: under the name that it has had since the first release."""
+        return "RunKeeper"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs; Lightning puts it into every checkpoint."""
+        return {**self.history.state_dict(), **self.selection.state_dict(), "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of an earlier process; the random generators follow when training starts."""
+        self.history.load_state_dict(state_dict)
+        self.selection.load_state_dict(state_dict)
+        self._random = state_dict["random"]
+        self._resumed = True
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put in what every process has of its own; the rest is the same everywhere, and the first one's is saved."""
+        self._own.save(trainer, checkpoint)
+        if self._saves_solved:
+            checkpoint["state_dict"].update({f"head.{name}": tensor for name, tensor in self._solved_head.items()})
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find what this process had of its own."""
+        self._own.load(trainer, checkpoint)
+
+    # ---- hooks ------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; a run that had stopped early stays stopped; a new one is saved before its first step.
+
+        The random generators of a process that is being continued come back last.
+        """
+        self._interruption.begin()
+        random = self._own.restore(trainer, self._random)
+        if not self._resumed:
+            self._save_start(trainer)
+        self.history.start_clock(self._pictures())
+        if self.selection.stopped_early:
+            trainer.should_stop = True
+        if random is not None:  # now, because the first batch may be mixed by them before any other hook
+            restore_random_state(random)
+        self._random = None
+
+    def _save_start(self, trainer: L.Trainer) -> None:
+        """Save what training starts from, so that a run can be resumed whenever it ends; a solved head is the best."""
+        solved, monitor = self.history.solved, self.selection.monitor
+        if solved is not None and monitor in solved:
+            self.selection.offer(solved[monitor], BEFORE_TRAINING)
+            self._saves_solved = True
+            self.checkpoints.save(trainer, best=True)
+            self._saves_solved = False
+        self.checkpoints.save(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.history.start_clock()
+        self._interruption.start_epoch()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after a signal, between two steps. The last step of an epoch is left to the end of the epoch."""
+        if batch_idx + 1 >= trainer.num_training_batches:
+            self.history.end_training(self._pictures(), trainer.world_size)
+            return
+        steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        signum = None if rest else self._interruption.signal_after(steps, trainer.world_size)
+        if signum is not None:
+            loss = sum(gather(float(self._module.train_sums()[0].item())))
+            require_finite(loss, "train_loss", trainer, self.checkpoints.last)
+            plan = self.schedule.plan
+            self.history.add_time(plan.phases[plan.phase_at(trainer.current_epoch)].name)
+            self.checkpoints.save(trainer)
+            raise self.checkpoints.interrupted(signum)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the epoch down and decide whether to go on."""
+        # Decisions follow from these values: were they not the same everywhere, processes would wait for each other.
+        values = on_first(lambda: {name: float(value) for name, value in trainer.callback_metrics.items()})
+        for name in ("train_loss", "val_loss"):
+            if name in values:
+                require_finite(values[name], name, trainer, self.checkpoints.last)
+        plan, epoch = self.schedule.plan, trainer.current_epoch
+        phase = plan.phase_at(epoch)
+        self.history.add_time(plan.phases[phase].name)
+        self.history.add_row(plan, epoch, values)
+        improved = self.selection.offer(values[self.selection.monitor], epoch)
+        if phase == len(plan.phases) - 1 and self.selection.end_epoch(epoch, plan.first_epoch(phase)):
+            trainer.should_stop = True
+        if isinstance(trainer.strategy, DDPStrategy):  # others spread the weights over the processes
+            require_equal(pl_module, f"after epoch {epoch}")
+        self.checkpoints.save(trainer, best=improved)
+        if trainer.is_global_zero:
+            self.history.write()
+        signum = self._interruption.signal_of_any()
+        if signum is not None and epoch + 1 < plan.epochs and not self.selection.stopped_early:
+            raise self.checkpoints.interrupted(signum)
+
+    def _pictures(self) -> int:
+        """Return how many pictures of the epoch this process has trained on."""
+        return int(self._module.train_sums()[-1].item())
