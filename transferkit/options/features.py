@@ -14,7 +14,7 @@ __all__ = ["BackbonesConfig", "FeatureOptions", "FeaturesConfig", "ProbeConfig",
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions(DataOptions):
-    """Which features of the pictures, where they are kept, and what they are computed with."""
+    """Features of the pictures, their store, and the machine they are computed on."""
 
     backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
     weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")

@@ -152,7 +152,7 @@ _TYPES: dict[Any, tuple[Any, str]] = {
     dict: (Mapping, "a mapping"),
     NoneType: (NoneType, "null"),
 }
-"""What a value of each type may be, and its name in a message."""
+"""By type: the Python types of a value, and its name in a message."""
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The options of the verbs that use a finished run: what it is worth, what it says, why, and where it goes."""
+"""The options of the verbs that use a finished run: to measure, ask, explain, report, export and serve it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """A finished run, and what its model is run with."""
+    """A finished run, and the machine its model runs on."""
 
     run: str = option(REQUIRED, "run directory of a finished run", missing=NO_RUN)
     batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device", at_least(1))

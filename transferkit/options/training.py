@@ -54,7 +54,7 @@ class ModelOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CraftOptions(ModelOptions):
-    """What a training may do besides; everything here is off by default."""
+    """Additions to a training; everything here is off by default."""
 
     loss: Literal["cross_entropy", "focal"] = option("cross_entropy", "the training loss")
     focal_gamma: float = option(2.0, "focal loss: how much less an easy picture counts, at least 0", NOT_NEGATIVE)
@@ -80,7 +80,7 @@ class CraftOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(CraftOptions):
-    """What is trained, for how long, at which LR, and on what."""
+    """Phases, LRs and length of a training, and the machine it runs on."""
 
     phases: str | list[dict[str, Any]] = option(
         "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
@@ -193,7 +193,7 @@ class FinetuneConfig(TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(TrainingOptions):
-    """Say what `finetune` would do, without training: phases, every group's LR over time, time and memory."""
+    """Preview of `finetune`, without training: phases, every group's LR over time, time and memory."""
 
     rgn: bool = option(False, "also propose which groups to tune, by their relative gradient norms")
     out: str | None = option(None, "directory for plan.json and plan.png; default: runs/<data>-<backbone>-plan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 
 from timm.models.resnet import BasicBlock, ResNet
@@ -10,12 +9,12 @@ from timm.models.resnet import BasicBlock, ResNet
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
 from transferkit.core.text import first_line
-from transferkit.models.backbones.facts import MINI, Request
+from transferkit.models.backbones.facts import Request
 from transferkit.models.backbones.timm import TimmBackbone
 from transferkit.models.weights.checkpoint import read_file
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["MINI_LICENSE", "build_mini", "knows_mini", "list_mini", "pretrained_mini"]
+__all__ = ["MINI_LICENSE", "build_mini"]
 
 # The weights carry no pictures, but the pictures they were trained on (a part of ImageNet) are for research.
 MINI_LICENSE = "Apache-2.0 (trained on Tiny-ImageNet, whose pictures are for research use)"
@@ -24,21 +23,6 @@ _FILE = Path(__file__).with_name("bundled") / "mini.safetensors"
 # Trained at 64 px and of use up to about 128; 96 is where its features were measured.
 _DATA_CONFIG = DataConfig(image_size=(96, 96))
 _ARGUMENTS = ("drop_block_rate", "drop_path_rate", "drop_rate")
-
-
-def knows_mini(name: str) -> bool:
-    """Whether this is its name."""
-    return name == MINI
-
-
-def list_mini(pattern: str, pretrained_only: bool) -> list[str]:
-    """Return its name where it matches."""
-    return fnmatch.filter([MINI], pattern)
-
-
-def pretrained_mini(request: Request) -> tuple[str, str]:
-    """Return where its weights come from, and their licence."""
-    return "bundled", MINI_LICENSE
 
 
 def build_mini(request: Request) -> TimmBackbone:

@@ -23,7 +23,6 @@ __all__ = [
     "RegisteredBackbone",
     "Registration",
     "build_registered",
-    "knows_registered",
     "list_registered",
     "pretrained_registered",
 ]
@@ -34,7 +33,7 @@ BUILDER = "registered"
 
 @dataclass(frozen=True)
 class Registration:
-    """What was said when a backbone was registered.
+    """A builder, and what was declared with it.
 
     Attributes:
         builder: Returns the network; its parameters are the ``backbone_args`` that users may give.
@@ -80,11 +79,6 @@ class RegisteredBackbone(Backbone):
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return the top-level children that hold parameters, in order; those of the root come first as ``stem``."""
         return child_groups(self.model, prefix="model.")
-
-
-def knows_registered(name: str) -> bool:
-    """Whether a backbone was registered by this name."""
-    return name in REGISTRATIONS
 
 
 def list_registered(pattern: str, pretrained_only: bool) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from timm import is_model
 from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones import mini, registered, timm, torchvision
-from transferkit.models.backbones.facts import Request
+from transferkit.models.backbones.facts import MINI, Request
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 
@@ -40,13 +42,35 @@ class _Source:
 
 
 _SOURCES = (
-    _Source("", registered.knows_registered, registered.list_registered, registered.build_registered,
-            registered.pretrained_registered),
-    _Source("transferkit/", mini.knows_mini, mini.list_mini, mini.build_mini, mini.pretrained_mini),
-    _Source(timm.PREFIX, timm.knows_timm, timm.list_timm, timm.build_timm, timm.pretrained_timm),
-    _Source(torchvision.PREFIX, torchvision.knows_torchvision, torchvision.list_torchvision,
-            torchvision.build_torchvision, torchvision.pretrained_torchvision),
-)  # fmt: skip
+    _Source(
+        prefix="",
+        knows=lambda name: name in registered.REGISTRATIONS,
+        names=registered.list_registered,
+        build=registered.build_registered,
+        pretrained=registered.pretrained_registered,
+    ),
+    _Source(
+        prefix="transferkit/",
+        knows=lambda name: name == MINI,
+        names=lambda pattern, pretrained_only: fnmatch.filter([MINI], pattern),
+        build=mini.build_mini,
+        pretrained=lambda request: ("bundled", mini.MINI_LICENSE),
+    ),
+    _Source(
+        prefix=timm.PREFIX,
+        knows=lambda name: is_model(name.removeprefix(timm.PREFIX)),
+        names=timm.list_timm,
+        build=timm.build_timm,
+        pretrained=timm.pretrained_timm,
+    ),
+    _Source(
+        prefix=torchvision.PREFIX,
+        knows=lambda name: name in torchvision.list_torchvision("*"),
+        names=lambda pattern, pretrained_only: torchvision.list_torchvision(pattern),
+        build=torchvision.build_torchvision,
+        pretrained=torchvision.pretrained_torchvision,
+    ),
+)
 
 
 def register_backbone(

@@ -21,7 +21,7 @@ from transferkit.models.weights import downloads, hub
 from transferkit.models.weights.checkpoint import read_fetched
 from transferkit.models.weights.downloads import WeightsFile
 
-__all__ = ["PREFIX", "TimmBackbone", "build_timm", "knows_timm", "list_timm", "pretrained_timm"]
+__all__ = ["PREFIX", "TimmBackbone", "build_timm", "list_timm", "pretrained_timm"]
 
 PREFIX = "timm/"
 """May stand before a name; without it a name is timm's too."""
@@ -91,11 +91,6 @@ class TimmBackbone(Backbone):
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
-
-
-def knows_timm(name: str) -> bool:
-    """Whether timm has the network; of a tag that it does not have only `build_timm` complains."""
-    return bool(timm.is_model(name.removeprefix(PREFIX)))
 
 
 def list_timm(pattern: str, pretrained_only: bool) -> list[str]:

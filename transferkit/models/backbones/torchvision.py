@@ -24,14 +24,7 @@ from transferkit.models.weights import downloads
 from transferkit.models.weights.checkpoint import Checkpoint, read_fetched
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = [
-    "PREFIX",
-    "TorchvisionBackbone",
-    "build_torchvision",
-    "knows_torchvision",
-    "list_torchvision",
-    "pretrained_torchvision",
-]
+__all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvision", "pretrained_torchvision"]
 
 PREFIX = "torchvision/"
 
@@ -120,29 +113,19 @@ class TorchvisionBackbone(Backbone):
 # ---- names ------------------------------------------------------------------------------------------------------
 
 
-def knows_torchvision(name: str) -> bool:
-    """Whether torchvision has the network, and it is usable here."""
-    return name in _names()
+def list_torchvision(pattern: str) -> list[str]:
+    """Return the names of torchvision's classification networks that match, sorted; all have pretrained weights.
 
-
-def list_torchvision(pattern: str, pretrained_only: bool) -> list[str]:
-    """Return the names of torchvision's classification networks that match, sorted; all have pretrained weights."""
-    return fnmatch.filter(_names(), pattern)
+    Without its MNASNets: they refuse state dicts that carry no version mark, and safetensors cannot. timm has them.
+    """
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return fnmatch.filter(sorted(PREFIX + name for name in names if not name.startswith("mnasnet")), pattern)
 
 
 def pretrained_torchvision(request: Request) -> tuple[str, str]:
     """Return where torchvision's pretrained weights come from, and their licence."""
     entry = torchvision.models.get_model_weights(request.architecture).DEFAULT
     return str(entry.url), _SWAG_LICENSE if "SWAG" in entry.name else _LICENSE
-
-
-def _names() -> list[str]:
-    """Return all names, without MNASNets: they refuse state dicts that carry no version mark, and safetensors cannot.
-
-    timm has them.
-    """
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return sorted(PREFIX + name for name in names if not name.startswith("mnasnet"))
 
 
 # ---- building ---------------------------------------------------------------------------------------------------

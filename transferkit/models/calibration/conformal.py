@@ -1,4 +1,4 @@
-"""How sure a calibrated model has to be: prediction sets of stated coverage, thresholds of stated precision.
+"""Prediction sets of stated coverage and thresholds of stated precision for a calibrated model.
 
 Both are read off held-out pictures, of which a model stores four numbers each.
 """

@@ -1,4 +1,4 @@
-"""One figure with everything that is needed to show it: label, value, interval, direction, unit and meaning."""
+"""A figure about predictions with everything that showing it needs: label, value, interval, unit and meaning."""
 
 from __future__ import annotations
 

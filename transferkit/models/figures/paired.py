@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model made of N pictures.
+    """The outcome of a model on N pictures.
 
     Attributes:
         right: ``(N,) bool``, whether the predicted class is the true one.
