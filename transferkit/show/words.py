@@ -55,7 +55,9 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
             console.print(f"{split:<9}{accuracy_text(metrics[split])}{_selection(split, metrics)}", soft_wrap=True)
     for line in _craft(metrics):
         console.print(line, soft_wrap=True)
-    console.print(f"time     {duration(metrics['time_s'])} on {metrics['environment']['device']}", soft_wrap=True)
+    made_on = metrics["environment"]
+    precision = f", precision {made_on['precision']}" if "precision" in made_on else ""
+    console.print(f"time     {duration(metrics['time_s'])} on {made_on['device']}{precision}", soft_wrap=True)
     console.print(f"model    {run / 'model.safetensors'}", soft_wrap=True)
     if (run / "curves.png").is_file():
         console.print(f"curves   {run / 'curves.png'}", soft_wrap=True)
@@ -126,7 +128,8 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
         ("run", str(run)),
         ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
                   + (f", {chosen} ({probe['criterion']})" if chosen else "")),
-        ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}"),
+        ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}, "
+                     f"precision {features['precision']}"),
         ("fit", f"{duration(metrics['phases'][0]['time_s'])}, train accuracy {metrics['phases'][0]['train_acc']:.1%}"),
         *((split, accuracy_text(metrics[split])) for split in ("val", "test") if split in metrics),
         *(("depth", f"{row['layer']:<12}{row['acc']:.1%} ({row['acc_low']:.1%} to {row['acc_high']:.1%})")

@@ -167,6 +167,7 @@ def test_what_fit_learns(paths, tmp_path):
     assert (extractor.layer_, extractor.pool_, extractor.image_size_) == ("layer2", "avg", (32, 32))
     assert extractor.n_features_out_ == extractor.transform(paths[:2]).shape[1] == 64
     assert extractor.weights_sha256_ == frozen_backbone("transferkit/mini", "pretrained", 32).digest
+    assert extractor.precision_ == "32"
     assert len(pickle.dumps(extractor)) < 2000  # names and numbers, no network
 
 

@@ -100,6 +100,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         pool_: ``"own"`` or one of the above.
         image_size_: ``(height, width)`` of the network's input in pixels.
         weights_sha256_: Of the network's tensors.
+        precision_: What features are computed in, ``"32"`` or ``"bf16"``.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.layer_, self.pool_ = setup.tap.layer, setup.tap.pool
         self.image_size_ = setup.frozen.backbone.data_config.image_size
         self.weights_sha256_ = setup.frozen.digest
+        self.precision_ = setup.frozen.choose_precision((setup.tap,), setup.compute).precision
         self.n_features_out_ = int(setup.rows([])[0].shape[1])
 
 
