@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
 from harness import compare, print_table
 
+from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.reading import hash_images
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import frozen_backbone, make_compute, make_views
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Picture
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import save_model
@@ -41,7 +41,7 @@ class Bench:
         self.calls = 0
         self.paths = list(find_pictures([str(options.data)]))
         hashes = hash_images(self.paths, workers=available_cores())
-        self.pictures = [Picture(str(read.sha256), read.path) for read in hashes if read.sha256 is not None]
+        self.pictures = [Picture(read.path, str(read.sha256)) for read in hashes if read.sha256 is not None]
         self.frozen = frozen_backbone(options.backbone, options.weights, options.image_size, 0)
         module = TransferModule(options.backbone, options.classes, weights=options.weights,
                                 image_size=options.image_size)  # fmt: skip

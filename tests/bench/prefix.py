@@ -64,7 +64,7 @@ def main() -> None:
     boundary = Boundary(backbone.stages()[first])
     optimizer = module.configure_optimizers()
     dataset = data.dataset("train", train=True)
-    batches = [dataset.batch(range(start, start + 32)) for start in range(0, options.images, 32)]
+    batches = [dataset.batch(range(start, start + 32)).labelled() for start in range(0, options.images, 32)]
     kept: list[Tensor] = []
 
     def step(images: Tensor, targets: Tensor) -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     def recomputed() -> float:
         started = time.perf_counter()
         for start in range(0, options.images, 32):
-            images, targets = dataset.batch(range(start, start + 32))
+            images, targets = dataset.batch(range(start, start + 32)).labelled()
             step(normalise(images, backbone.data_config), targets)
         return options.images / (time.perf_counter() - started)
 

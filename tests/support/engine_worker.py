@@ -15,8 +15,8 @@ from torch import nn
 
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform
+from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import decode_image
-from transferkit.features.extract.pictures import Picture
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
@@ -56,7 +56,7 @@ def small_net(width=8):
 def pictures_of(folder):
     """The pictures of a folder in the order of their paths."""
     paths = sorted(path for path in Path(folder).rglob("*.png"))
-    return [Picture(hashlib.sha256(path.read_bytes()).hexdigest(), str(path)) for path in paths]
+    return [Picture(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
 def inputs(backbone, images):
@@ -87,8 +87,9 @@ def error(ours, exact):
 
 def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=None):
     """Extract a folder; wait for the other process at the first picture, be slow, or be killed, as told."""
+    from transferkit.data.batches import dataset
     from transferkit.features.engine import compute
-    from transferkit.features.extract import extract, pictures
+    from transferkit.features.extract import extract
     from transferkit.options.features import FeaturesConfig
     from transferkit.options.fields import make_config
 
@@ -110,7 +111,7 @@ def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=No
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_image(*args, **more)
 
-    pictures.decode_image = counting
+    dataset.decode_image = counting
     table = extract.extract_table(make_config(FeaturesConfig, {**options, "accelerator": "cpu", "workers": 0}))
     told = {"computed": table.facts["computed"], "decoded": len(decoded), "rows": table.X.tolist()}
     report.write_text(json.dumps(told))

@@ -18,7 +18,7 @@ from transferkit.core.csv import csv_text
 from transferkit.core.errors import CheckpointError, TransferkitWarning, gather
 from transferkit.core.files import atomic_write, write_json
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.data.index.index import ImageIndex
 from transferkit.machine.device import device_of
 from transferkit.machine.precision import Machine

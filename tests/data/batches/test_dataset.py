@@ -10,8 +10,11 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
+from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import ImageData, _shift_and_scale, normalise
-from transferkit.data.batches.dataset import EpochSampler, sample_seed
+from transferkit.data.batches.dataset import Job
+from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.views import sample_seed
 from transferkit.data.images.decode import decode_image
 
 
@@ -49,8 +52,8 @@ def test_ranks_share_an_epoch_and_augment_alike(data):
     dataset = whole.dataset("train", train=True)
     samplers = [EpochSampler(24, batch_size=4, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
     keys = [list(sampler) for sampler in samplers]
-    assert sorted(position for part in keys for _, position in part) == list(range(24))
-    pictures = {dataset[key][0].numpy().tobytes() for part in keys for key in part}
+    assert sorted(job.picture for part in keys for job in part) == list(range(24))
+    pictures = {dataset[job].images.numpy().tobytes() for part in keys for job in part}
     assert len(pictures) == 24
 
 
@@ -67,10 +70,10 @@ def test_the_sampler_is_a_permutation_that_changes_with_epoch_and_seed():
     for epoch in range(3):
         sampler.set_epoch(epoch)
         keys = list(sampler)
-        assert {number for number, _ in keys} == {epoch}
-        orders.append([position for _, position in keys])
+        assert {job.views for job in keys} == {(epoch,)}
+        orders.append([job.picture for job in keys])
         assert sorted(orders[-1]) == list(range(10))
-    other = [position for _, position in EpochSampler(10, batch_size=4, seed=1)]
+    other = [job.picture for job in EpochSampler(10, batch_size=4, seed=1)]
     assert len({tuple(order) for order in (*orders, other)}) == 4
 
 
@@ -151,14 +154,11 @@ def test_training_evaluation_and_prediction_see_the_same_decoded_picture(data): 
     whole = data(augment="none", keep_bytes=0)
     record = whole.index.split("val")[0]
     config = whole.data_config
-    from transferkit.data.batches.augment import eval_transform
-
     predicted = eval_transform(config)(decode_image(record.path, min_side=config.decode_side), 0)
-    assert np.array_equal(whole.dataset("val").image(0), predicted)
+    assert np.array_equal(whole.dataset("val").batch([0]).images[0], predicted)
     trained = whole.dataset("train", train=True)
-    position = trained.records.index(whole.index.split("train")[3])
-    expected = eval_transform(config)(decode_image(trained.records[position].path, min_side=config.decode_side), 0)
-    assert np.array_equal(trained.image(position, epoch=5), expected)
+    expected = eval_transform(config)(decode_image(trained.pictures[3].name, min_side=config.decode_side), 0)
+    assert np.array_equal(trained.batch([Job(3, (5,))]).images[0], expected)
 
 
 def test_normalise_equals_the_written_out_formula():
@@ -189,8 +189,9 @@ def test_the_constants_of_normalising_are_made_once():
 def test_labels_are_indices_of_the_training_classes(data):
     whole = data()
     for split in ("train", "val", "test"):
-        dataset = whole.dataset(split)
-        assert [whole.class_names[target] for target in dataset.targets] == [r.label for r in dataset.records]
+        labels = [record.label for record in whole.index.split(split)]
+        assert [whole.class_names[target] for target in whole.targets(split)] == labels
+        assert whole.dataset(split).targets.equal(whole.targets(split))
 
 
 def test_bad_arguments_come_together(folder):

@@ -1,4 +1,4 @@
-"""The balanced sampler: equal classes from unequal ones, a pure function of seed and epoch, in one split."""
+"""Balanced orders: equal classes from unequal ones, a pure function of seed and epoch, in one split."""
 
 import shutil
 from collections import Counter
@@ -6,21 +6,21 @@ from collections import Counter
 import pytest
 import torch
 
-from transferkit.core.errors import DataError
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import REPEAT, EpochSampler, ImageLoader
-from transferkit.data.batches.samplers import BalancedSampler
+from transferkit.data.batches.loader import ImageLoader
+from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.views import REPEAT
 
 TARGETS = [0] * 900 + [2] * 90 + [3] * 10  # class 1 has no pictures
 
 
 def order(sampler, epoch=0):
     sampler.set_epoch(epoch)
-    return [position for _, position in sampler]
+    return [job.picture for job in sampler]
 
 
-def build(**options):
-    return BalancedSampler(TARGETS, **{"batch_size": 4, "seed": 0, **options})
+def build(targets=TARGETS, **options):
+    return EpochSampler(len(targets), **{"batch_size": 4, "seed": 0, "balance": targets, **options})
 
 
 def test_classes_are_equally_likely_and_pictures_within_them_too():  # fault 26
@@ -82,7 +82,7 @@ def test_it_starts_in_the_middle():  # fault 52
 
 @pytest.mark.parametrize(("size", "batch", "expected"), [(9, 4, 8), (8, 4, 8), (1, 4, 1)])
 def test_a_last_batch_of_one_is_left_out(size, batch, expected):  # fault 27
-    sampler = BalancedSampler([0] * size, batch_size=batch, seed=0)
+    sampler = build([0] * size, batch_size=batch)
     assert len(sampler) == len(list(sampler)) == expected
 
 
@@ -90,9 +90,9 @@ def test_a_key_tells_how_often_its_picture_came_before():
     sampler = build()
     sampler.set_epoch(7)
     seen = Counter()
-    for epoch, position in sampler:
-        assert epoch == 7 + REPEAT * seen[position]
-        seen[position] += 1
+    for job in sampler:
+        assert job.views == (7 + REPEAT * seen[job.picture],)
+        seen[job.picture] += 1
     assert max(seen.values()) > 10
 
 
@@ -109,9 +109,10 @@ def long_tail(folder, tmp_path):
 def test_it_draws_from_its_split_only_and_augments_repeats_anew(long_tail, workers):  # fault 26
     dataset = long_tail.dataset("train", train=True)
     held_out = {r.sha256 for split in ("val", "test") for r in long_tail.index.split(split)}
-    sampler = BalancedSampler(dataset.targets.tolist(), batch_size=4, seed=0)
-    assert {position for _, position in sampler} <= set(range(len(dataset)))
-    assert not held_out & {dataset.records[position].sha256 for _, position in sampler}
+    targets = long_tail.targets("train").tolist()
+    sampler = build(targets)
+    assert set(order(sampler)) <= set(range(len(dataset)))
+    assert not held_out & {dataset.pictures[position].sha256 for position in order(sampler)}
     loader = ImageLoader(dataset, 4, sampler=sampler, workers=workers)
     assert set(order(sampler)) >= {16}
     images, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
@@ -120,11 +121,6 @@ def test_it_draws_from_its_split_only_and_augments_repeats_anew(long_tail, worke
     assert len(set(stripes)) == len(stripes)  # ... never twice the same
     assert images.shape == (16, 32, 32, 3)  # 17 pictures, the last batch of one left out
     # A loader continues in mid-epoch with the same pictures.
-    again = ImageLoader(dataset, 4, sampler=BalancedSampler(dataset.targets.tolist(), batch_size=4, seed=0))
+    again = ImageLoader(dataset, 4, sampler=build(targets))
     again.load_state_dict({"epoch": 0, "samples": 8})
     assert torch.cat([part for part, _ in again]).equal(images[8:])
-
-
-def test_no_pictures_are_an_error():
-    with pytest.raises(DataError, match="no pictures to draw from"):
-        BalancedSampler([], batch_size=4, seed=0)

@@ -9,9 +9,10 @@ from torch.utils.data import get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from transferkit.core.errors import StorageError
-from transferkit.data.batches import dataset as loader_module
+from transferkit.data.batches import loader as loader_module
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import ImageDataset, ImageLoader
+from transferkit.data.batches.dataset import ImageDataset
+from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.workers import from_workers, worker_errors
 
 

@@ -11,6 +11,7 @@ import torch
 from engine_worker import build, error, own, pictures_of, plain_rows, prepared, small_net
 
 from transferkit.data.batches.augment import eval_transform
+from transferkit.data.batches.views import Views
 from transferkit.features.engine import engine
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import (
@@ -21,7 +22,6 @@ from transferkit.features.engine.engine import (
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Views
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.precision import memory_of
 from transferkit.machine.timings import Memory

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from transferkit.data.batches.augment import eval_transform
+from transferkit.data.batches.views import Views
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.engine.trial import PICTURES, draw_pictures
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Views
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine import precision as policy
 from transferkit.machine import timings

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from transferkit.cli.main import main
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
+from transferkit.data.batches import dataset
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
-from transferkit.features.extract import pictures
 from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine import precision, timings
@@ -57,7 +57,7 @@ def decoded(monkeypatch):
         names.append(more["name"])
         return decode_image(*args, **more)
 
-    monkeypatch.setattr(pictures, "decode_image", counting)
+    monkeypatch.setattr(dataset, "decode_image", counting)
     return names
 
 
@@ -314,7 +314,7 @@ def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
             os.kill(os.getpid(), number)
         return decode_image(*args, **more)
 
-    monkeypatch.setattr(pictures, "decode_image", hit)
+    monkeypatch.setattr(dataset, "decode_image", hit)
     before = signal.getsignal(signal.SIGTERM)
     words = ["--image-size", 32, "--store", tmp_path / "s", "--batch-size", 2, "--quiet"]
     code, out, err = run(capsys, "features", "--data", folder, *words)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from engine_worker import build, error, extract_in_a_process, inputs, pictures_of, plain_rows
 
+from transferkit.data.batches import dataset
 from transferkit.data.batches.augment import eval_transform, train_transform
-from transferkit.data.batches.dataset import sample_seed
+from transferkit.data.batches.dataset import ImageDataset, Job, Picture
+from transferkit.data.batches.views import Views, sample_seed
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
-from transferkit.features.extract import pictures
-from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Job, Picture, PictureBatches, Views, load_pictures
+from transferkit.features.extract.extraction import extract_pictures, pack
 from transferkit.features.extract.rows import StoredRows, specs
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.backbones.registry import create_backbone
@@ -65,7 +65,7 @@ def decoded(monkeypatch):
         names.append(options["name"])
         return decode_image(*args, **options)
 
-    monkeypatch.setattr(pictures, "decode_image", counting)
+    monkeypatch.setattr(dataset, "decode_image", counting)
     return names
 
 
@@ -134,7 +134,7 @@ def test_rows_from_the_store_are_the_same_bits(shapes, backbone, store):
 
 def test_pixels_that_are_decoded_already(shapes, backbone, store, exact, decoded):
     side = backbone.data_config.decode_side
-    known = [Picture(each.sha256, "somewhere", decode_image(each.name, min_side=side)) for each in shapes]
+    known = [Picture("somewhere", each.sha256, decode_image(each.name, min_side=side)) for each in shapes]
     assert error(only(extract(known, backbone, store))[0], exact) <= CLOSE
     assert decoded == []
 
@@ -253,7 +253,7 @@ def test_the_same_weights_in_another_structure_are_another_network(shapes, backb
 
 def rendered(backbone, picture, views, view):
     pixels = decode_image(picture.name, min_side=backbone.data_config.decode_side)
-    return views.render(pixels, picture.sha256, view)
+    return views.render(pixels, picture.sha256, [view])[0]
 
 
 def test_views_are_seeded_by_seed_number_and_picture_alone(shapes, backbone, store):  # fault 70
@@ -296,7 +296,7 @@ def test_more_views_leave_the_first_ones_as_they_are(shapes, backbone, store, mo
     asked = []
     render = Views.render
     monkeypatch.setattr(
-        Views, "render", lambda self, pixels, sha, view: asked.append(view) or render(self, pixels, sha, view)
+        Views, "render", lambda self, pixels, sha, views: asked.extend(views) or render(self, pixels, sha, views)
     )
     two = only(extract(shapes[:6], backbone, store, views=views_of(backbone, 2)))
     assert sorted(asked) == [0] * 6 + [1] * 6 + [2] * 6
@@ -345,20 +345,19 @@ def test_there_is_no_random_view_without_a_number(shapes, backbone, store):  # f
         ([2, 2], 4, [2]),
     ],
 )
-def test_batches_hold_whole_pictures(shapes, backbone, views, size, expected):
-    jobs = [Job(at, tuple(range(count))) for at, count in enumerate(views)]
-    batches = list(load_pictures(PictureBatches(shapes, views_of(backbone, 5)), jobs, batch_size=size, workers=0))
-    assert [len({position for position, _ in batch.places}) for batch in batches] == expected
-    assert [place for batch in batches for place in batch.places] == [(j.position, v) for j in jobs for v in j.views]
-    assert all(batch.images.shape == (len(batch.places), 32, 32, 3) for batch in batches)
+def test_batches_hold_whole_pictures(views, size, expected):
+    jobs = [(at, tuple(range(count))) for at, count in enumerate(views)]
+    batches = pack(jobs, size)
+    assert [len(batch) for batch in batches] == expected
+    assert [job for batch in batches for job in batch] == jobs
 
 
 def test_a_batch_without_a_readable_picture(tmp_path, backbone):
     (tmp_path / "bad.png").write_bytes(b"no")
-    bad = Picture(hashlib.sha256(b"no").hexdigest(), str(tmp_path / "bad.png"))
-    batch = PictureBatches([bad], views_of(backbone)).batch([Job(0, (0,))])
+    bad = Picture(str(tmp_path / "bad.png"), hashlib.sha256(b"no").hexdigest())
+    batch = ImageDataset([bad], views_of(backbone)).batch([Job(0, (0,))])
     assert batch.images.shape == (0, 32, 32, 3)
-    assert batch.places == [] and list(batch.failures) == [0]
+    assert [error.path for error in batch.errors] == [bad.name]
 
 
 # --- several processes

@@ -16,15 +16,17 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from transferkit.core.errors import DataError, StorageError, StoreError, TrainingError, TransferkitWarning
+from transferkit.data.batches import dataset, loader
 from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.batches.dataset import ImageDataset, Picture
+from transferkit.data.batches.views import Views
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
-from transferkit.features.extract import extract, pictures
+from transferkit.features.extract import extract
 from transferkit.features.extract.extract import extract_features
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Picture, Views
 from transferkit.features.store.store import FeatureStore
 
 CLOSE = 1e-5
@@ -68,7 +70,7 @@ def decoded(monkeypatch):
         names.append(options["name"])
         return decode_image(*args, **options)
 
-    monkeypatch.setattr(pictures, "decode_image", counting)
+    monkeypatch.setattr(dataset, "decode_image", counting)
     return names
 
 
@@ -92,7 +94,7 @@ def only(extraction):
 def bad_picture(folder, name="bad.png", content=b"no picture"):
     path = Path(folder) / name
     path.write_bytes(content)
-    return Picture(hashlib.sha256(content).hexdigest(), str(path))
+    return Picture(str(path), hashlib.sha256(content).hexdigest())
 
 
 # --- bad pictures
@@ -146,7 +148,7 @@ def test_a_mended_picture_is_a_new_one(shapes, backbone, store, tmp_path):
     bad = bad_picture(tmp_path)
     assert run([bad], backbone, store).failures
     shutil.copy(shapes[0].name, bad.name)
-    result = run([Picture(shapes[0].sha256, bad.name)], backbone, store)
+    result = run([Picture(bad.name, shapes[0].sha256)], backbone, store)
     assert (result.computed, result.failures) == (1, {})
 
 
@@ -209,15 +211,15 @@ def test_a_file_that_is_not_what_was_hashed(shapes, backbone, store, what, worke
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_lost_worker(monkeypatch, shapes, backbone, store, small_chunks, hangs):  # fault 45
-    batch = pictures.PictureBatches.batch
+    batch = ImageDataset.batch
 
     def harmed(self, jobs):
-        if get_worker_info() is not None and any(job.position == 15 for job in jobs):  # of the second chunk
+        if get_worker_info() is not None and any(job.picture == 15 for job in jobs):  # of the second chunk
             time.sleep(60) if hangs else os.kill(os.getpid(), signal.SIGKILL)
         return batch(self, jobs)
 
-    monkeypatch.setattr(pictures.PictureBatches, "batch", harmed)
-    monkeypatch.setattr(pictures, "TIMEOUT_S", 1.0 if hangs else 300.0)
+    monkeypatch.setattr(ImageDataset, "batch", harmed)
+    monkeypatch.setattr(loader, "TIMEOUT_S", 1.0 if hangs else 300.0)
     reason = "processes sent nothing for 1 s" if hangs else "process was lost"
     with pytest.raises(StorageError, match=rf"decoding {reason}.* reduce --workers or raise shm") as caught:
         run(shapes, backbone, store, workers=1)
@@ -261,7 +263,7 @@ def black(tmp_path):
 
     path = tmp_path / "black.png"
     Image.new("RGB", (20, 20)).save(path)
-    return Picture(hashlib.sha256(path.read_bytes()).hexdigest(), str(path))
+    return Picture(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -54,8 +54,8 @@ def test_a_sound_model_reaches_100_percent_in_both_modes(data):
         assert any(not p.equal(was) for (_, p), was in zip(members, start[name], strict=True)), name
     assert told == [(epoch + 1, 60) for epoch in range(result.epochs)]
     # Measured again, from the files: the sample is what the module knows by heart.
-    dataset = data.dataset("train")
-    images, targets = dataset.batch(choose_evenly(dataset.targets.tolist(), 12, data.seed))
+    positions = choose_evenly(data.targets("train").tolist(), 12, data.seed)
+    images, targets = data.dataset("train").batch(positions).labelled()
     assert not module.training
     with torch.no_grad():
         assert (module(normalise(images, data.data_config)).argmax(dim=1) == targets).all()

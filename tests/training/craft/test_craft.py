@@ -157,13 +157,13 @@ def test_fixres_trains_small_and_ends_at_the_size_of_the_model(quick, tmp_path, 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_test_view_is_the_evaluation_view(folder, workers):
     data = ImageData(folder, image_size=32, batch_size=4, augment="heavy", workers=workers, train_size=20)
-    data.test_view_epochs = frozenset({1})
+    data.show_as_evaluated({1})
     train, plain = data.train_dataloader(), data.dataset("train")
     for epoch in (0, 1):
         train.sampler.set_epoch(epoch)
-        order = [position for _, position in train.sampler]
+        order = [job.picture for job in train.sampler]
         images = torch.cat([images for images, _ in train])
-        expected = plain.batch(order)[0]
+        expected = plain.batch(order).images
         assert images.shape[1:3] == ((20, 20), (32, 32))[epoch]
         if epoch:
             assert images.equal(expected)

@@ -174,10 +174,10 @@ def test_a_solved_probe_alone_is_a_whole_run(solving, capsys):
 
 
 def test_pictures_in_memory_are_not_decoded_again(solving, monkeypatch):
-    from transferkit.features.extract import pictures
+    from transferkit.data.batches import dataset
 
     decoded = []
-    monkeypatch.setattr(pictures, "decode_image", lambda *args, **kwargs: decoded.append(args))
+    monkeypatch.setattr(dataset, "decode_image", lambda *args, **kwargs: decoded.append(args))
     finetune(**{**solving, "phases": "probe"})
     assert decoded == []
 

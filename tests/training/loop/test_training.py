@@ -7,7 +7,7 @@ from torch import nn
 
 from transferkit.core.errors import CheckpointError, ConfigError, TrainingError
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, check_optimizer_state, param_groups
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch, a
         data = ImageData(quick["data"], 32, batch_size=4)
         keys = EpochSampler(24, batch_size=4, seed=0)
         keys.set_epoch(1)
-        paths = [data.index.split("train")[at].path for _, at in list(keys)[12:16]]
+        paths = [data.index.split("train")[job.picture].path for job in list(keys)[12:16]]
         assert f"step 10, at LR 0.001, on {', '.join(map(repr, paths))}; " in str(caught.value)
 
 

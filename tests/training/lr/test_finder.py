@@ -22,7 +22,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError, DataError, StorageError
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.head.train import train_head_on_features
@@ -577,7 +577,7 @@ def test_validation_is_always_of_the_same_pictures(pair, monkeypatch):
     still = find_lr(module, data, steps=30, measure="val", lr_min=1e-12, lr_max=1e-11, phase=PROBE)
     assert len(set(still.raw_losses)) == 1  # nothing trains, nothing is drawn at random
     order = torch.randperm(12, generator=torch.Generator().manual_seed(data.seed))[:5].sort().values.tolist()
-    images, targets = data.dataset("val").batch(order)
+    images, targets = data.dataset("val").batch(order).labelled()
     module.eval()
     with torch.no_grad():
         logits = module(data.on_after_batch_transfer((images, targets), 0)[0])
@@ -740,7 +740,7 @@ def head_by_hand(head, X, y, lrs, batch_size, seed, *, sgd=False, smoothing=0.0)
     batches = []
     for epoch in range(len(lrs)):
         sampler.set_epoch(epoch)
-        order = [position for _, position in sampler]
+        order = [job.picture for job in sampler]
         batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     losses = []
     head.train()

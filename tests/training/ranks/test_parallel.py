@@ -22,7 +22,7 @@ from torch import nn
 
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import ImageData, normalise
-from transferkit.data.batches.dataset import EvaluationSampler, even_batch_size
+from transferkit.data.batches.samplers import EvaluationSampler, even_batch_size
 from transferkit.models.artifact import load_model
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.ranks.parallel import agree, average, gather, is_writer, on_first, rank, require_equal, world

@@ -22,7 +22,8 @@ import numpy as np
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
-from transferkit.data.images.resize import INTERPOLATIONS, Picture, check_config, fit, random_box, resize
+from transferkit.data.images.decode import Pixels
+from transferkit.data.images.resize import INTERPOLATIONS, check_config, fit, random_box, resize
 
 # albumentations asks the package index for a newer version, over the network, when it is imported without this.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -62,7 +63,7 @@ class Transform:
         self._steps = copy.deepcopy(list(steps))  # never run themselves: the pattern for the copies of the threads
         self._local = threading.local()
 
-    def __call__(self, image: Picture, seed: int = 0) -> Picture:
+    def __call__(self, image: Pixels, seed: int = 0) -> Pixels:
         """Transform one picture.
 
         Args:
@@ -101,7 +102,7 @@ class Transform:
         self.name, self.config, self._steps = state["name"], state["config"], state["steps"]
         self._local = threading.local()
 
-    def _augment(self, image: Picture, seed: int) -> Picture:
+    def _augment(self, image: Pixels, seed: int) -> Pixels:
         pipeline = getattr(self._local, "pipeline", None)
         if pipeline is None:
             pipeline = self._local.pipeline = A.Compose(copy.deepcopy(self._steps))
@@ -204,7 +205,7 @@ class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
         height, width = params["shape"][:2]
         return {"crop_coords": random_box(height, width, scale=self.scale, ratio=self.ratio, rng=self.py_random)}
 
-    def apply(self, img: Picture, crop_coords: tuple[int, int, int, int], **params: Any) -> Picture:
+    def apply(self, img: Pixels, crop_coords: tuple[int, int, int, int], **params: Any) -> Pixels:
         left, top, right, bottom = crop_coords
         return resize(img[top:bottom, left:right], self.size, self.interpolation)
 
@@ -212,7 +213,7 @@ class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
 class _Copy(A.ImageOnlyTransform):  # type: ignore[misc]  # an untyped base
     """A picture of its own for steps that write in place, so that one kept in memory for many epochs stays as it is."""
 
-    def apply(self, img: Picture, **params: Any) -> Picture:
+    def apply(self, img: Pixels, **params: Any) -> Pixels:
         return img.copy()
 
 
@@ -309,7 +310,7 @@ def _step_problems(step: Step) -> list[str]:
     ]
 
 
-def _check_image(image: Picture) -> None:
+def _check_image(image: Pixels) -> None:
     if not _is_picture(image):
         raise DataError(
             f"a picture must be an (H, W, 3) uint8 RGB array with at least one pixel, got {_kind(image)} - decode "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
-from transferkit.data.batches.dataset import EpochSampler, EvaluationSampler, ImageDataset, ImageLoader, even_batch_size
+from transferkit.data.batches.dataset import ImageDataset, Picture
+from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.mixing import Mixer
-from transferkit.data.batches.samplers import BalancedSampler
+from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
+from transferkit.data.batches.views import Views
 from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.machine.cores import available_cores, free_memory
@@ -110,7 +112,7 @@ class ImageData(L.LightningDataModule):
         self.sampler = sampler
         self.mixup, self.cutmix = mixup, cutmix
         self.train_size = train_size
-        self.test_view_epochs: frozenset[int] = frozenset()
+        self._plain_epochs: frozenset[int] = frozenset()
         self.data_config = config
         self.adopts_config = data_config is None
         self.seed = seed
@@ -167,18 +169,30 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
-        plain = eval_transform(self.data_config)
-        dataset = ImageDataset(
-            records,
-            self.class_names,
-            train_transform(self.augment, self._train_config) if train else plain,
-            decode_side=self.data_config.decode_side,  # also where training pictures are of another size: see there
-            seed=self.seed,
-            pixels=self.index.pixels,
+        return ImageDataset(
+            [Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records],
+            Views(
+                eval_transform(self.data_config),
+                train_transform(self.augment, self._train_config) if train else None,
+                seed=self.seed,
+                plain=self._plain_epochs,
+            ),
+            targets=self.targets(split),
             threads=available_cores(),
         )
-        dataset.test_view, dataset.test_view_epochs = plain, self.test_view_epochs
-        return dataset
+
+    def targets(self, split: str) -> Tensor:
+        """Return the class indices ``(N,) int64`` of a split's pictures, in index order."""
+        index = {name: number for number, name in enumerate(self.class_names)}
+        return torch.tensor([index[record.label] for record in self.index.split(split)], dtype=torch.int64)
+
+    def show_as_evaluated(self, epochs: Iterable[int]) -> None:
+        """Leave the augmentation, and the size of training, out in these epochs; of loaders that are made from now on.
+
+        Args:
+            epochs: Counted from 0; they take the place of any before.
+        """
+        self._plain_epochs = frozenset(epochs)
 
     def _loader(
         self,
@@ -202,10 +216,15 @@ class ImageData(L.LightningDataModule):
         """Return the training loader; its order follows from seed and epoch."""
         dataset = self.dataset("train", train=True)
         rank, world_size = self._place()
-        place = {"batch_size": self.batch_size, "seed": self.seed, "rank": rank, "world_size": world_size}
-        if self.sampler == "balanced":
-            return self._loader(dataset, BalancedSampler(dataset.targets.tolist(), **place))
-        return self._loader(dataset, EpochSampler(len(dataset), **place))
+        sampler = EpochSampler(
+            len(dataset),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            balance=self.targets("train").tolist() if self.sampler == "balanced" else None,
+        )
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """Return the validation loader, or an empty list where there is no validation split.

@@ -1,215 +1,112 @@
-"""From records to batches: a seeded sampler, a map-style data set and a loader that can continue in mid-epoch."""
+"""The one data set: pictures of any source, read, verified, decoded and shown as views, a whole batch at a time."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
-from transferkit.core.records import ImageRecord
-from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
-from transferkit.data.images.decode import decode_image
+from transferkit.data.batches.views import Renderer
+from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image, pixels_digest, read_bytes
 
-__all__ = [
-    "REPEAT",
-    "EpochSampler",
-    "EvaluationSampler",
-    "ImageDataset",
-    "ImageLoader",
-    "as_is",
-    "even_batch_size",
-    "read_indexed",
-    "sample_seed",
-]
-
-Key = tuple[int, int]
-"""Epoch and position: what a sampler yields, so that a worker needs no message to know the epoch."""
-
-REPEAT = 1 << 32
-"""Added to the epoch of a key each time that the same picture comes again in it, so that it is augmented anew."""
-
-Batch = tuple[Tensor, Tensor]
-Pixels = npt.NDArray[np.uint8]
+__all__ = ["ImageDataset", "Job", "Loaded", "Picture"]
 
 
-def sample_seed(seed: int, epoch: int, sha256: str) -> int:
-    """Return the seed of one picture's augmentation in one epoch, below 2**63.
-
-    It depends on the run's seed, the epoch and the picture, and on nothing else: not on worker, rank, batch or order.
-    """
-    digest = hashlib.blake2b(f"{seed}:{epoch}:{sha256}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-class EpochSampler(DistributedSampler[int]):
-    """Shuffles by ``(seed, epoch)`` and can start in the middle: sample order is a pure function.
-
-    A `DistributedSampler`, so that Lightning neither replaces it nor has to be told its rank twice.
-
-    Args:
-        size: Number of pictures.
-        batch_size: Per rank. A last batch of one picture is left out, since batch norm cannot train on it.
-        seed: Of the order.
-        rank: This process.
-        world_size: Number of processes; all get the same number of pictures (the order wraps around).
-    """
-
-    def __init__(self, size: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
-        self.size = size
-        self.batch_size = batch_size
-        self.start = 0
-        per_rank = math.ceil(size / world_size)
-        self.num_samples = per_rank - 1 if per_rank % batch_size == 1 and per_rank > 1 < batch_size else per_rank
-
-    def __iter__(self) -> Iterator[Key]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.size, generator=generator).tolist()
-        mine = [order[(self.rank + step * self.num_replicas) % self.size] for step in range(self.num_samples)]
-        return iter([(self.epoch, position) for position in mine[self.start :]])
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to yield; a new one starts at its beginning."""
-        if epoch != self.epoch:
-            self.start = 0
-        self.epoch = epoch
-
-
-class EvaluationSampler(DistributedSampler[int]):
-    """Every picture once, whatever the number of ranks: rank r has positions r, r + world_size, ...; none is padded.
-
-    A `DistributedSampler`, so that Lightning does not replace it by one that pads.
-
-    Args:
-        size: Number of pictures.
-        rank: This process.
-        world_size: Number of processes.
-    """
-
-    def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self._mine = range(rank, size, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._mine)
-
-    def __len__(self) -> int:
-        return len(self._mine)
-
-
-def even_batch_size(size: int, batch_size: int, world_size: int) -> int | None:
-    """Return the largest batch size by which all ranks of an `EvaluationSampler` have equally many batches.
-
-    Under some strategies a rank with one batch more than the others would wait for them for ever.
-
-    Args:
-        size: Number of pictures.
-        batch_size: The most.
-        world_size: Number of processes.
-
-    Returns:
-        ``None`` where there is none, as with fewer pictures than ranks.
-    """
-    fewest, rest = divmod(size, world_size)  # a rank has so many pictures, or one more
-    if not rest:
-        return batch_size
-    return next((candidate for candidate in range(batch_size, 1, -1) if fewest % candidate), None)
-
-
-class ImageDataset(Dataset[Batch]):
-    """Pictures and labels by position; whole batches at a time.
-
-    Args:
-        records: What to read.
-        class_names: In index order.
-        transform: Called with pixels ``(H, W, 3) uint8`` and a seed; gives pixels of one size for all.
-        decode_side: Short side in pixels that a decoded picture keeps at least.
-        seed: Of the augmentation.
-        pixels: Pictures that are decoded already, by sha256.
-        threads: Decode so many pictures of a batch side by side, when this process is not a worker.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that can be shown.
 
     Attributes:
-        activations: ``(N, ...)``, given out instead of the pictures while it is set.
-        test_view: What `transform` is in the epochs of `test_view_epochs`.
-        test_view_epochs: Epochs in which pictures are as they are evaluated.
+        name: How messages call it; the path of a file.
+        sha256: Hex digest of its content as it was indexed: a file that has another one by now is an error. Empty
+            where it was not: its content is what it is.
+        content: The bytes of a file, or pixels ``(H, W, 3) uint8``, decoded already; ``None`` to read the file `name`.
+        error: Why it cannot be decoded, where that is known already.
+    """
+
+    name: str
+    sha256: str = ""
+    content: bytes | Pixels | None = None
+    error: UnreadableImage | None = None
+
+
+class Job(NamedTuple):
+    """A picture, or its position in the data set, and the numbers of the views that are wanted of it."""
+
+    picture: int | Picture
+    views: tuple[int, ...] = (0,)
+
+
+class Loaded(NamedTuple):
+    """A batch of pictures, in order.
+
+    Attributes:
+        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0.
+        names: Of all B pictures.
+        hashes: Hex digest of each one's content; ``None`` where it could not be read.
+        errors: Why each cannot be decoded; ``None`` where it can.
+        targets: ``(B, ...)``, where the data set has any.
+    """
+
+    images: Tensor
+    names: list[str]
+    hashes: list[str | None]
+    errors: list[UnreadableImage | None]
+    targets: Tensor | None
+
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """Return images and targets.
+
+        Raises:
+            UnreadableImage: The first picture that cannot be decoded.
+        """
+        for error in self.errors:
+            if error is not None:
+                raise error
+        if self.targets is None:
+            raise ValueError("a data set without targets gives no labelled batches")
+        return self.images, self.targets
+
+
+class ImageDataset(Dataset[Loaded]):
+    """Pictures by position, or those that the jobs bring along; whole batches at a time.
+
+    Args:
+        pictures: What can be named by its position.
+        views: How they are shown; all views of a batch are of one size.
+        targets: ``(N, ...)``, a row per picture.
+        threads: Decode so many pictures of a batch side by side, when this process is not a worker.
     """
 
     def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        class_names: Sequence[str],
-        transform: Callable[[Pixels, int], Pixels],
-        *,
-        decode_side: int | None,
-        seed: int = 0,
-        pixels: Mapping[str, Pixels] | None = None,
-        threads: int = 1,
+        self, pictures: Sequence[Picture], views: Renderer, *, targets: Tensor | None = None, threads: int = 1
     ) -> None:
-        index = {name: number for number, name in enumerate(class_names)}
-        self.records = tuple(records)
-        self.targets = torch.tensor([index[record.label] for record in records], dtype=torch.int64)
-        self.transform = transform
-        self.decode_side = decode_side
-        self.seed = seed
-        self.pixels = pixels or {}
+        self.pictures = pictures
+        self.views = views
+        self.targets = targets
         self.threads = threads
-        self.activations: Tensor | None = None
-        self.test_view = transform
-        self.test_view_epochs: frozenset[int] = frozenset()
+        self._rows: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.pictures)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}  # threads do not travel to another process
 
-    def image(self, position: int, epoch: int = 0) -> Pixels:
-        """Return one transformed picture, ``(H, W, 3) uint8``.
+    def __getitem__(self, key: int | Job) -> Loaded:
+        return self.batch([key])
 
-        Raises:
-            DataError: The file is gone, unreadable, or not the one that was indexed.
-        """
-        record = self.records[position]
-        transform = self.test_view if epoch % REPEAT in self.test_view_epochs else self.transform
-        pixels = self.pixels.get(record.sha256)
-        if pixels is None:
-            pixels = decode_image(read_indexed(record.path, record.sha256), min_side=self.decode_side, name=record.path)
-        return transform(pixels, sample_seed(self.seed, epoch, record.sha256))
-
-    def __getitem__(self, key: int | Key) -> Batch:
-        images, targets = self.batch([key])
-        return images[0], targets[0]
-
-    def batch(self, keys: Sequence[int | Key]) -> Batch:
-        """Return pictures ``(B, H, W, 3) uint8`` and labels ``(B,) int64``."""
-        pairs = [(0, key) if isinstance(key, int) else key for key in keys]
-        if self.activations is not None:
-            rows = [position for _, position in pairs]
-            return self.activations[rows], self.targets[rows]
-        if self.threads > 1 and len(pairs) > 1 and get_worker_info() is None:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-            images = list(self._pool.map(lambda pair: self.image(pair[1], pair[0]), pairs))
-        else:
-            images = [self.image(position, epoch) for epoch, position in pairs]
-        positions = [position for _, position in pairs]
-        return torch.from_numpy(np.stack(images)), self.targets[positions]
-
-    def __getitems__(self, keys: Sequence[int | Key]) -> Batch | TransferkitError:
+    def __getitems__(self, keys: Sequence[int | Job]) -> Loaded | TransferkitError:
         """Return a batch for `DataLoader`; in a worker, an error is handed over whole instead of as a traceback."""
         try:
             return self.batch(keys)
@@ -218,13 +115,70 @@ class ImageDataset(Dataset[Batch]):
                 raise
             return error
 
+    def batch(self, keys: Sequence[int | Job]) -> Loaded:
+        """Return the views of some pictures; a position alone stands for its view 0.
 
-def read_indexed(path: str, sha256: str) -> bytes:
-    """Return the bytes of a file that was indexed before.
+        Raises:
+            DataError: An indexed file is gone, or its content has changed.
+        """
+        jobs = [Job(key) if isinstance(key, int) else key for key in keys]
+        pictures = [self.pictures[job.picture] if isinstance(job.picture, int) else job.picture for job in jobs]
+        targets = None if self.targets is None else self.targets[[job.picture for job in jobs]]
+        names = [picture.name for picture in pictures]
+        if self._rows is not None:
+            rows = self._rows[[job.picture for job in jobs]]
+            return Loaded(rows, names, [picture.sha256 for picture in pictures], [None] * len(jobs), targets)
+        views = [job.views for job in jobs]
+        if self.threads > 1 and len(jobs) > 1 and get_worker_info() is None:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+            results = list(self._pool.map(self._show, pictures, views))
+        else:
+            results = list(map(self._show, pictures, views))
+        images = [image for _, shown in results if not isinstance(shown, UnreadableImage) for image in shown]
+        height, width = self.views.evaluation.config.image_size
+        stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
+        return Loaded(
+            torch.from_numpy(stacked),
+            names,
+            [sha256 for sha256, _ in results],
+            [shown if isinstance(shown, UnreadableImage) else None for _, shown in results],
+            targets,
+        )
 
-    Raises:
-        DataError: It is gone, or its content is no longer that of the index.
-    """
+    def stand_in(self, rows: Tensor | None) -> None:
+        """Give out ``rows (N, ...)`` in the place of images from now on, or images again.
+
+        Only where batches are made in this process: workers that run already know nothing of it.
+        """
+        self._rows = rows
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _show(self, picture: Picture, views: Sequence[int]) -> tuple[str | None, list[Pixels] | UnreadableImage]:
+        """Return the digest of a picture's content, and its views or why there are none."""
+        sha256, content = picture.sha256 or None, picture.content
+        if picture.error is not None:
+            return sha256, picture.error
+        try:
+            if isinstance(content, np.ndarray):
+                pixels, sha256 = content, sha256 or pixels_digest(content)
+            else:
+                if content is None:
+                    content = read_bytes(picture.name) if sha256 is None else _read_indexed(picture.name, sha256)
+                sha256 = sha256 or hashlib.sha256(content).hexdigest()
+                pixels = decode_image(content, min_side=self.views.evaluation.config.decode_side, name=picture.name)
+        except UnreadableImage as error:
+            return sha256, error.with_traceback(None)  # its frames hold the file
+        return sha256, self.views.render(pixels, sha256, views)
+
+
+def _read_indexed(path: str, sha256: str) -> bytes:
+    """Return the bytes of a file that was indexed before. Raises `DataError` where it is gone or another one."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -238,88 +192,3 @@ def read_indexed(path: str, sha256: str) -> bytes:
             "uses it, and run again"
         )
     return data
-
-
-def as_is(batch: Any) -> Any:
-    """Return a batch that the data set has put together already."""
-    return batch
-
-
-class ImageLoader(DataLoader[Any]):
-    """A loader of whole batches that knows how far it is, so that a resume continues in mid-epoch.
-
-    Args:
-        dataset: Gives batches.
-        batch_size: Pictures per batch.
-        sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
-        workers: Processes.
-        pin_memory: For copies to a GPU that do not block.
-        timeout: Seconds after which silent workers are an error.
-
-    Raises:
-        StorageError: While iterated, when a worker was killed, or they are silent.
-    """
-
-    dataset: ImageDataset
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        batch_size: int,
-        *,
-        sampler: EpochSampler | EvaluationSampler | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
-        timeout: float = TIMEOUT_S,
-    ) -> None:
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=as_is,
-            pin_memory=pin_memory,
-            timeout=min(LOOK_S, timeout) if workers else 0,
-            persistent_workers=workers > 0,
-            worker_init_fn=start_worker,
-            # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the
-            # global one, and a run resumed between two epochs would go on from another random state.
-            generator=torch.Generator().manual_seed(dataset.seed),
-        )
-        self._silence = timeout
-        self._yielded = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
-        # Lightning has told the sampler the epoch.
-        self._yielded = 0
-        for batch in from_workers(super().__iter__(), self._silence):
-            if isinstance(batch, TransferkitError):
-                try:
-                    raise batch
-                finally:
-                    del batch  # a cycle: its collector would close the queues before the workers are told to end
-            self._yielded += 1
-            yield batch
-
-    def paths_of(self, batch: int) -> list[str]:
-        """Return the files of a training batch of the epoch, counted from 0 at its beginning."""
-        assert isinstance(self.sampler, EpochSampler)
-        first = batch * self.sampler.batch_size - self.sampler.start
-        keys = list(self.sampler)[first : first + self.sampler.batch_size]
-        return [self.dataset.records[position].path for _, position in keys]
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its pictures have been handed out; Lightning saves it in mid-epoch."""
-        if not isinstance(self.sampler, EpochSampler):
-            return {}
-        return {
-            "epoch": self.sampler.epoch,
-            "samples": self.sampler.start + self._yielded * self.sampler.batch_size,
-        }
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue the epoch of `state` at its next picture."""
-        if isinstance(self.sampler, EpochSampler) and state:
-            self.sampler.set_epoch(state["epoch"])
-            self.sampler.start = state["samples"]

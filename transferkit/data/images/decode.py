@@ -12,12 +12,13 @@ What a file becomes depends on its bytes and `min_side` alone, never on its name
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +40,17 @@ __all__ = [
     "MAX_FILE_BYTES",
     "MAX_PIXELS",
     "ImageInfo",
+    "Pixels",
     "UnreadableImage",
     "decode_image",
     "decode_with_info",
     "image_pixels",
+    "pixels_digest",
     "read_bytes",
 ]
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+"""``(H, W, 3) uint8``, RGB, upright."""
 
 BACKGROUND: Final = (255, 255, 255)
 """What shows through transparent pixels: white, as on a page."""
@@ -125,7 +131,7 @@ def decode_image(
     min_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     name: str | None = None,
-) -> npt.NDArray[np.uint8]:
+) -> Pixels:
     """Decode one picture.
 
     Args:
@@ -151,7 +157,7 @@ def decode_with_info(
     min_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
     name: str | None = None,
-) -> tuple[npt.NDArray[np.uint8], ImageInfo]:
+) -> tuple[Pixels, ImageInfo]:
     """Like `decode_image`, with what the header says. Raises `UnreadableImage`."""
     if min_side is not None and min_side < 1:
         raise ConfigError(f"expected min_side to be at least 1 pixel, but got {min_side}; pass None for full size")
@@ -170,7 +176,7 @@ def decode_with_info(
         raise _unreadable(name, f"{error or type(error).__name__}") from error
 
 
-def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "<image>") -> npt.NDArray[np.uint8]:
+def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "<image>") -> Pixels:
     """Return the pixels of a Pillow picture, by the rules that files are decoded by, at full size.
 
     Args:
@@ -197,6 +203,14 @@ def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str 
         raise _unreadable(name, error.strerror or str(error)) from error
     except Exception as error:  # as above: loading parses
         raise _unreadable(name, f"{error or type(error).__name__}") from error
+
+
+def pixels_digest(pixels: Pixels) -> str:
+    """Return the sha256, in hex, that pixels ``(H, W, 3) uint8`` are known by; no file's bytes have the same."""
+    height, width, _ = pixels.shape
+    digest = hashlib.sha256(f"transferkit pixels\0{height} {width}\0".encode())  # no picture file starts like this
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -239,7 +253,7 @@ def _data_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     return path.read_bytes()
 
 
-def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[npt.NDArray[np.uint8], ImageInfo]:
+def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[Pixels, ImageInfo]:
     if not data:
         raise _Refused("the file is empty")
     kind = sniff_format(data[:16])

@@ -11,10 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from transferkit.data.images.decode import ImageInfo, UnreadableImage, decode_with_info, read_bytes
+from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, decode_with_info, read_bytes
 from transferkit.data.images.quiet import quiet_pillow
 from transferkit.data.scan.formats import EXTENSIONS
 
@@ -41,7 +38,7 @@ class ReadResult:
     sha256: str | None
     error: str | None = None
     info: ImageInfo | None = None
-    pixels: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    pixels: Pixels | None = field(default=None, compare=False, repr=False)
 
 
 def read_images(
@@ -66,7 +63,7 @@ def read_images(
         One result per path, in the same order.
     """
     results: list[ReadResult] = []
-    kept: dict[str, npt.NDArray[np.uint8]] = {}
+    kept: dict[str, Pixels] = {}
     left = keep_bytes
     with quiet_pillow():
         for result in _in_order(lambda path: _read(path, min_side), paths, workers):

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TypeAlias
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.records import DataConfig
+from transferkit.data.images.decode import Pixels
 
-__all__ = ["CROP_MODES", "INTERPOLATIONS", "Picture", "check_config", "fit", "random_box", "resize"]
-
-Picture: TypeAlias = npt.NDArray[np.uint8]
-"""``(H, W, 3)`` uint8, RGB."""
+__all__ = ["CROP_MODES", "INTERPOLATIONS", "check_config", "fit", "random_box", "resize"]
 
 INTERPOLATIONS: dict[str, int] = {
     "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples half a pixel off
@@ -27,7 +22,7 @@ INTERPOLATIONS: dict[str, int] = {
 CROP_MODES = ("center", "squash")
 
 
-def fit(image: Picture, config: DataConfig) -> Picture:
+def fit(image: Pixels, config: DataConfig) -> Pixels:
     """Crop the centre box and resize it to the target: the evaluation rule.
 
     The box has the target's aspect ratio and ``crop_pct`` of the sides of the largest such box; ``crop_mode="squash"``
@@ -45,7 +40,7 @@ def fit(image: Picture, config: DataConfig) -> Picture:
     return resize(image, config.image_size, INTERPOLATIONS[config.interpolation])
 
 
-def resize(image: Picture, size: tuple[int, int], interpolation: int) -> Picture:
+def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
     """Resize, averaging areas along the sides that shrink and interpolating along those that grow.
 
     Args:
@@ -113,7 +108,7 @@ def check_config(config: DataConfig) -> None:
         raise ConfigError(gather(problems))
 
 
-def _centre(image: Picture, box_height: float, box_width: float) -> Picture:
+def _centre(image: Pixels, box_height: float, box_width: float) -> Pixels:
     """View the box in the middle. Equal margins keep it centred; each side is within a pixel of what is asked."""
     height, width = image.shape[:2]
     top = min(round((height - box_height) / 2), (height - 1) // 2)

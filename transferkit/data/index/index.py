@@ -13,11 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import ImageRecord, SkippedFile
+from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, describe, read_images
 from transferkit.data.index.checks import class_problems, leaks, thin_classes
 from transferkit.data.index.splits import Item, assign_splits
@@ -48,7 +46,7 @@ class ImageIndex:
     records: tuple[ImageRecord, ...]
     skipped: tuple[SkippedFile, ...] = ()
     notes: tuple[str, ...] = ()
-    pixels: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict, compare=False, repr=False)
+    pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
 
     def split(self, name: str) -> tuple[ImageRecord, ...]:
         """Return the records of one split, ``"train"``, ``"val"`` or ``"test"``; empty when the set has none of it.

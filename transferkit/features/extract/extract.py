@@ -14,6 +14,8 @@ import torch
 
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.views import Views
 from transferkit.data.images.reading import ReadResult, hash_images
 from transferkit.data.index.index import ImageIndex, build_index
 from transferkit.data.sample import SAMPLE, sample_folder
@@ -22,7 +24,6 @@ from transferkit.data.scan.scan import scan_data
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extraction import Extraction, extract_pictures
-from transferkit.features.extract.pictures import Picture, Views
 from transferkit.features.extract.table import FeatureTable, check_export
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
@@ -118,7 +119,7 @@ def extract_table(
 
     index = build(hashes, config.skip_bad)  # what is wrong with names, classes and splits comes out before any work
     readable = [result for result in hashes if result.sha256 is not None]
-    pictures = [Picture(str(result.sha256), result.path) for result in readable]
+    pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
         pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting
     )

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 import torch
 
 from transferkit.core.errors import TrainingError
+from transferkit.data.batches.dataset import ImageDataset, Job, Picture
+from transferkit.data.batches.loader import load_batches
+from transferkit.data.batches.views import Views
 from transferkit.data.batches.workers import worker_errors
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
-from transferkit.features.extract.pictures import Job, Picture, PictureBatches, Views, load_pictures
 from transferkit.features.extract.rows import Rows, StoredRows, specs
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.precision import PrecisionChoice
 
-__all__ = ["Extraction", "extract_pictures"]
+__all__ = ["Extraction", "extract_pictures", "pack"]
 
 Progress = Callable[[int, int], None]
 
@@ -84,7 +86,7 @@ def extract_pictures(
     computed = 0
     if missing:
         rows.require_space(missing)
-        dataset = PictureBatches(unique, views, threads=compute.threads)
+        dataset = ImageDataset(unique, views, threads=compute.threads)
         try:
             with worker_errors():
                 computed = _Computation(rows, engine(), dataset, compute, len(missing), progress).run(missing)
@@ -112,7 +114,7 @@ class _Computation:
         self,
         rows: StoredRows,
         engine: Engine,
-        dataset: PictureBatches,
+        dataset: ImageDataset,
         compute: Compute,
         total: int,
         progress: Progress | None,
@@ -128,7 +130,7 @@ class _Computation:
     def run(self, missing: dict[int, set[int]]) -> int:
         """Compute what this process claims first; wait for the rest and read it. Return the pictures computed."""
         positions = list(missing)
-        size = max(1, self.compute.chunk // (self.dataset.views.count + 1))
+        size = max(1, self.compute.chunk // self.rows.views)
         chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
         stuck = False
         while chunks:
@@ -149,11 +151,10 @@ class _Computation:
         self._advance(len(chunk) - len(missing))
         if not missing:
             return
-        jobs = [Job(position, tuple(sorted(views))) for position, views in missing.items()]
-        batches = load_pictures(
+        batches = pack([(position, tuple(sorted(views))) for position, views in missing.items()], self.compute.batch)
+        loading = load_batches(
             self.dataset,
-            jobs,
-            batch_size=self.compute.batch,
+            [[Job(position, views) for position, views in batch] for batch in batches],
             workers=self.compute.workers,
             pin_memory=self.compute.device == "cuda",
         )
@@ -161,15 +162,18 @@ class _Computation:
         parts: list[tuple[torch.Tensor, ...]] = []
         failures: dict[int, str] = {}
         try:
-            for batch in batches:
-                failures |= batch.failures
-                if batch.places:
-                    left = (self.total - self.done) * (self.dataset.views.count + 1)
-                    parts.append(self.engine.rows(batch.images, left=left))
-                    places += batch.places
-                pictures = len({position for position, _ in batch.places})
-                self.computed += pictures
-                self._advance(pictures + len(batch.failures))
+            for batch, loaded in zip(batches, loading, strict=True):
+                before = len(failures)
+                for (position, views), error in zip(batch, loaded.errors, strict=True):
+                    if error is None:
+                        places += [(position, view) for view in views]
+                    else:
+                        failures[position] = error.reason
+                if len(loaded.images):
+                    left = (self.total - self.done) * self.rows.views
+                    parts.append(self.engine.rows(loaded.images, left=left))
+                self.computed += len(batch) - (len(failures) - before)
+                self._advance(len(batch))
         finally:  # after Ctrl-C too: what is computed is stored
             finished = sum(len(part[0]) for part in parts)
             columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
@@ -179,3 +183,16 @@ class _Computation:
         self.done += pictures
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+def pack(pictures: Sequence[tuple[int, tuple[int, ...]]], batch_size: int) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """Return positions and their views in batches of at most `batch_size` views, but whole pictures."""
+    batches: list[list[tuple[int, tuple[int, ...]]]] = []
+    filled = batch_size
+    for position, views in pictures:
+        if filled + len(views) > batch_size:
+            batches.append([])
+            filled = 0
+        batches[-1].append((position, views))
+        filled += len(views)
+    return batches

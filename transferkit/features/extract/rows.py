@@ -16,10 +16,11 @@ import torch
 import torchvision
 
 from transferkit.core.errors import StoreError, TransferkitWarning
+from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.views import EVALUATION, Views
 from transferkit.data.scan.problems import listing
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap
-from transferkit.features.extract.pictures import EVALUATION, Picture, Views
 from transferkit.features.store.spec import FeatureSpec, row_key
 from transferkit.features.store.store import FeatureSet, FeatureStore
 
@@ -52,6 +53,7 @@ class StoredRows:
     Attributes:
         rows: ``(1 + K, N, D) float32`` by tap, NaN where nothing is known. Empty until `allocate`.
         failures: Reason by position, of pictures known to be unreadable.
+        views: 1 + K, the views of each picture.
     """
 
     def __init__(
@@ -65,16 +67,16 @@ class StoredRows:
         self.store = store
         self.rows: dict[Tap, Rows] = {}
         self.failures: dict[int, str] = {}
-        self._views = views.count + 1
+        self.views = views.count + 1
         self._keys = [
             [row_key(picture.sha256, views.seed_of(picture.sha256, view)) for picture in pictures]
-            for view in range(self._views)
+            for view in range(self.views)
         ]
         self._parts = []
         for tap, (evaluation, augmented) in specs.items():
             self._parts.append(_Part(tap, (EVALUATION,), store.open(evaluation)))
             if augmented is not None:
-                self._parts.append(_Part(tap, tuple(range(1, self._views)), store.open(augmented)))
+                self._parts.append(_Part(tap, tuple(range(1, self.views)), store.open(augmented)))
         self._warned = False
 
     @property
@@ -98,7 +100,7 @@ class StoredRows:
             widths: Width of each tap's rows.
         """
         taps = dict.fromkeys(part.tap for part in self._parts)
-        shape = (self._views, len(self.pictures))
+        shape = (self.views, len(self.pictures))
         self.rows = {
             tap: np.full((*shape, width), np.nan, dtype=np.float32) for tap, width in zip(taps, widths, strict=True)
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -17,9 +16,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from transferkit.core.errors import ConfigError, DataError
-from transferkit.data.images.decode import UnreadableImage, image_pixels
+from transferkit.data.batches.dataset import Picture
+from transferkit.data.images.decode import UnreadableImage, image_pixels, pixels_digest
 from transferkit.data.images.reading import hash_images
-from transferkit.features.extract.pictures import Picture
 
 __all__ = [
     "InputError",
@@ -28,7 +27,6 @@ __all__ = [
     "encode_labels",
     "list_items",
     "name_unreadable",
-    "pixels_digest",
     "read_items",
     "weigh_labels",
 ]
@@ -95,23 +93,15 @@ def read_items(items: Sequence[Item], *, threads: int = 1) -> list[Picture | str
         name = f"X[{position}]"
         if isinstance(item, str):
             result = next(hashes)
-            read.append(str(result.error) if result.sha256 is None else Picture(result.sha256, item))
+            read.append(str(result.error) if result.sha256 is None else Picture(item, result.sha256))
             continue
         try:
             pixels = image_pixels(item, name=name) if isinstance(item, Image.Image) else _rgb(item)
         except UnreadableImage as error:
             read.append(error.reason)
         else:
-            read.append(Picture(pixels_digest(pixels), name, pixels))
+            read.append(Picture(name, pixels_digest(pixels), pixels))
     return read
-
-
-def pixels_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return the sha256, in hex, that pixels ``(H, W, 3) uint8`` are known by; no file's bytes have the same."""
-    height, width, _ = pixels.shape
-    digest = hashlib.sha256(f"transferkit pixels\0{height} {width}\0".encode())  # no picture file starts like this
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
 
 
 def name_unreadable(items: Sequence[Item], failures: Mapping[int, str]) -> str:

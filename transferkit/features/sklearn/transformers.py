@@ -18,12 +18,13 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from transferkit.core.errors import BackboneError, ConfigError, TransferkitWarning, did_you_mean
+from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.views import Views
 from transferkit.data.sample import SAMPLE
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import ALL, Tap, find_taps
 from transferkit.features.extract.extract import frozen_backbone, make_views
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Picture, Views
 from transferkit.features.probe.probe import FittedProbe, fit_probe
 from transferkit.features.sklearn.inputs import (
     InputError,

@@ -32,8 +32,8 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.records import DataConfig
-from transferkit.data.images.decode import decode_image, read_bytes
-from transferkit.data.images.resize import Picture, fit
+from transferkit.data.images.decode import Pixels, decode_image, read_bytes
+from transferkit.data.images.resize import fit
 from transferkit.data.scan.problems import listing
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import COLOURS, Heat, heatmaps, overlay
@@ -172,7 +172,7 @@ class _Explainer:
 
     def explain(self, predictions: Sequence[Prediction]) -> Iterator[tuple[object, ...]]:
         """Draw pages and yield their rows, in order."""
-        views: dict[int, Picture] = {}
+        views: dict[int, Pixels] = {}
         hashes: dict[int, str] = {}
         errors = {at: prediction.error for at, prediction in enumerate(predictions) if prediction.error is not None}
         for at, prediction in enumerate(predictions):
@@ -207,7 +207,7 @@ class _Explainer:
             yield (prediction.path, prediction.label, f"{prediction.probability:.6f}", targets[place[at]], name, *cells,
                    "")  # fmt: skip
 
-    def _heat(self, views: Picture, targets: Sequence[str]) -> Heat | None:
+    def _heat(self, views: Pixels, targets: Sequence[str]) -> Heat | None:
         """Return heat maps, or ``None`` for a model that cannot have any, which is told once."""
         if not self._has_heat:
             return None
@@ -218,7 +218,7 @@ class _Explainer:
             warnings.warn(f"pages without heat maps: {error}", TransferkitWarning, stacklevel=4)
             return None
 
-    def _show(self, path: str) -> Picture | None:
+    def _show(self, path: str) -> Pixels | None:
         """Return what the network sees of a picture, at a size to look at; ``None`` where it cannot be read."""
         try:
             return fit(decode_image(path, min_side=self._large.decode_side), self._large)
@@ -226,7 +226,7 @@ class _Explainer:
             return None
 
     def _draw(
-        self, path: Path, prediction: Prediction, target: str, view: Picture, heat: Heat | None,
+        self, path: Path, prediction: Prediction, target: str, view: Pixels, heat: Heat | None,
         near: Sequence[Neighbour],
     ) -> None:  # fmt: skip
         shown = self._show(prediction.path)
@@ -254,7 +254,7 @@ class _Explainer:
                 axis.set_title(f"{_text(one.label, 22)}\n{one.similarity:.3f}", fontsize="medium")
             save_figure(page.figure, path)
 
-    def _draw_heat(self, page: _Page, shown: Picture, heat: Heat | None, target: str) -> None:
+    def _draw_heat(self, page: _Page, shown: Pixels, heat: Heat | None, target: str) -> None:
         axis = page.axes(SIDE + 0.2, 0.75, SIDE, SIDE)
         axis.set_title(f"evidence for {_text(target, 24)}")
         if heat is None:
@@ -296,7 +296,7 @@ class _Page:
         self.figure.text((left + 0.3) / self.size[0], 1.0 - top / self.size[1], text, va="top", color=color)
 
 
-def _picture(axis: Axes, picture: Picture) -> Axes:
+def _picture(axis: Axes, picture: Pixels) -> Axes:
     axis.imshow(picture)
     axis.set_anchor("N")
     axis.set_xticks([])

@@ -18,13 +18,13 @@ import torch
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, TransferkitWarning
+from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import read_bytes
 from transferkit.data.images.reading import hash_images
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.extract.pictures import Picture
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_workers
@@ -112,7 +112,7 @@ class TrainingNeighbours:
         # The precision that features of this backbone are computed in anyway: a probe's are in the store already.
         compute = Compute(predictor.device, workers=choose_workers(None, accelerator)[0], threads=available_cores())
         extraction = extract_pictures(
-            [Picture(row["sha256"], row["path"]) for row in kept],
+            [Picture(row["path"], row["sha256"]) for row in kept],
             frozen,
             taps,
             make_views(predictor.info.preprocessing, 0, "none", 0),

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError
+from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.workers import worker_errors
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.engine import Engine
@@ -27,7 +28,7 @@ from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
 from transferkit.results.predict.abstention import AbstainBy, Abstention
 from transferkit.results.predict.record import Prediction, merge_views, predict_record
-from transferkit.results.predict.views import PredictionViews, Shown, Source, SourceBatches, load_sources, name_sources
+from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
 from transferkit.results.predict.whole import WholeNetwork
 
 __all__ = ["AbstainBy", "Output", "Prediction", "Predictor", "Source", "load"]
@@ -136,7 +137,7 @@ class Predictor:
         )
         # A GPU computes the next batch while the one before is told.
         ahead = 1 if self.device == "cuda" else 0
-        waiting: deque[tuple[Shown, Tensor | None]] = deque()
+        waiting: deque[tuple[Loaded, Tensor | None]] = deque()
         with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
             for loaded in shown:
                 done += len(loaded.names)
@@ -191,10 +192,10 @@ class Predictor:
             ConfigError: `source` is no picture.
             DataError: It cannot be read.
         """
-        (job,) = name_sources([source])
-        shown = SourceBatches(PredictionViews.make(self.info.preprocessing)).batch([job])
+        (picture,) = name_sources([source])
+        shown = ImageDataset([], PredictionViews.make(self.info.preprocessing)).batch([Job(picture)])
         if shown.errors[0] is not None:
-            raise DataError(f"cannot read picture {job.name!r}: {shown.errors[0]} - replace or remove it")
+            raise DataError(f"cannot read picture {picture.name!r}: {shown.errors[0].reason} - replace or remove it")
         image: npt.NDArray[np.uint8] = shown.images[0].numpy()
         return image
 
@@ -293,13 +294,13 @@ def _compute_threads(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _told(shown: Shown, logits: Tensor | None, views: int) -> Iterator[Output]:
+def _told(shown: Loaded, logits: Tensor | None, views: int) -> Iterator[Output]:
     """Yield the outputs of a batch."""
     rows = None if logits is None else logits.cpu().numpy()
     at = 0
     for name, sha256, error in zip(shown.names, shown.hashes, shown.errors, strict=True):
         if error is not None or rows is None:
-            yield Output(name, None, error, sha256)
+            yield Output(name, None, None if error is None else error.reason, sha256)
             continue
         mine = rows[at : at + views].copy()
         at += views

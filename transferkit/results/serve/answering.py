@@ -23,8 +23,8 @@ from pydantic import BaseModel, Field
 
 from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.augment import eval_transform
-from transferkit.data.images.decode import UnreadableImage, decode_image
-from transferkit.data.images.resize import Picture, fit
+from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
+from transferkit.data.images.resize import fit
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.results.explain.gradcam import heatmaps, overlay
@@ -92,8 +92,8 @@ class NotCalibrated(Exception):
 class _View:
     """A decoded picture: as the network sees it; and, to be explained, large enough to be looked at, and its digest."""
 
-    pixels: Picture
-    shown: Picture | None = None
+    pixels: Pixels
+    shown: Pixels | None = None
     sha256: str = ""
 
 
@@ -138,9 +138,9 @@ class Answerer:
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         batcher = partial(Batcher, wait_s=wait_s, executor=self._model)
-        self.logits: Batcher[Picture, Array] = batcher(self._forward, batch_size=batch_size)
-        self._heat: Batcher[tuple[Picture, int], Array] = batcher(self._explain, batch_size=EXPLAINED_AT_ONCE)
-        self._near: Batcher[tuple[Picture, str], list[Neighbour]] = batcher(self._find, batch_size=batch_size)
+        self.logits: Batcher[Pixels, Array] = batcher(self._forward, batch_size=batch_size)
+        self._heat: Batcher[tuple[Pixels, int], Array] = batcher(self._explain, batch_size=EXPLAINED_AT_ONCE)
+        self._near: Batcher[tuple[Pixels, str], list[Neighbour]] = batcher(self._find, batch_size=batch_size)
         self._thumbnail = lru_cache(maxsize=1024)(thumbnail)
         self._abstention = lru_cache(maxsize=64)(partial(Abstention, predictor.info, by="sets"))
 
@@ -203,7 +203,7 @@ class Answerer:
         heat = await self._heat.submit((view.pixels, target))
         return await self._in_thread(partial(_heat_png, view.shown, heat))
 
-    async def _similar(self, pixels: Picture, sha256: str) -> list[Similar]:
+    async def _similar(self, pixels: Pixels, sha256: str) -> list[Similar]:
         found = await self._near.submit((pixels, sha256))
         thumbnails = [await self._in_thread(partial(self._thumbnail, near.path)) for near in found]
         return [
@@ -224,15 +224,15 @@ class Answerer:
         shown = fit(decode_image(data, min_side=large.decode_side, name="picture"), large)
         return _View(pixels, shown, hashlib.sha256(data).hexdigest())
 
-    def _forward(self, pictures: Sequence[Picture]) -> list[Array | Exception]:
+    def _forward(self, pictures: Sequence[Pixels]) -> list[Array | Exception]:
         logits = self._engine.rows(torch.from_numpy(np.stack(pictures)))[0].cpu().numpy()
         reason = "the model returns NaN or infinity for it"
         return [row[None] if np.isfinite(row).all() else UnreadableImage(reason) for row in logits]
 
-    def _explain(self, asked: Sequence[tuple[Picture, int]]) -> list[Array]:
+    def _explain(self, asked: Sequence[tuple[Pixels, int]]) -> list[Array]:
         return list(heatmaps(self.predictor, np.stack([pixels for pixels, _ in asked]), [at for _, at in asked]))
 
-    def _find(self, asked: Sequence[tuple[Picture, str]]) -> list[list[Neighbour]]:
+    def _find(self, asked: Sequence[tuple[Pixels, str]]) -> list[list[Neighbour]]:
         assert self._neighbours is not None
         pictures, hashes = zip(*asked, strict=True)
         return self._neighbours.nearest(pictures, self.count, sha256s=hashes)
@@ -251,7 +251,7 @@ async def _or_note(work: Awaitable[Made], notes: list[str], note: str) -> Made |
     return None
 
 
-def _heat_png(shown: Picture, heat: Array) -> str:
+def _heat_png(shown: Pixels, heat: Array) -> str:
     height, width = shown.shape[:2]
     large: Array = np.asarray(cv2.resize(heat, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
     stream = io.BytesIO()

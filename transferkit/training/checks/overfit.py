@@ -153,20 +153,19 @@ def choose_evenly(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
 def _take(data: ImageData, count: int, device: torch.device) -> _Sample:
     dataset = data.dataset("train")
-    positions = choose_evenly(dataset.targets.tolist(), count, data.seed)
+    pictures, targets = dataset.pictures, data.targets("train").tolist()
+    positions = choose_evenly(targets, count, data.seed)
     if len(positions) % data.batch_size == 1:
         positions = positions[:-1]  # batch norm cannot train on a single picture
-    sample = _Sample(
-        [], [(dataset.records[at].path, dataset.records[at].label) for at in positions], [], data.class_names
-    )
+    sample = _Sample([], [(pictures[at].name, data.class_names[targets[at]]) for at in positions], [], data.class_names)
     seen: dict[bytes, tuple[str, str]] = {}
     for start in range(0, len(positions), data.batch_size):
-        images, targets = dataset.batch(positions[start : start + data.batch_size])
+        images, labels = dataset.batch(positions[start : start + data.batch_size]).labelled()
         for image, (path, label) in zip(images, sample.labels[start:], strict=False):
             other = seen.setdefault(image.numpy().tobytes(), (path, label))
             if other[1] != label:
                 sample.conflicts.append((*other, path, label))
-        sample.batches.append((normalise(images.to(device), data.data_config), targets.to(device)))
+        sample.batches.append((normalise(images.to(device), data.data_config), labels.to(device)))
     return sample
 
 

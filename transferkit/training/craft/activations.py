@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from transferkit.data.batches.datamodule import ImageData, normalise
-from transferkit.data.batches.dataset import ImageLoader
+from transferkit.data.batches.loader import ImageLoader
 from transferkit.machine.cores import free_memory
 from transferkit.models.boundary import Boundary, last_frozen_stage
 from transferkit.models.module import TransferModule
@@ -80,7 +80,7 @@ class KeptActivations(Callback):
         with trainer.precision_plugin.forward_context():
             for start in range(0, len(dataset), size):
                 batch = range(start, min(start + size, len(dataset)))
-                images = normalise(dataset.batch(batch)[0].to(module.device), module.data_config)
+                images = normalise(dataset.batch(batch).labelled()[0].to(module.device), module.data_config)
                 if kept is None:
                     if not self._worth(boundary, images, len(dataset)):
                         break
@@ -95,7 +95,7 @@ class KeptActivations(Callback):
         if kept is None:
             module.close_boundary()
             return
-        dataset.activations = kept
+        dataset.stand_in(kept)
         log.info("kept %.0f MB of activations of %s", kept.numel() * kept.element_size() / 1e6, stage or "the features")
 
     def _worth(self, boundary: Boundary, images: torch.Tensor, pictures: int) -> bool:
@@ -112,4 +112,4 @@ class KeptActivations(Callback):
     def _drop(self, trainer: L.Trainer, module: TransferModule) -> None:
         module.close_boundary()
         if isinstance(trainer.train_dataloader, ImageLoader):
-            trainer.train_dataloader.dataset.activations = None
+            trainer.train_dataloader.dataset.stand_in(None)

@@ -13,11 +13,11 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.data.batches.dataset import Picture
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import POOLED, find_taps
 from transferkit.features.extract.extract import make_compute, make_views, table_of
 from transferkit.features.extract.extraction import Extraction, extract_pictures
-from transferkit.features.extract.pictures import Picture
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.probe.logistic import LinearModel
 from transferkit.features.probe.probe import FittedProbe, fit_probe
@@ -183,7 +183,7 @@ def _split_features(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[FeatureTable, Extraction]:
     shown = make_views(module.data_config, views, data.augment, seed)
-    pictures = [Picture(record.sha256, record.path, data.index.pixels.get(record.sha256))
+    pictures = [Picture(record.path, record.sha256, data.index.pixels.get(record.sha256))
                 for record in data.index.split(split)]  # fmt: skip
     taps = find_taps(module.backbone)
     extraction = extract_pictures(pictures, frozen, taps, shown, store, compute, progress=progress)

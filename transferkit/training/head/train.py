@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, gather
-from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.freezing import restored_modes
 from transferkit.models.heads import takes_maps
 from transferkit.models.optimizers import build_optimizer, param_groups
@@ -35,7 +35,7 @@ def feature_batches(
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
-        rows = torch.tensor([position for _, position in sampler], device=X.device)
+        rows = torch.tensor([job.picture for job in sampler], device=X.device)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             yield X[batch], y[batch.to(y.device)]

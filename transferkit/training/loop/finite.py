@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
-from transferkit.data.batches.dataset import ImageLoader
+from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.scan.problems import listing
 
 __all__ = ["FiniteLoss", "require_finite"]

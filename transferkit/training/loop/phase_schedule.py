@@ -91,7 +91,7 @@ class PhaseSchedule(Callback):
                  for epoch in range(phase.epochs)}  # fmt: skip
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
-            data.test_view_epochs = frozenset(views)
+            data.show_as_evaluated(views)
         elif views:
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, gather
 from transferkit.data.batches.datamodule import ImageData, normalise
-from transferkit.data.batches.dataset import EpochSampler
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.module import TransferModule
 from transferkit.training.lr.result import LRSearch, Measure, Spacing, make_search
 from transferkit.training.lr.sweep import LRRange, detached_copy, own_place, sweep, undisturbed
@@ -225,7 +225,7 @@ def _as_in_training(data: ImageData, model: TransferModule, phase: Phase | None,
     if data.adopts_config:
         seen.data_config = dataclasses.replace(model.data_config, image_size=data.data_config.image_size)
     test_view = phase is not None and phase.test_view
-    seen.test_view_epochs = frozenset(range(steps)) if test_view else frozenset()
+    seen.show_as_evaluated(range(steps) if test_view else ())
     return seen
 
 
@@ -245,7 +245,7 @@ def _validation(model: TransferModule, data: ImageData) -> Callable[[], Tensor]:
     """Return what measures the loss of some validation pictures, the same ones at every call."""
     dataset = data.dataset("val")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(data.seed))
-    images, targets = dataset.batch(sorted(order[:VAL_PICTURES].tolist()))
+    images, targets = dataset.batch(sorted(order[:VAL_PICTURES].tolist())).labelled()
     images, targets = normalise(images.to(model.device), data.data_config), targets.to(model.device)
 
     def measure() -> Tensor:

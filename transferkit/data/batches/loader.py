@@ -1,0 +1,135 @@
+"""From a data set to batches: in this process or in others, in order, and in training from the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from transferkit.core.errors import TransferkitError
+from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
+from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
+from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
+
+__all__ = ["ImageLoader", "load_batches"]
+
+
+def load_batches(
+    dataset: ImageDataset, batches: Iterable[Sequence[Job]], *, workers: int, pin_memory: bool = False
+) -> Iterator[Loaded]:
+    """Yield batches in order; taken from `batches` only as they are needed.
+
+    Args:
+        dataset: Where pictures come from.
+        batches: What each batch is made of.
+        workers: Processes; 0 decodes in this one, on the data set's threads.
+        pin_memory: For copies to a GPU that do not block.
+
+    Raises:
+        DataError: An indexed file is gone, or its content has changed.
+        StorageError: A worker was killed, or they are silent.
+    """
+    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory, TIMEOUT_S))  # type: ignore[arg-type]
+    for loaded in from_workers(loader, TIMEOUT_S):
+        yield _whole(loaded)
+
+
+def _settings(workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "collate_fn": _as_is,
+        "pin_memory": pin_memory,
+        "timeout": min(LOOK_S, timeout) if workers else 0,
+        "worker_init_fn": start_worker,
+        # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the global
+        # one, and a run resumed between two epochs would go on from another random state.
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+def _as_is(batch: Any) -> Any:
+    """Return a batch that the data set has put together already."""
+    return batch
+
+
+def _whole(loaded: Loaded | TransferkitError) -> Loaded:
+    """Return a batch; raise the error that a worker handed over in its place."""
+    if isinstance(loaded, TransferkitError):
+        try:
+            raise loaded
+        finally:
+            del loaded  # a cycle: its collector would close the queues before the workers are told to end
+    return loaded
+
+
+class ImageLoader(DataLoader[Any]):
+    """A loader of labelled batches that knows how far it is, so that a resume continues in mid-epoch.
+
+    Args:
+        dataset: Pictures with targets.
+        batch_size: Pictures per batch.
+        sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
+        workers: Processes.
+        pin_memory: For copies to a GPU that do not block.
+        timeout: Seconds after which silent workers are an error.
+
+    Raises:
+        DataError: While iterated, when a picture cannot be decoded, is gone, or has changed since it was indexed.
+        StorageError: While iterated, when a worker was killed, or they are silent.
+    """
+
+    dataset: ImageDataset
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        *,
+        sampler: EpochSampler | EvaluationSampler | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+        timeout: float = TIMEOUT_S,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            persistent_workers=workers > 0,
+            **_settings(workers, pin_memory, timeout),
+        )
+        self._silence = timeout
+        self._yielded = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
+        # Lightning has told the sampler the epoch.
+        self._yielded = 0
+        for loaded in from_workers(super().__iter__(), self._silence):
+            batch = _whole(loaded).labelled()
+            self._yielded += 1
+            yield batch
+
+    def paths_of(self, batch: int) -> list[str]:
+        """Return the files of a training batch of the epoch, counted from 0 at its beginning."""
+        assert isinstance(self.sampler, EpochSampler)
+        first = batch * self.sampler.batch_size - self.sampler.start
+        jobs = list(self.sampler)[first : first + self.sampler.batch_size]
+        return [self.dataset.pictures[job.picture].name for job in jobs if isinstance(job.picture, int)]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its pictures have been handed out; Lightning saves it in mid-epoch."""
+        if not isinstance(self.sampler, EpochSampler):
+            return {}
+        return {
+            "epoch": self.sampler.epoch,
+            "samples": self.sampler.start + self._yielded * self.sampler.batch_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue the epoch of `state` at its next picture."""
+        if isinstance(self.sampler, EpochSampler) and state:
+            self.sampler.set_epoch(state["epoch"])
+            self.sampler.start = state["samples"]

@@ -1,0 +1,74 @@
+"""How a decoded picture is shown to a network: as in evaluation, or augmented by a seed of its content and a number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transferkit.data.batches.augment import Transform
+from transferkit.data.images.decode import Pixels
+
+__all__ = ["EVALUATION", "REPEAT", "Renderer", "Views", "sample_seed"]
+
+EVALUATION = 0
+"""The number of the evaluation view of a picture whose features are taken; augmented views count from 1."""
+
+REPEAT = 1 << 32
+"""Added to the number of a view each time that its picture comes again in an epoch, so that it is augmented anew."""
+
+
+def sample_seed(seed: int, view: int, sha256: str) -> int:
+    """Return the seed of one augmented view of one picture, below 2**63.
+
+    It depends on the run's seed, the number of the view (in training the epoch) and the picture, and on nothing else:
+    not on worker, rank, batch or order.
+    """
+    digest = hashlib.blake2b(f"{seed}:{view}:{sha256}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Renderer(Protocol):
+    """Anything that makes views of a decoded picture."""
+
+    @property
+    def evaluation(self) -> Transform:
+        """The transform of the evaluation view; it says how large pictures are decoded and views are."""
+
+    def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
+        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """A picture as in evaluation, and augmented as often as there are numbers.
+
+    View k of a picture is the same on every machine, whatever else is computed.
+
+    Attributes:
+        evaluation: The transform of views in `plain`.
+        augmented: The transform of the others; ``None`` to show every view as in evaluation.
+        count: Augmented views of each picture whose features are taken.
+        seed: Of the augmentation.
+        plain: Numbers of the views that are shown as in evaluation, below `REPEAT`.
+    """
+
+    evaluation: Transform
+    augmented: Transform | None = None
+    count: int = 0
+    seed: int = 0
+    plain: frozenset[int] = frozenset({EVALUATION})
+
+    def seed_of(self, sha256: str, view: int) -> int:
+        """Return the seed of one view of one picture; 0 where it is shown as in evaluation."""
+        return 0 if view % REPEAT in self.plain else sample_seed(self.seed, view, sha256)
+
+    def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
+        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers."""
+        return [
+            self.evaluation(pixels)
+            if self.augmented is None or view % REPEAT in self.plain
+            else self.augmented(pixels, sample_seed(self.seed, view, sha256))
+            for view in views
+        ]
