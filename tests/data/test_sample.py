@@ -1,10 +1,12 @@
-"""The bundled sample set and weights: drawn the same each time, learnable by structure and not by colour."""
+"""The bundled sample set and weights: the same everywhere, learnable by structure and not by colour."""
 
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,25 +21,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.models.resnet import BasicBlock, ResNet
 
-from transferkit.core.errors import ConfigError, DataError, StorageError
+from transferkit.core.errors import DataError, StorageError
 from transferkit.data import sample
-from transferkit.data.sample import SAMPLE_CLASSES, draw_sample, sample_folder
+from transferkit.data.sample import sample_folder
 
 REPOSITORY = Path(sample.__file__).parents[2]
 BUNDLED = REPOSITORY / "transferkit" / "models" / "bundled"
+CLASSES = ("bricks", "clouds", "fern", "pebbles", "tiles", "wood")
 PER_CLASS = 60
+DIGEST = "8e6cc28539bcf2566f9b064a94ddaa2ad3a9a7c202827592253a3f8b17b8dba8"
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    return draw_sample(tmp_path_factory.mktemp("drawn") / "sample")
-
-
-@pytest.fixture(scope="module")
-def pictures(drawn):
+@pytest.fixture
+def pictures():
     """``(N, 96, 96, 3)`` uint8: the centre of each picture of the whole set."""
     squares = []
-    for path in sorted(drawn.glob("*/*.jpg")):
+    for path in sorted(sample_folder().glob("*/*.jpg")):
         with Image.open(path) as picture:
             side = min(picture.size)
             left, top = (picture.width - side) / 2, (picture.height - side) / 2
@@ -46,9 +45,9 @@ def pictures(drawn):
     return np.stack(squares)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def labels():
-    return np.repeat(np.arange(len(SAMPLE_CLASSES)), PER_CLASS)
+    return np.repeat(np.arange(len(CLASSES)), PER_CLASS)
 
 
 def accuracy(features, labels):
@@ -88,29 +87,26 @@ def tree(folder):
     }
 
 
-# --- what is drawn ---------------------------------------------------------------------------------------------------
+# --- what it is ------------------------------------------------------------------------------------------------------
 
 
-def test_six_classes_of_sixty_pictures_of_varied_sizes(drawn):
-    assert sorted(path.name for path in drawn.iterdir()) == sorted(SAMPLE_CLASSES) and len(SAMPLE_CLASSES) == 6
+def test_six_classes_of_sixty_pictures_of_varied_sizes():
+    files = tree(sample_folder())
+    assert list(files) == [f"{name}/{number:03}.jpg" for name in CLASSES for number in range(PER_CLASS)]
+    assert len(set(files.values())) == 6 * PER_CLASS
     sizes = set()
-    for name in SAMPLE_CLASSES:
-        files = sorted(path.name for path in (drawn / name).iterdir())
-        assert files == [f"{number:03}.jpg" for number in range(PER_CLASS)]
-        for file in files:
-            with Image.open(drawn / name / file) as picture:
-                assert (picture.format, picture.mode) == ("JPEG", "RGB")
-                sizes.add(picture.size)
+    for file in files:
+        with Image.open(sample_folder() / file) as picture:
+            assert (picture.format, picture.mode) == ("JPEG", "RGB")
+            sizes.add(picture.size)
     assert len(sizes) > 200
-    assert len(set(tree(drawn).values())) == 6 * PER_CLASS
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path, drawn):
-    np.random.seed(5)
-    again = draw_sample(tmp_path / "again", per_class=3)
-    other = draw_sample(tmp_path / "other", per_class=3, seed=1)
-    assert tree(again) == {key: value for key, value in tree(drawn).items() if int(Path(key).stem) < 3}
-    assert not set(tree(again).values()) & set(tree(other).values())
+def test_the_pictures_never_change_under_one_name():
+    """Results on the sample set are compared over years: other pictures need another folder than ``sample-v1``."""
+    folder = sample_folder()
+    assert folder.name == "sample-v1"
+    assert sha256("".join(tree(folder).values()).encode()).hexdigest() == DIGEST
 
 
 @pytest.mark.slow
@@ -148,128 +144,74 @@ def test_the_model_card_names_the_file_that_is_bundled():
 # --- how it appears --------------------------------------------------------------------------------------------------
 
 
-def few(monkeypatch):
-    monkeypatch.setattr(sample, "_PER_CLASS", 1)
-    monkeypatch.setattr(draw_sample, "__kwdefaults__", {"per_class": 1, "seed": 0, "progress": None})
-
-
-def test_a_folder_with_something_in_it_is_refused(tmp_path):
-    (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match=r"is not empty, expected a new or empty one"):
-        draw_sample(tmp_path, per_class=1)
-    with pytest.raises(DataError, match=r"mine\.txt' is a file, expected a new or empty folder"):
-        draw_sample(tmp_path / "mine.txt", per_class=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_an_empty_folder_is_filled_and_is_readable_by_others(tmp_path):
-    (tmp_path / "new").mkdir()
-    folder = draw_sample(tmp_path / "new", per_class=1)
-    assert len(tree(folder)) == 6
-    (tmp_path / "plain").mkdir()
-    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):  # fault 48
-    drawing, calls = sample.draw_picture, []
-
-    def full(name, rng):
-        calls.append(name)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        return drawing(name, rng)
-
-    monkeypatch.setattr(sample, "draw_picture", full)
-    with pytest.raises(StorageError, match=r"draw the sample set in .*No space left on device"):
-        draw_sample(tmp_path / "sample", per_class=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"per_class": 0}, "per_class is 0, expected at least 1"),
-        ({"seed": -1}, "seed is -1, expected at least 0"),
-        ({"per_class": -2, "seed": -1}, r"\(1\) per_class.*\(2\) seed"),
-    ],
-)
-def test_wrong_arguments_are_refused(tmp_path, values, message):
-    with pytest.raises(ConfigError, match=message):
-        draw_sample(tmp_path / "x", **values)
-    assert not (tmp_path / "x").exists()
-
-
-def test_more_than_a_thousand_pictures_keep_their_order(tmp_path):
-    names = [path.name for path in sample._paths(tmp_path, 1001)[:1001]]
-    assert names == sorted(names) and len(set(names)) == 1001
-
-
-def test_the_cached_folder_is_drawn_once(monkeypatch):
-    few(monkeypatch)
+def test_it_is_unpacked_once(monkeypatch):
     folder = sample_folder()
     assert folder == Path(os.environ["XDG_CACHE_HOME"]) / "transferkit" / "sample-v1"
-    before = tree(folder)
-    monkeypatch.setattr(sample, "draw_picture", None)  # calling it would fail
-    assert sample_folder() == folder and tree(folder) == before
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", None)  # calling it would fail
+    assert sample_folder() == folder
+
+
+def test_others_may_read_it(tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert sample_folder().stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("setting", ["", "relative/path"])
 def test_without_a_usable_setting_the_cache_is_in_the_home_folder(monkeypatch, tmp_path, setting):
-    few(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", setting)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert sample_folder() == tmp_path / ".cache" / "transferkit" / "sample-v1"
 
 
-def test_two_at_once(monkeypatch):  # fault 36, for the sample set
-    """The slower one meets the other's folder when it wants to put its own in place."""
-    few(monkeypatch)
-    drawing, meeting = sample._draw, threading.Barrier(4, timeout=60)
+def test_several_at_once(monkeypatch):  # fault 36, for the sample set
+    """The slower ones meet the folder of the first when they want to put their own in place."""
+    unpack, meeting = zipfile.ZipFile.extractall, threading.Barrier(4, timeout=60)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", lambda self, path: (unpack(self, path), meeting.wait()))
+    with ThreadPoolExecutor(4) as pool:
+        (folder,) = set(pool.map(lambda _: sample_folder(), range(4)))
+    assert len(tree(folder)) == 6 * PER_CLASS
+    assert [path.name for path in folder.parent.iterdir()] == ["sample-v1"]  # no temporary folder is left
 
-    def together(*arguments):
-        drawing(*arguments)
-        meeting.wait()
 
-    monkeypatch.setattr(sample, "_draw", together)
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(sample_folder())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4 and len(set(results)) == 1
-    assert len(tree(results[0])) == 6
-    assert [path.name for path in results[0].parent.iterdir()] == ["sample-v1"]  # no temporary folder is left
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(monkeypatch, error):  # fault 48
+    def fail(archive, path):
+        unpack(archive, path, members=archive.namelist()[:3])
+        raise error
+
+    unpack = zipfile.ZipFile.extractall
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", fail)
+    with pytest.raises(StorageError if isinstance(error, OSError) else KeyboardInterrupt):
+        sample_folder()
+    assert list(Path(os.environ["XDG_CACHE_HOME"], "transferkit").iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_folder():
+    script = (
+        "import os, zipfile\n"
+        "from transferkit.data.sample import sample_folder\n"
+        "unpack = zipfile.ZipFile.extractall\n"
+        "def kill(archive, path):\n"
+        "    unpack(archive, path, members=archive.namelist()[:3])\n"
+        "    os._exit(9)\n"
+        "zipfile.ZipFile.extractall = kill\n"
+        "sample_folder()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=False)
+    assert done.returncode == 9
+    assert not Path(os.environ["XDG_CACHE_HOME"], "transferkit", "sample-v1").exists()
+    assert len(tree(sample_folder())) == 6 * PER_CLASS
 
 
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
-    blocked.write_text("in the way")
+    blocked.write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    with pytest.raises(StorageError, match=r"cannot draw the sample set in .*sample-v1'"):
+    with pytest.raises(StorageError, match=r"cannot unpack the sample set in .*sample-v1'"):
         sample_folder()
 
 
-def test_a_damaged_cache_is_said(monkeypatch):
-    few(monkeypatch)
-    folder = sample_folder()
-    shutil.rmtree(folder / "wood")
-    with pytest.raises(DataError, match=r"damaged: 1 of 6 pictures are missing.*delete that folder"):
+def test_a_damaged_cache_is_said():
+    shutil.rmtree(sample_folder() / "wood")
+    with pytest.raises(DataError, match=r"damaged: 60 of 360 pictures are missing.*delete that folder"):
         sample_folder()
-
-
-def test_a_killed_drawing_leaves_no_folder(tmp_path):
-    script = (
-        "import os, sys\n"
-        "from transferkit.data import sample\n"
-        "drawing = sample.draw_picture\n"
-        "def kill(name, rng):\n"
-        "    if name == 'fern': os._exit(9)\n"
-        "    return drawing(name, rng)\n"
-        "sample.draw_picture = kill\n"
-        "sample.draw_sample(sys.argv[1], per_class=1)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "sample")], cwd=REPOSITORY, check=False)
-    assert done.returncode == 9
-    assert not (tmp_path / "sample").exists()
-    assert len(tree(draw_sample(tmp_path / "sample", per_class=1))) == 6

@@ -93,7 +93,7 @@ def labelled_pictures(
         DataError: There is no such data or split, files cannot be read, or no picture is left.
         ExportError: The classes are not those of the model, with `check_classes`.
     """
-    root = str(sample_folder(progress)) if data == SAMPLE else data
+    root = str(sample_folder()) if data == SAMPLE else data
     scan = scan_data(root)
     problems = [problem for problem in scan.problems if not _only_for_training(problem, root)]
     if problems:

@@ -140,7 +140,7 @@ class ImageData(L.LightningDataModule):
     @cached_property
     def index(self) -> ImageIndex:
         """The pictures, their labels and splits; read on first use. Raises `DataError`."""
-        folder = sample_folder(self._index_options["progress"]) if self.data == SAMPLE else self.data
+        folder = sample_folder() if self.data == SAMPLE else self.data
         return index_images(folder, **self._index_options)
 
     @property

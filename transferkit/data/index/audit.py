@@ -39,7 +39,7 @@ def audit(
     Raises:
         DataError: There is nothing that can be indexed at all.
     """
-    folder = str(sample_folder(progress)) if data == SAMPLE else data
+    folder = str(sample_folder()) if data == SAMPLE else data
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TransferkitWarning)
         index = index_images(

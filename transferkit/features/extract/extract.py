@@ -95,7 +95,7 @@ def extract_table(
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    folder = str(sample_folder(indexing)) if config.data == SAMPLE else config.data
+    folder = str(sample_folder()) if config.data == SAMPLE else config.data
     scan = scan_data(folder)
     total = len(scan.files)
     hashes = hash_images(
