@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from transferkit.core.errors import StorageError
 from transferkit.core.files import storage_errors
 
 __all__ = ["hold", "is_read_only", "is_writable", "nearest_existing"]
 
+_POLL_S = 0.01
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -21,11 +23,11 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold a lock for the time of the block; the file and its folder are made where they are missing.
 
-    The lock belongs to this call: a second one in the same process has to wait, or goes away empty, like any other.
+    The lock belongs to this call: a second one in the same process goes away empty, like any other.
 
     Args:
         path: The file that is locked. Its holder may remove it.
-        wait: Block until nobody else holds it.
+        wait: Go on trying until nobody else holds it.
 
     Yields:
         Whether it is held; ``False`` only without `wait`.
@@ -33,36 +35,25 @@ def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     Raises:
         StorageError: It cannot be made or locked.
     """
+    lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=_POLL_S, fallback_to_soft=False)
     with storage_errors("lock", path):
-        handle = _take(path, wait)
+        held = _take(lock, path)
     try:
-        yield handle is not None
+        yield held
     finally:
-        if handle is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # closing alone would leave it to children forked meanwhile
-            os.close(handle)
+        lock.release()
 
 
-def _take(path: Path, wait: bool) -> int | None:
+def _take(lock: FileLock, path: Path) -> bool:
     for _ in range(100):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            lock.acquire()
+        except Timeout:
+            return False
         except FileNotFoundError:
             continue  # the folder was removed in between
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    return handle
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its last holder has removed it: locked is a file that nobody else can find
+        return True
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 

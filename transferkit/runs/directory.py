@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import storage_errors
+from transferkit.core.locks import hold
 
 __all__ = ["default_run_dir", "is_complete", "open_run_dir", "prepare_run_dir", "run_stem"]
 
@@ -106,28 +106,23 @@ def open_run_dir(run: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _lock(run: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a directory; the system drops it with the process, however that ends."""
+    """Hold an exclusive lock on a directory that is there; the system drops it with the process, however that ends."""
     path = run / LOCK
-    with storage_errors("lock", path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 200).decode(errors="replace") or "another process"
-            raise CheckpointError(f"{run}: locked by {owner} - wait for it to end, or give another --out") from None
-        if not path.exists() or os.fstat(handle).st_ino != path.stat().st_ino:
+    with hold(path, wait=False) as held:
+        if not held:
+            with contextlib.suppress(FileNotFoundError):
+                owner = path.read_text(encoding="utf-8", errors="replace") or "another process"
+                raise CheckpointError(f"{run}: locked by {owner} - wait for it to end, or give another --out")
             raise CheckpointError(f"{run}: another process has just let go of it - run again")
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with storage_errors("lock", path):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            ours = path.stat()
         try:
             yield
         finally:  # only what is still ours, and nothing that would hide why the block failed
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
+                if os.path.samestat(ours, path.stat()):
                     path.unlink()
-    finally:
-        os.close(handle)
 
 
 def _probe(run: Path) -> None:

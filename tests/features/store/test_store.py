@@ -501,7 +501,7 @@ def test_a_lock_is_let_go_of_although_a_forked_child_still_has_it(tmp_path, monk
         copies.append(os.dup(handle))  # what fork does
         return handle
 
-    monkeypatch.setattr("transferkit.core.locks.os.open", opened)
+    monkeypatch.setattr("os.open", opened)
     with hold(tmp_path / "lock", wait=False) as held:
         assert held
     monkeypatch.undo()
@@ -521,6 +521,6 @@ def test_a_lock_file_that_was_removed_while_waiting_is_not_trusted(tmp_path, mon
             done.append(path.unlink())  # the last holder's doing, between our opening and locking it
         return handle
 
-    monkeypatch.setattr("transferkit.core.locks.os.open", opened)
-    with hold(path, wait=False) as held, hold(path, wait=False) as again:
+    monkeypatch.setattr("os.open", opened)
+    with hold(path, wait=True) as held, hold(path, wait=False) as again:
         assert held and not again

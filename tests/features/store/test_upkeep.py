@@ -313,7 +313,7 @@ def test_gc_of_a_store_that_cannot_be_written(store, target, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("transferkit.core.locks.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(StorageError, match="Permission denied"):
         gc(store, unused_days=0)
     assert listing(store) == before
