@@ -1,10 +1,11 @@
-"""Text from elsewhere, made fit for a page or a message: names of files, and errors of other libraries."""
+"""Text from elsewhere, made fit for a line or a page: names can hold any character, and errors many lines."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["first_line", "valid_text", "visible"]
+__all__ = ["first_line", "listing", "one_line", "printable", "valid_text", "visible"]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
@@ -24,7 +25,23 @@ def valid_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Return a text whose characters a terminal prints, the others and terminal escapes written out; lines stay."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def one_line(text: str) -> str:
+    """Return a text folded into one printable line."""
+    return printable(" ".join(text.split()))
+
+
 def first_line(error: BaseException) -> str:
     """Return the type and the first line of an error of another library, 200 characters of it at most."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+
+
+def listing(items: Sequence[str], *, limit: int = 10, quote: bool = True) -> str:
+    """Join the first `limit` items for a message, quoted so that any character fits on one line, and count the rest."""
+    shown = ", ".join(repr(item) if quote else item for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more ({len(items)} in all)"

@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
 from transferkit.core.records import SkippedFile
+from transferkit.core.text import listing
 from transferkit.data.images.reading import hash_images, read_images
 from transferkit.data.sample import SAMPLE, sample_folder
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan, listing
+from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
 

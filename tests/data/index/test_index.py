@@ -20,11 +20,12 @@ from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import ImageRecord, SkippedFile
+from transferkit.core.text import listing
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.images.reading import read_images
 from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.index.splits import unit_interval
-from transferkit.data.scan.problems import listing, order_classes
+from transferkit.data.scan.problems import order_classes
 from transferkit.data.scan.scan import scan_data
 
 

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from transferkit.core.records import ImageRecord
+from transferkit.core.text import listing
 from transferkit.data.images.reading import ReadResult
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan, listing
+from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
 
 __all__ = ["class_problems", "leaks", "thin_classes"]
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import ImageRecord, SkippedFile
+from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, describe, read_images
 from transferkit.data.index.checks import class_problems, leaks, thin_classes
 from transferkit.data.index.splits import Item, assign_splits
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan, listing
+from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
 from transferkit.data.scan.scan import scan_data
 
 __all__ = ["ImageIndex", "build_index", "index_images"]

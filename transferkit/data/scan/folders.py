@@ -15,8 +15,9 @@ from typing import Final
 
 from transferkit.core.errors import DataError
 from transferkit.core.records import SkippedFile
+from transferkit.core.text import listing
 from transferkit.data.scan.formats import EXTENSIONS
-from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, listing, order_classes
+from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, order_classes
 
 __all__ = ["SYSTEM_NAMES", "scan_folder"]
 

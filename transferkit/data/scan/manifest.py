@@ -12,7 +12,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
 from transferkit.core.errors import DataError, did_you_mean
-from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, listing, order_classes
+from transferkit.core.text import listing
+from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, order_classes
 
 __all__ = ["MANIFEST_EXTENSIONS", "scan_manifest"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from transferkit.core.records import SkippedFile
+from transferkit.core.text import listing
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "FoundFile", "Scan", "class_name_problems", "listing", "order_classes"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "FoundFile", "Scan", "class_name_problems", "order_classes"]
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -93,9 +94,3 @@ def _usable(name: str) -> bool:
     if not name.strip() or name in {".", ".."} or "/" in name or "\\" in name:
         return False
     return not any(unicodedata.category(character) in {"Cc", "Cs"} for character in name)
-
-
-def listing(items: Sequence[str], *, limit: int = 10, quote: bool = True) -> str:
-    """Join the first `limit` items for a message, quoted so that any character fits on one line, and count the rest."""
-    shown = ", ".join(repr(item) if quote else item for item in items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more ({len(items)} in all)"

@@ -16,9 +16,9 @@ import torch
 import torchvision
 
 from transferkit.core.errors import StoreError, TransferkitWarning
+from transferkit.core.text import listing
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import EVALUATION, Views
-from transferkit.data.scan.problems import listing
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap
 from transferkit.features.store.spec import FeatureSpec, row_key

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import atomic_write
+from transferkit.core.text import first_line
 
 __all__ = ["CLASSIFIER", "FACTS", "keep_classifier", "pack_classifier", "read_classifier"]
 
@@ -57,7 +58,7 @@ def pack_classifier(estimator: Any, facts: Mapping[str, str]) -> bytes:
         data: bytes = skops.dumps(estimator)
     except Exception as error:  # whatever an estimator of any library holds
         raise ExportError(
-            f"skops cannot write {type(estimator).__name__}: {_line(error)} - use another classifier"
+            f"skops cannot write {type(estimator).__name__}: {first_line(error)} - use another classifier"
         ) from error
     stream = io.BytesIO(data)
     with zipfile.ZipFile(stream, "a") as archive:
@@ -97,7 +98,9 @@ def unpack_classifier(data: bytes, name: str) -> tuple[Any, dict[str, str]]:
     except CheckpointError:
         raise
     except Exception as error:  # arbitrary bytes go through a parser here
-        raise CheckpointError(f"{name}: is no classifier that can be read ({_line(error)}) - copy it again") from error
+        raise CheckpointError(
+            f"{name}: is no classifier that can be read ({first_line(error)}) - copy it again"
+        ) from error
     return estimator, {str(key): str(value) for key, value in facts.items()}
 
 
@@ -109,8 +112,3 @@ def _skops() -> Any:
             "skops is not installed, but .skops files need it - pip install 'transferkit[sklearn]'"
         ) from error
     return skops.io
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from transferkit.core.errors import ConfigError, TransferkitWarning, did_you_mean
+from transferkit.core.text import one_line
 from transferkit.features.probe.logistic import LinearModel, Standardiser, softmax
 
 __all__ = ["build_estimator", "estimator_linear", "estimator_probs", "fit_estimator", "gives_probabilities"]
@@ -109,8 +110,9 @@ def fit_estimator(path: str, estimator: Any, X: Array, y: Array, sample_weight: 
             raise ConfigError(f"{path} cannot be fitted: {error} - change its arguments") from error
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            text = " ".join(str(warning.message).split())
-            warnings.warn(f"{path} did not converge: {text}", TransferkitWarning, stacklevel=3)
+            warnings.warn(
+                f"{path} did not converge: {one_line(str(warning.message))}", TransferkitWarning, stacklevel=3
+            )
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if not gives_probabilities(pipeline):

@@ -16,9 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from transferkit.core.errors import DataError, TransferkitWarning
-from transferkit.core.text import visible
+from transferkit.core.text import listing, visible
 from transferkit.data.sample import SAMPLE, sample_folder
-from transferkit.data.scan.problems import listing
 from transferkit.data.scan.scan import scan_data
 from transferkit.models.artifact import load_model, save_info
 from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration

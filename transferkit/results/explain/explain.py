@@ -32,9 +32,9 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.records import DataConfig
+from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels, decode_image, read_bytes
 from transferkit.data.images.resize import fit
-from transferkit.data.scan.problems import listing
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import COLOURS, Heat, heatmaps, overlay
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours

@@ -14,7 +14,7 @@ from typing import Final, TextIO
 
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
-from transferkit.data.scan.problems import listing
+from transferkit.core.text import listing, printable
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.model import Predictor, load
 from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
@@ -247,5 +247,5 @@ def _print(lines: Iterable[str]) -> None:
 def _shown(line: str, encoding: str | None, *, terminal: bool) -> str:
     """Return a line as the stream takes it: file names can hold terminal escapes, and characters it cannot encode."""
     if terminal:
-        line = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in line)
+        line = printable(line)
     return line.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.models.digest import tensor_digest
+from transferkit.core.text import one_line
 from transferkit.models.module import TransferModule
 from transferkit.runs.measure import predictions_of
 from transferkit.training.loop.phase_schedule import PhaseSchedule
@@ -64,9 +65,9 @@ def load_weights(module: TransferModule, weights: Mapping[str, Tensor], *, sourc
     try:
         nn.ModuleDict({"backbone": module.backbone, "head": module.head}).load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{source}: does not fit the model ({reason}) - give the backbone and head it was trained with"
+            f"{source}: does not fit the model ({one_line(str(error))}) - give the backbone and head it was trained "
+            "with"
         ) from error
 
 

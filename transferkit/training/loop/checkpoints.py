@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from transferkit import __version__
 from transferkit.core.errors import CheckpointError, Interrupted, StorageError
 from transferkit.core.files import storage_errors, write_atomically
+from transferkit.core.text import first_line
 
 __all__ = [
     "FORMAT",
@@ -130,10 +131,9 @@ def load_checkpoint(path: Any) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{file}: holds objects other than tensors and plain data, refused ({reason}) - use a checkpoint that "
-            "transferkit wrote"
+            f"{file}: holds objects other than tensors and plain data, refused ({first_line(error)}) - use a "
+            "checkpoint that transferkit wrote"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{file}: not a training checkpoint - expected one that transferkit wrote")

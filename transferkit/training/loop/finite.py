@@ -11,8 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
+from transferkit.core.text import listing
 from transferkit.data.batches.loader import ImageLoader
-from transferkit.data.scan.problems import listing
 
 __all__ = ["FiniteLoss", "require_finite"]
 

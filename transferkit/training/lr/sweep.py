@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError, TrainingError
+from transferkit.core.text import first_line
 from transferkit.machine.random import random_state, restore_random_state
 from transferkit.models.module import TransferModule
 from transferkit.training.lr.result import Spacing
@@ -98,10 +99,9 @@ def detached_copy(model: TransferModule, device: torch.device | str | None) -> T
     try:
         twin = copy.deepcopy(model)  # Lightning leaves the Trainer out of it
     except (RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"the model cannot be copied ({reason}), and an LR is only searched for on a copy - keep tensors with "
-            "gradients, locks and open files out of its attributes"
+            f"the model cannot be copied ({first_line(error)}), and an LR is only searched for on a copy - keep "
+            "tensors with gradients, locks and open files out of its attributes"
         ) from error
     twin.close_boundary()  # of a running phase on kept activations
     twin = twin.float().to(device=model.device if device is None else device)

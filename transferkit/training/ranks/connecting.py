@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from transferkit.core.errors import ConfigError, TrainingError, TransferkitError
+from transferkit.core.text import first_line
 from transferkit.training.ranks.parallel import ALONE, PeerError, Place, barrier, links
 
 __all__ = ["STEP", "connected", "place_of_torchrun"]
@@ -86,7 +87,7 @@ def connected(place: Place, backend: str = "gloo") -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         raise TrainingError(
             f"rank {place.rank} of {place.world} could not reach the others through {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} ({_first_line(error)}) - start all of them, with one address and port"
+            f"{os.environ.get('MASTER_PORT')} ({_reason(error)}) - start all of them, with one address and port"
         ) from error
     cores = _take_cores(place)
     failed = True
@@ -125,7 +126,7 @@ def _told_once(error: BaseException, store: Any, place: Place) -> BaseException:
     lost, own = _is_lost(error), error
     if lost:
         own = TrainingError(
-            f"rank {place.rank} lost another process of the run ({_first_line(error)}) - look for what ended it, such "
+            f"rank {place.rank} lost another process of the run ({_reason(error)}) - look for what ended it, such "
             "as a lack of memory, and go on with --resume"
         )
     with contextlib.suppress(dist.DistNetworkError):  # the store is gone with the first process
@@ -173,5 +174,5 @@ def _is_lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(LOST.search(str(error))))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". This is typically")[0]
+def _reason(error: BaseException) -> str:
+    return first_line(error).split(". This is typically")[0]

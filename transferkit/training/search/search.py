@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, Interrupted, TrainingError
 from transferkit.core.files import storage_errors
+from transferkit.core.text import one_line
 from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
@@ -158,7 +159,7 @@ def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar:
     except (TrainingError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        return {"note": " ".join(str(error).split())}
+        return {"note": one_line(str(error))}
 
 
 def _stopped(error: BaseException, study: Study, trials: int) -> Interrupted | None:
