@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Sequence
 
 from transferkit import __version__
-from transferkit.cli.messages import one_line, show_warnings
+from transferkit.cli.messages import show_warnings
 from transferkit.cli.parser import build_parser, parse_options
 from transferkit.cli.verbs import VERBS
 from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
+from transferkit.core.text import one_line
 
 __all__ = ["main"]
 

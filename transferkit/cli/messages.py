@@ -1,4 +1,4 @@
-"""Text for people: one line, without control characters; warnings in the manner of errors."""
+"""Warnings in the manner of errors: one line each, without control characters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ import warnings
 from typing import Any
 
 from transferkit.core.errors import TransferkitWarning
+from transferkit.core.text import one_line
 
-__all__ = ["one_line", "show_warnings"]
-
-
-def one_line(text: object) -> str:
-    """Fold a message into one line and make control characters visible: file names can hold terminal escapes."""
-    folded = " ".join(str(text).split())
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in folded)
+__all__ = ["show_warnings"]
 
 
 def show_warnings() -> None:

@@ -94,22 +94,6 @@ def _plan(config: PlanConfig) -> None:
     write_plan(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
 
 
-def _check(config: CheckConfig) -> None:
-    from transferkit.data.index.audit import print_audit
-    from transferkit.show.progress import counting_bar, progress_console
-
-    lenient = {"bad": config.skip_bad, "empty": config.allow_empty_classes, "leaks": config.allow_leaks}
-    with counting_bar(progress_console(config.quiet), "reading pictures") as progress:
-        print_audit(
-            config.data,
-            val_split=config.val_split,
-            test_split=config.test_split,
-            seed=config.seed,
-            strict=tuple(kind for kind, allowed in lenient.items() if not allowed),
-            progress=progress,
-        )
-
-
 VERBS = {
     verb.name: verb
     for verb in (
@@ -162,7 +146,7 @@ VERBS = {
             "serve", ServeConfig, "transferkit.results.serve.serve.serve",
             "a small HTTP server with a page to drop pictures on", ("run",),
         ),
-        Verb("check", CheckConfig, _check, "audit a data folder before training on it"),
+        Verb("check", CheckConfig, "transferkit.data.index.audit.check", "audit a data folder before training on it"),
         Verb(
             "backbones", BackbonesConfig, "transferkit.cli.listing.print_backbones",
             "list, search and describe backbones", ("pattern",),

@@ -20,6 +20,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+from transferkit.core.records import Finding
+
 __all__ = [
     "BackboneError",
     "CheckpointError",
@@ -55,10 +57,19 @@ class ConfigError(TransferkitError):
 
 
 class DataError(TransferkitError):
-    """A picture, folder or manifest is missing, unreadable or contradictory."""
+    """A picture, folder or manifest is missing, unreadable or contradictory.
+
+    Args:
+        message: As for every error.
+        findings: What is wrong by kind, where more than the message is known.
+    """
 
     kind = "data"
     exit_status = 3
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
 
 
 class BackboneError(TransferkitError):

@@ -1,4 +1,4 @@
-"""The small frozen records that travel between the wings; standard library only."""
+"""The small frozen records that travel between the rooms; standard library only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DataConfig", "ImageRecord", "SkippedFile"]
+__all__ = ["DataConfig", "Finding", "ImageRecord", "SkippedFile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,21 @@ class SkippedFile:
 
     path: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth telling of a data set.
+
+    Attributes:
+        kind: What it is; code decides by this, never by the message.
+        message: A sentence for people.
+        items: The files, classes or groups that it is about, as the message has them.
+    """
+
+    kind: str
+    message: str
+    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
-def one_line(text: str) -> str:
-    """Return a text folded into one printable line."""
-    return printable(" ".join(text.split()))
+def one_line(text: object) -> str:
+    """Return a message folded into one printable line."""
+    return printable(" ".join(str(text).split()))
 
 
 def first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.reading import hash_images, read_images
-from transferkit.data.sample import SAMPLE, sample_folder
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
+from transferkit.data.index.checks import unreadable_pictures
+from transferkit.data.index.targets import ClassTargets
+from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
 
@@ -94,16 +94,15 @@ def labelled_pictures(
         DataError: There is no such data or split, files cannot be read, or no picture is left.
         ExportError: The classes are not those of the model, with `check_classes`.
     """
-    root = str(sample_folder()) if data == SAMPLE else data
-    scan = scan_data(root)
-    problems = [problem for problem in scan.problems if not _only_for_training(problem, root)]
+    scan = scan_data(data)
+    problems = [problem for problem in scan.problems if problem.kind != Kind.NO_TRAIN]
     if problems:
-        raise DataError(gather(problems))
-    names = {unicodedata.normalize("NFC", name): index for index, name in enumerate(class_names)}
+        raise DataError(gather([problem.message for problem in problems]), problems)
+    targets = ClassTargets(tuple(class_names))
     if check_classes:
-        _check_classes(data, scan, class_names, names)
+        _check_classes(data, scan, targets)
     chosen = _choose(data, scan.files, split)
-    known = [(file, names[key]) for file in chosen if (key := unicodedata.normalize("NFC", file.label)) in names]
+    known = [(file, target) for file in chosen if (target := targets.find(file.label)) is not None]
     unknown = Counter(file.label for file in chosen) - Counter(file.label for file, _ in known)
     if not known:
         raise DataError(_nothing(data, unknown, class_names))
@@ -129,7 +128,7 @@ def labelled_pictures(
         dict(sorted(unknown.items())),
         tuple(name for index, name in enumerate(class_names) if index not in present),
         tuple(sorted([*scan.skipped, *bad], key=lambda file: file.path)),
-        scan.notes,
+        tuple(note.message for note in scan.notes),
         len(bad),
     )
 
@@ -137,11 +136,8 @@ def labelled_pictures(
 def refuse_unreadable(bad: Sequence[SkippedFile]) -> None:
     """Raise a `DataError` that lists every unreadable picture, where there is one."""
     if bad:
-        told = [f"{file.path!r} ({file.reason})" for file in bad]
-        raise DataError(
-            f"{len(bad)} unreadable pictures: {listing(told, limit=len(told), quote=False)} - replace or remove them,"
-            " or pass --skip-bad to leave them out"
-        )
+        finding = unreadable_pictures(((file.path, file.reason) for file in bad), limit=len(bad))
+        raise DataError(finding.message, [finding])
 
 
 def run_splits(run: str | Path) -> dict[str, str] | None:
@@ -155,11 +151,11 @@ def run_splits(run: str | Path) -> dict[str, str] | None:
     path = Path(run) / "pictures.csv"
     if not path.is_file():
         return None
-    found: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for row in read_csv(path):
-        if found.get(row["sha256"]) != "train":
-            found[row["sha256"]] = row["split"]
-    return found
+        if splits.get(row["sha256"]) != "train":
+            splits[row["sha256"]] = row["split"]
+    return splits
 
 
 def seen(run: str | Path, pictures: Iterable[Picture]) -> int | None:
@@ -175,14 +171,7 @@ def seen(run: str | Path, pictures: Iterable[Picture]) -> int | None:
 # ---- parts ------------------------------------------------------------------------------------------------------
 
 
-def _only_for_training(problem: str, root: str) -> bool:
-    """Whether a scan found nothing wrong but that there is nothing to train on."""
-    return problem.startswith("no train folder beside ") or problem == (
-        f"manifest {root!r} has no row whose split is 'train'"
-    )
-
-
-def _choose(data: str, files: Sequence[FoundFile], split: str) -> list[FoundFile]:
+def _choose(data: str, files: Sequence[ScannedFile], split: str) -> list[ScannedFile]:
     present = [name for name in SPLITS if any(file.split == name for file in files)]
     if not files:
         raise DataError(f"{data}: holds no picture - expected folder/<class>/*.jpg; check the path")
@@ -190,23 +179,24 @@ def _choose(data: str, files: Sequence[FoundFile], split: str) -> list[FoundFile
         if split not in ("auto", ALL):
             raise DataError(f"{data}: has no splits, so there is no {split!r} - leave --split out, or name its folder")
         return list(files)
-    wanted = {"auto": ("val", "test"), ALL: SPLITS}.get(split, (split,))
-    chosen = [file for file in files if file.split in wanted]
+    splits = {"auto": ("val", "test"), ALL: SPLITS}.get(split, (split,))
+    chosen = [file for file in files if file.split in splits]
     if not chosen:
-        asked = "no split but train" if split == "auto" else f"no {split!r} split"
-        raise DataError(f"{data}: has {asked}, found pictures in {listing(present)} - name one of them by --split")
+        lacking = "no split but train" if split == "auto" else f"no {split!r} split"
+        raise DataError(f"{data}: has {lacking}, found pictures in {listing(present)} - name one of them by --split")
     return chosen
 
 
-def _check_classes(data: str, scan: Scan, class_names: Sequence[str], names: Mapping[str, int]) -> None:
-    here = {unicodedata.normalize("NFC", name): name for name in (*scan.class_names, *(f.label for f in scan.files))}
-    unknown = sorted(name for key, name in here.items() if key not in names)
-    missing = [class_names[index] for key, index in names.items() if key not in here]
+def _check_classes(data: str, scan: Scan, targets: ClassTargets) -> None:
+    labels = sorted({*scan.class_names, *(file.label for file in scan.files)})
+    present = {targets.find(label) for label in labels}
+    unknown = [label for label in labels if targets.find(label) is None]
+    missing = [name for index, name in enumerate(targets.class_names) if index not in present]
     if unknown or missing:
-        told = [f"the model lacks {listing(unknown)}"] if unknown else []
-        told += [f"the data lack {listing(missing)}"] if missing else []
+        parts = [f"the model lacks {listing(unknown)}"] if unknown else []
+        parts += [f"the data lack {listing(missing)}"] if missing else []
         raise ExportError(
-            f"{data}: its classes are not those of the model: {' and '.join(told)} - rename them, or leave out"
+            f"{data}: its classes are not those of the model: {' and '.join(parts)} - rename them, or leave out"
             " --check-classes"
         )
 

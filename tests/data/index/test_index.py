@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transferkit.data.scan.problems import order_classes
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import ImageRecord, SkippedFile
@@ -25,7 +26,6 @@ from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.images.reading import read_images
 from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.index.splits import unit_interval
-from transferkit.data.scan.problems import order_classes
 from transferkit.data.scan.scan import scan_data
 
 

@@ -20,9 +20,9 @@ from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.mixing import Mixer
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.views import Views
-from transferkit.data.index.index import ImageIndex, index_images
-from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.index.index import ImageIndex, index_images, warn_of
 from transferkit.machine.cores import available_cores, free_memory
+from transferkit.options.data import DataOptions
 
 __all__ = ["ImageData", "normalise"]
 
@@ -89,7 +89,16 @@ class ImageData(L.LightningDataModule):
         if image_size is not None:
             size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
             config = dataclasses.replace(config, image_size=size)
-        problems = [
+        self._options = DataOptions(
+            data=os.fspath(data),
+            val_split=val_split,
+            test_split=test_split,
+            skip_bad=skip_bad,
+            allow_empty_classes=allow_empty_classes,
+            allow_leaks=allow_leaks,
+            seed=seed,
+        )
+        problems = self._options.data_problems() + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
@@ -106,42 +115,30 @@ class ImageData(L.LightningDataModule):
         if problems:
             raise ConfigError(gather(problems))
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
-        self.data = data
         self.batch_size = batch_size
         self.augment = augment
-        self.sampler = sampler
-        self.mixup, self.cutmix = mixup, cutmix
-        self.train_size = train_size
-        self._plain_epochs: frozenset[int] = frozenset()
         self.data_config = config
         self.adopts_config = data_config is None
         self.seed = seed
-        self.workers = workers
-        self._index_options: dict[str, Any] = {
-            "val_split": val_split,
-            "test_split": test_split,
-            "seed": seed,
-            "min_side": config.decode_side,
-            "keep_bytes": free_memory() // 4 if keep_bytes is None else keep_bytes,
-            "skip_bad": skip_bad,
-            "allow_empty_classes": allow_empty_classes,
-            "allow_leaks": allow_leaks,
-            "workers": available_cores(),
-            "progress": progress,
-        }
-
-    @property
-    def _train_config(self) -> DataConfig:
-        """How pictures are prepared for training: like those of evaluation, but for their size."""
-        if self.train_size is None:
-            return self.data_config
-        return dataclasses.replace(self.data_config, image_size=(self.train_size, self.train_size))
+        self._sampler = sampler
+        self._mixing = (mixup, cutmix)
+        self._train_size = train_size
+        self._plain_epochs: frozenset[int] = frozenset()
+        self._workers = workers
+        self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._progress = progress
 
     @cached_property
     def index(self) -> ImageIndex:
-        """The pictures, their labels and splits; read on first use. Raises `DataError`."""
-        folder = sample_folder() if self.data == SAMPLE else self.data
-        return index_images(folder, **self._index_options)
+        """The pictures, their labels and splits; read on first use, with warnings. Raises `DataError`."""
+        index = index_images(
+            self._options,
+            min_side=self.data_config.decode_side,
+            keep_bytes=self._keep_bytes,
+            workers=available_cores(),
+            progress=self._progress,
+        )
+        return warn_of(index)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -169,22 +166,19 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
+        config = self.data_config
+        size = config.image_size if self._train_size is None else (self._train_size, self._train_size)
+        augmented = train_transform(self.augment, dataclasses.replace(config, image_size=size)) if train else None
         return ImageDataset(
             [Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records],
-            Views(
-                eval_transform(self.data_config),
-                train_transform(self.augment, self._train_config) if train else None,
-                seed=self.seed,
-                plain=self._plain_epochs,
-            ),
+            Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
             targets=self.targets(split),
             threads=available_cores(),
         )
 
     def targets(self, split: str) -> Tensor:
-        """Return the class indices ``(N,) int64`` of a split's pictures, in index order."""
-        index = {name: number for number, name in enumerate(self.class_names)}
-        return torch.tensor([index[record.label] for record in self.index.split(split)], dtype=torch.int64)
+        """Return what the labels of a split's pictures mean, in index order: class indices ``(N,) int64``."""
+        return torch.from_numpy(self.index.targets.encode(record.label for record in self.index.split(split)))
 
     def show_as_evaluated(self, epochs: Iterable[int]) -> None:
         """Leave the augmentation, and the size of training, out in these epochs; of loaders that are made from now on.
@@ -204,7 +198,7 @@ class ImageData(L.LightningDataModule):
             dataset,
             batch_size or self.batch_size,
             sampler=sampler,
-            workers=self.workers,
+            workers=self._workers,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -222,9 +216,13 @@ class ImageData(L.LightningDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            balance=self.targets("train").tolist() if self.sampler == "balanced" else None,
+            balance=self._strata() if self._sampler == "balanced" else None,
         )
         return self._loader(dataset, sampler)
+
+    def _strata(self) -> list[int]:
+        strata: list[int] = self.index.targets.strata(record.label for record in self.index.split("train")).tolist()
+        return strata
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """Return the validation loader, or an empty list where there is no validation split.
@@ -264,7 +262,7 @@ class ImageData(L.LightningDataModule):
 
     @cached_property
     def _mixer(self) -> Mixer | None:
-        return Mixer(self.num_classes, self.mixup, self.cutmix) if self.mixup or self.cutmix else None
+        return Mixer(self.num_classes, *self._mixing) if any(self._mixing) else None
 
 
 def normalise(images: Tensor, config: DataConfig) -> Tensor:

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Final, TypeVar
 
 from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, decode_with_info, read_bytes
 from transferkit.data.images.quiet import quiet_pillow
-from transferkit.data.scan.formats import EXTENSIONS
 
-__all__ = ["ReadResult", "describe", "hash_images", "read_images"]
+__all__ = ["ReadResult", "hash_images", "read_images"]
 
 _HASH_SLICE: Final = 100
 _Task = TypeVar("_Task")
@@ -135,22 +133,3 @@ def _in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers:
                 yield result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def describe(results: Iterable[ReadResult]) -> tuple[str, ...]:
-    """Count what is worth telling about the readable pictures, a sentence each."""
-    good = [(Path(result.path), result.info) for result in results if result.info is not None]
-    infos = [info for _, info in good]
-    grey = sum(info.grey for info in infos)
-    told = (
-        (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
-        (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
-        (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
-        (sum(info.transparent for info in infos), "with transparency: laid over white"),
-        (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
-        (
-            sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
-            "with an extension that does not match the content: read by content",
-        ),
-    )
-    return tuple(f"{count} of {len(good)} pictures: {text}" for count, text in told if count)

@@ -2,94 +2,86 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
-from transferkit.core.errors import DataError, TransferkitWarning, gather
+from transferkit.core.errors import DataError, gather
+from transferkit.core.records import Finding
 from transferkit.data.index.index import ImageIndex, index_images
-from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
+from transferkit.options.data import DataOptions
+from transferkit.options.features import CheckConfig
+from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["audit", "print_audit"]
+__all__ = ["audit", "check", "print_audit"]
 
 IMBALANCE = 10
 """A largest class so many times the smallest is worth a word."""
 
+DECODED_SIDE = 64
+"""Short side, in pixels, that pictures are decoded to when all that matters is whether they can be."""
+
+
+def check(config: CheckConfig) -> None:
+    """Do what the verb does. Raises as `print_audit` does."""
+    with counting_bar(progress_console(config.quiet), "reading pictures") as progress:
+        print_audit(config, progress=progress)
+
 
 def audit(
-    data: str,
-    *,
-    val_split: float,
-    test_split: float,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[ImageIndex, list[str]]:
-    """Index a folder leniently and return it with every finding.
+    options: DataOptions, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[ImageIndex, list[Finding]]:
+    """Index a data set leniently and return it with every finding, those that call for an answer first.
 
     Args:
-        data: Folder, manifest or ``"sample"``.
-        val_split: As for `index_images`.
-        test_split: As for `index_images`.
-        seed: Of the split.
+        options: Where it lies and how it is split; whatever they say, nothing is refused that can be let through.
         progress: Called with pictures read and pictures in all.
 
     Raises:
         DataError: There is nothing that can be indexed at all.
     """
-    folder = str(sample_folder()) if data == SAMPLE else data
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TransferkitWarning)
-        index = index_images(
-            folder, val_split=val_split, test_split=test_split, seed=seed, min_side=64, skip_bad=True,
-            allow_empty_classes=True, allow_leaks=True, workers=available_cores(), progress=progress,
-        )  # fmt: skip
-    findings = [str(warning.message) for warning in caught if issubclass(warning.category, TransferkitWarning)]
-    findings += [note for note in index.notes if note not in findings]
+    lenient = dataclasses.replace(options, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
+    index = index_images(lenient, min_side=DECODED_SIDE, workers=available_cores(), progress=progress)
+    findings = sorted(index.findings, key=lambda finding: finding.kind not in (Kind.LEAK, Kind.THIN))
     sizes = {label: sum(by_class[label] for by_class in index.counts().values()) for label in index.class_names}
-    empty = [label for label, size in sizes.items() if not size]
+    empty = tuple(label for label, size in sizes.items() if not size)
     if empty:
-        findings.append(f"classes without pictures: {', '.join(empty)}")
+        findings.append(Finding(Kind.EMPTY, f"classes without pictures: {', '.join(empty)}", empty))
     filled = {label: size for label, size in sizes.items() if size}
     largest, smallest = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
     if filled[largest] >= IMBALANCE * filled[smallest]:
-        findings.append(
+        message = (
             f"imbalance: {filled[largest]} pictures of {largest}, {filled[smallest]} of {smallest} - read balanced "
             "accuracy rather than accuracy"
         )
+        findings.append(Finding(Kind.IMBALANCE, message, (largest, smallest)))
     return index, findings
 
 
 def print_audit(
-    data: str,
+    options: DataOptions,
     *,
-    val_split: float,
-    test_split: float,
-    seed: int,
-    strict: tuple[str, ...],
     progress: Callable[[int, int], None] | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print what `audit` found; see there for the arguments.
+    """Print the pictures of each class and split, and every finding.
 
     Args:
-        data: Folder, manifest or ``"sample"``.
-        val_split: As for `index_images`.
-        test_split: As for `index_images`.
-        seed: Of the split.
-        strict: Which of ``"bad"``, ``"empty"``, ``"leaks"`` are errors.
+        options: Where the data set lies, how it is split, and what is not an error.
         progress: Called with pictures read and pictures in all.
         console: Where to print.
 
     Raises:
-        DataError: After printing, when `finetune` would refuse the folder.
+        DataError: After printing, when `finetune` would refuse the folder with these options.
     """
     console = console or Console(highlight=False)
-    index, findings = audit(data, val_split=val_split, test_split=test_split, seed=seed, progress=progress)
+    index, findings = audit(options, progress=progress)
     counts = index.counts()
-    table = Table(title=data, title_justify="left", title_style="bold")
+    table = Table(title=options.data, title_justify="left", title_style="bold")
     table.add_column("class")
     for column in (*counts, "all"):
         table.add_column(column, justify="right")
@@ -101,17 +93,15 @@ def print_audit(
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)
     for finding in findings:
-        console.print(f"- {finding}", soft_wrap=True, markup=False)
+        console.print(f"- {finding.message}", soft_wrap=True, markup=False)
     for file in index.skipped:
         console.print(f"- skipped {file.path}: {file.reason}", soft_wrap=True, markup=False)
     if not findings and not index.skipped:
         console.print("nothing to complain of")
-    fatal = {"bad": "unreadable pictures left out", "leaks": "in more than one split", "empty": "without pictures:"}
-    fatal_too = {"leaks": "more than one label"}
-    refused = [
-        finding
-        for finding in findings
-        if any(fatal[kind] in finding or fatal_too.get(kind, "\0") in finding for kind in strict)
-    ]
+    allowed = {
+        Kind.UNREADABLE: options.skip_bad, Kind.EMPTY: options.allow_empty_classes, Kind.LEAK: options.allow_leaks
+    }  # fmt: skip
+    refused = [finding for finding in findings if not allowed.get(Kind(finding.kind), True)]
     if refused:
-        raise DataError(f"{data}: finetune would refuse this folder: {gather(refused)}")
+        message = gather([finding.message for finding in refused])
+        raise DataError(f"{options.data}: finetune would refuse this folder: {message}", refused)

@@ -1,20 +1,37 @@
-"""What makes a data set unfit, or thin: classes without pictures, leaks between splits, contradicting labels."""
+"""What makes a data set unfit, thin or odd: classes without pictures, leaks between splits, special pictures."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from transferkit.core.records import ImageRecord
+from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.text import listing
 from transferkit.data.images.reading import ReadResult
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
+from transferkit.data.scan.formats import EXTENSIONS
+from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 
-__all__ = ["class_problems", "leaks", "thin_classes"]
+__all__ = ["class_problems", "leaks", "special_pictures", "thin_classes", "unreadable_pictures"]
 
 
-def class_problems(scan: Scan, files: Sequence[FoundFile], allow_empty: bool) -> list[str]:
-    """Return a sentence per kind of trouble with classes: a single one, none to train on, no pictures.
+def unreadable_pictures(reasons: Iterable[tuple[str, str]], *, limit: int = 10) -> Finding:
+    """Return what to say of pictures that cannot be read.
+
+    Args:
+        reasons: Path and reason of each.
+        limit: How many the message lists.
+    """
+    items = [f"{path!r} ({reason})" for path, reason in reasons]
+    message = (
+        f"{len(items)} unreadable pictures: {listing(items, limit=limit, quote=False)} - replace or remove them,"
+        " or pass --skip-bad to leave them out"
+    )
+    return Finding(Kind.UNREADABLE, message, tuple(items))
+
+
+def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) -> list[Finding]:
+    """Return what is wrong with the classes: a single one, none to train on, no pictures.
 
     Args:
         scan: Says which classes there should be.
@@ -23,65 +40,88 @@ def class_problems(scan: Scan, files: Sequence[FoundFile], allow_empty: bool) ->
     """
     problems = []
     if len(scan.class_names) == 1:
-        problems.append(f"need at least 2 classes, found only {scan.class_names[0]!r} - add a folder or label")
+        message = f"need at least 2 classes, found only {scan.class_names[0]!r} - add a folder or label"
+        problems.append(Finding(Kind.ONE_CLASS, message, scan.class_names))
     trained = {file.label for file in files if file.split in {None, "train"}}
     elsewhere: dict[str, set[str]] = defaultdict(set)
     for file in files:
         if file.label not in trained and file.split is not None:
             elsewhere[file.label].add(file.split)
     if elsewhere:
-        told = [f"{label!r} ({', '.join(sorted(splits))})" for label, splits in sorted(elsewhere.items())]
-        problems.append(
-            f"classes without training pictures that other splits have: {listing(told, quote=False)}"
+        places = [f"{label!r} ({', '.join(sorted(splits))})" for label, splits in sorted(elsewhere.items())]
+        message = (
+            f"classes without training pictures that other splits have: {listing(places, quote=False)}"
             " - add them to train or remove them"
         )
+        problems.append(Finding(Kind.UNTRAINED, message, tuple(sorted(elsewhere))))
     empty = [label for label in scan.class_names if label not in trained and label not in elsewhere]
     if empty and not allow_empty:
-        problems.append(
+        message = (
             f"classes without pictures: {listing(empty, limit=len(empty))}"
             " - fill or remove them, or pass --allow-empty-classes to keep their place"
         )
+        problems.append(Finding(Kind.EMPTY, message, tuple(empty)))
     if not trained and not elsewhere and (allow_empty or not empty):
-        problems.append("there is no picture to train on")
+        problems.append(Finding(Kind.EMPTY, "there is no picture to train on"))
     return problems
 
 
-def leaks(reads: Iterable[tuple[FoundFile, ReadResult]]) -> list[str]:
-    """Return a sentence per kind of leak: equal files in several splits or classes, groups in several splits."""
-    by_content: dict[str | None, list[FoundFile]] = defaultdict(list)
+def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]]) -> list[Finding]:
+    """Return a finding per kind of leak: equal files in several splits or classes, groups in several splits."""
+    by_content: dict[str | None, list[ScannedFile]] = defaultdict(list)
     group_splits: dict[str, set[str]] = defaultdict(set)
     for file, result in reads:
         by_content[result.sha256].append(file)
         if file.group is not None and file.split is not None:
             group_splits[file.group].add(file.split)
-    across = [same for same in by_content.values() if len({file.split for file in same}) > 1]
-    labels = [same for same in by_content.values() if len({file.label for file in same}) > 1]
+    findings = []
+    for families, what in (
+        ([same for same in by_content.values() if len({file.split for file in same}) > 1], "split"),
+        ([same for same in by_content.values() if len({file.label for file in same}) > 1], "label"),
+    ):
+        if families:
+            equal = sorted(" = ".join(repr(file.path) for file in family) for family in families)
+            message = f"{len(equal)} pictures {'in' if what == 'split' else 'with'} more than one {what}: "
+            findings.append(Finding(Kind.LEAK, message + listing(equal, quote=False), tuple(equal)))
     groups = sorted(group for group, splits in group_splits.items() if len(splits) > 1)
-    found = []
-    if across:
-        found.append(f"{len(across)} pictures in more than one split: {listing(_equal(across), quote=False)}")
-    if labels:
-        found.append(f"{len(labels)} pictures with more than one label: {listing(_equal(labels), quote=False)}")
     if groups:
-        found.append(f"{len(groups)} groups in more than one split: {listing(groups)}")
-    return found
+        message = f"{len(groups)} groups in more than one split: {listing(groups)}"
+        findings.append(Finding(Kind.LEAK, message, tuple(groups)))
+    return findings
 
 
-def _equal(families: Iterable[Sequence[FoundFile]]) -> list[str]:
-    return sorted(" = ".join(repr(file.path) for file in family) for family in families)
-
-
-def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val_split: float) -> list[str]:
-    """Return warnings about classes that cannot be validated, unless no validation was asked for."""
+def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val_split: float) -> list[Finding]:
+    """Return which classes cannot be validated, unless no validation is wanted."""
     counted = Counter((record.split, record.label) for record in records)
     if val_split == 0 and not any(split == "val" for split, _ in counted):
         return []
     sizes = {label: sum(counted[split, label] for split in SPLITS) for label in class_names}
     single = [label for label in class_names if sizes[label] == 1]
     absent = [label for label in class_names if sizes[label] > 1 and not counted["val", label]]
-    warned = []
+    findings = []
     if single:
-        warned.append(f"classes with a single picture, which is used for training only: {listing(single)}")
+        message = f"classes with a single picture, which is used for training only: {listing(single)}"
+        findings.append(Finding(Kind.THIN, message, tuple(single)))
     if absent:
-        warned.append(f"classes without a val picture, whose val recall is therefore n/a: {listing(absent)}")
-    return warned
+        message = f"classes without a val picture, whose val recall is therefore n/a: {listing(absent)}"
+        findings.append(Finding(Kind.THIN, message, tuple(absent)))
+    return findings
+
+
+def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
+    """Count the decoded pictures that are of a special kind, a finding each."""
+    good = [(Path(result.path), result.info) for result in results if result.info is not None]
+    infos = [info for _, info in good]
+    grey = sum(info.grey for info in infos)
+    counts = (
+        (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
+        (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
+        (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
+        (sum(info.transparent for info in infos), "with transparency: laid over white"),
+        (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
+        (
+            sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
+            "with an extension that does not match the content: read by content",
+        ),
+    )
+    return [Finding(Kind.NOTE, f"{count} of {len(good)} pictures: {text}") for count, text in counts if count]

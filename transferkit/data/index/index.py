@@ -1,31 +1,33 @@
 """A data set as an index: every picture with its label, split and content hash, checked before anything is trained.
 
 All that is wrong with a data set comes back in one `DataError`. Nothing is repaired silently: what is left out is in
-`ImageIndex.skipped`, what is worth knowing in `ImageIndex.notes`.
+`ImageIndex.skipped`, what is worth knowing in `ImageIndex.findings`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
-from transferkit.core.records import ImageRecord, SkippedFile
+from transferkit.core.records import Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.reading import ReadResult, describe, read_images
-from transferkit.data.index.checks import class_problems, leaks, thin_classes
+from transferkit.data.images.reading import ReadResult, read_images
+from transferkit.data.index.checks import class_problems, leaks, special_pictures, thin_classes, unreadable_pictures
 from transferkit.data.index.splits import Item, assign_splits
-from transferkit.data.scan.problems import SPLITS, FoundFile, Scan
+from transferkit.data.index.targets import ClassTargets
+from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
+from transferkit.options.data import DataOptions
 
-__all__ = ["ImageIndex", "build_index", "index_images"]
+__all__ = ["ImageIndex", "build_index", "index_images", "warn_of"]
 
-_Read = tuple[FoundFile, ReadResult]
+_Read = tuple[ScannedFile, ReadResult]
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,27 @@ class ImageIndex:
         class_names: Position is class index: plain text order of the names (``1, 10, 2``), from the training split.
         records: Sorted by path.
         skipped: What is not part of the index, and why.
-        notes: Facts worth telling, a sentence each.
-        pixels: Decoded pictures that were kept, by sha256: ``(H, W, 3)`` uint8 RGB as `decode_image` returns them for
-            the `min_side` given. Not part of what makes two indexes equal.
+        findings: Facts worth telling.
+        pixels: Decoded pictures that are kept in memory, by sha256: ``(H, W, 3)`` uint8 RGB as `decode_image` returns
+            them for the `min_side` asked for. Not part of what makes two indexes equal.
     """
 
     root: str
     class_names: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     skipped: tuple[SkippedFile, ...] = ()
-    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def targets(self) -> ClassTargets:
+        """What the labels mean."""
+        return ClassTargets(self.class_names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The findings that a run writes down, a sentence each: those on classes that are thin are not among them."""
+        return tuple(finding.message for finding in self.findings if finding.kind != Kind.THIN)
 
     def split(self, name: str) -> tuple[ImageRecord, ...]:
         """Return the records of one split, ``"train"``, ``"val"`` or ``"test"``; empty when the set has none of it.
@@ -74,16 +86,10 @@ class ImageIndex:
 
 
 def index_images(
-    data: str | os.PathLike[str],
+    options: DataOptions,
     *,
-    val_split: float = 0.15,
-    test_split: float = 0.15,
-    seed: int = 0,
     min_side: int | None = None,
     keep_bytes: int = 0,
-    skip_bad: bool = False,
-    allow_empty_classes: bool = False,
-    allow_leaks: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageIndex:
@@ -93,27 +99,23 @@ def index_images(
     what it names itself. A data set without splits is hashed into three, see `transferkit.data.index.splits`.
 
     Args:
-        data: ``folder/<class>/*``, ``folder/{train,val,test}/<class>/*``, or a CSV or Parquet manifest.
-        val_split: Share of the pictures for validation where the data set does not say, in [0, 1).
-        test_split: Share for testing, likewise. The sum of both must be below 1.
-        seed: Of the split.
+        options: Where the data set lies, how it is split, and what may be wrong with it.
         min_side: As for `decode_image`; what `pixels` will hold.
         keep_bytes: How many bytes of decoded pictures to keep in `ImageIndex.pixels`.
-        skip_bad: Leave unreadable pictures out, before splitting, instead of refusing the data set.
-        allow_empty_classes: Keep the index of a class without pictures instead of refusing the data set.
-        allow_leaks: Warn of equal pictures in several splits or classes instead of refusing the data set.
         workers: Threads that read and decode.
         progress: Called with the number of files done and their total.
 
     Raises:
-        DataError: Everything that is wrong with the data set, in one message.
-        ConfigError: An argument is out of range.
-
-    Warns:
-        TransferkitWarning: Classes without a val picture or with a single one; leaks that were allowed.
+        DataError: Everything that is wrong with the data set, in one message and by kind.
+        ConfigError: An option is out of range.
     """
-    _check_arguments(val_split, test_split, min_side, keep_bytes, workers)
-    scan = scan_data(data)
+    least = (("min_side", 1 if min_side is None else min_side, 1), ("keep_bytes", keep_bytes, 0),
+             ("workers", workers, 1))  # fmt: skip
+    problems = options.data_problems()
+    problems += [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
+    if problems:
+        raise ConfigError(gather(problems))
+    scan = scan_data(options.data)
     total = len(scan.files)
     results = read_images(
         [file.path for file in scan.files],
@@ -122,115 +124,82 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return build_index(
-        data,
-        scan,
-        results,
-        val_split=val_split,
-        test_split=test_split,
-        seed=seed,
-        skip_bad=skip_bad,
-        allow_empty_classes=allow_empty_classes,
-        allow_leaks=allow_leaks,
-    )
+    return build_index(options, scan, results)
 
 
-def build_index(
-    data: str | os.PathLike[str],
-    scan: Scan,
-    results: Sequence[ReadResult],
-    *,
-    val_split: float,
-    test_split: float,
-    seed: int,
-    skip_bad: bool,
-    allow_empty_classes: bool,
-    allow_leaks: bool,
-) -> ImageIndex:
-    """Check and split what a scan found and reading gave; nothing is opened here.
+def build_index(options: DataOptions, scan: Scan, results: Sequence[ReadResult]) -> ImageIndex:
+    """Make an index of what was scanned and read already. See `index_images`.
 
     Args:
-        data: The data set, as given by the user.
+        options: How the data set is split, and what may be wrong with it.
         scan: Its files and classes.
         results: What reading (or only hashing) each of `scan.files` gave, in the same order.
-        val_split: As for `index_images`, like the rest.
-        test_split: Likewise.
-        seed: Likewise.
-        skip_bad: Likewise.
-        allow_empty_classes: Likewise.
-        allow_leaks: Likewise.
 
     Raises:
-        DataError: Everything that is wrong with the data set, in one message.
-
-    Warns:
-        TransferkitWarning: Classes without a val picture or with a single one; leaks that were allowed.
+        DataError: Everything that is wrong with the data set, in one message and by kind.
     """
     reads = list(zip(scan.files, results, strict=True))
-    bad = [result for result in results if result.error is not None]
-    problems = list(scan.problems)
-    if bad and not skip_bad:
-        told = [f"{result.path!r} ({result.error})" for result in bad]
-        problems.append(
-            f"{len(bad)} unreadable pictures: {listing(told, quote=False)} - replace or remove them,"
-            " or pass --skip-bad to leave them out"
-        )
+    bad = [(result.path, result.error) for result in results if result.error is not None]
     good = [read for read in reads if read[1].error is None]
-    problems += class_problems(scan, [file for file, _ in (good if skip_bad else reads)], allow_empty_classes)
+    problems = list(scan.problems)
+    if bad and not options.skip_bad:
+        problems.append(unreadable_pictures(bad))
+    counted = [file for file, _ in (good if options.skip_bad else reads)]
+    problems += class_problems(scan, counted, options.allow_empty_classes)
     leaking = leaks(good)
-    if leaking and not allow_leaks:
-        problems += [f"{leak} - remove them, or pass --allow-leaks" for leak in leaking]
+    if not options.allow_leaks:
+        problems += [
+            Finding(leak.kind, f"{leak.message} - remove them, or pass --allow-leaks", leak.items) for leak in leaking
+        ]
     if problems:
-        raise DataError(gather(problems))
-    for leak in leaking:
-        warnings.warn(leak, TransferkitWarning, stacklevel=3)
-
-    records, split_notes = _split(good, val_split, test_split, seed)
-    for warning in thin_classes(scan.class_names, records, val_split):
-        warnings.warn(warning, TransferkitWarning, stacklevel=3)
-    dropped = [f"{len(bad)} unreadable pictures left out"] if bad else []
-    skipped = [*scan.skipped, *(SkippedFile(result.path, str(result.error)) for result in bad)]
+        raise DataError(gather([problem.message for problem in problems]), problems)
+    targets = ClassTargets(scan.class_names)
+    records, moved = _split(good, targets, options)
+    left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
+    skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
     return ImageIndex(
-        root=os.fspath(data),
+        root=options.data,
         class_names=scan.class_names,
         records=records,
         skipped=tuple(sorted(skipped, key=lambda file: file.path)),
-        notes=(*scan.notes, *dropped, *leaking, *split_notes, *describe(results)),
+        findings=(
+            *scan.notes,
+            *([left_out] if bad else []),
+            *leaking,
+            *moved,
+            *special_pictures(results),
+            *thin_classes(scan.class_names, records, options.val_split),
+        ),
         pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
     )
 
 
-def _check_arguments(val_split: float, test_split: float, min_side: int | None, keep_bytes: int, workers: int) -> None:
-    problems = [
-        f"expected {name} in [0, 1), but got {value}"
-        for name, value in (("val_split", val_split), ("test_split", test_split))
-        if not 0 <= value < 1
-    ]
-    if not problems and val_split + test_split >= 1:
-        problems.append(f"val_split {val_split} and test_split {test_split} leave nothing to train on; lower them")
-    least = (
-        ("min_side", 1 if min_side is None else min_side, 1),
-        ("keep_bytes", keep_bytes, 0),
-        ("workers", workers, 1),
-    )
-    problems += [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
-    if problems:
-        raise ConfigError(gather(problems))
+def warn_of(index: ImageIndex) -> ImageIndex:
+    """Warn of leaks that are allowed and of classes that cannot be validated; return the index."""
+    for finding in index.findings:
+        if finding.kind in (Kind.LEAK, Kind.THIN):
+            warnings.warn(finding.message, TransferkitWarning, stacklevel=3)
+    return index
 
 
 def _split(
-    reads: Sequence[_Read], val_split: float, test_split: float, seed: int
-) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
+    reads: Sequence[_Read], targets: ClassTargets, options: DataOptions
+) -> tuple[tuple[ImageRecord, ...], list[Finding]]:
     named = {file.split for file, _ in reads} - {None}
-    if named and "val" not in named:
-        test_split = 0.0  # test is what the data set names
+    test_split = 0.0 if named and "val" not in named else options.test_split  # test is what the data set names
     hashed = [read for read in reads if "val" not in named and read[0].split in {None, "train"}]
-    items = [Item(str(result.sha256), file.label, file.group) for file, result in hashed]
-    assigned, moved = assign_splits(items, val_split=val_split, test_split=test_split, seed=seed)
+    strata = targets.strata(file.label for file, _ in hashed).tolist()
+    items = [
+        Item(str(result.sha256), stratum, file.group) for (file, result), stratum in zip(hashed, strata, strict=True)
+    ]
+    assigned, moved = assign_splits(items, val_split=options.val_split, test_split=test_split, seed=options.seed)
     drawn = {file.path: split for (file, _), split in zip(hashed, assigned, strict=True)}
     records = tuple(
         ImageRecord(file.path, file.label, drawn.get(file.path) or str(file.split), str(result.sha256), file.group)
         for file, result in reads
     )
-    notes = (f"pictures moved to train, where their classes had none: {listing(moved)}",) if moved else ()
-    return records, notes
+    if not moved:
+        return records, []
+    names = tuple(targets.class_names[stratum] for stratum in moved)
+    message = f"pictures moved to train, where their classes had none: {listing(names)}"
+    return records, [Finding(Kind.NOTE, message, names)]

@@ -1,9 +1,10 @@
 """Which split a picture belongs to: a seeded hash of its content.
 
 A picture's place follows from its own bytes (or its group) and the seed alone, so adding files never moves old ones,
-renaming files moves nothing, and equal files share a split. Every class is cut by the same hash, so the shares hold per
-class in expectation; exact quotas would make a picture's place depend on its neighbours, and adding one file would move
-others. The one exception: a class left without a training picture gets its unit nearest to train moved there.
+renaming files moves nothing, and equal files share a split. Every stratum (a class, say) is cut by the same hash, so
+the shares hold in each in expectation; exact quotas would make a picture's place depend on its neighbours, and adding
+one file would move others. The one exception: a stratum left without a training picture gets its unit nearest to train
+moved there.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ __all__ = ["Item", "assign_splits", "unit_interval"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture as far as splitting goes: its content, its class, and what it must stay together with."""
+    """A picture as far as splitting goes: its content, its stratum, and what it must stay together with."""
 
     sha256: str
-    label: str
+    stratum: int
     group: str | None = None
 
 
@@ -33,7 +34,7 @@ def unit_interval(seed: int, key: str) -> float:
 
 def assign_splits(
     items: Sequence[Item], *, val_split: float, test_split: float, seed: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Give every item a split.
 
     With ``u = unit_interval(seed, key)`` an item goes to test where ``u < test_split``, to val where
@@ -47,21 +48,21 @@ def assign_splits(
         seed: Another seed, another split.
 
     Returns:
-        The split of each item, in order; and the classes, sorted, for which a unit was moved to train because none of
+        The split of each item, in order; and the strata, sorted, for which a unit was moved to train because none of
         their pictures was there.
     """
     units = _units(items)
     position = {unit: unit_interval(seed, unit) for unit in set(units)}
     split = {unit: _split_at(u, val_split, test_split) for unit, u in position.items()}
-    by_class: dict[str, set[str]] = defaultdict(set)
+    by_stratum: dict[int, set[str]] = defaultdict(set)
     for item, unit in zip(items, units, strict=True):
-        by_class[item.label].add(unit)
+        by_stratum[item.stratum].add(unit)
     moved = []
-    for label in sorted(by_class):
-        if all(split[unit] != "train" for unit in by_class[label]):
+    for stratum, members in sorted(by_stratum.items()):
+        if all(split[unit] != "train" for unit in members):
             # A move only ever adds to train, so it cannot undo an earlier one.
-            split[max(by_class[label], key=lambda unit: (position[unit], unit))] = "train"
-            moved.append(label)
+            split[max(members, key=lambda unit: (position[unit], unit))] = "train"
+            moved.append(stratum)
     return tuple(split[unit] for unit in units), tuple(moved)
 
 
@@ -85,8 +86,6 @@ def _units(items: Sequence[Item]) -> list[str]:
     for item in items:
         content, group = root(f"image:{item.sha256}"), None if item.group is None else root(f"group:{item.group}")
         if group is not None and group != content:
-            low, high = sorted(
-                (content, group)
-            )  # "group:" sorts before "image:", so a unit with groups is named by one
+            low, high = sorted((content, group))  # "group:" before "image:": a unit with groups is named by one
             parent[high] = low
     return [root(f"image:{item.sha256}") for item in items]

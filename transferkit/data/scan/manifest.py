@@ -12,8 +12,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
 from transferkit.core.errors import DataError, did_you_mean
+from transferkit.core.records import Finding
 from transferkit.core.text import listing
-from transferkit.data.scan.problems import SPLIT_NAMES, FoundFile, Scan, class_name_problems, order_classes
+from transferkit.data.scan.class_names import class_name_problems, order_classes
+from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile
 
 __all__ = ["MANIFEST_EXTENSIONS", "scan_manifest"]
 
@@ -42,7 +44,7 @@ def scan_manifest(manifest: str) -> Scan:
     problems = _row_problems(manifest, rows)
     folder = Path(manifest).parent
     files = [
-        FoundFile(
+        ScannedFile(
             str(folder / row.cells["path"]),
             row.cells["label"],
             SPLIT_NAMES.get(row.cells["split"].strip().lower()),
@@ -53,14 +55,14 @@ def scan_manifest(manifest: str) -> Scan:
     explicit = any(file.split for file in files)
     class_names = [file.label for file in files if not explicit or file.split == "train"]
     if explicit and not class_names:
-        problems.append(f"manifest {manifest!r} has no row whose split is 'train'")
+        problems.append(Finding(Kind.NO_TRAIN, f"manifest {manifest!r} has no row whose split is 'train'"))
     problems += class_name_problems({file.label for file in files})
     return Scan(
         order_classes(class_names), tuple(sorted(files, key=lambda f: f.path)), (), tuple(notes), tuple(problems)
     )
 
 
-def _check_columns(manifest: str, columns: list[str]) -> list[str]:
+def _check_columns(manifest: str, columns: list[str]) -> list[Finding]:
     """Return notes on ignored columns; raise `DataError` on missing, doubled or misspelt ones."""
     problems = [f"column {name!r} appears twice" for name in _COLUMNS if columns.count(name) > 1]
     missing = [name for name in _COLUMNS if name not in columns]
@@ -76,12 +78,14 @@ def _check_columns(manifest: str, columns: list[str]) -> list[str]:
             f"manifest {manifest!r}: {'; '.join(problems)} - expected a first line like path,label[,split][,group],"
             " separated by commas"
         )
-    return [f"columns of the manifest that are not used: {listing(unknown)}"] if unknown else []
+    if not unknown:
+        return []
+    return [Finding(Kind.NOTE, f"columns of the manifest that are not used: {listing(unknown)}", tuple(unknown))]
 
 
-def _row_problems(manifest: str, rows: list[_Row]) -> list[str]:
+def _row_problems(manifest: str, rows: list[_Row]) -> list[Finding]:
     blank, outside, unknown, unsplit, twice = [], [], [], [], []
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}
     any_split = any(row.cells["split"].strip() for row in rows)
     for row in rows:
         path, split = row.cells["path"], row.cells["split"].strip()
@@ -95,7 +99,7 @@ def _row_problems(manifest: str, rows: list[_Row]) -> list[str]:
             unknown.append(f"{split!r} ({row.place})")
         elif any_split and not split:
             unsplit.append(row.place)
-        place = seen.setdefault(os.path.normpath(path), row.place)
+        place = first.setdefault(os.path.normpath(path), row.place)
         if place != row.place:
             twice.append(f"{path!r} ({place} and {row.place})")
     kinds = (
@@ -106,7 +110,9 @@ def _row_problems(manifest: str, rows: list[_Row]) -> list[str]:
         (twice, "pictures listed twice", "keep one row each"),
     )
     return [
-        f"manifest {manifest!r}: {what}: {listing(rows_, quote=False)} - {do}" for rows_, what, do in kinds if rows_
+        Finding(Kind.LAYOUT, f"manifest {manifest!r}: {what}: {listing(rows_, quote=False)} - {do}", tuple(rows_))
+        for rows_, what, do in kinds
+        if rows_
     ]
 
 

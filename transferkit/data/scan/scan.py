@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transferkit.core.errors import DataError
+from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.folders import scan_folder
 from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, scan_manifest
-from transferkit.data.scan.problems import Scan
+from transferkit.data.scan.records import Scan
 
 __all__ = ["scan_data"]
 
 
-def scan_data(data: str | os.PathLike[str]) -> Scan:
-    """List the pictures of a folder or of a CSV or Parquet manifest.
+def scan_data(data: str) -> Scan:
+    """List the pictures of a folder, of a CSV or Parquet manifest, or of the bundled sample set.
+
+    Args:
+        data: Its path, or ``"sample"``.
 
     Raises:
         DataError: There is nothing at `data`, or nothing that is a data set.
+        StorageError: The sample set cannot be unpacked.
     """
-    path = os.fspath(data)
+    path = str(sample_folder()) if data == SAMPLE else data
     if Path(path).is_dir():
         return scan_folder(path)
     if Path(path).is_file():

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from transferkit.core.records import DataConfig
@@ -17,9 +16,8 @@ from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
 from transferkit.data.images.reading import ReadResult, hash_images
-from transferkit.data.index.index import ImageIndex, build_index
-from transferkit.data.sample import SAMPLE, sample_folder
-from transferkit.data.scan.problems import SPLITS
+from transferkit.data.index.index import ImageIndex, build_index, warn_of
+from transferkit.data.scan.records import SPLITS
 from transferkit.data.scan.scan import scan_data
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
@@ -95,8 +93,7 @@ def extract_table(
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    folder = str(sample_folder()) if config.data == SAMPLE else config.data
-    scan = scan_data(folder)
+    scan = scan_data(config.data)
     total = len(scan.files)
     hashes = hash_images(
         [file.path for file in scan.files],
@@ -104,20 +101,7 @@ def extract_table(
         progress=None if indexing is None else lambda done: indexing(done, total),
     )
 
-    def build(results: Sequence[ReadResult], skip_bad: bool) -> ImageIndex:
-        return build_index(
-            folder,
-            scan,
-            results,
-            val_split=config.val_split,
-            test_split=config.test_split,
-            seed=config.seed,
-            skip_bad=skip_bad,
-            allow_empty_classes=config.allow_empty_classes,
-            allow_leaks=config.allow_leaks,
-        )
-
-    index = build(hashes, config.skip_bad)  # what is wrong with names, classes and splits comes out before any work
+    index = warn_of(build_index(config, scan, hashes))  # faults of names, classes and splits come before any work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
@@ -129,7 +113,7 @@ def extract_table(
             ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
             for result in hashes
         ]
-        index = build(reads, config.skip_bad)
+        index = warn_of(build_index(config, scan, reads))
     return table_of(index, pictures, extraction, _facts(config, frozen, extraction))
 
 
@@ -215,11 +199,10 @@ def table_of(
     records = tuple(record for record in index.records if record.split in splits)
     order = [place[record.sha256] for record in records]
     whole = order == list(range(len(pictures)))  # then there is nothing to copy
-    number = {name: label for label, name in enumerate(index.class_names)}
     views = {tap.layer: rows[1:, order] for tap, rows in extraction.rows.items() if len(rows) > 1}
     return FeatureTable(
         layers={tap.layer: rows[0] if whole else rows[0, order] for tap, rows in extraction.rows.items()},
-        y=np.array([number[record.label] for record in records], dtype=np.int64),
+        y=index.targets.encode(record.label for record in records),
         records=records,
         views=views,
         facts=facts,

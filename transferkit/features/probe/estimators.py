@@ -110,9 +110,7 @@ def fit_estimator(path: str, estimator: Any, X: Array, y: Array, sample_weight: 
             raise ConfigError(f"{path} cannot be fitted: {error} - change its arguments") from error
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            warnings.warn(
-                f"{path} did not converge: {one_line(str(warning.message))}", TransferkitWarning, stacklevel=3
-            )
+            warnings.warn(f"{path} did not converge: {one_line(warning.message)}", TransferkitWarning, stacklevel=3)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if not gives_probabilities(pipeline):

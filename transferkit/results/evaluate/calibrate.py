@@ -17,7 +17,6 @@ from torch import Tensor
 
 from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.text import listing, visible
-from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.scan import scan_data
 from transferkit.models.artifact import load_model, save_info
 from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration
@@ -108,7 +107,7 @@ def _split(config: CalibrateConfig) -> str:
     """Return the split to take: ``"val"`` where there is one, else everything."""
     if config.split != "auto":
         return config.split
-    scan = scan_data(sample_folder() if config.data == SAMPLE else config.data)
+    scan = scan_data(config.data)
     return "val" if any(file.split == "val" for file in scan.files) else "all"
 
 

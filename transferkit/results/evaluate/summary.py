@@ -13,7 +13,7 @@ from rich.console import Console
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import StorageError
 from transferkit.core.text import listing, visible
-from transferkit.data.scan.problems import SPLITS
+from transferkit.data.scan.records import SPLITS
 from transferkit.show.words import accuracy_text, duration, read_metrics
 
 __all__ = ["print_evaluation"]

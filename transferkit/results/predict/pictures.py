@@ -17,7 +17,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.text import listing
 from transferkit.data.scan.folders import SYSTEM_NAMES
 from transferkit.data.scan.formats import EXTENSIONS
-from transferkit.data.scan.problems import SPLIT_NAMES
+from transferkit.data.scan.records import SPLIT_NAMES
 
 __all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures"]
 

@@ -66,8 +66,7 @@ def load_weights(module: TransferModule, weights: Mapping[str, Tensor], *, sourc
         nn.ModuleDict({"backbone": module.backbone, "head": module.head}).load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{source}: does not fit the model ({one_line(str(error))}) - give the backbone and head it was trained "
-            "with"
+            f"{source}: does not fit the model ({one_line(error)}) - give the backbone and head it was trained with"
         ) from error
 
 

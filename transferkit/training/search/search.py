@@ -159,7 +159,7 @@ def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar:
     except (TrainingError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        return {"note": one_line(str(error))}
+        return {"note": one_line(error)}
 
 
 def _stopped(error: BaseException, study: Study, trials: int) -> Interrupted | None:

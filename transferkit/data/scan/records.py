@@ -1,0 +1,68 @@
+"""What a scan gives: the files of a data set by class and split, before anything is opened, and findings by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from transferkit.core.records import Finding, SkippedFile
+
+__all__ = ["SPLITS", "SPLIT_NAMES", "Kind", "Scan", "ScannedFile"]
+
+SPLITS: Final = ("train", "val", "test")
+
+SPLIT_NAMES: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Every accepted spelling of a split, in lower case; case is ignored."""
+
+
+class Kind(StrEnum):
+    """The kinds of findings about a data set."""
+
+    LAYOUT = "layout"  # folders, files, rows or columns that are not where or what they should be
+    NO_TRAIN = "no-train"  # splits, and none to train on
+    CLASS_NAMES = "class-names"  # names that cannot be used, or are too alike
+    ONE_CLASS = "one-class"
+    EMPTY = "empty"  # classes, or a data set, without pictures
+    UNTRAINED = "untrained"  # classes that other splits have and train has not
+    UNREADABLE = "unreadable"  # pictures that cannot be read or decoded
+    LEAK = "leak"  # equal pictures, or pictures of a group, in several splits or classes
+    THIN = "thin"  # classes that cannot be validated
+    IMBALANCE = "imbalance"
+    NOTE = "note"  # a fact that needs nothing done
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedFile:
+    """A file that is taken for a picture.
+
+    Attributes:
+        path: The path of the data set joined with that of the file inside it; not resolved.
+        label: Class name.
+        split: One of `SPLITS`, or ``None`` when the data set does not say.
+        group: Pictures of one group must share a split; ``None`` for a picture on its own.
+    """
+
+    path: str
+    label: str
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What lies in a data set.
+
+    Attributes:
+        class_names: In index order; from the training split where there are splits. A class may have no file.
+        files: Sorted by path.
+        skipped: Files that are no candidates, with reasons, sorted by path. Hidden and system files are not listed.
+        notes: Facts worth telling.
+        problems: What is wrong; the data set must not be used for training unless this is empty.
+    """
+
+    class_names: tuple[str, ...]
+    files: tuple[ScannedFile, ...]
+    skipped: tuple[SkippedFile, ...] = ()
+    notes: tuple[Finding, ...] = ()
+    problems: tuple[Finding, ...] = ()
