@@ -1,0 +1,240 @@
+"""Folders: layouts, what is skipped, what is refused."""
+
+import errno
+import os
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from data_sets import draw, folder, index, labels_of, refused, three_splits
+
+from transferkit.core.records import SkippedFile
+from transferkit.data.scan.class_names import order_classes
+from transferkit.data.scan.records import Kind
+
+
+@pytest.fixture
+def pets(tmp_path):
+    return folder(tmp_path / "pets")
+
+
+def deny(monkeypatch, end):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith(end):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_directory_does_not_matter(pets, monkeypatch):
+    expected = index(pets)
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, path):
+            self.inner = scandir(path)
+
+        def __enter__(self):
+            entries = list(self.inner)
+            random.Random(1).shuffle(entries)
+            return iter(entries)
+
+        def __exit__(self, *_):
+            self.inner.close()
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    assert index(pets) == expected
+
+
+def test_class_order(tmp_path):  # fault 7
+    root = folder(tmp_path / "d", ["2", "10", "1", "b", "B2", "a"], count=1)
+    assert index(root, val_split=0, test_split=0).class_names == ("1", "10", "2", "B2", "a", "b")
+    accent = unicodedata.normalize("NFD", "é")  # as text 'e' + accent comes before 'f', NFC 'é' after 'z'
+    assert order_classes([accent, "f", "z"]) == ("f", "z", accent)
+
+
+def test_deeper_folders_belong_to_their_class(tmp_path):  # fault 8
+    root = tmp_path / "d"
+    for number, name in enumerate(["a/cat", "b/cat", "a/dog/deep"]):
+        for picture in range(6):
+            draw(root / name / f"{picture}.bmp", number * 100 + picture)
+    found = index(root, val_split=0)
+    assert found.class_names == ("a", "b")
+    assert labels_of(found)["a/dog/deep/0.bmp"] == "a"
+    (note,) = found.findings
+    assert note.kind == Kind.NOTE and note.items == ("cat",) and "are the folders 'a', 'b'" in note.message
+
+
+def test_very_deep_folders(tmp_path):
+    root = folder(tmp_path / "d", count=3)
+    draw(root / "cat" / "deep.bmp", 7)
+    here, depth = Path.cwd(), sys.getrecursionlimit() + 50
+    try:
+        os.chdir(root / "cat")
+        for _ in range(depth):
+            Path("d").mkdir()
+            os.chdir("d")
+        Path("bottom.bmp").write_bytes((root / "cat" / "deep.bmp").read_bytes())
+        found = index(root, val_split=0, test_split=0)
+    finally:  # pytest's own cleaning would recurse
+        Path("bottom.bmp").unlink(missing_ok=True)
+        while Path.cwd().name == "d" and Path.cwd() != root:
+            os.chdir("..")
+            Path("d").rmdir()
+        os.chdir(here)
+    assert len(found.records) == 8 and max(len(record.path) for record in found.records) > 2 * depth
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Cat", "cat"), (unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")), ("cat", "cat ")],
+)
+def test_class_names_that_clash(tmp_path, first, second):  # fault 9
+    _, (clash,) = refused(folder(tmp_path / "d", [first, second, "dog"], count=2), Kind.CLASS_NAMES)
+    assert set(clash.items[0].split(" and ")) == {ascii(first), ascii(second)}
+
+
+def test_class_names_that_clash_between_splits(tmp_path):  # fault 9
+    folder(tmp_path / "d" / "train", ["Cat", "dog"], count=2)
+    folder(tmp_path / "d" / "val", ["cat", "dog"], count=2, start=500)
+    _, (clash, _) = refused(tmp_path / "d", Kind.CLASS_NAMES, Kind.UNTRAINED)
+    assert clash.items == ("'Cat' and 'cat'",)
+
+
+def test_class_names_that_cannot_be_used(tmp_path):  # fault 90
+    bad = ["tab\there", os.fsdecode(b"latin\xe9"), " ", "back\\slash"]
+    message, (finding,) = refused(folder(tmp_path / "d", ["ok", "fine", *bad], count=1), Kind.CLASS_NAMES)
+    assert finding.items == tuple(sorted(bad))
+    assert all(repr(name) in message for name in bad)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_data_missing_or_a_file(tmp_path, monkeypatch):  # fault 1
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    folder(tmp_path / "locked", count=1)
+    deny(monkeypatch, "locked")
+    for name, words in (
+        ("none", "nothing found at"),
+        ("notes.txt", "is a file - expected a folder"),
+        ("locked", "Permission denied"),
+    ):
+        message, _ = refused(tmp_path / name)
+        assert words in message and str(tmp_path / name) in message
+
+
+def test_no_class_folders(tmp_path):  # fault 2
+    for number in range(3):
+        for place in ("flat", "splits/train", "splits/val"):
+            draw(tmp_path / place / f"{number}.bmp", number)
+    message, _ = refused(tmp_path / "flat")
+    assert "found 3 pictures directly in the folder" in message and "/<class>/*.jpg" in message
+    _, findings = refused(tmp_path / "splits", Kind.LAYOUT, Kind.LAYOUT, Kind.EMPTY)
+    assert [len(finding.items) for finding in findings] == [3, 3, 0]
+
+
+def test_unreadable_folder_inside(pets, monkeypatch):  # fault 22
+    deny(monkeypatch, "dog")
+    message, _ = refused(pets, Kind.LAYOUT, Kind.EMPTY)
+    assert f"folders that cannot be read: '{pets}/dog': Permission denied" in message
+
+
+# --- what is skipped --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path):  # fault 22
+    expected = labels_of(index(pets))
+    cat = pets / "cat"
+    for name in (".DS_Store", "Thumbs.db", "._000.bmp", ".hidden.bmp", "desktop.ini"):
+        (cat / name).write_bytes(b"junk")
+    draw(cat / "__MACOSX" / "1.bmp", 1)
+    draw(cat / ".git" / "1.bmp", 1)
+    assert index(pets).skipped == () and labels_of(index(pets)) == expected
+
+    draw(cat / "folder.jpg" / "1.bmp", 2)
+    for name in ("notes.txt", "meta.json", "noextension", "phone.HEIC"):
+        (cat / name).write_bytes(b"x")
+    draw(pets / "stray.bmp", 3)
+    os.mkfifo(cat / "pipe.bmp")
+    (cat / "dangling.bmp").symlink_to(tmp_path / "nowhere.bmp")
+    (cat / "self.bmp").symlink_to(cat / "self.bmp")
+    (cat / "loop").symlink_to(cat, target_is_directory=True)
+    found = index(pets)
+    assert labels_of(found) == expected
+    reasons = {os.path.relpath(file.path, pets): file.reason for file in found.skipped}
+    for name, reason in {
+        "cat/folder.jpg": "a folder with the name of a picture",
+        "cat/notes.txt": "extension '.txt' is not that of a picture",
+        "cat/meta.json": "extension '.json'",
+        "cat/noextension": "extension ''",
+        "cat/phone.HEIC": "extension '.heic'",
+        "cat/pipe.bmp": "not a regular file",
+        "cat/dangling.bmp": "a link that leads nowhere",
+        "cat/self.bmp": "a link that leads nowhere",
+        "stray.bmp": "lies beside the class folders",
+    }.items():
+        assert reasons[name].startswith(reason), name
+    assert any("entered already" in reason for reason in reasons.values())
+    assert found.notes == ("4 files skipped for their extension: 1 x '.heic', 1 x '.json', 1 x '.txt', 1 x 'none'",)
+
+
+def test_links_are_followed(pets, tmp_path):  # fault 22
+    elsewhere = folder(tmp_path / "elsewhere", ["emu"], count=8, start=9000)
+    (pets / "emu").symlink_to(elsewhere / "emu", target_is_directory=True)
+    (pets / "cat" / "link.bmp").symlink_to(draw(tmp_path / "one.bmp", 12345))
+    (pets / "emu2").mkdir()
+    (pets / "emu2" / "back").symlink_to(tmp_path / "elsewhere2", target_is_directory=True)
+    folder(tmp_path / "elsewhere2", ["x"], count=8, start=9900)
+    (tmp_path / "elsewhere2" / "round").symlink_to(tmp_path / "elsewhere2", target_is_directory=True)
+    labels = labels_of(index(pets, val_split=0))
+    for path, label in (("emu/000.bmp", "emu"), ("cat/link.bmp", "cat"), ("emu2/back/x/000.bmp", "emu2")):
+        assert labels[path] == label
+    assert sum(label == "emu2" for label in labels.values()) == 8
+
+
+# --- folders with splits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_splits_of_the_folder_are_kept(tmp_path, val):
+    found = index(three_splits(tmp_path / "d", val), val_split=0.5, test_split=0.4)
+    for name, split in (("train", "train"), (val, "val"), ("test", "test")):
+        assert {Path(record.path).parts[-3] for record in found.split(split)} == {name}
+        assert len(found.split(split)) == 8
+
+
+def test_odd_split_folders(tmp_path):
+    root = three_splits(tmp_path / "d")
+    draw(root / "extra" / "1.bmp", 1)
+    (root / "docs").mkdir()
+    (root / "README.md").write_text("x", encoding="utf-8")
+    _, (finding,) = refused(root, Kind.LAYOUT)
+    assert finding.items == ("extra",)
+    (root / "extra" / "1.bmp").unlink()
+    found = index(root)
+    assert len(found.records) == 24 and SkippedFile(str(root / "README.md"), found.skipped[0].reason) in found.skipped
+    folder(root / "valid", count=1, start=7000)
+    _, (finding,) = refused(root, Kind.LAYOUT)
+    assert finding.items == ("val", "valid")
+    folder(tmp_path / "e" / "val", count=2)
+    _, (finding, _) = refused(tmp_path / "e", Kind.NO_TRAIN, Kind.UNTRAINED)
+    assert finding.items == ("val",)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    found = index(folder(tmp_path / "d", ["train", "plane", "test"], count=3), val_split=0, test_split=0)
+    assert found.class_names == ("plane", "test", "train")
+
+
+def test_the_sample_set_is_a_data_set():
+    found = index("sample")
+    assert len(found.records) == 360 and found.root == "sample" and found.findings == ()
