@@ -5,13 +5,12 @@ They were drawn by a program, from a seed, and are shipped as the JPEG files tha
 
 from __future__ import annotations
 
-import os
 import tempfile
 import zipfile
 from pathlib import Path
 
 from transferkit.core.errors import DataError
-from transferkit.core.files import storage_errors
+from transferkit.core.files import storage_errors, user_cache
 
 __all__ = ["SAMPLE", "sample_folder"]
 
@@ -25,17 +24,13 @@ _PICTURES = Path(__file__).with_name("sample_pictures.zip")
 def sample_folder() -> Path:
     """Return the sample set as ``<class>/NNN.jpg`` in the user's cache, unpacked on first use.
 
-    It lies in ``$XDG_CACHE_HOME/transferkit/`` or, without that variable, in ``~/.cache/transferkit/``. It appears
-    whole or not at all, and several processes may ask at once.
+    It appears whole or not at all, and several processes may ask at once. See `user_cache`.
 
     Raises:
         DataError: The folder is there but pictures are missing.
         StorageError: The cache cannot be written.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has a relative path ignored.
-    cache = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    folder = cache / "transferkit" / _FOLDER
+    folder = user_cache() / _FOLDER
     with storage_errors("unpack the sample set in", folder), zipfile.ZipFile(_PICTURES) as archive:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)

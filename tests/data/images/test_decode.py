@@ -22,9 +22,9 @@ from transferkit.data.images.decode import (
     UnreadableImage,
     decode_image,
     decode_with_info,
+    quiet_pillow,
     read_bytes,
 )
-from transferkit.data.images.quiet import quiet_pillow
 from transferkit.data.scan.formats import EXTENSIONS, FORMATS, sniff_format
 
 

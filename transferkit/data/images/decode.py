@@ -12,13 +12,18 @@ What a file becomes depends on its bytes and `min_side` alone, never on its name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import re
 import stat
+import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +37,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from transferkit.core.errors import ConfigError, DataError
-from transferkit.data.images.quiet import quiet_pillow
 from transferkit.data.scan.formats import FORMATS, sniff_format
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "decode_with_info",
     "image_pixels",
     "pixels_digest",
+    "quiet_pillow",
     "read_bytes",
 ]
 
@@ -327,3 +332,33 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if isinstance(level, int):
         return Image.fromarray(np.stack([grey, np.where(values == level, 0, 255).astype(np.uint8)], axis=-1), "LA")
     return Image.fromarray(grey)
+
+
+# ---- Pillow's warnings ------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_depth = 0
+_PATTERN: Final = r"PIL\."
+_FILTER: Final = ("ignore", None, Warning, re.compile(_PATTERN), 0)  # the entry `filterwarnings` makes of it
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Ignore warnings raised inside Pillow (odd metadata, large pictures) until the last thread has left the block.
+
+    `warnings.catch_warnings` swaps the whole list of filters, so two threads that overlap leave a wrong list behind.
+    Here exactly one entry, which matches Pillow's modules alone, is put in and taken out.
+    """
+    global _depth
+    with _lock:
+        if _depth == 0:
+            warnings.filterwarnings("ignore", module=_PATTERN)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                with contextlib.suppress(ValueError):  # someone else restored the list meanwhile
+                    cast(list[Any], warnings.filters).remove(_FILTER)

@@ -10,8 +10,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, TypeVar
 
-from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, decode_with_info, read_bytes
-from transferkit.data.images.quiet import quiet_pillow
+from transferkit.data.images.decode import (
+    ImageInfo,
+    Pixels,
+    UnreadableImage,
+    decode_with_info,
+    quiet_pillow,
+    read_bytes,
+)
 
 __all__ = ["ReadResult", "hash_images", "read_images"]
 

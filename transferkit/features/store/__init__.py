@@ -1,1 +1,1 @@
-"""The content-addressed feature store on disk. Read `store` first."""
+"""The content-addressed feature store on disk. Read README.md, then `store`."""

@@ -1,9 +1,4 @@
-"""One set of the store: rows of one spec, safe to read and write by several processes at once.
-
-    set.json                the spec; written first
-    <24 hex>.safetensors    shards, named by content, never changed
-    manifest.json           the shards that count, and unreadable pictures; written last, in one step
-    lock, claims/           who is writing, who is computing what
+"""One set of the store: rows of one spec, safe to read and write by several processes at once; README.md shows it.
 
 What is not in the manifest is not there, so a writer that dies loses its unfinished shard at most.
 """
@@ -64,7 +59,7 @@ class FeatureSet:
         self.path = path
         self.spec = spec
         self._locked = False
-        self._seen: tuple[bytes | None, bytes | None] = (None, None)
+        self._content: tuple[bytes | None, bytes | None] = (None, None)
         self._state = parse_state(path, None, None)
         self._index = KeyIndex()
         self._bad: set[Shard] = set()  # damaged, and still in a manifest that cannot be written
@@ -81,10 +76,10 @@ class FeatureSet:
             StoreError: A newer transferkit wrote it.
             StorageError: It cannot be read.
         """
-        seen = read_state_bytes(self.path)  # whole, for a file's times do not tell two quick changes apart
-        if seen != self._seen:
-            self._state = parse_state(self.path, *seen)
-            self._seen = seen
+        content = read_state_bytes(self.path)  # whole, for a file's times do not tell two quick changes apart
+        if content != self._content:
+            self._state = parse_state(self.path, *content)
+            self._content = content
             self._bad.clear()
             if self._state.damaged is not None:
                 warnings.warn(
@@ -230,11 +225,11 @@ class FeatureSet:
                 return self._index
 
     def _fill(
-        self, keys: Keys, wanted: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
+        self, keys: Keys, positions: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.int64], bool]:
-        """Fill ``out[wanted]``; return what is left of `wanted`, and whether looking for that again may find it."""
+        """Fill ``out[positions]``; return the positions left over, and whether to look for their rows again."""
         index, width, changed = self._refresh(), self._state.manifest.width, False
-        shard, row = index.find(keys[wanted])
+        shard, row = index.find(keys[positions])
         if (shard >= 0).any() and (out.shape != (len(keys), width) or out.dtype != np.float32):
             raise StoreError(
                 f"{self.path}: features go into {out.dtype} {out.shape}, expected float32 {(len(keys), width)} - "
@@ -244,7 +239,7 @@ class FeatureSet:
         for group in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
             if not len(group) or shard[group[0]] < 0:
                 continue
-            entry, at = index.shards[shard[group[0]]], wanted[group]
+            entry, at = index.shards[shard[group[0]]], positions[group]
             try:
                 content = read_shard(self.path, entry, width)
             except DamagedShard:
@@ -254,9 +249,9 @@ class FeatureSet:
                 out[at] = content.features[row[group]]
                 continue
             shard[group] = -1
-            # The keys in the index came from a damaged file, and may have hidden rows that another shard has.
+            # The index has its keys from a damaged file, and they may hide rows of another shard.
             self._index, changed = KeyIndex(), True
-        return wanted[shard < 0], changed
+        return positions[shard < 0], changed
 
     def _recheck(self, shard: Shard, width: int | None) -> ShardContent | None:
         """Look again at a shard that seems damaged, with writers shut out where possible; drop it if it is.
@@ -304,9 +299,8 @@ class FeatureSet:
         failures: Mapping[bytes, str],
     ) -> None:
         """Write a shard, then the manifest; only under the lock."""
-        gone = pack_keys(list(failures))
         reasons = dict(manifest.failures)
-        has_row = index.find(gone)[0] >= 0
+        has_row = index.find(pack_keys(list(failures)))[0] >= 0
         reasons.update((key.hex(), failures[key]) for key, has in zip(failures, has_row, strict=True) if not has)
         for key in keys.view(np.uint8).reshape(-1, keys.itemsize):
             reasons.pop(key.tobytes().hex(), None)

@@ -1,9 +1,4 @@
-"""The feature store: a directory of feature sets, kept by content (rule 5).
-
-The key of a set comes from everything that features depend on apart from the picture, the key of a row from the
-picture's bytes and the seed of its view. So renaming, moving or touching files costs nothing, fifty new pictures are
-fifty new rows, and other weights or another transform never meet old rows.
-"""
+"""The feature store: a directory of feature sets, addressed by content (rule 5). README.md says why it is as it is."""
 
 from __future__ import annotations
 
@@ -28,8 +23,7 @@ class FeatureStore:
     """A directory of feature sets. Making one creates nothing.
 
     Args:
-        root: The directory; ``None`` for ``$XDG_CACHE_HOME/transferkit/features`` or, without that variable,
-            ``~/.cache/transferkit/features``.
+        root: The directory; ``None`` for ``features`` in the user's cache.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
@@ -47,13 +41,13 @@ class FeatureStore:
         """
         with storage_errors("list", self.root):
             folders = sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
-        found = []
+        sets = []
         for folder in folders:
             with contextlib.suppress(StoreError):  # a newer transferkit's
                 spec = parse_state(folder, *read_state_bytes(folder)).spec
                 if spec is not None:
-                    found.append(FeatureSet(folder, spec))
-        return found
+                    sets.append(FeatureSet(folder, spec))
+        return sets
 
     def require_space(self, nbytes: int) -> None:
         """Refuse work whose result the disk has no room for; a reserve of 64 MiB is kept.

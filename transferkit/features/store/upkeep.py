@@ -57,7 +57,7 @@ class SetSummary:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something `verify` found: the set's folder, the file in it, and what it is or does."""
+    """Something wrong with the store: the set's folder, the file in it, and what it is or does."""
 
     folder: str
     file: str
@@ -94,14 +94,14 @@ def describe(store: FeatureStore) -> list[SetSummary]:
     Raises:
         StorageError: The store cannot be read.
     """
-    found = []
+    summaries = []
     for each in store.sets():
         manifest = each.manifest()
         with storage_errors("read", each.path / SET):
             used = datetime.fromtimestamp((each.path / SET).stat().st_mtime, UTC)
         rows, size = sum(shard.rows for shard in manifest.shards), sum(shard.bytes for shard in manifest.shards)
-        found.append(SetSummary(each.path.name, each.spec, rows, len(manifest.failures), size, used))
-    return found
+        summaries.append(SetSummary(each.path.name, each.spec, rows, len(manifest.failures), size, used))
+    return summaries
 
 
 def verify(store: FeatureStore, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
@@ -117,7 +117,7 @@ def verify(store: FeatureStore, progress: Callable[[int, int], None] | None = No
         StorageError: A file is there and cannot be read.
     """
     problems = [Problem(name, "", "is a leftover of a removed set") for name in _leftover_sets(store.root)]
-    looked = []
+    states = []
     for folder in _folders(store.root):
         try:
             with _held(folder, make=False) as free:
@@ -129,10 +129,10 @@ def verify(store: FeatureStore, progress: Callable[[int, int], None] | None = No
             problems.append(Problem(folder.name, state.damaged, "is damaged, its set counts as empty"))
         if free:
             problems += [Problem(folder.name, name, what) for name, what in _strays(names, state.manifest)]
-        looked.append((folder, state))
-    total = sum(len(state.manifest.shards) for _, state in looked)
+        states.append((folder, state))
+    total = sum(len(state.manifest.shards) for _, state in states)
     done = 0
-    for folder, state in looked:
+    for folder, state in states:
         index, width = KeyIndex(), state.manifest.width
         for shard in state.manifest.shards:
             keys, complaint = _inspect(folder, shard, width)
@@ -256,9 +256,9 @@ def _inspect(folder: Path, shard: Shard, width: int | None) -> tuple[Keys | None
 def _strays(names: list[str], manifest: Manifest) -> list[tuple[str, str]]:
     """Files that a killed writer or a damaged manifest left, and what they are."""
     listed = {shard.file for shard in manifest.shards}
-    found = [(name, "is a leftover of an unfinished write") for name in names if _LEFTOVER.fullmatch(name)]
+    leftovers = [(name, "is a leftover of an unfinished write") for name in names if _LEFTOVER.fullmatch(name)]
     orphans = (name for name in names if _SHARD.fullmatch(name) and name not in listed)
-    return [*found, *((name, "is an orphan: no manifest lists it") for name in orphans)]
+    return [*leftovers, *((name, "is an orphan: no manifest lists it") for name in orphans)]
 
 
 def _is_ours(name: str) -> bool:
