@@ -158,6 +158,21 @@ def test_start_up_is_light(code):
     assert loaded_by(code) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["check", "--data", "{folder}", "--quiet"], ["numpy", "PIL"]),
+        (["store", "list", "--store", "{store}"], ["numpy"]),
+        (["store", "verify", "--store", "{store}", "--quiet"], ["numpy"]),
+        (["store", "gc", "--store", "{store}"], ["numpy"]),
+    ],
+)
+def test_verbs_without_a_network_load_none(folder, tmp_path, words, expected):
+    """Nor Lightning for a progress bar (`tests/bench/startup.py` has the seconds)."""
+    words = [word.format(folder=folder, store=tmp_path / "store") for word in words]
+    assert loaded_by(f"from transferkit.cli.main import main; assert main({words!r}) == 0") == expected
+
+
 def test_the_start_up_test_can_fail():
     assert loaded_by("import numpy") == ["numpy"]
 
