@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.csv import csv_text
+from transferkit.core.text import valid_text
 from transferkit.results.predict.abstention import Abstention
 
 __all__ = ["Prediction", "csv_header", "csv_row", "json_row", "merge_views", "predict_record"]
@@ -107,17 +108,12 @@ def csv_row(prediction: Prediction, top_k: int, *, sets: bool = False) -> str:
 def json_row(prediction: Prediction) -> str:
     """Return a prediction as a line of JSON: path, label, probability, top, abstained, set, error."""
     values: dict[str, Any] = {
-        "path": _valid(prediction.path),
+        "path": valid_text(prediction.path),
         "label": prediction.label,
         "probability": None if prediction.probability is None else round(prediction.probability, 6),
         "top": [[name, round(share, 6)] for name, share in prediction.top],
         "abstained": prediction.abstained,
         "set": list(prediction.classes),
-        "error": None if prediction.error is None else _valid(prediction.error),
+        "error": None if prediction.error is None else valid_text(prediction.error),
     }
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _valid(text: str) -> str:
-    """Return valid text: bytes of file names that are no UTF-8 become escapes, as in CSV."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
