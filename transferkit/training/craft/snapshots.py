@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, storage_errors
-from transferkit.models.digest import tensor_digest
 from transferkit.core.text import one_line
+from transferkit.models.digest import tensor_digest
 from transferkit.models.module import TransferModule
 from transferkit.runs.measure import predictions_of
 from transferkit.training.loop.phase_schedule import PhaseSchedule
