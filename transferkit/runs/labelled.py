@@ -6,28 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
-from transferkit.data.images.reading import hash_images, read_images
+from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import ClassTargets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
 
-__all__ = ["Labelled", "Picture", "labelled_pictures", "refuse_unreadable", "run_splits", "seen"]
+__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "run_splits", "trained_pictures"]
 
 ALL = "all"
 
-_CHECK_SIDE: Final = 64
-"""Short side, in pixels, that a picture is decoded to when all that matters is whether it can be."""
 
-
-class Picture(NamedTuple):
+class LabelledPicture(NamedTuple):
     """A labelled picture.
 
     Attributes:
@@ -55,7 +52,7 @@ class Labelled:
         unreadable: How many of `skipped` are pictures that cannot be read.
     """
 
-    splits: Mapping[str, tuple[Picture, ...]]
+    splits: Mapping[str, tuple[LabelledPicture, ...]]
     unknown: Mapping[str, int]
     missing: tuple[str, ...]
     skipped: tuple[SkippedFile, ...]
@@ -113,13 +110,13 @@ def labelled_pictures(
     )
     bad = [SkippedFile(result.path, str(result.error)) for result in results if result.sha256 is None]
     if bad and not skip_bad:
-        decoded = read_images([file.path for file, _ in known], min_side=_CHECK_SIDE, workers=available_cores())
+        decoded = read_images([file.path for file, _ in known], min_side=CHECK_SIDE, workers=available_cores())
         refuse_unreadable([SkippedFile(result.path, result.error) for result in decoded if result.error] or bad)
-    splits: dict[str, list[Picture]] = {}
+    splits: dict[str, list[LabelledPicture]] = {}
     for (file, target), result in zip(known, results, strict=True):
         if result.sha256 is not None:
             name = ALL if split == ALL or file.split is None else file.split
-            splits.setdefault(name, []).append(Picture(str(Path(file.path).absolute()), target, result.sha256))
+            splits.setdefault(name, []).append(LabelledPicture(str(Path(file.path).absolute()), target, result.sha256))
     if not splits:
         raise DataError(f"{data}: none of its {len(known)} pictures can be read - check the files and permissions")
     present = {picture.target for pictures in splits.values() for picture in pictures}
@@ -158,7 +155,7 @@ def run_splits(run: str | Path) -> dict[str, str] | None:
     return splits
 
 
-def seen(run: str | Path, pictures: Iterable[Picture]) -> int | None:
+def trained_pictures(run: str | Path, pictures: Iterable[LabelledPicture]) -> int | None:
     """Return how many of the pictures a run was trained on; ``None`` where the run does not say.
 
     Raises:

@@ -15,7 +15,6 @@ from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import Finding, ImageRecord
-from transferkit.core.text import listing
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.index import ImageIndex, warn_of
 from transferkit.data.index.splits import unit_interval
@@ -227,7 +226,6 @@ def test_long_lists_are_cut_in_the_message(pets):
     message, (finding,) = refused(pets, Kind.UNREADABLE)
     assert message.count("the file is empty") == 10 and "and 15 more (25 in all)" in message
     assert len(finding.items) == 25
-    assert listing(list("abc")) == "'a', 'b', 'c'" and listing(list("abc"), limit=1) == "'a' and 2 more (3 in all)"
 
 
 def test_an_error_and_its_findings_travel_between_processes():

@@ -17,7 +17,6 @@ from store_workers import SPEC, WIDTH, add, fill, fill_blindly, hold_claim, key_
 
 from transferkit.core.errors import StorageError, StoreError
 from transferkit.core.files import sha256_of_file
-from transferkit.core.locks import hold
 from transferkit.features.store.featureset import FeatureSet
 from transferkit.features.store.shards import KeyIndex, Shard, pack_keys
 from transferkit.features.store.spec import FeatureSpec, row_key
@@ -491,36 +490,3 @@ def test_a_claim_of_a_killed_process_is_free(store, target):  # fault 65
     process.join()
     with target.claim(keys_of(range(4)), wait=True) as mine:
         assert mine
-
-
-def test_a_lock_is_let_go_of_although_a_forked_child_still_has_it(tmp_path, monkeypatch):
-    original, copies = os.open, []
-
-    def opened(path, *args):
-        handle = original(path, *args)
-        copies.append(os.dup(handle))  # what fork does
-        return handle
-
-    monkeypatch.setattr("os.open", opened)
-    with hold(tmp_path / "lock", wait=False) as held:
-        assert held
-    monkeypatch.undo()
-    with hold(tmp_path / "lock", wait=False) as held:
-        assert held
-    for copy in copies:
-        os.close(copy)
-
-
-def test_a_lock_file_that_was_removed_while_waiting_is_not_trusted(tmp_path, monkeypatch):
-    path = tmp_path / "lock"
-    original, done = os.open, []
-
-    def opened(name, *args):
-        handle = original(name, *args)
-        if not done:
-            done.append(path.unlink())  # the last holder's doing, between our opening and locking it
-        return handle
-
-    monkeypatch.setattr("os.open", opened)
-    with hold(path, wait=True) as held, hold(path, wait=False) as again:
-        assert held and not again

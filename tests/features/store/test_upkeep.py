@@ -1,5 +1,6 @@
 """Upkeep of the feature store: each kind of finding of `verify`, each kind of removal of `gc`."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -311,9 +312,9 @@ def test_gc_of_a_store_that_cannot_be_written(store, target, monkeypatch):
     before = listing(store)
 
     def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(StorageError, match="Permission denied"):
+    with pytest.raises(StorageError, match="Operation not permitted"):
         gc(store, unused_days=0)
     assert listing(store) == before

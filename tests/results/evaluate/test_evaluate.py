@@ -29,8 +29,8 @@ from transferkit.results.evaluate.plots import plot_confusion, plot_reliability
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import confusions, write_tables
 from transferkit.results.predict.model import load
-from transferkit.runs.labelled import labelled_pictures, run_splits, seen
 from transferkit.runs.measure import prediction_rows, write_predictions
+from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
 from transferkit.training.finetune import finetune
 
 NAMES = ("circle", "square", "stripes")
@@ -227,7 +227,7 @@ def test_pictures_it_was_trained_on_are_told_and_can_be_left_out(run, folder, ou
     with pytest.raises(DataError, match="the run was trained on every picture"):
         measured(run, folder, tmp_path / "none", split="train", unseen_only=True)
     pictures = labelled_pictures(str(folder), NAMES, split="all").splits["all"]
-    assert seen(run, pictures) == 24
+    assert trained_pictures(run, pictures) == 24
     assert set(run_splits(run).values()) == {"train", "val", "test"}
 
 
@@ -237,7 +237,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on(run, folder, out, tmp_pa
     (old / "pictures.csv").unlink()
     found = measured(old, folder, out, split="all")
     assert (found["seen_in_training"], found["seen_in_val"]) == (None, None)
-    assert seen(old, labelled_pictures(str(folder), NAMES).splits["val"]) is None
+    assert trained_pictures(old, labelled_pictures(str(folder), NAMES).splits["val"]) is None
     with pytest.raises(CheckpointError, match=r"has no pictures\.csv"):
         measured(old, folder, tmp_path / "more", unseen_only=True)
 

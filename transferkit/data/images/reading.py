@@ -19,7 +19,10 @@ from transferkit.data.images.decode import (
     read_bytes,
 )
 
-__all__ = ["ReadResult", "hash_images", "read_images"]
+__all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "read_images"]
+
+CHECK_SIDE: Final = 64
+"""Short side, in pixels, that a picture is decoded to when all that matters is whether it can be."""
 
 _HASH_SLICE: Final = 100
 _Task = TypeVar("_Task")

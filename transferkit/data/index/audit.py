@@ -10,6 +10,7 @@ from rich.table import Table
 
 from transferkit.core.errors import DataError, gather
 from transferkit.core.records import Finding
+from transferkit.data.images.reading import CHECK_SIDE
 from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
@@ -21,9 +22,6 @@ __all__ = ["audit", "check", "print_audit"]
 
 IMBALANCE = 10
 """A largest class so many times the smallest is worth a word."""
-
-DECODED_SIDE = 64
-"""Short side, in pixels, that pictures are decoded to when all that matters is whether they can be."""
 
 
 def check(config: CheckConfig) -> None:
@@ -45,7 +43,7 @@ def audit(
         DataError: There is nothing that can be indexed at all.
     """
     lenient = dataclasses.replace(options, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
-    index = index_images(lenient, min_side=DECODED_SIDE, workers=available_cores(), progress=progress)
+    index = index_images(lenient, min_side=CHECK_SIDE, workers=available_cores(), progress=progress)
     findings = sorted(index.findings, key=lambda finding: finding.kind not in (Kind.LEAK, Kind.THIN))
     sizes = {label: sum(by_class[label] for by_class in index.counts().values()) for label in index.class_names}
     empty = tuple(label for label, size in sizes.items() if not size)

@@ -19,7 +19,7 @@ from transferkit.models.figures.classification import negative_log
 from transferkit.models.figures.paired import Scores, compare
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.predict.model import load
-from transferkit.runs.labelled import Picture, seen
+from transferkit.runs.labelled import LabelledPicture, trained_pictures
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["Paired"]
@@ -51,7 +51,7 @@ class Paired:
         self._names = names if names[0] != names[1] else (config.run, str(run))
 
     def add(
-        self, split: str, pictures: Sequence[Picture], probs: Tensor, class_names: Sequence[str]
+        self, split: str, pictures: Sequence[LabelledPicture], probs: Tensor, class_names: Sequence[str]
     ) -> list[SkippedFile]:
         """Compare on the pictures of a split whose classes this run has; return those that it could not take.
 
@@ -104,7 +104,7 @@ class Paired:
                 names=self._names,
                 seed=config.seed,
             )
-            met = seen(self.run, asked)
+            met = trained_pictures(self.run, asked)
             if met:
                 warnings.warn(
                     f"{self.run} was trained on {met:,} of the {len(asked):,} {split} pictures, which favours it - "

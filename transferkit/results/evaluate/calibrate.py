@@ -24,7 +24,7 @@ from transferkit.models.calibration.conformal import cross_fitted_sets
 from transferkit.models.calibration.scaling import stratified_folds
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.predict.model import Predictor, load
-from transferkit.runs.labelled import Labelled, Picture, labelled_pictures, run_splits
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_splits
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["calibrate"]
@@ -111,7 +111,7 @@ def _split(config: CalibrateConfig) -> str:
     return "val" if any(file.split == "val" for file in scan.files) else "all"
 
 
-def _unseen(run: Path, found: Labelled, config: CalibrateConfig) -> tuple[list[Picture], list[str]]:
+def _unseen(run: Path, found: Labelled, config: CalibrateConfig) -> tuple[list[LabelledPicture], list[str]]:
     """Return the pictures to fit on, and what was left out, in words."""
     pictures = [picture for chosen in found.splits.values() for picture in chosen]
     known = run_splits(run)
@@ -138,7 +138,7 @@ def _unseen(run: Path, found: Labelled, config: CalibrateConfig) -> tuple[list[P
 
 
 def _ask(
-    predictor: Predictor, pictures: Sequence[Picture], config: CalibrateConfig
+    predictor: Predictor, pictures: Sequence[LabelledPicture], config: CalibrateConfig
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Return ``(N, C)`` logits and ``(N,)`` labels of the pictures that can be read, and the paths of the others."""
     logits = np.empty((len(pictures), len(predictor.class_names)), dtype=np.float32)

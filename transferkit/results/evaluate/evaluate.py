@@ -28,8 +28,8 @@ from transferkit.results.evaluate.tables import MOST, confusions, write_differen
 from transferkit.results.predict.model import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.labelled import Labelled, Picture, labelled_pictures, refuse_unreadable, run_splits
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.describe import describe_config, device_name
 
@@ -195,13 +195,13 @@ def _measure(
 
 
 def _ask(
-    predictor: Predictor, pictures: Sequence[Picture], config: EvaluateConfig
-) -> tuple[list[Picture], Tensor, dict[str, float] | None, list[SkippedFile]]:
+    predictor: Predictor, pictures: Sequence[LabelledPicture], config: EvaluateConfig
+) -> tuple[list[LabelledPicture], Tensor, dict[str, float] | None, list[SkippedFile]]:
     """Return the readable pictures, ``(N, C)`` calibrated probabilities, loss and ECE without calibration, the rest."""
     calibrated = predictor.info.calibration.method != "none"
     probs = np.empty((len(pictures), len(predictor.class_names)), dtype=np.float32)
     before: list[tuple[float, float, bool]] = []
-    good: list[Picture] = []
+    good: list[LabelledPicture] = []
     bad: list[SkippedFile] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], tta=config.tta, batch_size=config.batch_size, workers=config.workers,

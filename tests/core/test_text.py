@@ -1,0 +1,32 @@
+"""Text from elsewhere: one line, nothing that moves a cursor or turns a name around, nothing left out unsaid."""
+
+import pytest
+
+from transferkit.core.text import first_line, listing, one_line, printable, utf8, visible
+
+
+def test_a_message_of_many_lines_becomes_one():
+    assert one_line("two\n  lines\x1b[31m and\ta tab") == r"two lines\x1b[31m and a tab"
+    assert printable("kept\nlines \x07") == "kept\nlines \\x07"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("\n bad shape \n more"), "ValueError: bad shape"),
+        (RuntimeError(), "RuntimeError"),
+        (KeyError("x" * 300), "KeyError: '" + "x" * 199),
+    ],
+)
+def test_the_first_line_of_an_error(error, expected):
+    assert first_line(error) == expected
+
+
+def test_marks_of_direction_and_control_characters_are_shown():
+    assert visible("\u202egnp.exe\n\x00 caf\udce9 \u00e9") == "\\u202egnp.exe\n\\x00 caf\\udce9 \u00e9"
+    assert utf8("caf\udce9") == r"caf\xe9"
+
+
+def test_listings_are_cut_and_counted():
+    assert listing(list("abc")) == "'a', 'b', 'c'"
+    assert listing(list("abc"), limit=1, quote=False) == "a and 2 more (3 in all)"
