@@ -1,4 +1,4 @@
-"""The ground floor: errors, records, files, CSV, text and locks; the standard library and numpy only.
+"""The ground floor: errors, records, files, CSV, text and locks, on the standard library and filelock.
 
 Read `errors` first.
 """

@@ -151,7 +151,7 @@ class ImageData(L.LightningDataModule):
         return len(self.index.class_names)
 
     def setup(self, stage: str) -> None:
-        """Take over how the Trainer's model wants its pictures, unless told otherwise."""
+        """Adopt the data config of the Trainer's model, unless the data have one of their own."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         theirs = getattr(module, "data_config", None)
         if self.adopts_config and isinstance(theirs, DataConfig):

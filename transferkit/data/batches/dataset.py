@@ -40,7 +40,7 @@ class Picture:
 
 
 class Job(NamedTuple):
-    """A picture, or its position in the data set, and the numbers of the views that are wanted of it."""
+    """A picture, or its position in the data set, and the numbers of its views."""
 
     picture: int | Picture
     views: tuple[int, ...] = (0,)

@@ -52,7 +52,7 @@ class Mixer:
         self._mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mixed pictures and their soft targets; what is given stays as it is.
+        """Return the mixed pictures and their soft targets; the arguments stay as they are.
 
         A single picture has nothing to be mixed with: it comes back as it is, and nothing is drawn.
 

@@ -61,8 +61,8 @@ def read_images(
     Args:
         paths: The files.
         min_side: As for `decode_image`.
-        keep_bytes: Budget for kept pixels. In input order, each picture that still fits is kept, whatever the number of
-            workers; besides them at most two pictures per worker are in memory.
+        keep_bytes: Budget for pixels in the results. In input order, each picture that still fits has them, whatever
+            the number of workers; besides these at most two pictures per worker are in memory.
         workers: Threads; Pillow decodes without holding Python's lock.
         progress: Called in the caller's thread with the number of files done.
 
@@ -70,16 +70,16 @@ def read_images(
         One result per path, in the same order.
     """
     results: list[ReadResult] = []
-    kept: dict[str, Pixels] = {}
+    in_memory: dict[str, Pixels] = {}
     left = keep_bytes
     with quiet_pillow():
         for result in _in_order(lambda path: _read(path, min_side), paths, workers):
             pixels, digest = result.pixels, result.sha256
             if pixels is not None and digest is not None:
-                if digest not in kept and pixels.nbytes <= left:
-                    kept[digest] = pixels
+                if digest not in in_memory and pixels.nbytes <= left:
+                    in_memory[digest] = pixels
                     left -= pixels.nbytes
-                result = replace(result, pixels=kept.get(digest))
+                result = replace(result, pixels=in_memory.get(digest))
             results.append(result)
             if progress is not None:
                 progress(len(results))

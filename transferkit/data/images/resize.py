@@ -109,7 +109,7 @@ def check_config(config: DataConfig) -> None:
 
 
 def _centre(image: Pixels, box_height: float, box_width: float) -> Pixels:
-    """View the box in the middle. Equal margins keep it centred; each side is within a pixel of what is asked."""
+    """View the box in the middle. Equal margins keep it centred; each side is within a pixel of the box's."""
     height, width = image.shape[:2]
     top = min(round((height - box_height) / 2), (height - 1) // 2)
     left = min(round((width - box_width) / 2), (width - 1) // 2)

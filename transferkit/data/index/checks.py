@@ -91,7 +91,7 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]]) -> list[Finding]:
 
 
 def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val_split: float) -> list[Finding]:
-    """Return which classes cannot be validated, unless no validation is wanted."""
+    """Return which classes cannot be validated, unless there is no validation at all."""
     counted = Counter((record.split, record.label) for record in records)
     if val_split == 0 and not any(split == "val" for split, _ in counted):
         return []
