@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 
 from transferkit.cli.verbs import VERBS, Verb
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.options.fields import REQUIRED, default_of, flag, make_config, type_problem
 from transferkit.core.text import one_line
+from transferkit.options.fields import REQUIRED, default_of, flag, make_config, type_problem
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
