@@ -195,8 +195,10 @@ def test_labels_are_indices_of_the_training_classes(data):
 
 
 def test_bad_arguments_come_together(folder):
-    with pytest.raises(ConfigError, match=r"\(1\) batch_size is 0.*\(2\) workers is -1"):
-        ImageData(folder, batch_size=0, workers=-1)
+    with pytest.raises(ConfigError, match=r"\(1\) --val-split is 1.0.*\(2\) batch_size is 0.*\(3\) workers is -1"):
+        ImageData(folder, batch_size=0, workers=-1, val_split=1.0)
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        ImageData(folder, val_split=0.5, test_split=0.5)
     with pytest.raises(ConfigError, match="'hevy'.* Did you mean 'heavy'"):
         ImageData(folder, augment="hevy")
 

@@ -98,7 +98,7 @@ class ImageData(L.LightningDataModule):
             allow_leaks=allow_leaks,
             seed=seed,
         )
-        problems = self._options.data_problems() + [
+        problems = self._options.problems() + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),

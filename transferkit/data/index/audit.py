@@ -14,8 +14,7 @@ from transferkit.data.images.reading import CHECK_SIDE
 from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
-from transferkit.options.data import DataOptions
-from transferkit.options.features import CheckConfig
+from transferkit.options.data import CheckConfig, DataOptions
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["audit", "check", "print_audit"]

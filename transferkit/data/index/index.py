@@ -107,12 +107,11 @@ def index_images(
 
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
-        ConfigError: An option is out of range.
+        ConfigError: `min_side`, `keep_bytes` or `workers` is out of range.
     """
     least = (("min_side", 1 if min_side is None else min_side, 1), ("keep_bytes", keep_bytes, 0),
              ("workers", workers, 1))  # fmt: skip
-    problems = options.data_problems()
-    problems += [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
+    problems = [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
     if problems:
         raise ConfigError(gather(problems))
     scan = scan_data(options.data)
