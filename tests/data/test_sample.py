@@ -26,7 +26,7 @@ from transferkit.data import sample
 from transferkit.data.sample import sample_folder
 
 REPOSITORY = Path(sample.__file__).parents[2]
-BUNDLED = REPOSITORY / "transferkit" / "models" / "bundled"
+BUNDLED = REPOSITORY / "transferkit" / "models" / "backbones" / "bundled"
 CLASSES = ("bricks", "clouds", "fern", "pebbles", "tiles", "wood")
 PER_CLASS = 60
 DIGEST = "8e6cc28539bcf2566f9b064a94ddaa2ad3a9a7c202827592253a3f8b17b8dba8"

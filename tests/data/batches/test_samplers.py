@@ -109,8 +109,8 @@ def long_tail(folder, tmp_path):
 def test_it_draws_from_its_split_only_and_augments_repeats_anew(long_tail, workers):  # fault 26
     dataset = long_tail.dataset("train", train=True)
     held_out = {r.sha256 for split in ("val", "test") for r in long_tail.index.split(split)}
-    targets = long_tail.targets("train").tolist()
-    sampler = build(targets)
+    strata = long_tail.targets("train").tolist()
+    sampler = build(strata)
     assert set(order(sampler)) <= set(range(len(dataset)))
     assert not held_out & {dataset.pictures[position].sha256 for position in order(sampler)}
     loader = ImageLoader(dataset, 4, sampler=sampler, workers=workers)
@@ -121,6 +121,6 @@ def test_it_draws_from_its_split_only_and_augments_repeats_anew(long_tail, worke
     assert len(set(stripes)) == len(stripes)  # ... never twice the same
     assert images.shape == (16, 32, 32, 3)  # 17 pictures, the last batch of one left out
     # A loader continues in mid-epoch with the same pictures.
-    again = ImageLoader(dataset, 4, sampler=build(targets))
+    again = ImageLoader(dataset, 4, sampler=build(strata))
     again.load_state_dict({"epoch": 0, "samples": 8})
     assert torch.cat([part for part, _ in again]).equal(images[8:])

@@ -97,8 +97,8 @@ def test_labels_mean_classes_by_name():
     assert targets.encode(["fox", "e\u0301mu", "ant", "fox"]).tolist() == [2, 1, 0, 2]  # NFC and NFD are one name
     assert targets.find("wolf") is None and targets.spec.names == ("ant", "\u00e9mu", "fox")
     assert targets.strata(["fox", "ant"]).tolist() == [2, 0]
-    with pytest.raises(DataError, match="'foks' is not one of the classes. Did you mean 'fox'?"):
-        targets.encode(["foks"])
+    with pytest.raises(DataError, match="'foxx' is not one of the classes. Did you mean 'fox'?"):
+        targets.encode(["foxx"])
 
 
 # --- classes without pictures -----------------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import nn
 
 import transferkit.results.predict.predict as verb
-import transferkit.results.predict.views as views_module
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import BackboneError, ConfigError, DataError, ExportError
 from transferkit.core.records import DataConfig
+from transferkit.data.batches import dataset
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.data.images.decode import decode_image
@@ -344,7 +344,7 @@ def test_the_engine_is_told_how_much_is_left(predictor, paths, monkeypatch):
 
 def test_views_are_rendered_from_one_decoded_picture(predictor, paths, monkeypatch):
     calls = []
-    monkeypatch.setattr(views_module, "decode_image", lambda *a, **k: calls.append(1) or decode_image(*a, **k))
+    monkeypatch.setattr(dataset, "decode_image", lambda *a, **k: calls.append(1) or decode_image(*a, **k))
     for tta, count in (("none", 1), ("flip", 2), ("5crop", 5), (3, 4), ("3", 4)):
         calls.clear()
         outputs = list(predictor.outputs(paths, tta=tta))
@@ -363,14 +363,14 @@ def test_flip_is_the_view_and_its_mirror_image(predictor, paths):
 def test_five_crops_by_hand(crop_pct, mode, box):
     picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     config = DataConfig(image_size=(32, 32), crop_pct=crop_pct, crop_mode=mode)
-    found = PredictionViews.make(config, "5crop").render(picture, "")
+    found = PredictionViews.make(config, "5crop").render(picture, "", range(5))
     rows, columns = box
     expected = [picture[:rows, :columns], picture[:rows, -columns:], picture[-rows:, :columns],
                 picture[-rows:, -columns:]]  # fmt: skip
     np.testing.assert_array_equal(found[0], eval_transform(config)(picture))
     for view, crop in zip(found[1:], expected, strict=True):
         np.testing.assert_array_equal(view, resize(crop, (32, 32), 1))  # cv2.INTER_LINEAR; all sides shrink
-    tiny = PredictionViews.make(config, "5crop").render(picture[:1, :1], "")
+    tiny = PredictionViews.make(config, "5crop").render(picture[:1, :1], "", range(5))
     assert {view.shape for view in tiny} == {(32, 32, 3)}
 
 
@@ -383,7 +383,7 @@ def test_augmented_views_follow_content_and_seed_alone(predictor, paths):
     assert not np.allclose(other[1:], first[0][1:], atol=1e-4)
     assert len({row.tobytes() for row in first[0]}) == 5
     views, pixels = PredictionViews.make(predictor.info.preprocessing, 1), decode_image(paths[0])
-    one, again, another = (views.render(pixels, known_by)[1] for known_by in ("a", "a", "b"))
+    one, again, another = (views.render(pixels, known_by, [1])[0] for known_by in ("a", "a", "b"))
     assert np.array_equal(one, again) and not np.array_equal(one, another)
 
 

@@ -70,8 +70,8 @@ class Loaded(NamedTuple):
             UnreadableImage: The first picture that cannot be decoded.
         """
         for error in self.errors:
-            if error is not None:
-                raise error
+            if error is not None:  # raised itself, it would be in a cycle with this batch, and keep the loader alive
+                raise UnreadableImage(str(error), path=error.path, reason=error.reason)
         if self.targets is None:
             raise ValueError("a data set without targets gives no labelled batches")
         return self.images, self.targets

@@ -33,8 +33,7 @@ def load_batches(
         StorageError: A worker was killed, or they are silent.
     """
     loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory, TIMEOUT_S))  # type: ignore[arg-type]
-    for loaded in from_workers(loader, TIMEOUT_S):
-        yield _whole(loaded)
+    yield from _whole(from_workers(loader, TIMEOUT_S))
 
 
 def _settings(workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
@@ -55,14 +54,15 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _whole(loaded: Loaded | TransferkitError) -> Loaded:
-    """Return a batch; raise the error that a worker handed over in its place."""
-    if isinstance(loaded, TransferkitError):
-        try:
-            raise loaded
-        finally:
-            del loaded  # a cycle: its collector would close the queues before the workers are told to end
-    return loaded
+def _whole(batches: Iterable[Loaded | TransferkitError]) -> Iterator[Loaded]:
+    """Yield batches; raise the error that a worker hands over in the place of one."""
+    for loaded in batches:
+        if isinstance(loaded, TransferkitError):
+            try:
+                raise loaded
+            finally:
+                del loaded  # a cycle: its collector would close the queues before the workers have to end
+        yield loaded
 
 
 class ImageLoader(DataLoader[Any]):
@@ -107,8 +107,8 @@ class ImageLoader(DataLoader[Any]):
         # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
         # Lightning has told the sampler the epoch.
         self._yielded = 0
-        for loaded in from_workers(super().__iter__(), self._silence):
-            batch = _whole(loaded).labelled()
+        for loaded in _whole(from_workers(super().__iter__(), self._silence)):
+            batch = loaded.labelled()
             self._yielded += 1
             yield batch
 
