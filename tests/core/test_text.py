@@ -2,7 +2,7 @@
 
 import pytest
 
-from transferkit.core.text import first_line, listing, one_line, printable, utf8, visible
+from transferkit.core.text import first_line, listing, one_line, printable, valid_text, visible
 
 
 def test_a_message_of_many_lines_becomes_one():
@@ -24,7 +24,7 @@ def test_the_first_line_of_an_error(error, expected):
 
 def test_marks_of_direction_and_control_characters_are_shown():
     assert visible("\u202egnp.exe\n\x00 caf\udce9 \u00e9") == "\\u202egnp.exe\n\\x00 caf\\udce9 \u00e9"
-    assert utf8("caf\udce9") == r"caf\xe9"
+    assert valid_text("caf\udce9") == r"caf\xe9"
 
 
 def test_listings_are_cut_and_counted():

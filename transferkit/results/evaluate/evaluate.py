@@ -28,8 +28,8 @@ from transferkit.results.evaluate.tables import MOST, confusions, write_differen
 from transferkit.results.predict.model import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
+from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.describe import describe_config, device_name
 
