@@ -22,11 +22,12 @@ from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, sha256_of_file, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
-from transferkit.models.task import Task, task_named
+from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.loading import load_backbone_weights
 
@@ -34,9 +35,6 @@ __all__ = ["ModelInfo", "load_model", "load_weights_from", "save_info", "save_mo
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
-
-CLASSIFICATION = "classification"
-"""The task of a model whose `model.json` names none: the first release knew no other."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class ModelInfo:
         backbone_args: Of the backbone's constructor.
         versions: Of the libraries that wrote the model.
         sha256: Hex digest of the weights file.
-        task: The kind of answer.
+        task: The kind of answer; a `model.json` of the first release names none, it knew classification only.
         target_facts: What travels with the names, see `TargetSpec`.
     """
 
@@ -77,6 +75,11 @@ class ModelInfo:
     def target_spec(self) -> TargetSpec:
         """What the model's answers mean."""
         return TargetSpec(self.class_names, self.target_facts)
+
+    @property
+    def targets(self) -> Targets:
+        """What labels mean to the model."""
+        return task_named(self.task).targets.of(self.target_spec)
 
 
 def versions() -> dict[str, str]:

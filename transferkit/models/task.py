@@ -16,10 +16,12 @@ from torchmetrics import Metric
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
+from transferkit.data.index.targets import TargetReader
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.figures.figure import Figure
 
 __all__ = [
+    "CLASSIFICATION",
     "Calibrator",
     "Heads",
     "LossOptions",
@@ -142,6 +144,7 @@ class Task:
 
     Attributes:
         name: As ``--task`` and `model.json` have it.
+        targets: See `TargetReader`.
         heads: See `Heads`.
         objective: See `Objective`.
         output: See `Output`.
@@ -150,6 +153,7 @@ class Task:
     """
 
     name: str
+    targets: TargetReader
     heads: Heads
     objective: Objective
     output: Output
@@ -168,7 +172,10 @@ class Task:
         return {**values, "figures": [figure.to_dict() for figure in self.scores.figures(values)]}
 
 
-_HOMES: Final[dict[str, str]] = {"classification": "transferkit.tasks.classification"}
+AUTO: Final = "auto"
+CLASSIFICATION: Final = "classification"
+
+_HOMES: Final[dict[str, str]] = {CLASSIFICATION: "transferkit.tasks.classification"}
 """Where the tasks of this package stand. Their files name parts of every room, so they are opened on first use, as the
 public names are."""
 
@@ -193,11 +200,12 @@ def register_task(task: Task) -> Task:
 
 
 def task_named(name: str) -> Task:
-    """Return the task of this name.
+    """Return the task of this name; ``"auto"`` is classification.
 
     Raises:
         ConfigError: There is none.
     """
+    name = CLASSIFICATION if name == AUTO else name
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _HOMES:

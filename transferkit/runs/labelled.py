@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
@@ -14,7 +14,7 @@ from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
 from transferkit.data.index.checks import unreadable_pictures
-from transferkit.data.index.targets import ClassTargets
+from transferkit.data.index.targets import Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
@@ -29,12 +29,14 @@ class LabelledPicture(NamedTuple):
 
     Attributes:
         path: Absolute.
-        target: Class index of the model.
+        label: As the data set has it.
+        target: What that stands for; of classification, the class index of the model.
         sha256: Hex digest of the file's bytes.
     """
 
     path: str
-    target: int
+    label: str
+    target: Any
     sha256: str
 
 
@@ -66,7 +68,7 @@ class Labelled:
 
 def labelled_pictures(
     data: str,
-    class_names: Sequence[str],
+    targets: Targets,
     *,
     split: str = "auto",
     skip_bad: bool = False,
@@ -80,7 +82,7 @@ def labelled_pictures(
 
     Args:
         data: ``folder/<class>/*``, ``folder/{train,val,test}/<class>/*``, a CSV or Parquet manifest, or ``"sample"``.
-        class_names: Of the model, in index order.
+        targets: What labels mean to the model.
         split: ``"train"``, ``"val"`` or ``"test"``; ``"auto"`` for every split but train, each on its own; ``"all"``
             for all of them together.
         skip_bad: Leave files out that cannot be read, instead of refusing them all in one message.
@@ -95,14 +97,13 @@ def labelled_pictures(
     problems = [problem for problem in scan.problems if problem.kind != Kind.NO_TRAIN]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
-    targets = ClassTargets(tuple(class_names))
     if check_classes:
         _check_classes(data, scan, targets)
     chosen = _choose(data, scan.files, split)
     known = [(file, target) for file in chosen if (target := targets.find(file.label)) is not None]
     unknown = Counter(file.label for file in chosen) - Counter(file.label for file, _ in known)
     if not known:
-        raise DataError(_nothing(data, unknown, class_names))
+        raise DataError(_nothing(data, unknown, targets.spec.names))
     results = hash_images(
         [file.path for file, _ in known],
         workers=available_cores(),
@@ -116,14 +117,17 @@ def labelled_pictures(
     for (file, target), result in zip(known, results, strict=True):
         if result.sha256 is not None:
             name = ALL if split == ALL or file.split is None else file.split
-            splits.setdefault(name, []).append(LabelledPicture(str(Path(file.path).absolute()), target, result.sha256))
+            splits.setdefault(name, []).append(
+                LabelledPicture(str(Path(file.path).absolute()), file.label, target, result.sha256)
+            )
     if not splits:
         raise DataError(f"{data}: none of its {len(known)} pictures can be read - check the files and permissions")
-    present = {picture.target for pictures in splits.values() for picture in pictures}
+    labels = [picture.label for pictures in splits.values() for picture in pictures]
+    present = set(targets.strata(labels).tolist())
     return Labelled(
         {name: tuple(splits[name]) for name in (*SPLITS, ALL) if name in splits},
         dict(sorted(unknown.items())),
-        tuple(name for index, name in enumerate(class_names) if index not in present),
+        tuple(name for index, name in enumerate(targets.stratum_names) if index not in present),
         tuple(sorted([*scan.skipped, *bad], key=lambda file: file.path)),
         tuple(note.message for note in scan.notes),
         len(bad),
@@ -184,11 +188,11 @@ def _choose(data: str, files: Sequence[ScannedFile], split: str) -> list[Scanned
     return chosen
 
 
-def _check_classes(data: str, scan: Scan, targets: ClassTargets) -> None:
+def _check_classes(data: str, scan: Scan, targets: Targets) -> None:
     labels = sorted({*scan.class_names, *(file.label for file in scan.files)})
-    present = {targets.find(label) for label in labels}
     unknown = [label for label in labels if targets.find(label) is None]
-    missing = [name for index, name in enumerate(targets.class_names) if index not in present]
+    present = set(targets.strata(label for label in labels if label not in unknown).tolist())
+    missing = [name for index, name in enumerate(targets.stratum_names) if index not in present]
     if unknown or missing:
         parts = [f"the model lacks {listing(unknown)}"] if unknown else []
         parts += [f"the data lack {listing(missing)}"] if missing else []

@@ -66,7 +66,7 @@ def test_names_do_not_matter_to_split_and_digest(pets, tmp_path):
 def test_the_digest_sees_content_label_and_split():
     def digest(*triples):
         records = tuple(ImageRecord(f"{n}", label, split, sha) for n, (sha, label, split) in enumerate(triples))
-        return ImageIndex("r", ("a", "b"), records).digest()
+        return ImageIndex("r", ClassTargets(("a", "b")), records).digest()
 
     base = [("00", "a", "train"), ("11", "b", "val")]
     assert digest(*base) == digest(*reversed(base)) == hashlib.sha256(b"00\0a\0train\n11\0b\0val\n").hexdigest()

@@ -10,6 +10,7 @@ import pytest
 from transferkit.core.errors import ConfigError, StorageError
 from transferkit.core.records import ImageRecord
 from transferkit.data.index.index import ImageIndex
+from transferkit.data.index.targets import ClassTargets
 from transferkit.features.extract import table as module
 from transferkit.features.extract.table import FeatureTable, check_export
 
@@ -32,7 +33,7 @@ def make(count=5, *, layers=("pooled",), views=0, names=NAMES, labels=LABELS):
     return FeatureTable(
         layers=rows,
         y=np.array([classes.index(label) for label in labels[:count]], dtype=np.int64),
-        index=ImageIndex("root", classes, records),
+        index=ImageIndex("root", ClassTargets(classes), records),
         records=records,
         views=seen if views else {},
     )

@@ -18,6 +18,7 @@ from rich.console import Console
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, ExportError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
+from transferkit.data.index.targets import ClassTargets
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
@@ -210,7 +211,7 @@ def test_one_class_is_enough_and_none_is_not(run, folder, others, out):
 def test_accents_are_matched_however_the_disk_stores_them(folder, tmp_path):
     composed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
     shutil.copytree(folder / "test" / "circle", tmp_path / "data" / unicodedata.normalize("NFD", composed))
-    found = labelled_pictures(str(tmp_path / "data"), ("bar", composed))
+    found = labelled_pictures(str(tmp_path / "data"), ClassTargets(("bar", composed)))
     assert [picture.target for picture in found.splits["all"]] == [1, 1, 1]
     assert (found.unknown, found.missing) == ({}, ("bar",))
 
@@ -226,7 +227,7 @@ def test_pictures_it_was_trained_on_are_told_and_can_be_left_out(run, folder, ou
     assert (found["all"]["n"], found["seen_in_training"], found["left_out"]["seen_in_training"]) == (21, 0, 24)
     with pytest.raises(DataError, match="the run was trained on every picture"):
         measured(run, folder, tmp_path / "none", split="train", unseen_only=True)
-    pictures = labelled_pictures(str(folder), NAMES, split="all").splits["all"]
+    pictures = labelled_pictures(str(folder), ClassTargets(NAMES), split="all").splits["all"]
     assert trained_pictures(run, pictures) == 24
     assert set(run_splits(run).values()) == {"train", "val", "test"}
 
@@ -237,7 +238,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on(run, folder, out, tmp_pa
     (old / "pictures.csv").unlink()
     found = measured(old, folder, out, split="all")
     assert (found["seen_in_training"], found["seen_in_val"]) == (None, None)
-    assert trained_pictures(old, labelled_pictures(str(folder), NAMES).splits["val"]) is None
+    assert trained_pictures(old, labelled_pictures(str(folder), ClassTargets(NAMES)).splits["val"]) is None
     with pytest.raises(CheckpointError, match=r"has no pictures\.csv"):
         measured(old, folder, tmp_path / "more", unseen_only=True)
 
@@ -246,26 +247,26 @@ def test_layouts_without_training_pictures(run, folder, out, tmp_path):
     held = tmp_path / "held"
     shutil.copytree(folder / "val", held / "valid")
     shutil.copytree(folder / "test", held / "test")
-    found = labelled_pictures(str(held), NAMES)
+    found = labelled_pictures(str(held), ClassTargets(NAMES))
     assert {name: len(pictures) for name, pictures in found.splits.items()} == {"val": 12, "test": 9}
     rows = [(f"test/{label}/{number:03d}.png", label, "test") for label in NAMES for number in range(3)]
     with (held / "list.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("path", "label", "split"), *rows])
     assert measured(run, held / "list.csv", out)["test"]["n"] == 9
     with pytest.raises(DataError, match="has no 'train' split, found pictures in 'val', 'test' - name one of them"):
-        labelled_pictures(str(held), NAMES, split="train")
+        labelled_pictures(str(held), ClassTargets(NAMES), split="train")
     with pytest.raises(DataError, match="has no splits, so there is no 'val'"):
-        labelled_pictures(str(folder / "val"), NAMES, split="val")
+        labelled_pictures(str(folder / "val"), ClassTargets(NAMES), split="val")
     with pytest.raises(DataError, match="has no split but train, found pictures in 'train'"):
         shutil.copytree(folder / "train", tmp_path / "only" / "train")
-        labelled_pictures(str(tmp_path / "only"), NAMES)
+        labelled_pictures(str(tmp_path / "only"), ClassTargets(NAMES))
 
 
 def test_other_faults_of_a_folder_are_still_told(folder, tmp_path):
     shutil.copytree(folder / "test" / "circle", tmp_path / "data" / "circle")
     shutil.copytree(folder / "test" / "circle", tmp_path / "data" / "Circle")
     with pytest.raises(DataError, match="class names that differ only in case"):
-        labelled_pictures(str(tmp_path / "data"), NAMES)
+        labelled_pictures(str(tmp_path / "data"), ClassTargets(NAMES))
 
 
 def test_unreadable_pictures(run, folder, out, tmp_path):
@@ -291,8 +292,8 @@ def test_a_file_that_is_gone_is_told_with_all_others_that_are_bad(folder, tmp_pa
     with (tmp_path / "list.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("path", "label"), *rows])
     with pytest.raises(DataError, match=r"2 unreadable pictures: .*000\.png.*gone\.png"):
-        labelled_pictures(str(tmp_path / "list.csv"), NAMES)
-    found = labelled_pictures(str(tmp_path / "list.csv"), NAMES, skip_bad=True)
+        labelled_pictures(str(tmp_path / "list.csv"), ClassTargets(NAMES))
+    found = labelled_pictures(str(tmp_path / "list.csv"), ClassTargets(NAMES), skip_bad=True)
     assert found.unreadable == 1  # the empty file is found when it is decoded
 
 

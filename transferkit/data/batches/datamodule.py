@@ -17,10 +17,10 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
-from transferkit.data.batches.mixing import Mixer
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.views import Views
-from transferkit.data.index.index import ImageIndex, index_images, warn_of
+from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
+from transferkit.data.index.targets import TargetReader
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import DataOptions
 
@@ -55,6 +55,7 @@ class ImageData(L.LightningDataModule):
         skip_bad: Drop unreadable pictures instead of raising.
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
+        reader: Says what labels mean: the ``targets`` of a task; names of classes unless told otherwise.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
     Raises:
@@ -82,6 +83,7 @@ class ImageData(L.LightningDataModule):
         skip_bad: bool = False,
         allow_empty_classes: bool = False,
         allow_leaks: bool = False,
+        reader: TargetReader = CLASSES,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
@@ -126,6 +128,7 @@ class ImageData(L.LightningDataModule):
         self._plain_epochs: frozenset[int] = frozenset()
         self._workers = workers
         self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._reader = reader
         self._progress = progress
 
     @cached_property
@@ -133,6 +136,7 @@ class ImageData(L.LightningDataModule):
         """The pictures, their labels and splits; read on first use, with warnings. Raises `DataError`."""
         index = index_images(
             self._options,
+            reader=self._reader,
             min_side=self.data_config.decode_side,
             keep_bytes=self._keep_bytes,
             workers=available_cores(),
@@ -177,7 +181,7 @@ class ImageData(L.LightningDataModule):
         )
 
     def targets(self, split: str) -> Tensor:
-        """Return what the labels of a split's pictures mean, in index order: class indices ``(N,) int64``."""
+        """Return what the labels of a split's pictures mean, in index order: of classification ``(N,) int64``."""
         return torch.from_numpy(self.index.targets.encode(record.label for record in self.index.split(split)))
 
     def show_as_evaluated(self, epochs: Iterable[int]) -> None:
@@ -261,8 +265,8 @@ class ImageData(L.LightningDataModule):
         return self._mixer(images, targets)
 
     @cached_property
-    def _mixer(self) -> Mixer | None:
-        return Mixer(self.num_classes, *self._mixing) if any(self._mixing) else None
+    def _mixer(self) -> Callable[..., Any] | None:
+        return self._reader.mixer(self.index.targets.spec, *self._mixing) if any(self._mixing) else None
 
 
 def normalise(images: Tensor, config: DataConfig) -> Tensor:

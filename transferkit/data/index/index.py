@@ -11,23 +11,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, read_images
-from transferkit.data.index.checks import class_problems, leaks, special_pictures, thin_classes, unreadable_pictures
+from transferkit.data.index.checks import leaks, special_pictures, unreadable_pictures
 from transferkit.data.index.splits import Item, assign_splits
-from transferkit.data.index.targets import ClassTargets
+from transferkit.data.index.targets import ClassReader, TargetReader, Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.options.data import DataOptions
 
-__all__ = ["ImageIndex", "build_index", "index_images", "warn_of"]
+__all__ = ["CLASSES", "ImageIndex", "build_index", "index_images", "warn_of"]
 
 _Read = tuple[ScannedFile, ReadResult]
+
+CLASSES = ClassReader()
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ImageIndex:
 
     Attributes:
         root: The data set, as given by the user.
-        class_names: Position is class index: plain text order of the names (``1, 10, 2``), from the training split.
+        targets: What the labels mean, as far as the training split tells.
         records: Sorted by path.
         skipped: What is not part of the index, and why.
         findings: Facts worth telling.
@@ -45,16 +46,16 @@ class ImageIndex:
     """
 
     root: str
-    class_names: tuple[str, ...]
+    targets: Targets
     records: tuple[ImageRecord, ...]
     skipped: tuple[SkippedFile, ...] = ()
     findings: tuple[Finding, ...] = ()
     pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def targets(self) -> ClassTargets:
-        """What the labels mean."""
-        return ClassTargets(self.class_names)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes (or of what else the answers are), in index order: text order (``1, 10, 2``)."""
+        return self.targets.spec.names
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,11 +73,17 @@ class ImageIndex:
         return tuple(record for record in self.records if record.split == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return ``{split: {class: pictures}}`` for every split that has pictures and every class, zeros included."""
-        counted = Counter((record.split, record.label) for record in self.records)
+        """Return ``{split: {stratum: pictures}}``, zeros included, for every split that has pictures.
+
+        The strata of classification are the classes.
+        """
+        strata = self.targets.strata(record.label for record in self.records).tolist()
+        counted = Counter((record.split, stratum) for record, stratum in zip(self.records, strata, strict=True))
         present = {split for split, _ in counted}
         return {
-            split: {label: counted[split, label] for label in self.class_names} for split in SPLITS if split in present
+            split: {name: counted[split, number] for number, name in enumerate(self.targets.stratum_names)}
+            for split in SPLITS
+            if split in present
         }
 
     def digest(self) -> str:
@@ -88,6 +95,7 @@ class ImageIndex:
 def index_images(
     options: DataOptions,
     *,
+    reader: TargetReader = CLASSES,
     min_side: int | None = None,
     keep_bytes: int = 0,
     workers: int = 1,
@@ -100,6 +108,7 @@ def index_images(
 
     Args:
         options: Where the data set lies, how it is split, and what may be wrong with it.
+        reader: Says what labels mean.
         min_side: As for `decode_image`; what `pixels` will hold.
         keep_bytes: How many bytes of decoded pictures to keep in `ImageIndex.pixels`.
         workers: Threads that read and decode.
@@ -123,16 +132,19 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return build_index(options, scan, results)
+    return build_index(options, scan, results, reader=reader)
 
 
-def build_index(options: DataOptions, scan: Scan, results: Sequence[ReadResult]) -> ImageIndex:
+def build_index(
+    options: DataOptions, scan: Scan, results: Sequence[ReadResult], *, reader: TargetReader = CLASSES
+) -> ImageIndex:
     """Make an index of what was scanned and read already. See `index_images`.
 
     Args:
         options: How the data set is split, and what may be wrong with it.
         scan: Its files and classes.
         results: What reading (or only hashing) each of `scan.files` gave, in the same order.
+        reader: Says what labels mean.
 
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
@@ -144,7 +156,7 @@ def build_index(options: DataOptions, scan: Scan, results: Sequence[ReadResult])
     if bad and not options.skip_bad:
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
-    problems += class_problems(scan, counted, options.allow_empty_classes)
+    problems += reader.problems(scan, counted, options)
     leaking = leaks(good)
     if not options.allow_leaks:
         problems += [
@@ -152,13 +164,13 @@ def build_index(options: DataOptions, scan: Scan, results: Sequence[ReadResult])
         ]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
-    targets = ClassTargets(scan.class_names)
+    targets = reader.learn(scan)
     records, moved = _split(good, targets, options)
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
     skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
     return ImageIndex(
         root=options.data,
-        class_names=scan.class_names,
+        targets=targets,
         records=records,
         skipped=tuple(sorted(skipped, key=lambda file: file.path)),
         findings=(
@@ -167,7 +179,7 @@ def build_index(options: DataOptions, scan: Scan, results: Sequence[ReadResult])
             *leaking,
             *moved,
             *special_pictures(results),
-            *thin_classes(scan.class_names, records, options.val_split),
+            *reader.thin(targets, records, options),
         ),
         pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
     )
@@ -182,7 +194,7 @@ def warn_of(index: ImageIndex) -> ImageIndex:
 
 
 def _split(
-    reads: Sequence[_Read], targets: ClassTargets, options: DataOptions
+    reads: Sequence[_Read], targets: Targets, options: DataOptions
 ) -> tuple[tuple[ImageRecord, ...], list[Finding]]:
     named = {file.split for file, _ in reads} - {None}
     test_split = 0.0 if named and "val" not in named else options.test_split  # test is what the data set names
@@ -199,6 +211,6 @@ def _split(
     )
     if not moved:
         return records, []
-    names = tuple(targets.class_names[stratum] for stratum in moved)
+    names = tuple(targets.stratum_names[stratum] for stratum in moved)
     message = f"pictures moved to train, where their classes had none: {listing(names)}"
     return records, [Finding(Kind.NOTE, message, names)]

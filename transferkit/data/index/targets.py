@@ -3,17 +3,99 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, did_you_mean
+from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
+from transferkit.data.index.checks import class_problems, thin_classes
+from transferkit.data.scan.records import Scan, ScannedFile
+from transferkit.options.data import DataOptions
 
-__all__ = ["ClassTargets"]
+__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets"]
+
+
+class Targets(Protocol):
+    """What the labels of one data set or model mean."""
+
+    @property
+    def spec(self) -> TargetSpec:
+        """What a model's outputs mean; it travels in `model.json`."""
+
+    @property
+    def stratum_names(self) -> tuple[str, ...]:
+        """Names of the strata, by which pictures are counted and splits, folds and samplers are balanced."""
+
+    def find(self, label: str) -> Any:
+        """Return what a label stands for, as a plain value; ``None`` where nothing is known of it."""
+
+    def encode(self, labels: Iterable[str]) -> npt.NDArray[Any]:
+        """Return targets ``(N, ...)``.
+
+        Raises:
+            DataError: A label stands for nothing.
+        """
+
+    def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return the stratum ``(N,)`` of each label, an index into `stratum_names`."""
+
+
+class TargetReader(Protocol):
+    """The part of a task that reads answers from the rows of a data set."""
+
+    def of(self, spec: TargetSpec) -> Targets:
+        """Return what labels mean to a model."""
+
+    def learn(self, scan: Scan) -> Targets:
+        """Return what the labels of a data set mean; it has no `problems`."""
+
+    def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
+        """Return why a data set cannot be trained on, as far as labels go.
+
+        Args:
+            scan: The data set.
+            files: The pictures that count.
+            options: What may be wrong with it.
+        """
+
+    def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
+        """Return what a model will not be well trained or measured on."""
+
+    def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
+        """Return what mixes the pictures and targets of a batch; ``None`` where these answers cannot be mixed."""
+
+
+@dataclass(frozen=True)
+class ClassReader:
+    """Labels are names of classes."""
+
+    def of(self, spec: TargetSpec) -> ClassTargets:
+        """Return the classes of a model."""
+        return ClassTargets(spec.names)
+
+    def learn(self, scan: Scan) -> ClassTargets:
+        """Return the classes of a data set."""
+        return ClassTargets(scan.class_names)
+
+    def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
+        """Return what is wrong with the classes: a single one, none to train on, no pictures."""
+        return class_problems(scan, files, options.allow_empty_classes)
+
+    def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
+        """Return which classes cannot be validated."""
+        return thin_classes(targets.spec.names, records, options.val_split)
+
+    def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
+        """Return what mixes pictures, and their classes as shares."""
+        from transferkit.data.batches.mixing import Mixer  # torchvision, which `check` does without
+
+        return Mixer(len(spec.names), mixup, cutmix)
 
 
 @dataclass(frozen=True)
@@ -30,6 +112,11 @@ class ClassTargets:
     def spec(self) -> TargetSpec:
         """What a model's outputs mean."""
         return TargetSpec(self.class_names)
+
+    @property
+    def stratum_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.class_names
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -70,7 +70,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     predictor = load(run, accelerator=config.accelerator, precision=config.precision)
     split = _split(config)
     with counting_bar(progress_console(config.quiet), "listing pictures") as told:
-        found = labelled_pictures(config.data, predictor.class_names, split=split, skip_bad=True, progress=told)
+        found = labelled_pictures(config.data, predictor.info.targets, split=split, skip_bad=True, progress=told)
     pictures, left_out = _unseen(run, found, config)
     logits, targets, bad = _ask(predictor, pictures, config)
     reason = cannot_calibrate(logits, targets)

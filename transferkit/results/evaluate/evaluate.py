@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     against = None if config.against is None else Paired(Path(config.against), config)
     with counting_bar(progress_console(config.quiet), "listing pictures") as told:
         found = labelled_pictures(
-            config.data, predictor.class_names, split=config.split, skip_bad=config.skip_bad,
+            config.data, predictor.info.targets, split=config.split, skip_bad=config.skip_bad,
             check_classes=config.check_classes, progress=told,
         )  # fmt: skip
     labelled, origin = _unseen(found, config)

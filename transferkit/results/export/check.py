@@ -19,6 +19,7 @@ from transferkit.core.files import sha256_of_file
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
+from transferkit.data.index.targets import ClassTargets
 from transferkit.results.predict.model import Predictor
 from transferkit.runs.labelled import labelled_pictures
 
@@ -85,7 +86,7 @@ def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, 
         StorageError: A table of the run cannot be read.
     """
     if data is not None:
-        splits = labelled_pictures(data, class_names, skip_bad=True).splits
+        splits = labelled_pictures(data, ClassTargets(tuple(class_names)), skip_bad=True).splits
         name = next(iter(splits))
         held = [picture.path for picture in splits[name]]
         compared = _spread(held, most)
