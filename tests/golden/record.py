@@ -31,7 +31,8 @@ FIXED = {
 RUNS = {
     "probe": {"phases": "probe", "probe": "sgd", "epochs": 3},
     "finetune": {"phases": "finetune", "epochs": 3, "augment": "none", "schedule": "one_cycle"},
-    "probe-finetune": {"phases": "probe-finetune", "epochs": 2, "backbone": "transferkit/mini", "weights": "bundled"},
+    "probe-finetune": {"phases": "probe-finetune", "probe_epochs": 1, "epochs": 2},
+    "solved": {"phases": "probe-finetune", "epochs": 2, "backbone": "transferkit/mini", "weights": "bundled"},
     "gradual": {"phases": "gradual", "probe_epochs": 1, "epochs": 5},
     "sgdr": {"phases": "finetune", "epochs": 6, "optimizer": "sgd",
              "schedule": {"name": "sgdr", "cycle_epochs": 2, "cycle_mult": 2}},

@@ -6,26 +6,26 @@ import json
 import pytest
 from golden.record import HERE, RUNS, draw, run
 
-TOLERANCE = 1e-4
-"""Relative above 1, for losses on another machine or release."""
+TOLERANCE, SOLVED = 1e-4, 1e-2
+"""Relative above 1, for losses on another machine or release; a solved head is as exact as its solver stops."""
 
 
 def recorded(name):
     return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def differences(curves, golden):
+def differences(curves, golden, tolerance=TOLERANCE):
     """Return what differs: in the last bit where both come from the same machine and releases."""
     exact = curves["recorded_on"] == golden["recorded_on"]
-    series = {"loss": (curves["loss"], golden["loss"], TOLERANCE)}
+    series = {"loss": (curves["loss"], golden["loss"], tolerance)}
     for group in {**curves["lr"], **golden["lr"]}:
         series[f"LR of {group}"] = (curves["lr"].get(group, []), golden["lr"].get(group, []), 1e-12)
     problems = []
-    for name, (values, expected, tolerance) in series.items():
+    for name, (values, expected, most) in series.items():
         if len(values) != len(expected):
             problems.append(f"{name}: {len(values)} steps, expected {len(expected)}")
         for step, (value, other) in enumerate(zip(values, expected, strict=False)):
-            if not abs(value - other) <= (0 if exact else tolerance * max(1, abs(other))):
+            if not abs(value - other) <= (0 if exact else most * max(1, abs(other))):
                 problems.append(f"{name} from step {step}: {value!r}, expected {other!r}")
                 break
     return problems
@@ -39,7 +39,8 @@ def shapes(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_curves_are_those_recorded(name, shapes, tmp_path):
     """Where this fails on purpose, record the curves anew and say so in the changelog."""
-    assert differences(run(name, shapes, tmp_path), recorded(name)) == []
+    tolerance = SOLVED if name == "solved" else TOLERANCE
+    assert differences(run(name, shapes, tmp_path), recorded(name), tolerance) == []
 
 
 @pytest.mark.parametrize(
