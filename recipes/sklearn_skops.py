@@ -24,9 +24,7 @@ from sklearn.svm import SVC
 import transferkit as tk
 from transferkit.data.sample import sample_folder
 
-TRUSTED = [
-    "transferkit.features.sklearn.transformers.FeatureExtractor"
-]  # all that is not scikit-learn's or numpy's own
+TRUSTED = ["transferkit.features.sklearn.FeatureExtractor"]  # all that is not scikit-learn's or numpy's own
 
 
 def main(folder: Path | None = None) -> dict[str, Any]:

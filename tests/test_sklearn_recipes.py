@@ -49,7 +49,7 @@ def test_cross_validation(pictures, capsys):
 def test_skops(pictures, capsys):
     pytest.importorskip("skops")
     figures = run("sklearn_skops", pictures)
-    assert figures["equal"] and figures["untrusted"] == ["transferkit.features.sklearn.transformers.FeatureExtractor"]
+    assert figures["equal"] and figures["untrusted"] == ["transferkit.features.sklearn.FeatureExtractor"]
     assert "equal after loading: True" in capsys.readouterr().out
 
 

@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "transferkit.models.backbones.registry",
-    "FeatureExtractor": "transferkit.features.sklearn.transformers",
-    "ImageProbe": "transferkit.features.sklearn.transformers",
+    "FeatureExtractor": "transferkit.features.sklearn",
+    "ImageProbe": "transferkit.features.sklearn",
     "ImageData": "transferkit.data.batches.datamodule",
     "Phase": "transferkit.training.plan.phases",
     "PhaseSchedule": "transferkit.training.loop.phase_schedule",
@@ -27,7 +27,7 @@ _HOMES = {
     "extract_features": "transferkit.features.extract.extract",
     "find_lr": "transferkit.training.lr.finder",
     "finetune": "transferkit.cli.job",
-    "load": "transferkit.results.predict.model",
+    "load": "transferkit.results.predict.predictor",
     "register_backbone": "transferkit.models.backbones.registry",
     "register_head": "transferkit.models.heads",
     "solve_head": "transferkit.training.head.solve",
@@ -61,11 +61,11 @@ if TYPE_CHECKING:
     from transferkit.core.errors import TransferkitError
     from transferkit.data.batches.datamodule import ImageData
     from transferkit.features.extract.extract import extract_features
-    from transferkit.features.sklearn.transformers import FeatureExtractor, ImageProbe
+    from transferkit.features.sklearn import FeatureExtractor, ImageProbe
     from transferkit.models.backbones.registry import Backbone, register_backbone
     from transferkit.models.heads import register_head
     from transferkit.models.module import TransferModule
-    from transferkit.results.predict.model import load
+    from transferkit.results.predict.predictor import load
     from transferkit.training.checks.gradcheck import check_gradients
     from transferkit.training.head.solve import solve_head
     from transferkit.training.loop.phase_schedule import PhaseSchedule

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transferkit.cli.main import main
 from transferkit.core.csv import read_csv
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 
 
 def verb(*words: str) -> None:

@@ -32,7 +32,7 @@ from transferkit.data.images.decode import decode_image
 from transferkit.results.export.check import Exported, export_pictures
 from transferkit.results.export.check import compare as check
 from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
-from transferkit.results.predict.model import Predictor, load
+from transferkit.results.predict.predictor import Predictor, load
 
 KINDS = ("32", "fp16", "int8", "inside")
 

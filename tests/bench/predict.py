@@ -29,8 +29,8 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import save_model
 from transferkit.models.module import TransferModule
-from transferkit.results.predict.model import load
 from transferkit.results.predict.pictures import find_pictures
+from transferkit.results.predict.predictor import load
 
 
 class Bench:

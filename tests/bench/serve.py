@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
 
 from harness import compare, print_table
 
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 
 SERVER = """
 import sys

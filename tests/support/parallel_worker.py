@@ -18,7 +18,7 @@ import pytest
 
 MODULES = [
     "transferkit.training.finetune",
-    "transferkit.results.predict.model",
+    "transferkit.results.predict.predictor",
     "sklearn.linear_model",
     "albumentations",
 ]
@@ -190,6 +190,17 @@ def command(words):
         except SystemExit as stop:
             status = stop.code
     return status, out.getvalue(), err.getvalue()
+
+
+def predict_in_rounds(words, lines, size):
+    """Run `predict` over a list on standard input, so many pictures of each process at a time."""
+    import io
+
+    import transferkit.results.predict.predict as verb
+
+    verb.ROUND["cpu"] = size
+    sys.stdin = io.StringIO("\n".join(lines))
+    return command(words)
 
 
 def connect_and(function, *args):

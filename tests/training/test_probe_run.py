@@ -18,7 +18,7 @@ from transferkit.features.probe.probe import fit_probe
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.training.probe_run import run_probe
 
 

@@ -21,7 +21,7 @@ from transferkit.models.module import TransferModule
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate import calibrate as verb
 from transferkit.results.evaluate.calibrate import calibrate
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 
 CLASSES = ("circle", "square", "stripes")
 COUNT = 150

@@ -29,7 +29,7 @@ from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.evaluate.plots import plot_confusion, plot_reliability
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import confusions, write_tables
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
 from transferkit.runs.measure import prediction_rows, write_predictions
 from transferkit.training.finetune import finetune

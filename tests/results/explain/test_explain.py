@@ -20,7 +20,7 @@ from transferkit.models.module import TransferModule
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.explain import confident_mistakes, explain
 from transferkit.results.explain.explain import explain as explaining
-from transferkit.results.predict.model import Predictor, load
+from transferkit.results.predict.predictor import Predictor, load
 
 CLASSES = ("../../up", "=cmd()", "$a_b$ $", "\u732b\n", "plain")
 

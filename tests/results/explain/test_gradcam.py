@@ -24,7 +24,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.explain import gradcam
 from transferkit.results.explain.gradcam import COLOURS, heatmaps, overlay
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 
 
 def predictor_of(backbone, head="linear", classes=3, device="cpu"):

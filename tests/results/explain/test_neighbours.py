@@ -18,7 +18,7 @@ from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.results.explain import neighbours
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 
 
 def predictor_of(seed=0):

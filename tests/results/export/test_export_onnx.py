@@ -25,7 +25,7 @@ from transferkit.results.export.check import Comparison, compare
 from transferkit.results.export.export import export
 from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
 from transferkit.results.export.preprocessing import preprocessing_graph
-from transferkit.results.predict.model import Predictor, load
+from transferkit.results.predict.predictor import Predictor, load
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")

@@ -8,12 +8,10 @@ import itertools
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import parallel_worker as worker
 import pytest
 import torch
 from PIL import Image
@@ -37,10 +35,9 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.model import Output, Predictor, load
+from transferkit.results.predict.predictor import Output, Predictor, WholeNetwork, load
 from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
-from transferkit.results.predict.whole import WholeNetwork
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 
@@ -588,39 +585,17 @@ def test_names_order_and_number_of_folders_change_no_label(predict, folder, path
         predict(paths[0], check_classes=True)
 
 
-TWO = """
-import sys
-import transferkit.results.predict.predict as verb
-from transferkit.cli.main import main
-verb.ROUND["cpu"] = 2
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_go_round_by_round_through_a_list(predict, run, paths, tmp_path):  # fault 81
     listed = [*paths[:4], "gone.png", *paths[4:7]]
-    words = [sys.executable, "-c", TWO, "predict", str(run), "-", "--accelerator", "cpu", "--batch-size", "2"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
-                 "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                 "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-        ranks.append(subprocess.Popen(words, env={**os.environ, **place}, text=True, stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
-    ranks[0].stdin.write("\n".join(listed))
-    ranks[0].stdin.close()
-    ranks[0].stdin = None
-    found = [process.communicate(timeout=300) for process in ranks]
-    assert [process.returncode for process in ranks] == [8, 8]
+    words = ["predict", str(run), "-", "--accelerator", "cpu", "--batch-size", "2"]
+    first, second = worker.Ranks(2, tmp_path, worker.predict_in_rounds, words, listed, 2).results()
+    (status, out, err), (other_status, other_out, _) = first[1], second[1]
+    assert (status, other_status, other_out) == (8, 8, "") and "1 of 8 pictures could not be read" in err
     with pytest.raises(ExportError):
         predict("-", stdin=io.StringIO("\n".join(listed)), batch_size=2)
-    assert [row["path"] for row in rows_of(found[0][0])] == listed
-    assert [row["label"] for row in rows_of(found[0][0])] == [row["label"] for row in rows_of(predict.out)]
-    assert found[1][0] == "" and "1 of 8 pictures could not be read" in found[0][1]
+    assert [row["path"] for row in rows_of(out)] == listed
+    assert [row["label"] for row in rows_of(out)] == [row["label"] for row in rows_of(predict.out)]
 
 
 def test_a_whole_network_has_no_map():

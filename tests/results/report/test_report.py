@@ -389,7 +389,7 @@ def test_heat_maps_lie_beside_the_mistakes(run, model):
 
 
 def test_the_network_sees_what_the_heat_map_is_of(run, model, monkeypatch):
-    from transferkit.results.predict.model import load
+    from transferkit.results.predict.predictor import load
 
     draw_all(run)
     give_model(run, model)
@@ -427,7 +427,7 @@ def test_the_model_is_loaded_for_mistakes_only(tmp_path, model, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("the model was loaded for nothing")
 
-    monkeypatch.setattr("transferkit.results.predict.model.load", fail)
+    monkeypatch.setattr("transferkit.results.predict.predictor.load", fail)
     perfect = [[5, 0, 0], [0, 4, 0], [0, 0, 3]]
     measured = metrics(test=figures(confusion=perfect))
     run = write_run(tmp_path / "run", data=tmp_path / "data", confusion=perfect, measured=measured)

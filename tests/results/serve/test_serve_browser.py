@@ -14,7 +14,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from live_server import CLASSES, LIMITS, FakeNeighbours, make_run, png, serving
 
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.results.serve.answering import Answerer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -28,7 +28,7 @@ import transferkit.results.serve.serve as serve_module
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.options.results import ServeConfig
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.results.serve.answering import Answerer
 from transferkit.results.serve.guards import Limits, allowed_hosts, is_loopback
 from transferkit.results.serve.serve import open_port, serve

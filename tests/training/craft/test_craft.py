@@ -14,7 +14,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.losses import balanced_class_weights
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.training.checks.overfit import OverfitResult
 from transferkit.training.craft.interpolation import load_start
 from transferkit.training.craft.snapshots import snapshot_paths

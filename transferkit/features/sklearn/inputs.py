@@ -1,4 +1,4 @@
-"""What users of scikit-learn call X and y: paths, Pillow pictures and arrays as pictures, labels as class indices."""
+"""X and y of scikit-learn: paths, Pillow pictures and arrays become pictures, labels become class indices."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def list_items(X: Any) -> list[Item]:
     for position, value in enumerate(values):
         item = _item(value)
         if item is None:
-            problems.append(f"X[{position}] is {_seen(value)}")
+            problems.append(f"X[{position}] is {_describe(value)}")
         else:
             items.append(item)
     if problems:
@@ -111,11 +111,11 @@ def name_unreadable(items: Sequence[Item], failures: Mapping[int, str]) -> str:
         items: All of them.
         failures: Reason by position.
     """
-    told = []
+    lines = []
     for position, reason in failures.items():
         item = items[position]
-        told.append(f"{item!r} (X[{position}]): {reason}" if isinstance(item, str) else f"X[{position}]: {reason}")
-    return f"{len(failures)} of {len(items)} pictures cannot be read: {'; '.join(told)}"
+        lines.append(f"{item!r} (X[{position}]): {reason}" if isinstance(item, str) else f"X[{position}]: {reason}")
+    return f"{len(failures)} of {len(items)} pictures cannot be read: {'; '.join(lines)}"
 
 
 def encode_labels(y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -170,8 +170,8 @@ def _unpacked(X: Any) -> Sequence[Any]:
         hint = " - pass [X] for one picture, list(X) for a batch of grey ones"
     elif array.ndim == 2 and array.dtype.kind in "OUT":
         hint = " - of a table, pass the column with the paths"
-    seen = _seen(array if array.ndim else X)
-    raise InputError(f"X is {seen}; expected a list of pictures, or one uint8 array of shape (N, H, W, 3){hint}")
+    kind = _describe(array if array.ndim else X)
+    raise InputError(f"X is {kind}; expected a list of pictures, or one uint8 array of shape (N, H, W, 3){hint}")
 
 
 def _item(value: Any) -> Item | None:
@@ -191,7 +191,7 @@ def _rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels)
 
 
-def _seen(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
     text = repr(value)

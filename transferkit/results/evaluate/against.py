@@ -18,7 +18,7 @@ from transferkit.core.records import SkippedFile
 from transferkit.models.figures.classification import negative_log
 from transferkit.models.figures.paired import Scores, compare
 from transferkit.options.results import EvaluateConfig
-from transferkit.results.predict.model import load
+from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
 from transferkit.show.progress import counting_bar, progress_console
 

@@ -23,7 +23,7 @@ from transferkit.models.calibration.calibration import Calibration, cannot_calib
 from transferkit.models.calibration.conformal import cross_fitted_sets
 from transferkit.models.calibration.scaling import stratified_folds
 from transferkit.options.results import CalibrateConfig
-from transferkit.results.predict.model import Predictor, load
+from transferkit.results.predict.predictor import Predictor, load
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_splits
 from transferkit.show.progress import counting_bar, progress_console
 

@@ -25,7 +25,7 @@ from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.plots import plot_confusion, plot_reliability
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import MOST, confusions, write_differences, write_tables
-from transferkit.results.predict.model import Predictor, load
+from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits

@@ -38,8 +38,9 @@ from transferkit.data.images.resize import fit
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import COLOURS, Heat, heatmaps, overlay
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
-from transferkit.results.predict.model import Prediction, Predictor, load
 from transferkit.results.predict.pictures import find_pictures
+from transferkit.results.predict.predictor import Predictor, load
+from transferkit.results.predict.record import Prediction
 from transferkit.show.plots import save_figure
 from transferkit.show.progress import counting_bar, progress_console
 

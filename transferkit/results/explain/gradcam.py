@@ -19,7 +19,7 @@ from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["COLOURS", "heatmaps", "overlay"]
 

@@ -28,7 +28,8 @@ from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_workers
-from transferkit.results.predict.model import Predictor, Source
+from transferkit.results.predict.predictor import Predictor
+from transferkit.results.predict.views import Source
 
 __all__ = ["Neighbour", "TrainingNeighbours"]
 

@@ -19,7 +19,7 @@ from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 
 if TYPE_CHECKING:
-    from transferkit.results.predict.model import Predictor
+    from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["data_uri", "mistake_pictures", "sample_pictures", "thumbnail"]
 
@@ -95,7 +95,7 @@ def mistake_pictures(rows: Iterable[Mapping[str, Any]], model_run: Path | None) 
     predictor, problem = None, "the model is not in this directory"
     if model_run is not None:
         try:
-            from transferkit.results.predict.model import load  # only now: a model takes a second
+            from transferkit.results.predict.predictor import load  # only now: a model takes a second
 
             predictor = load(model_run)
         except TransferkitError as error:

@@ -20,7 +20,7 @@ from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import ClassTargets
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.labelled import labelled_pictures
 
 __all__ = [

@@ -21,7 +21,7 @@ from transferkit.options.results import ExportConfig
 from transferkit.results.export import onnx, program, skops, timm
 from transferkit.results.export.check import Comparison, ExportPictures, compare, export_pictures
 from transferkit.results.export.format import Subject, export_facts, need
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["FORMATS", "INT8_WAYS", "export"]

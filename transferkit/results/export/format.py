@@ -17,7 +17,7 @@ from transferkit.models.artifact import ModelInfo
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Exported, ExportPictures, Limits
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["Format", "Subject", "export_facts", "need", "which_weights"]
 

@@ -24,7 +24,7 @@ from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject
 from transferkit.results.export.preprocessing import IR_VERSION, OPSET, PICTURES, preprocessing_graph
 from transferkit.results.export.program import quiet, trace
-from transferkit.results.predict.model import Predictor
+from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["FORMAT", "IMAGES", "LARGEST", "MEASURED", "build_onnx", "load_onnx", "quantise", "write_onnx"]
 

@@ -24,7 +24,7 @@ from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import write_atomically
 from transferkit.features.probe.classifier_file import CLASSIFIER, FACTS, pack_classifier, read_classifier
 from transferkit.features.probe.estimators import estimator_probs
-from transferkit.features.sklearn.transformers import FeatureExtractor
+from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.models.artifact import INFO, ModelInfo
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.heads import LinearHead

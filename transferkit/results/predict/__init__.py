@@ -1,1 +1,1 @@
-"""From a saved model and pictures to predictions. Read `model` first."""
+"""From a saved model and pictures to predictions. Read `predictor` first."""

@@ -16,8 +16,8 @@ from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.model import Predictor, load
 from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
+from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
@@ -90,7 +90,7 @@ class _Counts:
 def _predictions(
     predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None
 ) -> Iterator[Prediction]:
-    """Yield every prediction, in every process; tell and count them."""
+    """Yield every prediction, in every process, and count them."""
     pictures: list[Iterator[str]] = []
 
     def begin() -> int | None:

@@ -22,7 +22,7 @@ class Prediction:
     """What the model says about one picture.
 
     Attributes:
-        path: The file, or the place among the pictures given, as ``"images[3]"``.
+        path: The file, or the place among the pictures, as ``"images[3]"``.
         label: Most probable class; ``None`` when the picture is unreadable, or the model abstains.
         probability: Of the most probable class, calibrated, also where the model abstains.
         top: The most probable classes with their probabilities, in descending order.
@@ -62,7 +62,7 @@ def predict_record(
         name: The file, or the place among the pictures.
         probs: ``(C,)``, calibrated.
         class_names: In index order.
-        top_k: Most probable classes to tell, at least 1.
+        top_k: Most probable classes in `top`, at least 1.
         abstention: Decides whether there is a label; ``None``: always.
     """
     order = np.argsort(-probs, kind="stable")
@@ -81,7 +81,7 @@ def csv_header(top_k: int, *, sets: bool = False) -> str:
     """Return the first line of the CSV: ``path,label,probability[,label_2,probability_2,...][,set],error``.
 
     Args:
-        top_k: Most probable classes told, at least 1.
+        top_k: Most probable classes in a row, at least 1.
         sets: Whether there is a column for prediction sets.
     """
     more = [name for rank in range(2, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]

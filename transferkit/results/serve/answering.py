@@ -25,13 +25,11 @@ from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
 from transferkit.data.images.resize import fit
-from transferkit.features.engine.engine import Engine
-from transferkit.features.engine.taps import find_taps
 from transferkit.results.explain.gradcam import heatmaps, overlay
 from transferkit.results.explain.thumbnails import thumbnail
 from transferkit.results.predict.abstention import Abstention
-from transferkit.results.predict.model import Predictor
-from transferkit.results.predict.whole import WholeNetwork
+from transferkit.results.predict.predictor import Predictor, whole_engine
+from transferkit.results.predict.record import predict_record
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ class Answer(BaseModel):
 
 
 class NotCalibrated(Exception):
-    """A coverage was asked of a model without held-out probabilities."""
+    """A coverage for a model without held-out probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +127,10 @@ class Answerer:
         self.count = count if neighbours is not None else 0
         self._neighbours = neighbours
         self._transform = eval_transform(predictor.info.preprocessing)
-        whole = WholeNetwork(predictor.module)
         # As in `Predictor`, but never compiled: that would stop every answer for half a minute, and have a lone picture
         # wait for a whole batch.
-        self._engine = Engine(
-            whole, find_taps(whole), device=predictor.device, precision=predictor.precision, compiling="off"
+        self._engine = whole_engine(
+            predictor.module, device=predictor.device, precision=predictor.precision, compiling="off"
         )
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -154,31 +151,33 @@ class Answerer:
 
         Args:
             data: A picture file.
-            top_k: Most probable classes to tell.
+            top_k: Most probable classes in the answer.
             coverage: Of the conformal set, in (0, 1); ``None`` for no set.
             explain: Whether to add the heat map and the nearest training pictures.
 
         Raises:
             UnreadableImage: Not a picture that can be decoded.
-            NotCalibrated: `coverage` was asked of a model that was not calibrated.
+            NotCalibrated: `coverage` for a model that was not calibrated.
         """
         if coverage is not None and not self.calibrated:
             raise NotCalibrated
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
         probs = self.predictor.probs(await self.logits.submit(view.pixels))
-        names, order = self.predictor.class_names, np.argsort(-probs, kind="stable")
-        best = int(order[0])
+        names, abstention = self.predictor.class_names, None if coverage is None else self._abstention(coverage)
+        prediction = predict_record("", probs, names, top_k=top_k, abstention=abstention)
+        label, probability = prediction.top[0]
         answer = Answer(
-            label=names[best], probability=float(probs[best]), model=self.name, ms=0.0,
-            top=[Guess(label=names[at], probability=float(probs[at])) for at in order[:top_k]],
+            label=label, probability=probability, model=self.name, ms=0.0,
+            top=[Guess(label=name, probability=share) for name, share in prediction.top],
         )  # fmt: skip
         if coverage is not None:
-            sure, classes = self._abstention(coverage)(probs, order)
-            answer.abstained, answer.set = not sure, list(classes)
+            answer.abstained, answer.set = prediction.abstained, list(prediction.classes)
         if explain:
             notes: list[str] = []
-            answer.heatmap = await _or_note(self._heatmap(view, best), notes, "There is no heat map for this model.")
+            answer.heatmap = await _or_note(
+                self._heatmap(view, names.index(label)), notes, "There is no heat map for this model."
+            )
             if self.count:
                 near = self._similar(view.pixels, view.sha256)
                 answer.neighbours = await _or_note(near, notes, "Its training pictures cannot be compared.")
@@ -204,11 +203,11 @@ class Answerer:
         return await self._in_thread(partial(_heat_png, view.shown, heat))
 
     async def _similar(self, pixels: Pixels, sha256: str) -> list[Similar]:
-        found = await self._near.submit((pixels, sha256))
-        thumbnails = [await self._in_thread(partial(self._thumbnail, near.path)) for near in found]
+        nearest = await self._near.submit((pixels, sha256))
+        thumbnails = [await self._in_thread(partial(self._thumbnail, near.path)) for near in nearest]
         return [
             Similar(label=near.label, similarity=round(float(near.similarity), 4), thumbnail=thumbnail)
-            for near, thumbnail in zip(found, thumbnails, strict=True)
+            for near, thumbnail in zip(nearest, thumbnails, strict=True)
         ]
 
     # ---- in threads ------------------------------------------------------------------------------------------
@@ -229,12 +228,12 @@ class Answerer:
         reason = "the model returns NaN or infinity for it"
         return [row[None] if np.isfinite(row).all() else UnreadableImage(reason) for row in logits]
 
-    def _explain(self, asked: Sequence[tuple[Pixels, int]]) -> list[Array]:
-        return list(heatmaps(self.predictor, np.stack([pixels for pixels, _ in asked]), [at for _, at in asked]))
+    def _explain(self, items: Sequence[tuple[Pixels, int]]) -> list[Array]:
+        return list(heatmaps(self.predictor, np.stack([pixels for pixels, _ in items]), [at for _, at in items]))
 
-    def _find(self, asked: Sequence[tuple[Pixels, str]]) -> list[list[Neighbour]]:
+    def _find(self, items: Sequence[tuple[Pixels, str]]) -> list[list[Neighbour]]:
         assert self._neighbours is not None
-        pictures, hashes = zip(*asked, strict=True)
+        pictures, hashes = zip(*items, strict=True)
         return self._neighbours.nearest(pictures, self.count, sha256s=hashes)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from transferkit.results.explain.neighbours import TrainingNeighbours
-    from transferkit.results.predict.model import Predictor
+    from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["make_server", "open_port", "serve"]
 
@@ -51,7 +51,7 @@ def serve(config: ServeConfig) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}, not installed - pip install 'transferkit[serve]'")
-    from transferkit.results.predict.model import load
+    from transferkit.results.predict.predictor import load
     from transferkit.results.serve.answering import Answerer
     from transferkit.results.serve.service import build_app
 

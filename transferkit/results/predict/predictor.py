@@ -1,4 +1,4 @@
-"""Predictions of a finished run for pictures anywhere: lazily, in order, at the speed of the inference engine."""
+"""`Predictor`: predictions of a finished run for pictures anywhere, lazily, in order, by the inference engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from transferkit.core.errors import ConfigError, DataError, TrainingError
+from transferkit.core.errors import BackboneError, ConfigError, DataError, TrainingError
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.workers import worker_errors
 from transferkit.features.engine.compute import Compute
@@ -25,13 +25,67 @@ from transferkit.features.engine.taps import find_taps
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
+from transferkit.models.backbones.facts import BackboneFacts
+from transferkit.models.backbones.groups import LayerGroup
+from transferkit.models.backbones.interface import Backbone
 from transferkit.models.module import TransferModule
 from transferkit.results.predict.abstention import AbstainBy, Abstention
 from transferkit.results.predict.record import Prediction, merge_views, predict_record
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
-from transferkit.results.predict.whole import WholeNetwork
 
-__all__ = ["AbstainBy", "Output", "Prediction", "Predictor", "Source", "load"]
+__all__ = ["Output", "Predictor", "WholeNetwork", "load", "whole_engine"]
+
+
+# ---- the network ------------------------------------------------------------------------------------------------
+
+
+class WholeNetwork(Backbone):
+    """Backbone and head as one network for the engine, whose one row per picture are the logits."""
+
+    def __init__(self, module: TransferModule) -> None:
+        backbone = module.backbone
+        super().__init__(backbone, BackboneFacts(backbone.name, backbone.data_config))
+        self.head: nn.Module = module.head
+        self.takes_maps = module.head_takes_maps
+        self.num_features = module.num_classes
+        self.map_channels = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        backbone = self.model
+        assert isinstance(backbone, Backbone)
+        features = backbone.forward_maps(images) if self.takes_maps else backbone(images)
+        with torch.autocast(images.device.type, enabled=False):  # logits in bf16 would have ties
+            logits: Tensor = self.head(features.float())
+        return logits
+
+    def forward_maps(self, images: Tensor) -> Tensor:
+        """Refused: the logits are the one tap. Raises `BackboneError`."""
+        raise BackboneError(f"{self.name} with its head has no feature map - take one from the backbone alone")
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Refused, as `forward_maps`. Raises `BackboneError`."""
+        raise BackboneError(f"{self.name} with its head has no feature map to pool - take one from the backbone alone")
+
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """Return none: nothing of it is trained."""
+        return ()
+
+
+def whole_engine(
+    module: TransferModule,
+    *,
+    device: str,
+    precision: Literal["32", "bf16"],
+    batch: int = 32,
+    compiling: Literal["auto", "off"] = "auto",
+) -> Engine:
+    """Return the inference engine of a whole model, whose rows are logits. For the arguments see `Engine`."""
+    network = WholeNetwork(module)
+    return Engine(network, find_taps(network), device=device, precision=precision, batch=batch, compiling=compiling)
+
+
+# ---- predictions ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,9 +118,9 @@ class Predictor:
         precision: ``"32"``, or ``"bf16"`` for the backbone in autocast; the head is always in fp32.
 
     Attributes:
-        module: The model itself, in eval mode on the device.
-        info: As given.
-        device: As given.
+        module: As passed, in eval mode on the device.
+        info: Likewise.
+        device: Likewise.
     """
 
     def __init__(
@@ -127,7 +181,7 @@ class Predictor:
     ) -> Iterator[Output]:
         total = len(sources) if isinstance(sources, Sized) else None
         done = 0
-        shown = load_sources(
+        batches = load_sources(
             sources,
             views,
             batch_size=max(1, batch // views.count),
@@ -135,19 +189,19 @@ class Predictor:
             threads=available_cores(),
             pin_memory=self.device == "cuda",
         )
-        # A GPU computes the next batch while the one before is told.
+        # A GPU computes the next batch while the results of the one before are copied.
         ahead = 1 if self.device == "cuda" else 0
         waiting: deque[tuple[Loaded, Tensor | None]] = deque()
         with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
-            for loaded in shown:
+            for loaded in batches:
                 done += len(loaded.names)
                 # Of an unknown number as many are taken to come as have come: compiling at worst doubles the time.
                 left = (done if total is None else max(0, total - done)) * views.count
                 waiting.append((loaded, self._rows(loaded.images, batch, left)))
                 while len(waiting) > ahead:
-                    yield from _told(*waiting.popleft(), views.count)
+                    yield from _outputs_of(*waiting.popleft(), views.count)
             while waiting:
-                yield from _told(*waiting.popleft(), views.count)
+                yield from _outputs_of(*waiting.popleft(), views.count)
 
     def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return logits ``(B, C)`` of pictures ``(B, h, w, 3) uint8`` that are of the network's size already.
@@ -179,10 +233,8 @@ class Predictor:
 
     def _engine(self, batch: int) -> Engine:
         if batch not in self._engines:
-            whole = WholeNetwork(self.module)
-            self._engines[batch] = Engine(
-                whole, find_taps(whole), device=self.device, precision=self.precision, batch=batch
-            )
+            engine = whole_engine(self.module, device=self.device, precision=self.precision, batch=batch)
+            self._engines[batch] = engine
         return self._engines[batch]
 
     def decode(self, source: Source) -> npt.NDArray[np.uint8]:
@@ -193,10 +245,10 @@ class Predictor:
             DataError: It cannot be read.
         """
         (picture,) = name_sources([source])
-        shown = ImageDataset([], PredictionViews.make(self.info.preprocessing)).batch([Job(picture)])
-        if shown.errors[0] is not None:
-            raise DataError(f"cannot read picture {picture.name!r}: {shown.errors[0].reason} - replace or remove it")
-        image: npt.NDArray[np.uint8] = shown.images[0].numpy()
+        loaded = ImageDataset([], PredictionViews.make(self.info.preprocessing)).batch([Job(picture)])
+        if loaded.errors[0] is not None:
+            raise DataError(f"cannot read picture {picture.name!r}: {loaded.errors[0].reason} - replace or remove it")
+        image: npt.NDArray[np.uint8] = loaded.images[0].numpy()
         return image
 
     # ---- probabilities ------------------------------------------------------------------------------------------
@@ -221,12 +273,12 @@ class Predictor:
         workers: int | None = None,
         seed: int = 0,
     ) -> list[Prediction]:
-        """Return one prediction per picture, in the order given; an unreadable one has `error` set.
+        """Return one prediction per picture, in order; an unreadable one has `error` set.
 
         Args:
             images: Pictures as for `outputs`, or one alone.
             tta: Test-time views, whose calibrated probabilities are averaged.
-            top_k: Most probable classes to tell.
+            top_k: Most probable classes in `top`.
             abstain: Rate in (0, 1); gives no label where the model cannot at that rate. ``None``: a label for each.
             abstain_by: ``"sets"``: label where the conformal prediction set of coverage `abstain` holds one class.
                 ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
@@ -294,11 +346,11 @@ def _compute_threads(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _told(shown: Loaded, logits: Tensor | None, views: int) -> Iterator[Output]:
+def _outputs_of(loaded: Loaded, logits: Tensor | None, views: int) -> Iterator[Output]:
     """Yield the outputs of a batch."""
     rows = None if logits is None else logits.cpu().numpy()
     at = 0
-    for name, sha256, error in zip(shown.names, shown.hashes, shown.errors, strict=True):
+    for name, sha256, error in zip(loaded.names, loaded.hashes, loaded.errors, strict=True):
         if error is not None or rows is None:
             yield Output(name, None, None if error is None else error.reason, sha256)
             continue

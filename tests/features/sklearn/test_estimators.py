@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,9 +28,10 @@ from transferkit.data.images.decode import UnreadableImage, decode_image, image_
 from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
-from transferkit.features.sklearn import transformers as border
+from transferkit.features.sklearn import probe as probe_module
+from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.features.sklearn.inputs import InputError, NotFitted, list_items, pixels_digest, read_items
-from transferkit.features.sklearn.transformers import FeatureExtractor, ImageProbe
+from transferkit.features.sklearn.probe import ImageProbe
 
 SMALL = {"image_size": 32, "accelerator": "cpu"}
 
@@ -118,16 +120,9 @@ def test_scikit_learns_checks(estimator, check):
 @pytest.mark.parametrize("estimator", CHECKED, ids=lambda estimator: type(estimator).__name__)
 def test_the_checks_are_all_there(estimator):
     names = {estimator_checks._check_name(check) for check in estimator_checks._yield_all_checks(estimator, True)}
-    expected = {
-        "check_fit_idempotent",
-        "check_estimators_pickle",
-        "check_methods_subset_invariance",
-        "check_dict_unchanged",
-    }
-    expected |= (
-        {"check_transformer_general"} if "Extractor" in type(estimator).__name__ else {"check_classifiers_train"}
-    )
-    assert expected <= names and len(names) >= 40
+    kind = "transformer_general" if isinstance(estimator, FeatureExtractor) else "classifiers_train"
+    expected = (kind, "fit_idempotent", "estimators_pickle", "methods_subset_invariance", "dict_unchanged")
+    assert {f"check_{name}" for name in expected} <= names and len(names) >= 40
 
 
 def test_the_checks_can_fail():
@@ -225,8 +220,8 @@ def test_equal_pictures_are_computed_once(ran, tmp_path):
     assert ran == [1] and np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
 
 
-def saved(kind, path):
-    """One picture of a kind whose rules the decoder knows."""
+def save(kind, path):
+    """Write one picture of a kind whose rules the decoder knows."""
     colour, grey = Image.fromarray(noise()), Image.fromarray(noise(shape=()))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -256,7 +251,7 @@ KINDS = ("turned jpeg", "turned tiff", "cmyk", "palette", "alpha", "16 bit", "bi
 @pytest.mark.parametrize("kind", KINDS)
 def test_pillow_pictures_are_converted_as_files_are(kind, tmp_path):
     path = tmp_path / "picture"
-    saved(kind, path)
+    save(kind, path)
     with Image.open(path) as picture:
         pixels = image_pixels(picture)
     np.testing.assert_array_equal(pixels, decode_image(path))
@@ -264,7 +259,7 @@ def test_pillow_pictures_are_converted_as_files_are(kind, tmp_path):
 
 
 def test_pillow_pictures_are_left_as_they_are(tmp_path):
-    saved("alpha", tmp_path / "picture")
+    save("alpha", tmp_path / "picture")
     with Image.open(tmp_path / "picture") as picture:
         before = picture.tobytes()
         image_pixels(picture)
@@ -291,7 +286,7 @@ def test_pixels_are_known_by_shape_and_values():
 def test_a_file_is_known_by_its_bytes(paths):
     (picture,) = read_items(paths[:1])
     assert picture.sha256 == hashlib.sha256(Path(paths[0]).read_bytes()).hexdigest()
-    assert picture.pixels is None
+    assert picture.content is None
 
 
 @pytest.mark.parametrize(
@@ -337,23 +332,20 @@ def damaged(paths, tmp_path):
 
 def test_all_that_cannot_be_read_is_named(damaged, tmp_path):
     extractor = FeatureExtractor(cache=tmp_path / "store", **SMALL)
-    for call in (
-        extractor.transform,
-        lambda X: ImageProbe(cache=tmp_path / "store", **SMALL).fit(X, [0, 1, 0, 1, 0, 1, 0]),
-    ):
+    probe = ImageProbe(cache=tmp_path / "store", **SMALL)
+    for call in (extractor.transform, lambda X: probe.fit(X, [0, 1, 0, 1, 0, 1, 0])):
         with pytest.raises(InputError) as caught:
             call(damaged)
-        said = str(caught.value)
-        assert "4 of 7 pictures cannot be read" in said
-        assert "absent.png' (X[1]): No such file" in said and "half.png' (X[2])" in said
-        assert "X[4]: floating-point pixels" in said and "half.png' (X[5])" in said
+        for part in ("4 of 7 pictures cannot be read", "absent.png' (X[1]): No such file", "half.png' (X[2])",
+                     "X[4]: floating-point pixels", "half.png' (X[5])"):  # fmt: skip
+            assert part in str(caught.value)
 
 
 def test_rows_of_nan(damaged, tmp_path):
     extractor = FeatureExtractor(cache=tmp_path / "store", on_error="nan", **SMALL)
-    with pytest.warns(TransferkitWarning, match="4 of 7 pictures cannot be read: .*: their rows are NaN") as told:
+    with pytest.warns(TransferkitWarning, match="4 of 7 pictures cannot be read: .*: their rows are NaN") as caught:
         rows = extractor.fit(damaged).transform(damaged)
-    assert len(told) == 1 and told[0].filename == __file__
+    assert len(caught) == 1 and caught[0].filename == __file__
     assert np.isnan(rows).all(axis=1).nonzero()[0].tolist() == [1, 2, 4, 5]
     assert np.isfinite(rows[[0, 3, 6]]).all()
     np.testing.assert_array_equal(rows[[0, 3, 6]], extractor.transform([damaged[0], damaged[3], damaged[6]]))
@@ -432,6 +424,13 @@ def test_a_pickled_extractor_makes_its_network_anew(paths, tmp_path):
     sent = pickle.dumps(extractor.set_params(cache=str(tmp_path / "b")))
     build_once.cache_clear()
     np.testing.assert_array_equal(pickle.loads(sent).transform(paths), extractor.transform(paths))
+
+
+def test_saved_estimators_name_the_room():
+    """So that files of the first release can be read: it had them in one module of this name."""
+    for kind in (FeatureExtractor, ImageProbe):
+        assert pickle.loads(f"ctransferkit.features.sklearn\n{kind.__name__}\n.".encode()) is kind
+        assert kind.__module__ == "transferkit.features.sklearn"
 
 
 def test_clones_share_the_network_but_nothing_fitted(paths, tmp_path):
@@ -555,15 +554,10 @@ def test_the_probe_is_fit_probe_on_the_features(paths, labels, tmp_path):
 def test_equal_pictures_stay_in_one_fold(paths, labels, tmp_path, monkeypatch):
     copied = tmp_path / "copied.png"
     shutil.copy(paths[0], copied)
-    seen = {}
-
-    def spying(*args, **options):
-        seen.update(options)
-        return fit_probe(*args, **options)
-
-    monkeypatch.setattr(border, "fit_probe", spying)
+    spy = Mock(side_effect=fit_probe)
+    monkeypatch.setattr(probe_module, "fit_probe", spy)
     ImageProbe(cache=tmp_path / "store", **SMALL).fit([*paths, copied], [*labels, labels[0]])
-    groups = list(seen["groups"])
+    groups = list(spy.call_args.kwargs["groups"])
     assert groups[-1] == groups[0] and len(set(groups)) == 45
 
 

@@ -1,0 +1,152 @@
+"""`ImageProbe`: a classifier of pictures for scikit-learn, a probe on the features of a frozen backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from transferkit.data.batches.dataset import Picture
+from transferkit.features.probe.probe import FittedProbe, fit_probe
+from transferkit.features.sklearn.extractor import HOME, SHARED, FeatureExtractor, make_setup, picture_tags
+from transferkit.features.sklearn.inputs import (
+    InputError,
+    NotFitted,
+    encode_labels,
+    list_items,
+    name_unreadable,
+    read_items,
+    weigh_labels,
+)
+
+__all__ = ["ImageProbe"]
+
+Rows = npt.NDArray[np.float32]
+Labels = npt.NDArray[Any]
+
+
+class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an untyped base
+    """A classifier of pictures: a probe on the features of a frozen backbone.
+
+    X is as for `FeatureExtractor`, y any labels of classes. What the probe chooses (C, k) is cross-validated inside the
+    rows of `fit`, equal pictures in one fold.
+
+    Args:
+        backbone: As for `FeatureExtractor`.
+        weights: Likewise.
+        image_size: Likewise.
+        layer: Likewise.
+        pool: Likewise.
+        cache: Likewise.
+        classifier: ``"logistic"``, ``"knn"`` or the import path of a scikit-learn classifier, which is fitted on
+            standardised features.
+        classifier_args: ``{"C": number or list}``, ``{"k": number or list, "temperature": number}``, or the
+            constructor's arguments for an import path.
+        class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by; or
+            weight by label, 1 for those not named.
+        folds: Folds at most, at least 2.
+        seed: Of the folds, and of a classifier that draws at random.
+        precision: As for `FeatureExtractor`.
+        accelerator: Likewise.
+
+    Attributes:
+        classes_: ``(C,)``, the labels, sorted.
+        choice_: What was chosen, by which criterion, on what; JSON values.
+        probe_: The fitted probe, on raw features and class indices.
+        extractor_: The fitted `FeatureExtractor`.
+    """
+
+    __module__ = HOME
+
+    def __init__(
+        self,
+        backbone: str = "transferkit/mini",
+        *,
+        weights: str | os.PathLike[str] = "pretrained",
+        image_size: int | None = None,
+        layer: str = "pooled",
+        pool: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        classifier: str = "logistic",
+        classifier_args: Mapping[str, Any] | None = None,
+        class_weight: str | Mapping[Any, float] | None = None,
+        folds: int = 5,
+        seed: int = 0,
+        precision: str = "auto",
+        accelerator: str = "auto",
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.image_size = image_size
+        self.layer = layer
+        self.pool = pool
+        self.cache = cache
+        self.classifier = classifier
+        self.classifier_args = classifier_args
+        self.class_weight = class_weight
+        self.folds = folds
+        self.seed = seed
+        self.precision = precision
+        self.accelerator = accelerator
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Extract the features of X and fit the probe.
+
+        Args:
+            X: N pictures.
+            y: ``(N,)`` labels: text, numbers or booleans; at least two classes.
+
+        Raises:
+            ConfigError: An argument is wrong.
+            InputError: X is not pictures, or y not one label for each, or pictures cannot be read: all are named.
+            BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
+            StoreError: Features are not finite.
+            StorageError: The disk is full or failing.
+        """
+        extractor = FeatureExtractor(**{name: getattr(self, name) for name in SHARED})
+        items = list_items(X)
+        classes, targets = encode_labels(y, len(items))
+        setup = make_setup(extractor.fit(items))
+        pictures = read_items(items, threads=setup.compute.threads)
+        rows, failures = setup.rows(pictures)
+        if failures:
+            raise InputError(f"{name_unreadable(items, failures)} - replace them, or leave them out")
+        weights = self.class_weight
+        self.probe_: FittedProbe = fit_probe(
+            rows,
+            targets,
+            len(classes),
+            classifier=self.classifier,
+            classifier_args=self.classifier_args,
+            class_weight=None if isinstance(weights, Mapping) else weights,
+            sample_weight=weigh_labels(weights, classes[targets]) if isinstance(weights, Mapping) else None,
+            groups=[picture.sha256 for picture in pictures if isinstance(picture, Picture)],
+            folds=self.folds,
+            seed=self.seed,
+        )
+        self.classes_ = classes
+        self.choice_ = dict(self.probe_.choice)
+        self.extractor_ = extractor
+        return self
+
+    def predict(self, X: Any) -> Labels:
+        """Return labels ``(N,)``. Raises as `FeatureExtractor.transform`, and `NotFitted`."""
+        rows = self._rows(X)  # first, for it says so where nothing is fitted
+        return np.asarray(self.classes_[self.probe_.predict(rows)])
+
+    def predict_proba(self, X: Any) -> Rows:
+        """Return probabilities ``(N, C)`` float32, columns in the order of `classes_`. Raises as `predict`."""
+        rows = self._rows(X)
+        return self.probe_.probs(rows)
+
+    def __sklearn_tags__(self) -> Any:
+        return picture_tags(super().__sklearn_tags__())
+
+    def _rows(self, X: Any) -> Rows:
+        if "probe_" not in vars(self):
+            raise NotFitted(f"this {type(self).__name__} is not fitted yet - call fit(X, y) first")
+        return self.extractor_.transform(X)
