@@ -25,7 +25,7 @@ _HOMES = {
     "TransferkitError": "transferkit.core.errors",
     "check_gradients": "transferkit.training.checks.gradcheck",
     "extract_features": "transferkit.features.extract.extract",
-    "find_lr": "transferkit.training.lr.finder",
+    "find_lr": "transferkit.training.lr.find",
     "finetune": "transferkit.cli.job",
     "load": "transferkit.results.predict.predictor",
     "register_backbone": "transferkit.models.backbones.registry",
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from transferkit.training.checks.gradcheck import check_gradients
     from transferkit.training.head.solve import solve_head
     from transferkit.training.loop.phase_schedule import PhaseSchedule
-    from transferkit.training.lr.finder import find_lr
+    from transferkit.training.lr.find import find_lr
     from transferkit.training.plan.phases import Phase
     from transferkit.training.schedules.schedules import SGDR, Constant, Cosine, OneCycle
 

@@ -1,14 +1,16 @@
-"""The state of every global random generator, as a checkpoint can hold it."""
+"""The state of every global random generator: as a checkpoint can hold it, and put back after work on the side."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["random_state", "restore_random_state"]
+__all__ = ["random_state", "restore_random_state", "undisturbed"]
 
 
 def random_state() -> dict[str, Any]:
@@ -45,3 +47,23 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def undisturbed(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Compute in fp32 and with gradients, wherever it is called from, from a seed; put the random generators back.
+
+    Args:
+        seed: So that what is computed depends on model and data, not on when.
+        device: What is computed on.
+    """
+    state = random_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        kind = torch.device(device).type
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        restore_random_state(state)

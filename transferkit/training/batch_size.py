@@ -1,4 +1,4 @@
-"""How many pictures a step takes: what fits into memory, and what to go on with when it did not."""
+"""The batch size: the largest that fits into memory, and half of it after memory ran out."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from transferkit.training.setup import Prepared
 __all__ = ["SIZES", "choose_batch_size", "halved"]
 
 SIZES = (8, 16, 32, 64, 128, 256)
-"""What is tried. Larger batches need another LR and, on the few pictures of transfer learning, too few steps remain."""
+"""Larger batches need another LR and, on the few pictures of transfer learning, leave too few steps."""
 
 STEPS_PER_EPOCH = 16
 """A batch is not so large that an epoch has fewer steps, memory or not."""
 
 SHARE = 0.8
-"""Of the memory that is free; the rest is for what a measurement of one step does not see."""
+"""Of the memory that is free; the rest is for what one step does not show."""
 
 
 def choose_batch_size(ready: Prepared, *, quiet: bool = False) -> int:
     """Return the largest batch size of `SIZES` at which a whole training step fits.
 
     A copy of the model does one step of every size in turn, everything trainable, optimizer included, until memory runs
-    out. On a CPU nothing is driven that far, since the system might kill the process: what a step takes is computed
-    from what its activations take.
+    out. On a CPU the system might kill the process then: the memory of a step is computed from that of its activations.
 
     Args:
-        ready: What will be trained.
+        ready: The training.
         quiet: No progress.
 
     Raises:
@@ -45,12 +44,12 @@ def choose_batch_size(ready: Prepared, *, quiet: bool = False) -> int:
     """
     device = device_of(ready.machine.accelerator)
     pictures = len(ready.data.index.split("train"))
-    wanted = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
+    sizes = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
     largest = 0
     with waiting(progress_console(quiet), "measuring the batch size"):
         trial = _Trial(ready.module, device, half=ready.machine.precision == "bf16")
         try:
-            for size in wanted:
+            for size in sizes:
                 if device == "cpu" and trial.needs(size) > SHARE * free_memory():
                     break
                 if device != "cpu" and not trial.fits(size):
@@ -112,18 +111,18 @@ class _Trial:
         return True
 
     def needs(self, size: int) -> int:
-        """Return the bytes of a step: what autograd keeps of a small batch, scaled up, twice for its gradients."""
-        kept: dict[int, int] = {}
+        """Return the bytes of a step: the activations of a small batch, scaled up, twice for their gradients."""
+        saved: dict[int, int] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             loss = self._loss(2)
         del loss
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.module.parameters())
-        return round(sum(kept.values()) / 2 * size * 2) + 3 * weights
+        return round(sum(saved.values()) / 2 * size * 2) + 3 * weights
 
     def _loss(self, size: int) -> torch.Tensor:
         images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)

@@ -26,7 +26,7 @@ from transferkit.training.head.solve import SolvedProbe, soften_head, solve_prob
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import fit, is_out_of_memory, quiet_lightning
-from transferkit.training.lr.finder import LRSearch
+from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import find_start
 from transferkit.training.lr.verb import save_search
 from transferkit.training.plan.options import resolve_options
@@ -130,7 +130,7 @@ def _solve(config: FinetuneConfig, ready: Prepared) -> SolvedProbe:
     with counting_bar(console, "solving the probe") as told:
         solved = solve_probe(
             ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine),
-            views=config.probe_views, seed=config.seed, extracting=told,
+            views=config.probe_views, seed=config.seed, progress=told,
         )  # fmt: skip
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
     figures, head = on_first(lambda: ({**solved.figures, "computed": computed}, ready.module.head.state_dict()))

@@ -35,7 +35,8 @@ from transferkit.runs.measure import Outputs, Row, measure_splits, write_predict
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.show.words import print_probe
 from transferkit.training.describe import describe_config, describe_data, device_name
-from transferkit.training.head.solve import row_groups, training_rows, write_head
+from transferkit.training.head.features import row_groups, training_rows
+from transferkit.training.head.solve import write_head
 from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
 
 __all__ = ["run_probe"]

@@ -21,7 +21,8 @@ from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
-from transferkit.training.head.solve import START_STD, soften_head, solve_head, training_rows
+from transferkit.training.head.features import training_rows
+from transferkit.training.head.solve import START_STD, soften_head, solve_head
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase, check_phases, make_phases
 from transferkit.training.plan.presets import preset_phases

@@ -18,7 +18,8 @@ from transferkit.training import batch_size
 from transferkit.training.batch_size import choose_batch_size
 from transferkit.training.finetune import finetune
 from transferkit.training.loop.trainer import is_out_of_memory
-from transferkit.training.lr.finder import find_lr
+from transferkit.training.lr.find import find_lr
+from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.start import find_start, peak_lr, search_phase
 from transferkit.training.plan.phases import Phase
 from transferkit.training.setup import prepare
@@ -81,14 +82,15 @@ def test_lr_auto_of_a_probe_runs_on_cached_features(quick):
 def test_the_range_test_clips_and_accumulates_as_the_run_will(quick, phases):
     options = {**quick, "phases": phases, "probe": "sgd", "optimizer": "sgd", "augment": "none"}
     ready = prepare(make_config(FinetuneConfig, options), quiet=True)
-    test, curves = {"steps": 30, "lr_min": 1e-3, "lr_max": 0.1}, {}
+    lrs, curves = {"steps": 30, "lr_min": 1e-3, "lr_max": 0.1}, {}
     for clip, accumulate in itertools.product((None, 1e-3), (1, 3)):
         config = make_config(FinetuneConfig, {**options, "clip": clip, "accumulate": accumulate})
-        curves[clip, accumulate] = search_phase(config, ready, ready.phases[0], None, quiet=True, **test).raw_losses
+        search = search_phase(config, ready, ready.phases[0], None, RangeTest(**lrs), quiet=True)
+        curves[clip, accumulate] = search.raw_losses
     assert len(set(curves.values())) == 4
     assert curves[1e-3, 1][0] == curves[None, 1][0]  # the same pictures and weights: only the step is another
     if phases == "finetune":
-        expected = find_lr(ready.module, ready.data, phase=ready.phases[0], clip=1e-3, accumulate=3, **test)
+        expected = find_lr(ready.module, ready.data, phase=ready.phases[0], clip=1e-3, accumulate=3, **lrs)
         assert curves[1e-3, 3] == expected.raw_losses
 
 

@@ -21,9 +21,10 @@ from transferkit.models.backbones.interface import Backbone
 from transferkit.options.fields import make_config
 from transferkit.options.training import SearchConfig
 from transferkit.training.finetune import Run, finetune
+from transferkit.training.search import plots
+from transferkit.training.search import search as module
 from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
 from transferkit.training.search.search import run_search, search
-from transferkit.training.search.search import search as module
 from transferkit.training.search.space import plan_search
 from transferkit.training.search.study import TRIES, Study
 
@@ -36,7 +37,7 @@ FORKS.set_forkserver_preload(["transferkit.training.search.search", "optuna"])
 
 
 def table(path):
-    with path.open() as stream:
+    with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -64,10 +65,16 @@ class Fake:
             (run / name).parent.mkdir(exist_ok=True)
             (run / name).write_text("x")
         value = self.value(options)
-        told = {"acc": value, "loss": value}
-        metrics = {"val": told}
+        metrics = {"val": {"acc": value, "loss": value}}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return Run(run, metrics)
+
+
+@pytest.fixture(autouse=True)
+def studies_are_not_rendered(request, monkeypatch):
+    """Draw the figure of a study, but write it only where a test looks at it."""
+    if "real_figures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.write_bytes(b"not rendered in tests"))
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def short(quick):
     return {**{key: value for key, value in quick.items() if key not in ("probe_epochs", "augment")}, "epochs": 1}
 
 
-def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path):
+def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path, real_figures):
     space = {"lr": {"low": 1e-3, "high": 1e-2, "log": True}, "augment": ["none", "light"]}
     out = tmp_path / "study"
     result = run_search(short, trials=3, sampler="random", space=space, out=out, quiet=True)
@@ -109,13 +116,13 @@ def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path):
     assert all(float(row["seconds"]) > 0 for row in rows)
     assert result.value == max(float(row["value"]) for row in rows)
     for row in rows:
-        kept = out / "trials" / row["number"]
-        metrics = json.loads((kept / "metrics.json").read_text())
+        trial = out / "trials" / row["number"]
+        metrics = json.loads((trial / "metrics.json").read_text())
         assert metrics["val"]["acc"] == float(row["value"])
         assert "test" not in metrics
-        assert {row["split"] for row in read_csv(kept / "predictions.csv")} == {"val"}  # test is not looked at
-        assert (kept / "history.csv").exists() and not (kept / "checkpoints").exists()
-        assert (kept / "model.safetensors").exists() is (int(row["number"]) == result.number)
+        assert {row["split"] for row in read_csv(trial / "predictions.csv")} == {"val"}  # test is not looked at
+        assert (trial / "history.csv").exists() and not (trial / "checkpoints").exists()
+        assert (trial / "model.safetensors").exists() is (int(row["number"]) == result.number)
     assert (out / "importance.png").read_bytes().startswith(b"\x89PNG")
 
     text = (out / "best.yaml").read_text()
@@ -129,7 +136,7 @@ def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path):
     assert "test" in again.metrics
 
 
-def test_a_solved_probe_is_told_as_epoch_0(short, tmp_path):
+def test_a_solved_probe_is_epoch_0(short, tmp_path):
     space = {"lr": [1e-3, 2e-3]}
     run_search({**short, "phases": "probe-finetune"}, trials=1, space=space, out=tmp_path / "study", quiet=True)
     (trial,) = load(tmp_path / "study").trials
@@ -149,11 +156,11 @@ def load(out):
 @pytest.mark.parametrize("prune", [True, False])
 def test_a_hopeless_trial_is_pruned(short, tmp_path, monkeypatch, prune):
     """Five trials that were always right, then one that cannot learn."""
-    called = []
+    calls = []
 
     def trial(*, callbacks, measured, **options):
-        called.append(options)
-        if len(called) > 5:
+        calls.append(options)
+        if len(calls) > 5:
             return finetune(callbacks=callbacks, measured=measured, **options)
         for epoch in (1, 2, 3):
             callbacks[0].trial.report(1.0, epoch)
@@ -167,32 +174,32 @@ def test_a_hopeless_trial_is_pruned(short, tmp_path, monkeypatch, prune):
     result = run_search(options, trials=6, prune=prune, space=space, out=out, quiet=True)
     last = result.trials[-1]
     assert last.state == ("pruned" if prune else "finished")
-    kept = out / "trials" / "5"
-    history = table(kept / "history.csv")
+    trial = out / "trials" / "5"
+    history = table(trial / "history.csv")
     assert len(history) == (1 if prune else 3)
     assert last.value == pytest.approx(max(float(row["val_acc"]) for row in history))
-    assert not (kept / "checkpoints").exists() and not (kept / "model.safetensors").exists()
+    assert not (trial / "checkpoints").exists() and not (trial / "model.safetensors").exists()
     assert result.number == 0  # of equal ones the first; a pruned trial is never the best
 
 
 def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
-    counted, seen, trained = [0], [], module.train_head_on_features
+    forwards, before, train_head = [0], [], module.train_head
 
     def count(layer, inputs):
-        counted[0] += isinstance(layer, Backbone)
+        forwards[0] += isinstance(layer, Backbone)
 
-    def train(head, X, y, **options):
-        seen.append(counted[0])
+    def train(head, loss, X, y, training):
+        before.append(forwards[0])
         assert X.shape[1] == head.linear.in_features
-        trained(head, X, y, **options)
+        train_head(head, loss, X, y, training)
 
-    monkeypatch.setattr(module, "train_head_on_features", train)
+    monkeypatch.setattr(module, "train_head", train)
     options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "epochs": 5}
     out = tmp_path / "study"
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
     try:
         first = run_search(options, trials=6, out=out, quiet=True)
-        assert seen[0] > 0 and seen == [seen[0]] * 6  # as often before the first head as before the last one
+        assert before[0] > 0 and before == [before[0]] * 6  # as many before the first head as before the last one
     finally:
         hook.remove()
     assert len({row.params["probe_lr"] for row in first.trials}) == 6
@@ -282,8 +289,8 @@ def test_only_the_best_keeps_its_model(tmp_path, fake):
     values = iter([0.5, 0.9, 0.7])
     fake(value=lambda options: next(values))
     run(tmp_path / "study", trials=3)
-    kept = {path.parent.name for path in (tmp_path / "study" / "trials").glob("*/model.safetensors")}
-    assert kept == {"1"}
+    models = {path.parent.name for path in (tmp_path / "study" / "trials").glob("*/model.safetensors")}
+    assert models == {"1"}
     assert not list((tmp_path / "study").rglob("checkpoints"))
     metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text())
     assert metrics == {"val": {"acc": 0.9, "loss": 0.9}}
@@ -526,7 +533,7 @@ def test_half_a_line_at_the_end_of_the_study_is_cut_off(tmp_path, fake):
     assert rows_of(tmp_path / "study")[:2] == before
 
 
-def test_a_damaged_study_is_told(tmp_path, fake):
+def test_a_damaged_study_is_refused(tmp_path, fake):
     fake()
     run(tmp_path / "study", trials=1)
     log = tmp_path / "study" / "study.log"
@@ -556,28 +563,18 @@ def test_a_full_disk_is_a_storage_error(tmp_path, fake, monkeypatch):
 def test_the_verb_passes_on_what_was_given(tmp_path, fake, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     made = fake(value=lambda options: 0.75)
-    given = {
-        "data": "sample",
-        "augment": "heavy",
-        "trials": 2,
-        "search_sampler": "random",
-        "epochs": 3,
+    options = {
+        "data": "sample", "augment": "heavy", "trials": 2, "search_sampler": "random", "epochs": 3,
         "sampler": "balanced",
-    }
-    result = search(make_config(SearchConfig, given), given)
+    }  # fmt: skip
+    result = search(make_config(SearchConfig, options), options)
     assert str(result.path) == "runs/sample-transferkit_mini-search"  # no number: the same command goes on
     assert set(result.params) == {"lr", "weight_decay", "layer_decay", "phases"}
-    assert [(call["augment"], call["sampler"], call["quiet"]) for call in made.calls] == [
-        ("heavy", "balanced", True)
-    ] * 2
+    calls = [(call["augment"], call["sampler"], call["quiet"]) for call in made.calls]
+    assert calls == [("heavy", "balanced", True)] * 2
     shown = capsys.readouterr().out
-    for part in (
-        "val_acc 75.0%",
-        "2 finished",
-        "chosen   on val",
-        "finetune --config runs/sample-transferkit_mini-search/best",
-    ):
-        assert part in shown
+    recipe = "finetune --config runs/sample-transferkit_mini-search/best"
+    assert all(part in shown for part in ("val_acc 75.0%", "2 finished", "chosen   on val", recipe))
 
 
 def test_quiet_is_quiet(tmp_path, fake, capfd):
@@ -601,7 +598,7 @@ def test_each_trial_is_a_line(capsys):
 
 
 @pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])
-def test_every_state_can_be_drawn(tmp_path, monitor):
+def test_every_state_can_be_drawn(tmp_path, monitor, real_figures):
     rows = [
         TrialRow(0, "finished", 0.5, 1.0, {"lr": 0.1}),
         TrialRow(1, "pruned", 0.2, 1.0, {"lr": 0.2}),

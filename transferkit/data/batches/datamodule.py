@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -158,8 +159,25 @@ class ImageData(L.LightningDataModule):
         """Adopt the data config of the Trainer's model, unless the data have one of their own."""
         module = self.trainer.lightning_module if self.trainer is not None else None
         theirs = getattr(module, "data_config", None)
-        if self.adopts_config and isinstance(theirs, DataConfig):
-            self.data_config = dataclasses.replace(theirs, image_size=self.data_config.image_size)
+        if isinstance(theirs, DataConfig):
+            self.data_config = self._adopted(theirs)
+
+    def detached(self, config: DataConfig) -> Self:
+        """Return the same pictures without a Trainer, as a model would get them; nothing here changes with the copy.
+
+        Args:
+            config: How the model wants its pictures.
+        """
+        self.index  # noqa: B018  # read once, for both
+        own = copy.copy(self)
+        own.trainer = None
+        own.data_config = self._adopted(config)
+        return own
+
+    def _adopted(self, config: DataConfig) -> DataConfig:
+        if not self.adopts_config:
+            return self.data_config
+        return dataclasses.replace(config, image_size=self.data_config.image_size)
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
         """Return the pictures of a split, augmented for training or as they are for evaluation.
@@ -212,8 +230,11 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Return the training loader; its order follows from seed and epoch."""
+        return self.train_loader(*self._place())
+
+    def train_loader(self, rank: int, world_size: int) -> ImageLoader:
+        """Return the training loader of one of several processes, with or without a Trainer."""
         dataset = self.dataset("train", train=True)
-        rank, world_size = self._place()
         sampler = EpochSampler(
             len(dataset),
             batch_size=self.batch_size,
@@ -258,11 +279,13 @@ class ImageData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise a batch's pictures on the device they are on."""
+        return self.prepare(batch, train=self.trainer is not None and self.trainer.training)
+
+    def prepare(self, batch: tuple[Tensor, Tensor], *, train: bool) -> tuple[Tensor, Tensor]:
+        """Return a batch normalised and, for training, mixed as the options have it."""
         images, targets = batch
         images = normalise(images, self.data_config)
-        if self._mixer is None or self.trainer is None or not self.trainer.training:
-            return images, targets
-        return self._mixer(images, targets)
+        return self._mixer(images, targets) if train and self._mixer is not None else (images, targets)
 
     @cached_property
     def _mixer(self) -> Callable[..., Any] | None:

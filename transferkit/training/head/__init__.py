@@ -1,1 +1,1 @@
-"""The head on cached features: solved, or trained by steps. Read `solve` first."""
+"""The head on cached features: their rows, the head solved at once, or trained by steps. Read `solve` first."""

@@ -1,22 +1,20 @@
-"""What an LR range test saw: the curve, what the rules suggest, and its picture and table."""
+"""The result of an LR range test: the curve, the LRs that the rules suggest, and its picture and table."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
 from transferkit.show.plots import save_figure
-from transferkit.training.lr.rules import DEFAULT_RULE, judge
 
-__all__ = ["LRSearch", "Measure", "Spacing", "make_search"]
+__all__ = ["LRSearch", "Measure", "Spacing"]
 
 Spacing = Literal["exponential", "linear"]
 Measure = Literal["train", "val"]
@@ -31,7 +29,7 @@ LOOK = {
 
 @dataclass(frozen=True)
 class LRSearch:
-    """What a range test saw.
+    """The result of a range test.
 
     Attributes:
         lrs: LR of the axis at each step, up to where the loss diverged.
@@ -40,9 +38,9 @@ class LRSearch:
         suggestions: LR by rule (`transferkit.training.lr.rules`); ``None`` where a rule finds nothing.
         suggestion_rule: The rule in use.
         ratios: LR over that of the axis, by layer group; 0 for those that do not train.
-        axis: Whose LR is meant: ``"head"``, or the group with ratio 1.
+        axis: The group that `lrs` are of: ``"head"``, or the one with ratio 1.
         spacing: How the LR rose, ``"exponential"`` or ``"linear"``.
-        measure: Whose loss it is: ``"train"``, of the batch of the step, or ``"val"``, of some validation pictures.
+        measure: ``"train"`` for the loss of each step's batch, ``"val"`` for that of some validation pictures.
         reason: Why nothing can be suggested, in words; ``None`` when something can.
         warning: What speaks against trusting the suggestion, such as rules that disagree by more than 10 times.
     """
@@ -70,29 +68,10 @@ class LRSearch:
         lr = self.suggestion
         return None if lr is None else {group: lr * ratio for group, ratio in self.ratios.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the curve as plain values."""
-        lrs = self.group_lrs
-        return {
-            "suggestion": self.suggestion,
-            "rule": self.suggestion_rule,
-            "suggestions": dict(self.suggestions),
-            "group_lrs": None if lrs is None else dict(lrs),
-            "axis": self.axis,
-            "spacing": self.spacing,
-            "measure": self.measure,
-            "steps": len(self.lrs),
-            "reason": self.reason,
-            "warning": self.warning,
-        }
-
     def save_csv(self, path: str | Path) -> None:
         """Write the curve as CSV with the columns ``lr,loss,smoothed``. Raises `StorageError`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("lr", "loss", "smoothed"))
-        writer.writerows(zip(self.lrs, self.raw_losses, self.losses, strict=True))
-        atomic_write(path, text.getvalue())
+        rows = zip(self.lrs, self.raw_losses, self.losses, strict=True)
+        atomic_write(path, csv_text([("lr", "loss", "smoothed"), *rows]))
 
     def plot(self, path: str | Path) -> None:
         """Write the curve as PNG, every rule's suggestion marked. Raises `StorageError`."""
@@ -118,46 +97,6 @@ class LRSearch:
             axis.set_title("nothing can be suggested", fontsize="medium", color="#444444")
         axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
         save_figure(figure, Path(path))
-
-
-def make_search(
-    lrs: Sequence[float],
-    raw_losses: Sequence[float],
-    *,
-    ratios: Mapping[str, float],
-    axis: str,
-    ended: str,
-    spacing: Spacing,
-    measure: Measure,
-) -> LRSearch:
-    """Return the record of a range test, judged.
-
-    Args:
-        lrs: (N,), rising.
-        raw_losses: (N,), finite.
-        ratios: See `LRSearch`.
-        axis: Likewise.
-        ended: What ended the test before its last LR, in words; ``""`` for nothing.
-        spacing: See `LRSearch`.
-        measure: Likewise.
-    """
-    verdict = judge(lrs, raw_losses, ended=ended)
-    reason = verdict.reason
-    if reason is None and verdict.suggestions[DEFAULT_RULE] is None:
-        reason = f"the rule {DEFAULT_RULE!r} finds nothing in the curve - look at what the other rules suggest"
-    return LRSearch(
-        lrs=tuple(lrs),
-        losses=verdict.losses,
-        raw_losses=tuple(raw_losses),
-        suggestions=verdict.suggestions,
-        suggestion_rule=DEFAULT_RULE,
-        ratios=dict(ratios),
-        axis=axis,
-        spacing=spacing,
-        measure=measure,
-        reason=reason,
-        warning=verdict.warning,
-    )
 
 
 def _fit_height(axis: Axes, raw: Sequence[float], smoothed: Sequence[float]) -> None:

@@ -149,12 +149,12 @@ RULES: Mapping[str, Callable[[Floats, Floats], float | None]] = MappingProxyType
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of one curve.
+    """The rules applied to one curve.
 
     Attributes:
         losses: Smoothed.
         suggestions: LR by rule; ``None`` where a rule finds nothing.
-        reason: Why there is nothing to suggest; ``None`` when there is.
+        reason: Why `DEFAULT_RULE` suggests nothing; ``None`` when it does.
         warning: What speaks against trusting the suggestions, or ``None``.
     """
 
@@ -184,15 +184,17 @@ def judge(lrs: Floats, raw_losses: Floats, *, ended: str = "") -> Verdict:
         suggestions["minimum"] = None  # it is not in the range
         warnings.append(f"the loss still falls at the largest LR, {lrs[-1]:.2g} - raise lr_max to see where it turns")
     warnings += _disagreement(suggestions)
-    return Verdict(losses, suggestions, None, "; ".join(warnings) or None)
+    if suggestions[DEFAULT_RULE] is None:
+        reason = f"the rule {DEFAULT_RULE!r} finds nothing in the curve - look at what the other rules suggest"
+    return Verdict(losses, suggestions, reason, "; ".join(warnings) or None)
 
 
 def _nothing_to_suggest(lrs: Floats, raw: Floats, losses: Floats, ended: str) -> str | None:
     if len(raw) < ENOUGH:
-        seen = f"after {len(raw)} steps {ended}" if raw else ended
+        cause = f"after {len(raw)} steps {ended}" if raw else ended
         return (
-            f"{seen or f'the test has {len(raw)} points'}, expected at least {ENOUGH} steps with a finite loss - check "
-            "the pictures and the weights, or begin at a smaller LR"
+            f"{cause}, expected at least {ENOUGH} steps with a finite loss - check the pictures and the weights, or "
+            "begin at a smaller LR"
         )
     began, lowest = sum(raw[:ENOUGH]) / ENOUGH, min(losses[ENOUGH - 1 :])
     # Half of the differences between neighbours are below 0.954 standard deviations of one loss.
@@ -207,11 +209,11 @@ def _nothing_to_suggest(lrs: Floats, raw: Floats, losses: Floats, ended: str) ->
 
 
 def _disagreement(suggestions: Mapping[str, float | None]) -> list[str]:
-    found = {name: lr for name, lr in suggestions.items() if lr is not None}
-    times = max(found.values(), default=1.0) / min(found.values(), default=1.0)
+    lrs = {name: lr for name, lr in suggestions.items() if lr is not None}
+    times = max(lrs.values(), default=1.0) / min(lrs.values(), default=1.0)
     if times <= DISAGREEMENT:
         return []
-    named = ", ".join(f"{name} {lr:.2g}" for name, lr in sorted(found.items(), key=lambda item: item[1]))
+    named = ", ".join(f"{name} {lr:.2g}" for name, lr in sorted(lrs.items(), key=lambda item: item[1]))
     return [f"the rules disagree by {times:.0f} times ({named}) - look at the curve before trusting one of them"]
 
 

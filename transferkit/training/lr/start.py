@@ -1,4 +1,4 @@
-"""`--lr auto`: the LR range test from the state in which fine-tuning will begin."""
+"""`--lr auto`: the LR range test, from the state in which fine-tuning will begin."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import LinearHead
 from transferkit.options.training import TrainingOptions
 from transferkit.show.progress import counting_bar, progress_console
-from transferkit.training.head.solve import SolvedProbe, soften_head, split_features
-from transferkit.training.head.train import train_head_on_features
-from transferkit.training.lr.finder import LRSearch, find_lr
-from transferkit.training.lr.head_finder import find_head_lr
+from transferkit.training.head.features import SplitFeatures
+from transferkit.training.head.solve import SolvedProbe, soften_head
+from transferkit.training.head.train import HeadTraining, train_head
+from transferkit.training.lr.find import run_range_test
+from transferkit.training.lr.range_test import RangeTest
+from transferkit.training.lr.result import LRSearch
 from transferkit.training.plan.options import USUAL_LR, replace_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
@@ -30,6 +32,8 @@ log = logging.getLogger("transferkit")
 STEPS = 100
 """Of an epoch, where only the shape of a schedule counts."""
 
+USUAL_TEST = RangeTest()
+
 
 def find_start(
     config: TrainingOptions, ready: Prepared, solved: SolvedProbe | None, *, quiet: bool = False
@@ -38,17 +42,17 @@ def find_start(
 
     The test runs on the last of them, which trains the most, from the head that it will begin with: the solved one, or
     for a probe that is trained, one trained the same way on cached features. Phases of the head alone keep `probe_lr`,
-    unless there is nothing else; then they are what is tested, on cached features.
+    unless there is nothing else; then they are tested, on cached features.
 
     Args:
         config: The options.
         ready: The training; its module is as before afterwards.
-        solved: What came of a first phase that was solved.
+        solved: The result of a first phase that was solved.
         quiet: No progress bars.
 
     Returns:
-        The test, the training with the LR found, and that LR, the peak of the schedule. When nothing can be suggested
-        the usual LR is kept, and a warning says so.
+        The test, the training with its LR, and that LR, the peak of the schedule. When nothing can be suggested it is
+        the usual one, and a warning says so.
     """
     trained = [phase for phase in ready.phases if not phase.solve and not phase.test_view]
     phase = next((phase for phase in reversed(trained) if phase.patterns != (HEAD,)), trained[-1])
@@ -59,7 +63,9 @@ def find_start(
     if search.warning is not None:
         warnings.warn(f"--lr auto: {search.warning}", TransferkitWarning, stacklevel=2)
     lr = peak_lr(search, phase)
-    log.info("LR %.2g found by %s, peak of %s %.2g", search.suggestion, search.suggestion_rule, phase.curve.name, lr)
+    log.info(
+        "LR %.2g suggested by %s, peak of %s %.2g", search.suggestion, search.suggestion_rule, phase.curve.name, lr
+    )
     if phase.patterns == (HEAD,):
         phases = tuple(dataclasses.replace(item, lr=lr * (item.lr / phase.lr)) for item in ready.phases)
     else:
@@ -68,16 +74,16 @@ def find_start(
 
 
 def peak_lr(search: LRSearch, phase: Phase) -> float:
-    """Return the peak LR that a phase should have: its schedule's mean is then what the test suggested.
+    """Return the peak LR that a phase should have: its schedule's mean is then the suggested LR.
 
-    The test moves through LRs and says at which one the loss falls fastest; a schedule is at its peak only for a while,
-    half a cosine half of the time, so to speak. No schedule goes beyond the LR at which the loss was smallest. On 3,068
-    photos (resnet18, 64 px, two epochs, half a cosine) the LR as suggested gave 75.4 %, twice of it 77.7 %, the best
-    of seven fixed ones 76.8 %.
+    The test says at which LR the loss falls fastest. A schedule is at its peak only for a while: the mean of half a
+    cosine is half of its peak. No peak goes beyond the LR at which the loss was smallest. On 3,068 photos (resnet18,
+    64 px, two epochs, half a cosine) the LR as suggested gave 75.4 %, twice of it 77.7 %, the best of seven fixed ones
+    76.8 %.
 
     Args:
         search: With a suggestion.
-        phase: Whose schedule it is for.
+        phase: With the schedule.
     """
     assert search.suggestion is not None
     curve = simulate(phase.curve, phase.epochs * STEPS, steps_per_epoch=STEPS)
@@ -91,43 +97,30 @@ def search_phase(
     ready: Prepared,
     phase: Phase,
     solved: SolvedProbe | None,
+    test: RangeTest = USUAL_TEST,
     *,
-    steps: int = 100,
-    lr_min: float = 1e-7,
-    lr_max: float = 1.0,
-    spacing: str = "exponential",
-    measure: str = "train",
     quiet: bool = False,
 ) -> LRSearch:
-    """Run the range test of one phase, from the head that it begins with.
+    """Run the range test of one phase, from the head that it begins with and in the steps that the run will take.
 
     Args:
-        config: The options.
+        config: The options; steps are clipped and batches accumulated as they say.
         ready: The training; its module is as before afterwards.
-        phase: Whose LR is looked for.
-        solved: What came of a first phase that was solved.
-        steps: See `find_lr`, as are the others.
-        lr_min: First LR.
-        lr_max: Last LR.
-        spacing: ``"exponential"`` or ``"linear"``.
-        measure: ``"train"`` or ``"val"``.
+        phase: The phase to find the LR of.
+        solved: The result of a first phase that was solved.
+        test: The LRs.
         quiet: No progress bars.
     """
-    module, data = ready.module, ready.data
+    module, features = ready.module, None
+    test = dataclasses.replace(test, clip=config.clip, accumulate=config.accumulate)
+    first = phase == next(item for item in ready.phases if not item.solve)
     before = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
-    with counting_bar(progress_console(quiet), "looking for the LR") as told:
+    with counting_bar(progress_console(quiet), "looking for the LR") as progress:
         try:
-            first = phase == next(item for item in ready.phases if not item.solve)
-            if phase.patterns == (HEAD,) and measure == "train" and not module.head_takes_maps and first:
-                return find_head_lr(
-                    module, data, steps=steps, lr_min=lr_min, lr_max=lr_max, spacing=spacing,  # type: ignore[arg-type]
-                    clip=config.clip, accumulate=config.accumulate, store=config.store, progress=told,
-                )  # fmt: skip
             phase_start(config, ready, phase, solved)
-            return find_lr(
-                module, data, steps=steps, lr_min=lr_min, lr_max=lr_max, spacing=spacing, measure=measure,  # type: ignore[arg-type]
-                phase=phase, clip=config.clip, accumulate=config.accumulate, progress=told,
-            )  # fmt: skip
+            if first and phase.patterns == (HEAD,) and test.measure == "train" and not module.head_takes_maps:
+                features = _features(config, ready)
+            return run_range_test(module, ready.data, test, phase=phase, features=features, progress=progress)
         finally:
             module.head.load_state_dict(before)
 
@@ -139,7 +132,7 @@ def phase_start(config: TrainingOptions, ready: Prepared, phase: Phase, solved: 
         config: The options.
         ready: The training; the head of its module is changed.
         phase: One of its phases.
-        solved: What came of a first phase that was solved.
+        solved: The result of a first phase that was solved.
     """
     module = ready.module
     if solved is not None:
@@ -148,23 +141,16 @@ def phase_start(config: TrainingOptions, ready: Prepared, phase: Phase, solved: 
         soften_head(module.head, float(solved.figures["logit_std"]))
         return
     earlier = ready.phases[: ready.phases.index(phase)]
-    probes = [item for item in earlier if item.patterns == (HEAD,)]
+    probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
     if not probes or module.head_takes_maps:
         return
     X, y = _features(config, ready)
-    per_epoch = max(1, len(y) // ready.data.batch_size)
     for item in probes:
-        factors = simulate(item.curve, item.epochs * per_epoch, steps_per_epoch=per_epoch)
-        train_head_on_features(
-            module.head, X, y, lrs=[item.lr * factor for factor in factors], batch_size=ready.data.batch_size,
-            optimizer=config.optimizer, weight_decay=config.weight_decay, label_smoothing=config.label_smoothing,
-            seed=config.seed,
-        )  # fmt: skip
+        train_head(module.head, module.loss, X, y, HeadTraining.of_phase(config, item, len(y), ready.data.batch_size))
 
 
 def _features(config: TrainingOptions, ready: Prepared) -> tuple[Tensor, Tensor]:
     """Return the cached features of the training pictures as they are, ``(N, D)``, and their labels."""
-    table = split_features(
-        ready.module, ready.data, "train", FeatureStore(config.store), make_compute_of(ready.machine)
-    )
+    features = SplitFeatures(ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine))
+    table = features.table("train")
     return torch.from_numpy(table.X), torch.from_numpy(table.y)

@@ -13,7 +13,8 @@ from transferkit.options.training import LRFindConfig
 from transferkit.runs.directory import run_stem
 from transferkit.training.batch_size import choose_batch_size
 from transferkit.training.head.solve import solve_probe
-from transferkit.training.lr.finder import LRSearch
+from transferkit.training.lr.range_test import RangeTest
+from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import peak_lr, search_phase
 from transferkit.training.plan.phases import Phase
 from transferkit.training.setup import make_compute_of, prepare
@@ -24,7 +25,7 @@ CURVE, PLOT = "lr.csv", "lr.png"
 
 
 def run_lr_find(config: LRFindConfig) -> LRSearch:
-    """Do what the verb says.
+    """Find the LR of one phase, write the curve and print the suggestions.
 
     Raises:
         ConfigError: An option is out of range, or there is no such phase.
@@ -43,10 +44,8 @@ def run_lr_find(config: LRFindConfig) -> LRSearch:
             ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine),
             views=config.probe_views, seed=config.seed,
         )  # fmt: skip
-    search = search_phase(
-        config, ready, phase, solved, steps=config.steps, lr_min=config.lr_min, lr_max=config.lr_max,
-        spacing=config.spacing, measure=config.measure, quiet=config.quiet,
-    )  # fmt: skip
+    test = RangeTest(config.steps, config.lr_min, config.lr_max, config.spacing, config.measure)
+    search = search_phase(config, ready, phase, solved, test, quiet=config.quiet)
     out = Path(config.out) if config.out else Path("runs") / f"{run_stem(config.data, config.backbone)}-lr"
     with storage_errors("create", out):
         out.mkdir(parents=True, exist_ok=True)
@@ -83,13 +82,13 @@ def _print(search: LRSearch, phase: Phase, out: Path) -> None:
     console.print(f"phase    {phase.name}: {len(search.lrs)} steps, LR {search.lrs[0]:.2g} to {search.lrs[-1]:.2g}"
                   if search.lrs else f"phase    {phase.name}", soft_wrap=True)  # fmt: skip
     for rule, lr in search.suggestions.items():
-        told = "none" if lr is None else f"{lr:.2g}"
-        console.print(f"{rule:<9}{told}{' <- suggested' if rule == search.suggestion_rule and lr else ''}")
+        value = "none" if lr is None else f"{lr:.2g}"
+        console.print(f"{rule:<9}{value}{' <- suggested' if rule == search.suggestion_rule and lr else ''}")
     if search.warning is not None:
         console.print(f"warning  {search.warning}", soft_wrap=True)
     if search.group_lrs is not None:
-        told = ", ".join(f"{group} {lr:.2g}" for group, lr in search.group_lrs.items())
-        console.print(f"groups   {told}", soft_wrap=True)
+        groups = ", ".join(f"{group} {lr:.2g}" for group, lr in search.group_lrs.items())
+        console.print(f"groups   {groups}", soft_wrap=True)
     console.print(f"curve    {out / CURVE}, {out / PLOT}", soft_wrap=True)
     if search.suggestion is not None:
         peak = peak_lr(search, phase)

@@ -1,9 +1,7 @@
-"""What is shown of a search: its trials as a table and a picture, which options mattered, the best one as a recipe."""
+"""A search as files and on the terminal: its trials, their picture, the importance of options, the best as a recipe."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
 from transferkit.show.plots import save_figure
 from transferkit.show.words import duration
@@ -41,14 +40,14 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d1701a", "#888888"
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial, as it is told.
+    """One trial.
 
     Attributes:
         number: From 0.
         state: ``"finished"``, ``"pruned"``, ``"failed"``, ``"running"`` or ``"stopped"`` (to be done again).
         value: The monitored value: of the best epoch of a finished trial, of the last one of a pruned trial.
-        seconds: How long it took.
-        params: What was drawn.
+        seconds: Its duration.
+        params: Its options, of those that are searched.
         note: Why it failed or was stopped.
     """
 
@@ -102,14 +101,12 @@ def write_trials(rows: Sequence[TrialRow], names: Sequence[str], path: Path) -> 
     Raises:
         StorageError: The disk is full or read-only.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("number", "state", "value", "seconds", *names, "note"))
+    table: list[tuple[Any, ...]] = [("number", "state", "value", "seconds", *names, "note")]
     for row in rows:
-        drawn = [_plain(row.params.get(name, "")) for name in names]
-        seconds = "" if row.seconds is None else round(row.seconds, 3)
-        writer.writerow((row.number, row.state, "" if row.value is None else row.value, seconds, *drawn, row.note))
-    atomic_write(path, text.getvalue())
+        params = [_plain(row.params.get(name, "")) for name in names]
+        seconds = None if row.seconds is None else round(row.seconds, 3)
+        table.append((row.number, row.state, row.value, seconds, *params, row.note))
+    atomic_write(path, csv_text(table))
 
 
 def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path: Path, *, monitor: str) -> None:
@@ -117,7 +114,7 @@ def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path:
 
     Args:
         rows: By number.
-        importance: Share of the variance of the values that each option alone explains; empty while it cannot be told.
+        importance: Share of the variance of the values that each option alone explains; empty while it is not known.
         path: The PNG to write.
         monitor: ``"val_acc"`` or ``"val_loss"``.
 
@@ -208,12 +205,12 @@ def print_trials(
     console.print(table)
     counts = {state: sum(row.state == state for row in rows) for state in ("finished", "pruned", "failed", "running")}
     seconds = sum(row.seconds or 0.0 for row in rows)
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    console.print(f"trials   {told}; {duration(seconds)} of work", soft_wrap=True)
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    console.print(f"trials   {states}; {duration(seconds)} of work", soft_wrap=True)
 
 
 class SearchBar:
-    """What a person sees while a search runs: a bar over the trials, and a line for each that ends.
+    """The bar over the trials while a search runs, and a line for each that ends.
 
     Args:
         console: Where to draw; ``None`` for nowhere.
@@ -224,9 +221,9 @@ class SearchBar:
     def __init__(self, console: Console | None, total: int, monitor: str) -> None:
         self.monitor, self.total = monitor, total
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[told]}"))  # fmt: skip
+                   TextColumn("{task.fields[note]}"))  # fmt: skip
         self.bar = Progress(*columns, console=console, transient=True, disable=console is None)
-        self._task = self.bar.add_task("trials", total=total, told="")
+        self._task = self.bar.add_task("trials", total=total, note="")
 
     def __enter__(self) -> Self:
         """Begin to draw."""
@@ -246,17 +243,17 @@ class SearchBar:
         """
         best = best_of(rows, self.monitor)
         done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
-        told = (
+        note = (
             "" if best is None else f"best {self.monitor} {value_text(best.value, self.monitor)} (trial {best.number})"
         )
-        self.bar.update(self._task, completed=min(done, self.total), told=told)
+        self.bar.update(self._task, completed=min(done, self.total), note=note)
         for row in rows:
             if row.number == ended and not self.bar.disable:
-                drawn = "  ".join(f"{name} {_short(value)}" for name, value in row.params.items())
+                params = "  ".join(f"{name} {_short(value)}" for name, value in row.params.items())
                 value = value_text(row.value, self.monitor)
                 spent = "" if row.seconds is None else duration(row.seconds)
                 self.bar.console.print(
-                    f"trial {row.number:<3} {row.state:<8} {value:>6}  {spent:>7}  {drawn}",
+                    f"trial {row.number:<3} {row.state:<8} {value:>6}  {spent:>7}  {params}",
                     soft_wrap=True, highlight=False, markup=False,
                 )  # fmt: skip
 
@@ -266,9 +263,9 @@ class SearchBar:
         Args:
             number: The trial's.
             epoch: Epochs done.
-            value: What it has reached on val.
+            value: Its value on val.
         """
-        self.bar.update(self._task, told=f"trial {number}, epoch {epoch}: {value_text(value, self.monitor)}")
+        self.bar.update(self._task, note=f"trial {number}, epoch {epoch}: {value_text(value, self.monitor)}")
 
 
 def value_text(value: float | None, monitor: str) -> str:

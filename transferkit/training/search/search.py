@@ -1,4 +1,4 @@
-"""The search as one story: option sets are drawn, tried and compared on val; the best one comes out as a recipe."""
+"""The search as one story: option sets are drawn, tried and compared on val, and the best one becomes a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, Interrupted, TrainingError
 from transferkit.core.files import storage_errors
@@ -26,17 +25,17 @@ from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import build_head
+from transferkit.models.task import LossOptions, Task
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.finetune import finetune
-from transferkit.training.head.solve import split_features, training_rows
-from transferkit.training.head.train import train_head_on_features
+from transferkit.training.head.features import SplitFeatures, training_rows
+from transferkit.training.head.train import HeadTraining, plain_figures, train_head
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
-from transferkit.training.schedules.schedules import simulate
 from transferkit.training.search.plots import SearchBar, print_trials, value_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
@@ -57,11 +56,11 @@ NO_VAL = "a search compares trials on the validation split, and there is none - 
 
 
 def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
-    """Do what `run_search` says, for the `search` verb.
+    """Run the search of the `search` verb.
 
     Args:
         config: The verb's options, checked.
-        options: Those of them that were given; what is given is not searched by default.
+        options: Those that the user set; they are not searched by default.
     """
     shared = {item.name for item in dataclasses.fields(FinetuneConfig)} - {"out", "quiet"}
     return run_search(
@@ -89,18 +88,17 @@ def run_search(
 ) -> SearchResult:
     """Search for options of `finetune`, at random or by TPE (Bergstra et al. 2011); go on where a study stands.
 
-    A trial is a run in `trials/<number>`. Trials are compared by the val accuracy, or loss, of the weights they keep:
-    the best value is optimistic, as it was chosen. Test is never looked at, and its figures are taken out of the
-    trials' runs; `finetune` with the recipe measures it.
+    A trial is a run in `trials/<number>`. Trials are compared by the figure `monitor` of their weights on val: the best
+    value is optimistic, as it was chosen. Test is never measured; `finetune` with the recipe does it.
 
     Where only a head is trained and nothing is searched that would change its features, the backbone runs once, and a
     trial trains its head on cached features, which takes moments and leaves no run. `finetune` with the recipe then has
-    the same options, and other figures by a little: it draws a new augmented view of each picture in every epoch,
-    where a trial draws among the plain view and ``probe_views`` kept ones; it clips gradients; and it keeps the best
-    epoch, not the last one.
+    the same options and slightly other figures: it draws a new augmented view of each picture in every epoch, where a
+    trial draws among the plain view and ``probe_views`` cached ones; it clips gradients; and it takes the best epoch,
+    not the last one.
 
     Args:
-        options: Of `finetune`; only those that were given. They are the same in all trials.
+        options: Of `finetune`; only those that the user set. They are the same in all trials.
         trials: Trials of the study in all, those of earlier calls and other processes included.
         sampler: ``"tpe"`` or ``"random"``.
         prune: Whether a trial is ended that is worse than the median of the others was after as many epochs.
@@ -136,10 +134,10 @@ def run_search(
                         study.tell(trial, **_outcome(run, trial, params, bar))
                     bar.show(study.publish().trials, trial.number)
         except BaseException as error:
-            told = _stopped(error, study, trials)
-            if told is None:
+            interrupted = _stopped(error, study, trials)
+            if interrupted is None:
                 raise
-            raise told from error
+            raise interrupted from error
         result = study.publish(plot=True)
     if result.number is None and result.trials and all(row.state != "running" for row in result.trials):
         raise TrainingError(f"{root}: no trial finished; the last one: {result.trials[-1].note} - try another space")
@@ -149,7 +147,7 @@ def run_search(
 
 
 def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> dict[str, Any]:
-    """Run a trial and return what to tell of it. What is not this trial's own fault goes through."""
+    """Run a trial and return its result, for `Study.tell`. Errors that are not this trial's own go through."""
     from optuna import TrialPruned
 
     try:
@@ -163,31 +161,31 @@ def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar:
 
 
 def _stopped(error: BaseException, study: Study, trials: int) -> Interrupted | None:
-    """Write down where the study stands; for a signal, return the error that says how to go on."""
-    rows = []
-    with contextlib.suppress(Exception):  # what stopped the search is what has to be told
-        rows = [row.state for row in study.publish(plot=True).trials]
+    """Write the files of the study; for a signal, return the error that says how to go on."""
+    states: list[str] = []
+    with contextlib.suppress(Exception):  # the error that stopped the search comes first
+        states = [row.state for row in study.publish(plot=True).trials]
     if not isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
         return None
     number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
     signum = error.signum if isinstance(error, Interrupted) else number
-    done = sum(rows.count(state) for state in ("finished", "pruned", "failed"))
-    told = f"stopped by {signal.Signals(signum).name} after {done} of {trials} trials"
-    return Interrupted(f"{told} - run the same command, with --out {study.root}, to go on", signum)
+    done = sum(states.count(state) for state in ("finished", "pruned", "failed"))
+    place = f"stopped by {signal.Signals(signum).name} after {done} of {trials} trials"
+    return Interrupted(f"{place} - run the same command, with --out {study.root}, to go on", signum)
 
 
 # ---- trials -----------------------------------------------------------------------------------------------------
 
 
 class TrialReport(Callback):
-    """Tells Optuna the monitored value after every epoch, and ends a trial that is not worth going on with.
+    """Reports the monitored value to Optuna after every epoch, and ends a trial that is hopeless.
 
-    A solved probe before the first epoch is told as epoch 0. The trial ends at the beginning of the next epoch, when
-    everything about the last one is written down.
+    A solved probe before the first epoch is reported as epoch 0. The trial ends at the beginning of the next epoch,
+    when everything about the last one is written.
 
     Args:
-        trial: What is told.
-        monitor: ``"val_acc"`` or ``"val_loss"``.
+        trial: Optuna's trial.
+        monitor: Such as ``"val_acc"``.
         bar: Shows the value.
 
     Raises:
@@ -202,12 +200,12 @@ class TrialReport(Callback):
         self.hopeless = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell what a solved probe has reached."""
+        """Report the value of a solved probe."""
         if not trainer.limit_val_batches:
             raise DataError(NO_VAL)
         solved = next((item.history.solved for item in trainer.callbacks if isinstance(item, RunRecorder)), None)  # type: ignore[attr-defined]
         if solved is not None:
-            self._tell(float(solved[self.monitor]), 0)
+            self._report(float(solved[self.monitor]), 0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a hopeless trial."""
@@ -217,10 +215,10 @@ class TrialReport(Callback):
             raise TrialPruned(f"{self.monitor} is worse than the median of the trials before")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the epoch's value."""
-        self._tell(float(trainer.callback_metrics[self.monitor]), trainer.current_epoch + 1)
+        """Report the epoch's value."""
+        self._report(float(trainer.callback_metrics[self.monitor]), trainer.current_epoch + 1)
 
-    def _tell(self, value: float, epoch: int) -> None:
+    def _report(self, value: float, epoch: int) -> None:
         if not math.isfinite(value):
             return  # the run itself ends with an error that says where
         with storage_errors("write", "study.log"):
@@ -237,10 +235,10 @@ class _FinetuneTrials:
         self.plan, self.root = plan, root
 
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
-        """Train, and return the value of the weights that are kept."""
+        """Train, and return the value of the weights that the run chose."""
         monitor, out = self.plan.config.monitor, self.root / "trials" / str(trial.number)
         options = {**self.plan.options, **params, "out": str(out), "quiet": True}
-        # The test split is not looked at: what is chosen by a search is measured on it once, afterwards.
+        # The test split is not measured: it is used once, for the options that the search chose.
         metrics = finetune(callbacks=[TrialReport(trial, monitor, bar)], measured=("val",), **options).metrics
         if "val" not in metrics:
             raise DataError(NO_VAL)
@@ -255,45 +253,46 @@ class _HeadTrials:
 
     def __init__(self, plan: SearchPlan, console: Console | None) -> None:
         self.plan, self.console = plan, console
-        self._tables: tuple[FeatureTable, FeatureTable] | None = None
+        self._ready: tuple[Task, FeatureTable, FeatureTable] | None = None
 
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
         """Train a head, and return its value."""
-        train, val = self._tables = self._tables or self._extract()
+        task, train, val = self._ready = self._ready or self._extract()
         config = make_config(FinetuneConfig, {**self.plan.options, **params})
         (phase,) = resolve_phases(config, None)
-        steps = math.ceil(len(train) / int(config.batch_size))  # of an epoch: each picture once, in one of its views
-        factors = simulate(phase.curve, phase.epochs * steps, steps_per_epoch=steps)
+        # Of an epoch: each picture once, in one of its views. The gradients are not clipped.
+        training = HeadTraining.of_phase(config, phase, len(train), int(config.batch_size))
+        training = dataclasses.replace(training, clip=None)
         X, y, _, _ = training_rows(train, POOLED, "sample")
+        width = len(train.class_names)
+        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = build_head(config.head, X.shape[1], len(train.class_names), drop_rate=config.drop_rate)
-            train_head_on_features(
-                head, torch.from_numpy(X), torch.from_numpy(y), lrs=[phase.lr * factor for factor in factors],
-                batch_size=int(config.batch_size), optimizer=config.optimizer, weight_decay=config.weight_decay,
-                momentum=config.momentum, nesterov=config.nesterov, label_smoothing=config.label_smoothing,
-                seed=config.seed,
-            )  # fmt: skip
+            head = build_head(config.head, X.shape[1], width, drop_rate=config.drop_rate)
+            train_head(head, loss, torch.from_numpy(X), torch.from_numpy(y), training)
         with torch.inference_mode():
-            logits, targets = head.eval()(torch.from_numpy(val.X)).double(), torch.from_numpy(val.y)
-        loss = float(functional.cross_entropy(logits, targets))
-        if not math.isfinite(loss):
-            raise TrainingError(f"val_loss is {loss} at LR {phase.lr:.2g} - search smaller ones")
-        return loss if config.monitor == "val_loss" else float((logits.argmax(dim=1) == targets).double().mean())
+            outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)
+        name = config.monitor.removeprefix("val_")
+        values = plain_figures(task, ("loss", name), outputs, targets)
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(f"val_loss is {values['loss']} at LR {phase.lr:.2g} - search smaller ones")
+        return values[name]
 
-    def _extract(self) -> tuple[FeatureTable, FeatureTable]:
+    def _extract(self) -> tuple[Task, FeatureTable, FeatureTable]:
         config = self.plan.config
         ready = prepare(config, quiet=config.quiet)
         if not ready.data.index.split("val"):
             raise DataError(NO_VAL)
-        store, compute, views = FeatureStore(config.store), make_compute_of(ready.machine), config.probe_views
-        with counting_bar(self.console, "extracting features") as told:
+        features = SplitFeatures(
+            ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine), seed=config.seed
+        )
+        views = config.probe_views if config.augment != "none" else 0
+        with counting_bar(self.console, "extracting features") as progress:
             train, val = (
-                split_features(ready.module, ready.data, split, store, compute, seed=config.seed, progress=told,
-                               views=views if split == "train" and config.augment != "none" else 0)
-                for split in ("train", "val")
-            )  # fmt: skip
-        return train, val
+                features.table("train", views=views, progress=progress),
+                features.table("val", progress=progress),
+            )
+        return ready.module.task, train, val
 
 
 # ---- small parts ------------------------------------------------------------------------------------------------
@@ -313,7 +312,7 @@ def _quiet_optuna() -> Iterator[None]:
 
 
 def _print(result: SearchResult, plan: SearchPlan) -> None:
-    """Print what came of a search on standard output."""
+    """Print the result of a search on standard output."""
     console, monitor, recipe = Console(highlight=False), plan.config.monitor, result.path / "best.yaml"
     best = f"trial {result.number}, {monitor} {value_text(result.value, monitor)}"
     print_trials(result.trials, result.importance, title=f"{result.path}: {best}", best=result.params, console=console)

@@ -1,4 +1,4 @@
-"""What a search draws from: named options with a range or choices, checked whole before anything runs.
+"""The space of a search: options by name with a range or choices, checked whole before anything runs.
 
 Options are drawn at random or by a model of what went well, never from a grid: of several options few matter, and a
 grid tries the same few values of those again and again (Bergstra & Bengio 2012, "Random Search for Hyper-Parameter
@@ -50,16 +50,16 @@ OF_A_TRAINED_HEAD = frozenset({
     "batch_size", "drop_rate", "epochs", "head", "label_smoothing", "momentum", "nesterov", "optimizer", "probe_lr",
     "schedule", "warmup_epochs", "weight_decay",
 })  # fmt: skip
-"""What says how a head alone is trained, and can be answered from cached features."""
+"""Options of how a head alone is trained; cached features answer them."""
 
 OF_ITS_FEATURES = frozenset({
     *MEASURES, *NOT_SAVED, "accelerator", "augment", "backbone", "image_size", "init_from", "keep_activations",
     "layer_decay", "lr", "phases", "precision", "probe", "probe_epochs", "probe_views", "weights", "workers",
 })  # fmt: skip
-"""What may be set besides, because it says what the features are or does nothing to a head alone."""
+"""Options that may be set besides: they say what the features are, or do nothing to a head alone."""
 
 DEFAULTS = {item.name: default_of(item) for item in dataclasses.fields(FinetuneConfig)}
-"""Of every option."""
+"""The default of every option."""
 
 TYPES = {item.name: str(item.type) for item in dataclasses.fields(FinetuneConfig)}
 
@@ -91,13 +91,13 @@ class Range:
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def extremes(self) -> tuple[Any, ...]:
-        """Return the values that go wrong first, if any does."""
+        """Return the values that go wrong first, if any does: both ends."""
         return (self.low, self.high)
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as a recipe writes it."""
-        found: dict[str, Any] = {"low": self.low, "high": self.high}
-        return found | ({"log": True} if self.log else {}) | ({} if self.step is None else {"step": self.step})
+        ends: dict[str, Any] = {"low": self.low, "high": self.high}
+        return ends | ({"log": True} if self.log else {}) | ({} if self.step is None else {"step": self.step})
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: ranges and choices by the name of an option."""
+    """Ranges and choices by the name of an option."""
 
     axes: Mapping[str, Range | Choices]
 
@@ -132,12 +132,12 @@ class Space:
 
     def values_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that Optuna's record of a trial stands for; those that were not drawn are left out."""
-        found = {}
+        values = {}
         for name, axis in self.axes.items():
             if name in params:
                 labels = {_label(value): value for value in axis.values} if isinstance(axis, Choices) else {}
-                found[name] = labels.get(params[name], params[name])
-        return found
+                values[name] = labels.get(params[name], params[name])
+        return values
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as a recipe writes it."""
@@ -158,9 +158,9 @@ class SearchPlan:
     """A search, checked.
 
     Attributes:
-        options: What every trial has in common, as given to `finetune`, without where it is written to.
+        options: Options of `finetune` that all trials share, without the place of their runs.
         config: The same with all defaults.
-        space: What is searched.
+        space: The options that differ.
         head_only: Whether every trial trains a head alone, so that features that were computed once answer them all.
     """
 
@@ -179,42 +179,43 @@ def plan_search(options: Mapping[str, Any], space: Mapping[str, Any] | None = No
     """Check a search whole, before any picture is read.
 
     Args:
-        options: Of `finetune`; only those that were given. Where ``phases`` is ``"probe"``, the head alone is searched.
+        options: Of `finetune`; only those that the user set. Where ``phases`` is ``"probe"``, the head alone is
+            searched.
         space: By the name of an option either ``{low, high, log, step}`` or a list of choices. `DEFAULT_SPACE`
-            (`PROBE_SPACE`) without the options that were given, when ``None``. For a head alone ``lr`` means
+            (`PROBE_SPACE`) without the options that the user set, when ``None``. For a head alone ``lr`` means
             ``probe_lr``, the LR that it is trained at.
 
     Raises:
         ConfigError: With everything that is wrong with the options, or with the space.
     """
-    given = {key: value for key, value in options.items() if key not in ("out", "quiet", "resume")}
-    config = make_config(FinetuneConfig, given)
+    fixed = {key: value for key, value in options.items() if key not in ("out", "quiet", "resume")}
+    config = make_config(FinetuneConfig, fixed)
     probing = config.phases == "probe" and "phases" not in (space or {})
-    problems = _unfit(given, config)
+    problems = _unfit(fixed, config)
     if space is None:
         if probing and config.probe == "solve":
             problems.append("a solved probe chooses its regularisation itself - give a space, or pass --probe sgd")
-        wanted = {key: axis for key, axis in (PROBE_SPACE if probing else DEFAULT_SPACE).items() if key not in given}
+        raw = {key: axis for key, axis in (PROBE_SPACE if probing else DEFAULT_SPACE).items() if key not in fixed}
     else:
-        wanted = dict(space)
-        if probing and "lr" in wanted and "probe_lr" not in wanted:
-            wanted = {("probe_lr" if key == "lr" else key): axis for key, axis in wanted.items()}
-        problems += [f"{key} is searched and also given as {given[key]!r}, expected one of the two"
-                     for key in wanted if key in given and given[key] != DEFAULTS.get(key)]  # fmt: skip
-    if not wanted:
+        raw = dict(space)
+        if probing and "lr" in raw and "probe_lr" not in raw:
+            raw = {("probe_lr" if key == "lr" else key): axis for key, axis in raw.items()}
+        problems += [f"{key} is searched and also given as {fixed[key]!r}, expected one of the two"
+                     for key in raw if key in fixed and fixed[key] != DEFAULTS.get(key)]  # fmt: skip
+    if not raw:
         problems.append("there is nothing to search, expected a space with at least one option that is not given")
     axes: dict[str, Range | Choices] = {}
-    for key, value in wanted.items():
-        axis, found = _axis(str(key), value)
-        problems += found
+    for key, value in raw.items():
+        axis, own = _axis(str(key), value)
+        problems += own
         if axis is not None:
             axes[key] = axis
     trained = sorted(OF_A_TRAINED_HEAD.intersection(axes))
     if probing and trained and config.probe == "solve":
         problems.append(f"a solved probe has no {', '.join(trained)} to search - pass --probe sgd")
     elif probing and trained:
-        given["probe"] = "sgd"  # auto would solve a linear head, whatever these say
-    fixed = {key: value for key, value in given.items() if key not in axes}
+        fixed["probe"] = "sgd"  # auto would solve a linear head, whatever these say
+    fixed = {key: value for key, value in fixed.items() if key not in axes}
     problems = problems or _bad_values(Space(axes), fixed)
     if problems:
         raise ConfigError(gather(problems))
@@ -226,17 +227,17 @@ def plan_search(options: Mapping[str, Any], space: Mapping[str, Any] | None = No
 # ---- checks -----------------------------------------------------------------------------------------------------
 
 
-def _unfit(given: Mapping[str, Any], config: FinetuneConfig) -> list[str]:
-    """Return what finetune can do and a trial cannot."""
-    found = [f"--{key.replace('_', '-')} does not go with a search, expected it to be left out"
-             for key in ("overwrite", "dry_run", "overfit_batches") if given.get(key)]  # fmt: skip
+def _unfit(options: Mapping[str, Any], config: FinetuneConfig) -> list[str]:
+    """Return the options of finetune that a trial cannot have."""
+    problems = [f"--{key.replace('_', '-')} does not go with a search, expected it to be left out"
+                for key in ("overwrite", "dry_run", "overfit_batches") if options.get(key)]  # fmt: skip
     if config.devices != 1 or config.num_nodes != 1:
-        found.append("a trial runs on one device - to use more of them, start the same command once for each")
-    return found
+        problems.append("a trial runs on one device - to use more of them, start the same command once for each")
+    return problems
 
 
 def _axis(name: str, value: Any) -> tuple[Range | Choices | None, list[str]]:
-    """Return one axis of a space, or what is wrong with it."""
+    """Return one axis of a space, or its problems."""
     searchable = [key for key in TYPES if key not in (*MEASURES, *PLACES)]
     if name not in TYPES:
         return None, [f"space: unknown option {name!r}.{did_you_mean(name, searchable)}"]
@@ -265,8 +266,8 @@ def _axis(name: str, value: Any) -> tuple[Range | Choices | None, list[str]]:
 
 def _range(name: str, value: Mapping[str, Any], *, whole: bool) -> tuple[Range | None, list[str]]:
     keys = ("low", "high", "log", "step")
-    found = [f"space: {name} has no {key!r}.{did_you_mean(str(key), keys)} Known: {', '.join(keys)}"
-             for key in value if key not in keys]  # fmt: skip
+    problems = [f"space: {name} has no {key!r}.{did_you_mean(str(key), keys)} Known: {', '.join(keys)}"
+                for key in value if key not in keys]  # fmt: skip
     numbers: dict[str, float] = {}
     for key in ("low", "high", "step"):
         if key == "step" and value.get("step") is None:
@@ -277,34 +278,34 @@ def _range(name: str, value: Mapping[str, Any], *, whole: bool) -> tuple[Range |
         if number is not None and fits and math.isfinite(number):
             numbers[key] = number if whole else float(number)
         else:
-            found.append(f"space: {key} of {name} is {number!r}, expected a {'whole ' * whole}number{hint}")
+            problems.append(f"space: {key} of {name} is {number!r}, expected a {'whole ' * whole}number{hint}")
     log = value.get("log", False)
     if not isinstance(log, bool):
-        found.append(f"space: log of {name} is {log!r}, expected true or false")
-    if found:
-        return None, found
+        problems.append(f"space: log of {name} is {log!r}, expected true or false")
+    if problems:
+        return None, problems
     low, high, step = numbers["low"], numbers["high"], numbers.get("step")
     if not low < high:
-        found.append(f"space: {name} goes from {low} to {high}, expected low below high")
+        problems.append(f"space: {name} goes from {low} to {high}, expected low below high")
     elif log and (low <= 0 or step is not None):
-        found.append(f"space: log of {name} needs low above 0 and no step, saw low {low} and step {step}")
+        problems.append(f"space: log of {name} needs low above 0 and no step, saw low {low} and step {step}")
     elif step is not None and not (step > 0 and abs((high - low) / step - round((high - low) / step)) < 1e-9):
-        found.append(f"space: {name} goes from {low} to {high} by {step}, expected a whole number of steps above 0")
-    return (None, found) if found else (Range(low, high, log, step, whole), [])
+        problems.append(f"space: {name} goes from {low} to {high} by {step}, expected a whole number of steps above 0")
+    return (None, problems) if problems else (Range(low, high, log, step, whole), [])
 
 
 def _bad_values(space: Space, options: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with extreme values: each on its own and, if none is, combined."""
+    """Return the problems of extreme values: of each on its own and, if there are none, of combinations."""
     before = _refused(options)  # what the other options lack may be in the space
     values = ((name, value) for name, axis in space.axes.items() for value in axis.extremes())
     refused = ((name, _refused({**options, name: value})) for name, value in values)
-    found = [f"space: {name}: {problem}" for name, problem in refused if problem not in (None, before)]
-    if not found:
+    problems = [f"space: {name}: {problem}" for name, problem in refused if problem not in (None, before)]
+    if not problems:
         corners = [(corner, _refused({**options, **corner})) for corner in space.corners()]
-        found = [f"space: {corner}: {problem}" for corner, problem in corners if problem is not None][:1]
+        problems = [f"space: {corner}: {problem}" for corner, problem in corners if problem is not None][:1]
         if before is not None and all(problem == before for _, problem in corners):
-            found = [before]  # whatever is searched
-    return list(dict.fromkeys(found))
+            problems = [before]  # whatever is searched
+    return list(dict.fromkeys(problems))
 
 
 def _refused(options: Mapping[str, Any]) -> str | None:
@@ -316,7 +317,7 @@ def _refused(options: Mapping[str, Any]) -> str | None:
 
 
 def _head_only(config: FinetuneConfig, axes: Mapping[str, Range | Choices]) -> bool:
-    """Whether nothing is asked for that cached features cannot answer."""
+    """Whether cached features can answer all that is fixed and searched."""
     known = OF_A_TRAINED_HEAD | OF_ITS_FEATURES
     others = [name for name, usual in DEFAULTS.items() if name not in known and getattr(config, name) != usual]
     schedules = [
@@ -329,6 +330,6 @@ def _head_only(config: FinetuneConfig, axes: Mapping[str, Range | Choices]) -> b
 
 
 def _label(value: Any) -> Any:
-    """Return what Optuna keeps of a choice: plain values as they are, others as text."""
+    """Return a choice as Optuna stores it: plain values as they are, others as text."""
     plain = value is None or isinstance(value, bool | int | float | str)
     return value if plain else json.dumps(value, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
-"""Optuna's study in a directory: whose trial it is, what came of it, and what is written after each one.
+"""Optuna's study in a directory: trials, the processes that run them, and the files that are written after each one.
 
-Several processes may work on one study. A trial is drawn and told under one lock. Whoever runs it holds another, which
-the system drops with the process, so that a trial whose process has gone is found and done again.
+Several processes may work on one study. Trials are drawn and recorded under one lock. The process that runs a trial
+holds another, which the system drops with it, so that a trial whose process has ended is done again.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["SearchResult", "Study", "differences", "facts_of"]
 
 LOG, LOCK, JOURNAL_LOCK = "study.log", ".study.lock", ".journal.lock"
 FACTS, STOPPED = "facts", "stopped"
-"""What a study remembers besides its trials: what must stay the same, and which trials count as never done."""
+"""Attributes of a study besides its trials: what must stay the same, and the trials that count as never done."""
 
 TRIES = 3
-"""So often a trial is begun whose process ends in mid-run; then it has failed."""
+"""Times that a trial is begun whose process ends in mid-run; then it has failed."""
 
 STARTUP = 5
 """Trials that finish before any is pruned."""
 
 FEWEST = 8
-"""Finished trials before the importance of options is told."""
+"""Finished trials before the importance of options is computed."""
 
 PLOT_S = 5.0
 """Seconds between pictures, as trials may take less time than a picture of them."""
@@ -48,14 +48,14 @@ PLOT_S = 5.0
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What came of a search so far.
+    """The result of a search so far.
 
     Attributes:
         path: The directory: `best.yaml`, `trials.csv`, `importance.png`, `study.log` and the trials' runs.
         number: Of the best trial, from 0; ``None`` while none has finished.
         value: Its monitored value, the accuracy or loss on val.
         params: Its options, of those that are searched.
-        importance: Share of the variance of the values that each option explains; empty while it cannot be told.
+        importance: Share of the variance of the values that each option explains; empty while it is not known.
         trials: All of them, by number.
     """
 
@@ -68,7 +68,7 @@ class SearchResult:
 
 
 class Study:
-    """Optuna's study of a plan, made or gone on with.
+    """Optuna's study of a plan, new or continued.
 
     Args:
         root: Its directory.
@@ -110,13 +110,14 @@ class Study:
                 pruner=MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=wait) if prune else NopPruner(),
             )
             facts = study.user_attrs.get(FACTS)
-        except (ValueError, KeyError, AssertionError) as error:  # what Optuna says of lines it cannot make sense of
+        except (ValueError, KeyError, AssertionError) as error:  # Optuna's errors for lines that it cannot read
             raise CheckpointError(f"{path}: is damaged ({error!r}) - give another --out") from error
         if facts is None:
             study.set_user_attr(FACTS, facts_of(self.plan))
-        elif found := differences(facts, facts_of(self.plan)):
-            told = gather(found)
-            raise CheckpointError(f"{self.root}: holds a study of other options: {told} - give another --out")
+        elif problems := differences(facts, facts_of(self.plan)):
+            raise CheckpointError(
+                f"{self.root}: holds a study of other options: {gather(problems)} - give another --out"
+            )
         return study
 
     @contextlib.contextmanager
@@ -131,33 +132,33 @@ class Study:
 
     @contextlib.contextmanager
     def claimed(self, total: int) -> Iterator[tuple[optuna.Trial, dict[str, Any]] | None]:
-        """Draw a trial, and hold it for the time of the block.
+        """Draw a trial, and hold its lock for the time of the block.
 
         Args:
-            total: Trials in all; with so many there is none to draw.
+            total: Trials in all; with as many of them there is none to draw.
 
         Yields:
             The trial and the options that were drawn for it.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             with self._alone():
-                self._bury()
+                self._requeue_orphans()
                 claim = None
                 if sum(row.state != "stopped" for row in self._rows()) < total:
                     begun = len(self.study.get_trials(deepcopy=False))
                     self.study.sampler = _sampler(self.sampler, self.plan.config.seed, begun)
                     trial = self.study.ask()
-                    held.enter_context(hold(self._lock(trial.number), wait=False))
-                    held.callback(self._lock(trial.number).unlink, missing_ok=True)
+                    stack.enter_context(hold(self._lock(trial.number), wait=False))
+                    stack.callback(self._lock(trial.number).unlink, missing_ok=True)
                     claim = trial, self.plan.space.sample(trial)
             yield claim
 
     def tell(self, trial: optuna.Trial, *, value: float | None = None, pruned: bool = False, note: str = "") -> None:
-        """Write down what came of a trial.
+        """Record the result of a trial.
 
         Args:
             trial: One that is claimed.
-            value: What it reached; ``None`` when it did not finish.
+            value: Its monitored value; ``None`` when it did not finish.
             pruned: It was ended because it did worse than others.
             note: Why it failed.
         """
@@ -169,14 +170,14 @@ class Study:
             state = TrialState.PRUNED if pruned else TrialState.FAIL if value is None else TrialState.COMPLETE
             self.study.tell(trial, value, state=state)
 
-    def _bury(self) -> None:
-        """Put trials back whose process has gone in mid-run; those that were put back often enough have failed."""
+    def _requeue_orphans(self) -> None:
+        """Queue the trials again whose process ended in mid-run; those that were begun often enough have failed."""
         from optuna.trial import TrialState
 
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             tries = trial.user_attrs.get("tries", 1)
-            with hold(self._lock(trial.number), wait=False) as gone:
-                if not gone:
+            with hold(self._lock(trial.number), wait=False) as orphaned:
+                if not orphaned:
                     continue
                 if tries < TRIES:
                     self.study.set_user_attr(STOPPED, [*self.study.user_attrs.get(STOPPED, []), trial.number])
@@ -195,7 +196,7 @@ class Study:
         """
         monitor = self.plan.config.monitor
         with self._alone():
-            self._bury()
+            self._requeue_orphans()
             rows = self._rows()
             best = best_of(rows, monitor)
             write_trials(rows, list(self.plan.space.axes), self.root / "trials.csv")
@@ -218,9 +219,10 @@ class Study:
         stopped, rows = self.study.user_attrs.get(STOPPED, []), []
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.name not in words:
-                continue  # put back, and not begun again yet
+                continue  # queued again, and not begun yet
             state = "stopped" if trial.number in stopped else words[trial.state.name]
-            gone = {"stopped": "its process ended in mid-run", "failed": f"its process ended in mid-run, {TRIES} times"}
+            ended = "its process ended in mid-run"
+            notes = {"stopped": ended, "failed": f"{ended}, {TRIES} times"}
             rows.append(
                 TrialRow(
                     number=trial.number,
@@ -228,7 +230,7 @@ class Study:
                     value=None if trial.values is None else trial.values[0],
                     seconds=None if trial.duration is None else trial.duration.total_seconds(),
                     params=self.plan.space.values_of(trial.params),
-                    note=trial.user_attrs.get("note", gone.get(state, "")),
+                    note=trial.user_attrs.get("note", notes.get(state, "")),
                 )
             )
         return rows
@@ -240,14 +242,14 @@ class Study:
         if len(values) < FEWEST or len(set(values)) < 2:
             return {}
         try:
-            found = get_param_importances(self.study, evaluator=FanovaImportanceEvaluator(seed=0))
-        except RuntimeError:  # no tree of the forest has found a difference
+            shares = get_param_importances(self.study, evaluator=FanovaImportanceEvaluator(seed=0))
+        except RuntimeError:  # no tree of the forest tells the values apart
             return {}
-        return {name: float(share) for name, share in found.items()}
+        return {name: float(share) for name, share in shares.items()}
 
 
 def facts_of(plan: SearchPlan) -> dict[str, Any]:
-    """Return what must stay the same while a study goes on, as plain data: ``options`` and ``space``."""
+    """Return the facts that must stay the same while a study goes on, as plain data: ``options`` and ``space``."""
     left_out = {*NOT_SAVED, "accelerator", "workers", *plan.space.axes}
     options = {key: absolute(value) if key in PATHS else value
                for key, value in plan.config.to_dict().items() if key not in left_out}  # fmt: skip
@@ -256,7 +258,7 @@ def facts_of(plan: SearchPlan) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words where two `facts_of` differ; an option that was not known yet had its default."""
+    """Return the differences of two `facts_of` in words; an option that one does not know has its default there."""
     axes = {**before["space"], **now["space"]}
     names = sorted({*before["options"], *now["options"]} - axes.keys())
     options = [(key, *(facts["options"].get(key, DEFAULTS.get(key)) for facts in (before, now))) for key in names]
@@ -266,23 +268,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 class _JournalLock:
-    """The lock of Optuna's journal, as one that does not outlive its process."""
+    """A lock for Optuna's journal that does not outlive its process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
 
     def acquire(self) -> bool:
         """Wait until nobody else writes."""
-        self._held.enter_context(hold(self.path, wait=True))
+        self._stack.enter_context(hold(self.path, wait=True))
         return True
 
     def release(self) -> None:
         """Let others write."""
-        self._held.close()
+        self._stack.close()
 
     def mend(self, journal: Path) -> None:
-        """Cut off a last line that a power cut or a full disk has left half written."""
+        """Cut off a last line that a power cut or a full disk left half written."""
         with hold(self.path, wait=True):
             data = journal.read_bytes() if journal.exists() else b""
             if data and not data.endswith(b"\n"):
@@ -291,7 +293,7 @@ class _JournalLock:
 
 
 def _sampler(name: str, seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Return a sampler for one trial: seeded by its number, so that no two processes draw the same.
+    """Return a sampler for one trial, seeded by its number, so that no two processes draw the same.
 
     Seed and number are mixed, not added: a study with the next seed must not repeat this one's draws.
     """

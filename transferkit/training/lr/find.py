@@ -1,32 +1,28 @@
-"""The LR range test: which learning rate to start from, without a trace on the model.
-
-Smith 2017 (*Cyclical Learning Rates for Training Neural Networks*, section 3.3). Here a copy of the model is trained
-while one multiplier over all groups' own LRs rises, so that the ratios between groups hold.
-"""
+"""`find_lr`: which learning rate to start from, without a trace on the model."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, gather
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.machine.random import undisturbed
 from transferkit.models.module import TransferModule
-from transferkit.training.lr.result import LRSearch, Measure, Spacing, make_search
-from transferkit.training.lr.sweep import LRRange, detached_copy, own_place, sweep, undisturbed
+from transferkit.training.head.train import feature_batches, in_steps
+from transferkit.training.lr.range_test import Batch, RangeTest, detached_copy, sweep
+from transferkit.training.lr.result import LRSearch, Measure, Spacing
+from transferkit.training.lr.rules import DEFAULT_RULE, judge
 from transferkit.training.plan.phases import HEAD, Phase, Plan, check_phases
+from transferkit.training.ranks.parallel import rank, world
 
-__all__ = ["LRSearch", "find_lr", "one_optimizer"]
+__all__ = ["find_lr", "run_range_test"]
 
 VAL_PICTURES = 64
 """Validation pictures that ``measure="val"`` looks at after every step, at most."""
@@ -50,7 +46,7 @@ def find_lr(
     """Train a copy of the model while the LR rises, and suggest one.
 
     Model, optimizer, data, Trainer and random state stay bit for bit as they were, after an exception or Ctrl-C too.
-    It can be called at any point of a run. Under `torch.distributed` every rank has to call it; all see the same curve.
+    It can be called at any point of a run. Under `torch.distributed` every rank has to call it; all get the same curve.
 
     One multiplier is swept over the LRs of all groups. Their ratios are those of `phase`; without one, those of the
     optimizer of the Trainer that the model is attached to, relative to the largest; else those of
@@ -81,33 +77,62 @@ def find_lr(
         DataError: There are no training pictures, or no validation pictures to measure.
         TrainingError: Memory ran out.
     """
-    lr_range = LRRange(steps, lr_min, lr_max, spacing)
-    problems = [*lr_range.problems(), *_problems(model, measure, phase, clip, accumulate)]
+    test = RangeTest(steps, lr_min, lr_max, spacing, measure, clip, accumulate)
+    return run_range_test(model, data, test, phase=phase, device=device, progress=progress)
+
+
+def run_range_test(
+    model: TransferModule,
+    data: ImageData,
+    test: RangeTest,
+    *,
+    phase: Phase | None = None,
+    features: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LRSearch:
+    """Run a range test on pictures, as `find_lr` says, or on features.
+
+    Args:
+        model: What will be trained.
+        data: Pictures, batch size and seed.
+        test: The LRs, and how steps are taken.
+        phase: See `find_lr`.
+        features: ``(N, D)`` and targets ``(N,)`` of the training pictures as they are evaluated, for a phase of the
+            head alone. The backbone is frozen in it, so they stand for the pictures; only augmentation is left out.
+        device: See `find_lr`.
+        progress: Called with steps done and steps in all.
+
+    Raises:
+        ConfigError: See `find_lr`.
+        DataError: Likewise.
+        TrainingError: Likewise.
+    """
+    problems = [*test.problems(), *_problems(model, phase)]
     if problems:
         raise ConfigError(gather(problems))
-    if measure == "val" and not data.index.split("val"):
+    if test.measure == "val" and not data.index.split("val"):
         raise DataError(
             'measure="val" needs validation pictures, and the data have none - add a val folder, make val_split larger '
             'than 0, or pass measure="train"'
         )
-    seen = _as_in_training(data, model, phase, steps)
-    with undisturbed(data.seed + own_place()[0], model.device if device is None else device):
+    with undisturbed(data.seed + rank(), model.device if device is None else device):
         twin = detached_copy(model, device)
         if phase is not None:
             twin.train_groups(phase.trained(twin.group_names()))
-        optimizer = one_optimizer(twin)
+        optimizer = _one_optimizer(twin)
         names, ratios = _ratios(model, twin, optimizer, phase)
+        own = data.detached(twin.data_config)
+        if features is None:
+            epochs = _picture_batches(own, phase, twin.device, test.steps)
+        else:
+            twin.open_boundary("")  # training steps take features from here on
+            X, y = (rows.to(twin.device) for rows in features)
+            epochs = feature_batches(X, y, batch_size=data.batch_size, seed=data.seed, rank=rank(), world_size=world())
+        evaluate = _validation(twin, own) if test.measure == "val" else None
         try:
-            swept = sweep(
-                twin,
-                optimizer,
-                ratios,
-                _batches(seen, twin.device),
-                lr_range.lrs(),
-                evaluate=_validation(twin, seen) if measure == "val" else None,
-                clip=clip,
-                accumulate=accumulate,
-                progress=progress,
+            curve = sweep(
+                twin, optimizer, ratios, in_steps(epochs, test.accumulate), test, evaluate=evaluate, progress=progress
             )
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -115,13 +140,37 @@ def find_lr(
                 f"{max(1, data.batch_size // 2)}) or image size"
             ) from error
     by_group = dict(zip(names, ratios, strict=True))
-    axis = HEAD if phase is not None or by_group.get(HEAD) == 1.0 else names[ratios.index(1.0)]
-    return make_search(
-        swept.lrs, swept.losses, ratios=by_group, axis=axis, ended=swept.ended, spacing=spacing, measure=measure
+    verdict = judge(curve.lrs, curve.losses, ended=curve.ended)
+    return LRSearch(
+        lrs=tuple(curve.lrs),
+        losses=verdict.losses,
+        raw_losses=tuple(curve.losses),
+        suggestions=verdict.suggestions,
+        suggestion_rule=DEFAULT_RULE,
+        ratios=by_group,
+        axis=HEAD if phase is not None or by_group.get(HEAD) == 1.0 else names[ratios.index(1.0)],
+        spacing=test.spacing,
+        measure=test.measure,
+        reason=verdict.reason,
+        warning=verdict.warning,
     )
 
 
-def one_optimizer(model: TransferModule) -> Optimizer:
+def _problems(model: TransferModule, phase: Phase | None) -> list[str]:
+    if phase is None:
+        learns = any(parameter.requires_grad for parameter in model.parameters())
+        nothing = "nothing in the model requires a gradient, expected something to train - or pass phase="
+        return [] if learns else [nothing]
+    problems = check_phases((phase,), model.group_names())
+    if phase.solve:
+        problems.insert(0, f"phase {phase.name!r} is solved, which takes no LR - pass a phase that is trained")
+    return problems
+
+
+# ---- ratios -----------------------------------------------------------------------------------------------------
+
+
+def _one_optimizer(model: TransferModule) -> Optimizer:
     """Return the optimizer that a model builds. Raises `ConfigError` when it builds anything else."""
     optimizer: Any = model.configure_optimizers()
     if isinstance(optimizer, Mapping):
@@ -134,33 +183,12 @@ def one_optimizer(model: TransferModule) -> Optimizer:
     )
 
 
-def _problems(
-    model: TransferModule, measure: str, phase: Phase | None, clip: float | None, accumulate: int
-) -> list[str]:
-    found = []
-    if measure not in ("train", "val"):
-        found.append(f"measure is {measure!r}, expected 'train' or 'val'")
-    if clip is not None and not clip > 0:
-        found.append(f"clip is {clip}, expected a number above 0, or None")
-    if accumulate < 1:
-        found.append(f"accumulate is {accumulate}, expected at least 1")
-    if phase is not None:
-        if phase.solve:
-            found.append(f"phase {phase.name!r} is solved, which takes no LR - pass a phase that is trained")
-        found += check_phases((phase,), model.group_names())
-    elif not any(parameter.requires_grad for parameter in model.parameters()):
-        found.append("nothing in the model requires a gradient, expected something to train - or pass phase=")
-    return found
-
-
-# ---- ratios -----------------------------------------------------------------------------------------------------
-
-
 def _ratios(
     model: TransferModule, twin: TransferModule, optimizer: Optimizer, phase: Phase | None
 ) -> tuple[list[str], list[float]]:
     """Return names and ratios of the groups of the copy's `optimizer`; 0 for what does not train."""
     groups = optimizer.param_groups
+    names = [str(group.get("group", group.get("name", f"group {number}"))) for number, group in enumerate(groups)]
     if phase is not None:
         if not all("group" in group for group in groups):
             raise ConfigError(
@@ -168,81 +196,49 @@ def _ratios(
                 "phases go by layer groups - build it over transferkit.models.optimizers.param_groups"
             )
         plan = Plan((phase,), twin.group_names(), 1)
-        return _names(groups), [plan.scale(0, group["group"]) for group in groups]
+        return names, [plan.scale(0, name) for name in names]
     trains = [any(parameter.requires_grad for parameter in group["params"]) for group in groups]
     lrs = [lr if learns else 0.0 for lr, learns in zip(_own_lrs(model, groups), trains, strict=True)]
-    largest = max(lrs)
-    for name, lr, learns in zip(_names(groups), lrs, trains, strict=True):
+    for name, lr, learns in zip(names, lrs, trains, strict=True):
         if learns and not lr > 0:
             raise ConfigError(
                 f"{name} trains, and its LR in the optimizer is {lr}, which says nothing of the ratio it will have - "
                 "pass phase=, the phase to find the LR of"
             )
-    return _names(groups), [lr / largest for lr in lrs]
+    return names, [lr / max(lrs) for lr in lrs]
 
 
 def _own_lrs(model: TransferModule, groups: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return the LRs of a running optimizer's groups, else those that `groups` are built with."""
     running = model._trainer.optimizers if model._trainer is not None else []
-    if not running:
-        return [_base_lr(group) for group in groups]
-    own = running[0].param_groups
+    own = running[0].param_groups if running else groups
     if len(own) != len(groups):
         raise ConfigError(
             f"the running optimizer has {len(own)} parameter groups, configure_optimizers() builds {len(groups)} - "
             "pass phase=, or find the LR before `fit`"
         )
     lrs = [float(group["lr"]) for group in own]
-    return lrs if any(lrs) else [_base_lr(group) for group in own]
-
-
-def _base_lr(group: Mapping[str, Any]) -> float:
-    """A scheduler that warms up from 0 keeps the LR it starts from as ``initial_lr``."""
-    return float(group.get("initial_lr", group["lr"]))
-
-
-def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(group.get("group", group.get("name", f"group {number}"))) for number, group in enumerate(groups)]
+    # A scheduler that warms up from 0 has the LR it starts from as ``initial_lr``.
+    return lrs if running and any(lrs) else [float(group.get("initial_lr", group["lr"])) for group in own]
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Seat:
-    """What `ImageData` asks of a Trainer: that it trains, and who this process is."""
-
-    global_rank: int
-    world_size: int
-    training: bool = True
-
-
-def _as_in_training(data: ImageData, model: TransferModule, phase: Phase | None, steps: int) -> ImageData:
-    """Return the data as a Trainer would give them to the model; shares the pictures, and nothing that moves."""
-    data.index  # noqa: B018  # read once, for both
-    seen = copy.copy(data)
-    seen.trainer = cast("L.Trainer", _Seat(*own_place()))
-    if data.adopts_config:
-        seen.data_config = dataclasses.replace(model.data_config, image_size=data.data_config.image_size)
-    test_view = phase is not None and phase.test_view
-    seen.show_as_evaluated(range(steps) if test_view else ())
-    return seen
-
-
-def _batches(data: ImageData, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield training batches on `device`, epoch after epoch."""
-    loader = data.train_dataloader()
-    epoch = 0
-    while True:
+def _picture_batches(
+    data: ImageData, phase: Phase | None, device: torch.device, epochs: int
+) -> Iterator[Iterator[Batch]]:
+    """Yield epochs of training batches on `device`, as a Trainer would hand them to the model."""
+    data.show_as_evaluated(range(epochs) if phase is not None and phase.test_view else ())
+    loader = data.train_loader(rank(), world())
+    for epoch in itertools.count():
         if isinstance(loader.sampler, EpochSampler):
             loader.sampler.set_epoch(epoch)
-        for images, targets in loader:
-            yield data.on_after_batch_transfer((images.to(device), targets.to(device)), 0)
-        epoch += 1
+        yield (data.prepare((images.to(device), targets.to(device)), train=True) for images, targets in loader)
 
 
 def _validation(model: TransferModule, data: ImageData) -> Callable[[], Tensor]:
-    """Return what measures the loss of some validation pictures, the same ones at every call."""
+    """Return a function that measures the loss of some validation pictures, the same ones at every call."""
     dataset = data.dataset("val")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(data.seed))
     images, targets = dataset.batch(sorted(order[:VAL_PICTURES].tolist())).labelled()
@@ -251,6 +247,6 @@ def _validation(model: TransferModule, data: ImageData) -> Callable[[], Tensor]:
     def measure() -> Tensor:
         model.eval()
         with torch.no_grad():
-            return functional.cross_entropy(model(images).float(), targets)
+            return model.task.objective.item_losses(model(images).float(), targets).mean()
 
     return measure

@@ -1,4 +1,4 @@
-"""The LR range test: what it sweeps, that it equals a loop by hand, and that it leaves no trace."""
+"""`find_lr`: what it sweeps, that it equals a loop by hand, and that it leaves no trace."""
 
 import copy
 import csv
@@ -25,15 +25,16 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.training.head.train import train_head_on_features
 from transferkit.training.loop.phase_schedule import PhaseSchedule
-from transferkit.training.lr.finder import VAL_PICTURES, find_lr
-from transferkit.training.lr.head_finder import find_head_lr
+from transferkit.training.lr.find import VAL_PICTURES, find_lr, run_range_test
+from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.rules import RULES
 from transferkit.training.plan.phases import Phase
 
 PROBE = Phase("probe", epochs=1, train="head")
+STILL = {"steps": 30, "lr_min": 1e-12, "lr_max": 1e-11}
+"""LRs at which nothing learns: all losses are those of the weights as they are."""
 
 
 def build(folder, backbone="test_resnet", *, seed=0, kind=TransferModule, batch_size=8, augment="none", **options):
@@ -46,6 +47,29 @@ def build(folder, backbone="test_resnet", *, seed=0, kind=TransferModule, batch_
 @pytest.fixture
 def pair(folder):
     return build(folder, drop_rate=0.1, augment="standard")
+
+
+def features_of(module, data):
+    """The features of the training pictures, as a plain loop computes them, and the labels."""
+    loader = data.evaluation_loader("train")
+    with torch.inference_mode():
+        rows = [(module.backbone.eval()(data.on_after_batch_transfer(batch, 0)[0]), batch[1]) for batch in loader]
+    return torch.cat([X for X, _ in rows]).clone(), torch.cat([y for _, y in rows]).clone()
+
+
+def on_features(module, data, **options):
+    """The range test of the head alone, on features."""
+    features = features_of(copy.deepcopy(module), data)
+    progress = options.pop("progress", None)
+    return run_range_test(module, data, RangeTest(**options), phase=PROBE, features=features, progress=progress)
+
+
+def stop_at(step):
+    def stop(done, total):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 # ---- no trace ---------------------------------------------------------------------------------------------------
@@ -131,23 +155,29 @@ def test_the_snapshot_sees_every_trace(pair):
     assert moved(lambda: next(module.buffers()).add_(1)) == {"buffers"}
 
 
-@pytest.mark.parametrize("measure", ["train", "val"])
-def test_it_leaves_no_trace(pair, measure, tmp_path, monkeypatch):  # fault 72
+@pytest.mark.parametrize("variant", ["train", "val", "features"])
+def test_it_leaves_no_trace(pair, variant, tmp_path, monkeypatch):  # fault 72, fault 76
     module, data = pair
-    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "read-only"
+    place.mkdir()
+    place.chmod(0o555)
+    monkeypatch.chdir(place)
     unevenly(module)
     data.index  # noqa: B018  # reading the pictures is no trace
     before, facts = snapshot(module), {key: id(value) for key, value in data.__dict__.items()}
-    result = find_lr(module, data, steps=30, measure=measure)
+    find = on_features if variant == "features" else find_lr
+    result = find(module, data, steps=30, **({"measure": "val"} if variant == "val" else {}))
     assert len(result.lrs) > 10
     assert snapshot(module) == before
+    with pytest.raises(KeyboardInterrupt):
+        find(module, data, steps=30, progress=stop_at(5))
+    assert snapshot(module) == before
     assert {key: id(value) for key, value in data.__dict__.items()} == facts
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("at", [0, 1, 17, 29])
-def test_no_trace_after_a_stop_in_the_middle(pair, error, at, monkeypatch):  # fault 72
+@pytest.mark.parametrize(("error", "at"), [(KeyboardInterrupt, 0), (RuntimeError, 1), (KeyboardInterrupt, 29)])
+def test_no_trace_after_a_stop_within_a_step(pair, error, at, monkeypatch):  # fault 72
     module, data = pair
     unevenly(module)
     before = snapshot(module)
@@ -162,26 +192,8 @@ def test_no_trace_after_a_stop_in_the_middle(pair, error, at, monkeypatch):  # f
 
     monkeypatch.setattr(TransferModule, "training_step", failing)
     with pytest.raises(error):
-        find_lr(module, data, steps=30)
+        find_lr(module, data, steps=30, lr_max=1e-3)
     assert snapshot(module) == before
-
-
-def test_no_trace_of_the_head_variant(pair, tmp_path, monkeypatch):  # fault 72
-    module, data = pair
-    monkeypatch.chdir(tmp_path)
-    unevenly(module)
-    before = snapshot(module)
-
-    def stop(done, total):
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        find_head_lr(module, data, steps=30, progress=stop)
-    assert snapshot(module) == before
-    find_head_lr(module, data, steps=30)
-    assert snapshot(module) == before
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.gpu
@@ -198,19 +210,10 @@ def test_no_trace_on_a_gpu(pair):  # fault 72
     assert module.device.type == "cpu"
     assert sent.raw_losses == pytest.approx(there.raw_losses, rel=1e-2)
     assert raw(torch.cuda.get_rng_state()) == state
-    head = find_head_lr(module.to("cuda"), data, steps=40)
+    features = features_of(copy.deepcopy(module), data)  # on the CPU
+    head = run_range_test(module.to("cuda"), data, RangeTest(steps=40), phase=PROBE, features=features)
     assert len(head.lrs) > 15
     assert raw(torch.cuda.get_rng_state()) == state
-
-
-def test_a_read_only_directory_will_do(pair, tmp_path, monkeypatch):  # fault 76
-    module, data = pair
-    place = tmp_path / "fixed"
-    place.mkdir()
-    place.chmod(0o555)
-    monkeypatch.chdir(place)
-    assert find_lr(module, data, steps=30).lrs
-    assert list(place.iterdir()) == []
 
 
 def test_where_it_is_called_from_does_not_matter(pair):
@@ -236,13 +239,13 @@ class Looking(L.Callback):
     def __init__(self, data, points):
         self.data = data
         self.points = points
-        self.found = {}
+        self.results = {}
 
     def look(self, point, trainer, module, **options):
         if point not in self.points:
             return
         before = snapshot(module, trainer)
-        self.found[point] = find_lr(module, self.data, steps=30, **options)
+        self.results[point] = find_lr(module, self.data, steps=30, **options)
         assert snapshot(module, trainer) == before
         with pytest.raises(KeyboardInterrupt):
             find_lr(module, self.data, steps=30, progress=stop_at(4), **options)
@@ -259,14 +262,6 @@ class Looking(L.Callback):
         self.look(f"validation {trainer.current_epoch}", trainer, pl_module)
 
 
-def stop_at(step):
-    def stop(done, total):
-        if done == step:
-            raise KeyboardInterrupt
-
-    return stop
-
-
 class Saving(L.Callback):
     def __init__(self, path):
         self.path = path
@@ -278,7 +273,7 @@ class Saving(L.Callback):
 
 
 def fit(folder, root, *, points=(), checkpoint=None, save=None):
-    """Train with a plain Trainer; return the module and what was found."""
+    """Train with a plain Trainer; return the module and the results by point."""
     module, data = build(folder, drop_rate=0.2, batch_size=4, augment="standard")
     looking = Looking(data, points)
     trainer = L.Trainer(
@@ -288,7 +283,7 @@ def fit(folder, root, *, points=(), checkpoint=None, save=None):
     )  # fmt: skip
     torch.manual_seed(7)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=checkpoint is not None)
-    return module, looking.found
+    return module, looking.results
 
 
 def test_at_any_point_of_a_run(folder, tmp_path):  # fault 75
@@ -430,7 +425,7 @@ def test_one_optimizer_or_an_error(pair, built, monkeypatch):
 # ---- what is swept ----------------------------------------------------------------------------------------------
 
 
-def by_hand(module, data, lrs, *, val=False, trained=None, decay=1.0):
+def by_hand(module, data, lrs, *, val=False, trained=None, decay=1.0, clip=None, accumulate=1):
     """The test written out: a loop that stops for nothing."""
     twin = copy.deepcopy(module).to(memory_format=torch.channels_last)
     if trained is not None:
@@ -440,40 +435,59 @@ def by_hand(module, data, lrs, *, val=False, trained=None, decay=1.0):
     loader = data.train_dataloader()
     names = twin.group_names()
     torch.manual_seed(data.seed)
-    batches, losses = [], []
+    steps, losses = [], []
     for epoch in range(len(lrs)):
         loader.sampler.set_epoch(epoch)
-        batches += list(loader)
-        if len(batches) >= len(lrs):
-            break
-    for lr, batch in zip(lrs, batches, strict=False):
+        batches = list(loader)
+        steps += [batches[first : first + accumulate] for first in range(0, len(batches), accumulate)]
+    for lr, batches in zip(lrs, steps, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * decay ** (len(names) - 1 - names.index(group["group"]))
-        images, targets = data.on_after_batch_transfer(batch, 0)
         optimizer.zero_grad()
-        loss = functional.cross_entropy(twin(images), targets)
-        loss.backward()
+        own = []
+        for batch in batches:
+            images, targets = data.on_after_batch_transfer(batch, 0)
+            loss = functional.cross_entropy(twin(images), targets)
+            (loss / accumulate).backward()
+            own.append(float(loss.detach()))
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), clip)
         optimizer.step()
         if val:
             twin.eval()
             with torch.no_grad():
                 (images, targets), *_ = data.evaluation_loader("val")
                 images, targets = data.on_after_batch_transfer((images, targets), 0)
-                loss = functional.cross_entropy(twin(images), targets)
+                own = [float(functional.cross_entropy(twin(images), targets))]
             twin.train()
-        losses.append(float(loss.detach()))
+        losses.append(sum(own) / len(own))
     return losses
 
 
-@pytest.mark.parametrize("val", [False, True])
-@pytest.mark.parametrize("trained", [None, ["layer4", "head"]])
-def test_it_equals_a_loop_by_hand(folder, val, trained):
-    module, data = build(folder, drop_rate=0.0, augment="light", batch_size=12)  # one batch holds all of val
+@pytest.mark.parametrize(
+    ("trained", "options"),
+    [
+        (None, {}),
+        (None, {"measure": "val"}),
+        (["layer4", "head"], {"measure": "val"}),
+        (["layer4", "head"], {"clip": 0.05}),
+        (None, {"clip": 0.05, "accumulate": 4}),  # of 6 batches an epoch: steps of 4 and 2
+    ],
+)
+def test_it_equals_a_loop_by_hand(folder, trained, options):
+    size = 4 if "accumulate" in options else 12  # one batch holds all of val
+    module, data = build(folder, drop_rate=0.0, augment="light", batch_size=size, optimizer="sgd", momentum=0.0)
     phase = None if trained is None else Phase("upper", 1, train=trained, layer_decay=0.3)
-    result = find_lr(module, data, steps=30, lr_min=1e-6, lr_max=3e-3, phase=phase, measure="val" if val else "train")
-    expected = by_hand(module, data, result.lrs, val=val, trained=trained, decay=0.3 if trained else 1.0)
+    lrs = {"steps": 30, "lr_min": 1e-4, "lr_max": 0.3}
+    result = find_lr(module, data, **lrs, phase=phase, **options)
+    by = {**options, "trained": trained, "decay": 0.3 if trained else 1.0}
+    val = by.pop("measure", "train") == "val"
+    expected = by_hand(module, data, result.lrs, val=val, **by)
     assert len(expected) == 30
     assert list(result.raw_losses) == pytest.approx(expected, rel=1e-3)
+    if "clip" in options:
+        free = find_lr(module, data, **lrs, phase=phase, **{**options, "clip": None})
+        assert free.raw_losses[-1] != pytest.approx(result.raw_losses[-1], rel=1e-2)
 
 
 def test_exponential_and_linear(pair):
@@ -481,13 +495,12 @@ def test_exponential_and_linear(pair):
     lrs = find_lr(module, data, steps=40, lr_min=1e-6, lr_max=1e-2).lrs
     assert (lrs[0], lrs[-1], len(lrs)) == (pytest.approx(1e-6), pytest.approx(1e-2), 40)
     assert np.diff(np.log(lrs)) == pytest.approx([math.log(1e4) / 39] * 39)
-    told = []
-    lrs = find_lr(
-        module, data, steps=40, lr_min=1e-4, lr_max=1e-2, spacing="linear", progress=lambda *told_: told.append(told_)
-    ).lrs
+    calls = []
+    linear = {"steps": 40, "lr_min": 1e-4, "lr_max": 1e-2, "spacing": "linear"}
+    lrs = find_lr(module, data, **linear, progress=lambda *call: calls.append(call)).lrs
     assert (lrs[0], lrs[-1], len(lrs)) == (pytest.approx(1e-4), pytest.approx(1e-2), 40)
     assert np.diff(lrs) == pytest.approx([(1e-2 - 1e-4) / 39] * 39)
-    assert told == [(done, 40) for done in range(1, 41)]
+    assert calls == [(done, 40) for done in range(1, 41)]
 
 
 def test_a_short_loader_is_cycled(folder, monkeypatch):  # fault 74
@@ -503,9 +516,9 @@ def test_a_short_loader_is_cycled(folder, monkeypatch):  # fault 74
 
 def test_it_stops_where_the_loss_diverges(folder):
     module, data = build(folder, optimizer="sgd")
-    told = []
-    result = find_lr(module, data, steps=60, lr_min=1e-4, lr_max=1e4, progress=lambda *step: told.append(step))
-    assert 10 <= len(result.lrs) == len(told) < 60
+    calls = []
+    result = find_lr(module, data, steps=60, lr_min=1e-4, lr_max=1e4, progress=lambda *call: calls.append(call))
+    assert 10 <= len(result.lrs) == len(calls) < 60
     assert max(result.losses) <= 4 * min(result.losses)
     assert result.lrs[-1] < 1e4
 
@@ -521,50 +534,31 @@ def test_a_spike_among_the_first_points_does_not_stop_it(pair, monkeypatch):
     assert len(find_lr(module, data, steps=30, lr_max=1e-4).lrs) == 30
 
 
-def test_batches_are_accumulated(folder):
-    # No batch norm, no augmentation, no dropout: two batches of 4 are one of 8.
-    module, data = build(folder, "test_vit", batch_size=8)
-    expected = find_lr(module, data, steps=30, lr_max=1e-2)
-    smaller = build(folder, "test_vit", batch_size=4)[1]
-    result = find_lr(module, smaller, steps=30, lr_max=1e-2, accumulate=2)
-    assert result.raw_losses == pytest.approx(expected.raw_losses, rel=1e-3)
-
-
-def test_gradients_are_clipped(folder):
-    module, data = build(folder, optimizer="sgd", momentum=0.0)
-    free = find_lr(module, data, steps=30, lr_min=1e-3, lr_max=0.1)
-    held = find_lr(module, data, steps=30, lr_min=1e-3, lr_max=0.1, clip=1e-9)
-    assert min(free.losses) < min(held.losses) - 0.05
-    assert held.suggestion is None
-
-
 def test_pictures_are_prepared_as_the_trainer_would(folder):
     module, _ = build(folder)
     module.backbone.data_config = DataConfig(image_size=(32, 32), mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7))
-    told = ImageData(folder, batch_size=8, augment="none", data_config=module.data_config)
+    configured = ImageData(folder, batch_size=8, augment="none", data_config=module.data_config)
     adopting = ImageData(folder, 32, batch_size=8, augment="none")
     before = adopting.data_config
-    assert find_lr(module, adopting, steps=30) == find_lr(module, told, steps=30)
+    assert find_lr(module, adopting, **STILL) == find_lr(module, configured, **STILL)
     assert adopting.data_config == before != module.data_config
 
 
 def test_mixed_pictures_are_mixed_and_validation_is_not(folder):
     module, data = build(folder)
     mixing = ImageData(folder, batch_size=8, augment="none", data_config=module.data_config, mixup=1.0)
-    options = {"steps": 30, "lr_min": 1e-12, "lr_max": 1e-11}  # nothing trains: the losses are those of the start
-    assert find_lr(module, mixing, **options).raw_losses != find_lr(module, data, **options).raw_losses
-    mixed = find_lr(module, mixing, measure="val", phase=PROBE, **options)
-    assert mixed.raw_losses == find_lr(module, data, measure="val", phase=PROBE, **options).raw_losses
+    assert find_lr(module, mixing, **STILL).raw_losses != find_lr(module, data, **STILL).raw_losses
+    mixed = find_lr(module, mixing, measure="val", phase=PROBE, **STILL)
+    assert mixed.raw_losses == find_lr(module, data, measure="val", phase=PROBE, **STILL).raw_losses
     assert mixing.trainer is None
 
 
 def test_a_phase_on_the_test_view_is_not_augmented(folder):
     module, plain = build(folder, augment="none")
     heavy = build(folder, augment="heavy")[1]
-    options = {"steps": 30, "lr_min": 1e-12, "lr_max": 1e-11}
-    shown = find_lr(module, heavy, phase=Phase("fixres", 1, train="head", test_view=True), **options)
-    assert shown.raw_losses == find_lr(module, plain, phase=PROBE, **options).raw_losses
-    assert shown.raw_losses != find_lr(module, heavy, phase=PROBE, **options).raw_losses
+    shown = find_lr(module, heavy, phase=Phase("fixres", 1, train="head", test_view=True), **STILL)
+    assert shown.raw_losses == find_lr(module, plain, phase=PROBE, **STILL).raw_losses
+    assert shown.raw_losses != find_lr(module, heavy, phase=PROBE, **STILL).raw_losses
 
 
 # ---- validation -------------------------------------------------------------------------------------------------
@@ -572,9 +566,9 @@ def test_a_phase_on_the_test_view_is_not_augmented(folder):
 
 def test_validation_is_always_of_the_same_pictures(pair, monkeypatch):
     module, data = pair
-    monkeypatch.setattr("transferkit.training.lr.finder.VAL_PICTURES", 5)
+    monkeypatch.setattr("transferkit.training.lr.find.VAL_PICTURES", 5)
     assert VAL_PICTURES == 64
-    still = find_lr(module, data, steps=30, measure="val", lr_min=1e-12, lr_max=1e-11, phase=PROBE)
+    still = find_lr(module, data, measure="val", phase=PROBE, **STILL)
     assert len(set(still.raw_losses)) == 1  # nothing trains, nothing is drawn at random
     order = torch.randperm(12, generator=torch.Generator().manual_seed(data.seed))[:5].sort().values.tolist()
     images, targets = data.dataset("val").batch(order).labelled()
@@ -588,9 +582,8 @@ def test_validation_is_always_of_the_same_pictures(pair, monkeypatch):
 def test_no_validation_pictures_no_validation(folder):
     module, _ = build(folder)
     data = ImageData(folder / "train", 32, batch_size=8, val_split=0.0, test_split=0.0)
-    for find in (find_lr, find_head_lr):
-        with pytest.raises(DataError, match=r"val(idation)? pictures"):
-            find(module, data, measure="val")
+    with pytest.raises(DataError, match='measure="val" needs validation pictures'):
+        find_lr(module, data, measure="val")
 
 
 # ---- nothing to suggest -----------------------------------------------------------------------------------------
@@ -600,13 +593,12 @@ def nothing(result):
     assert result.suggestion is None
     assert result.group_lrs is None
     assert result.suggestions == dict.fromkeys(RULES)
-    assert json.dumps(result.to_dict(), allow_nan=False)
     return result.reason
 
 
 def test_a_flat_loss_suggests_nothing(pair):  # fault 74
     module, data = pair
-    assert "expected a fall that stands out" in nothing(find_lr(module, data, steps=30, lr_min=1e-12, lr_max=1e-11))
+    assert "expected a fall that stands out" in nothing(find_lr(module, data, **STILL))
 
 
 def test_nan_from_the_first_step_suggests_nothing(pair, tmp_path):  # fault 74
@@ -616,7 +608,7 @@ def test_nan_from_the_first_step_suggests_nothing(pair, tmp_path):  # fault 74
     result = find_lr(module, data)
     assert nothing(result).startswith("the loss is not finite from the first step on, at LR 1e-07")
     assert result.lrs == ()
-    assert nothing(find_head_lr(module, data)).startswith("the loss is not finite from the first step on")
+    assert nothing(on_features(module, data)).startswith("the loss is not finite from the first step on")
     result.plot(tmp_path / "empty.png")
     result.save_csv(tmp_path / "empty.csv")
 
@@ -635,9 +627,7 @@ def test_nan_from_a_later_step_on_suggests_nothing(pair, at, monkeypatch):  # fa
 
 def test_a_loss_that_only_rises_suggests_nothing(folder):  # fault 74
     module, data = build(folder, "transferkit/mini", optimizer="sgd")
-    find_head = Phase("probe", 1, train="head")
-    result = find_lr(module, data, steps=30, lr_min=1e3, lr_max=1e6, phase=find_head)
-    nothing(result)
+    nothing(find_lr(module, data, steps=30, lr_min=1e3, lr_max=1e6, phase=PROBE))
 
 
 # ---- arguments --------------------------------------------------------------------------------------------------
@@ -652,8 +642,6 @@ def test_bad_arguments_come_together(pair):
         r".*\(5\) clip is 0.*\(6\) accumulate is 0.*\(7\) nothing in",
     ):
         find_lr(module, data, steps=10, lr_min=1.0, lr_max=0.1, spacing="log", measure="test", clip=0, accumulate=0)
-    with pytest.raises(ConfigError, match=r"\(1\) steps is 29.*\(2\) measure is 'test'"):
-        find_head_lr(module, data, steps=29, measure="test")
 
 
 def test_a_phase_must_be_one_that_trains(pair):
@@ -686,14 +674,12 @@ def test_a_pretrained_network_gets_a_suggestion(result):
     assert result.reason is None
     assert 1e-5 < result.suggestion < 3e-2
     assert result.suggestion == result.suggestions[result.suggestion_rule]
-    assert result.to_dict()["suggestion"] == result.suggestion
-    assert json.dumps(result.to_dict(), allow_nan=False)
     assert pickle.loads(pickle.dumps(result)) == result
 
 
 def test_the_curve_is_written(result, tmp_path):
     result.save_csv(tmp_path / "lr.csv")
-    with (tmp_path / "lr.csv").open() as stream:
+    with (tmp_path / "lr.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == ["lr", "loss", "smoothed"]
     for column, values in (("lr", result.lrs), ("loss", result.raw_losses), ("smoothed", result.losses)):
@@ -714,164 +700,36 @@ def test_every_suggestion_is_marked(result, spacing, tmp_path, monkeypatch):
     axis = drawn[0].axes[0]
     assert axis.get_xscale() == ("log" if spacing == "exponential" else "linear")
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    found = [lr for lr in result.suggestions.values() if lr is not None]
-    assert len(labels) == 2 + len(found)
-    assert all(any(f"{lr:.2g}" in label for label in labels) for lr in found)
+    lrs = [lr for lr in result.suggestions.values() if lr is not None]
+    assert len(labels) == 2 + len(lrs)
+    assert all(any(f"{lr:.2g}" in label for label in labels) for lr in lrs)
     assert sum("(in use)" in label for label in labels) == 1
-    marks = [line.get_xdata()[0] for line in axis.get_lines()[2:]]
-    assert marks == found
+    assert [line.get_xdata()[0] for line in axis.get_lines()[2:]] == lrs
 
 
-# ---- the head on cached features --------------------------------------------------------------------------------
+# ---- the head on features ---------------------------------------------------------------------------------------
 
 
-def features_of(module, data):
-    loader = data.evaluation_loader("train")
-    with torch.inference_mode():
-        rows = [(module.backbone.eval()(data.on_after_batch_transfer(batch, 0)[0]), batch[1]) for batch in loader]
-    return torch.cat([X for X, _ in rows]).clone(), torch.cat([y for _, y in rows]).clone()
-
-
-def head_by_hand(head, X, y, lrs, batch_size, seed, *, sgd=False, smoothing=0.0):
-    """Train a linear head in place as torch's own manuals do; return the losses before each step."""
-    groups = [{"params": [head.linear.weight], "weight_decay": 0.05}, {"params": [head.linear.bias], "weight_decay": 0}]
-    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True) if sgd else torch.optim.AdamW(groups)
-    sampler = EpochSampler(len(X), batch_size=batch_size, seed=seed)
-    batches = []
-    for epoch in range(len(lrs)):
-        sampler.set_epoch(epoch)
-        order = [job.picture for job in sampler]
-        batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    losses = []
-    head.train()
-    for lr, rows in zip(lrs, batches, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss = functional.cross_entropy(head(X[rows]), y[rows], label_smoothing=smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def test_the_head_variant_equals_a_loop_by_hand(folder, tmp_path):
-    module, data = build(folder, "transferkit/mini", label_smoothing=0.1, augment="standard")
-    X, y = features_of(module, data)
-    result = find_head_lr(module, data, steps=60, store=str(tmp_path))
-    expected = head_by_hand(copy.deepcopy(module.head), X, y, result.lrs, 8, data.seed, smoothing=0.1)
-    assert result.raw_losses == pytest.approx(expected, rel=1e-3)
-    assert result.ratios["head"] == 1.0
-    assert sum(result.ratios.values()) == 1.0
-    assert result.suggestion is not None
-
-
-@pytest.mark.parametrize("measure", ["train", "val"])
-def test_the_head_variant_is_find_lr_without_the_backbone(folder, measure, tmp_path):
-    module, data = build(folder, "transferkit/mini")
-    quick = find_head_lr(module, data, steps=40, measure=measure, store=str(tmp_path))
-    slow = find_lr(module, data, steps=40, measure=measure, phase=PROBE)
+def test_features_stand_for_pictures(folder):
+    module, data = build(folder, "transferkit/mini", label_smoothing=0.1)
+    options = {"clip": 0.5, "accumulate": 2}  # of 3 batches an epoch
+    quick = on_features(module, data, steps=40, **options)
+    slow = find_lr(module, data, steps=40, phase=PROBE, **options)
     assert quick.raw_losses == pytest.approx(slow.raw_losses, rel=1e-3)
     assert quick.suggestion == pytest.approx(slow.suggestion, rel=1e-6)
     assert quick.ratios == slow.ratios
-
-
-def test_features_are_computed_once(folder, tmp_path):
-    module, data = build(folder, "transferkit/mini")
-    told = []
-    first = find_head_lr(module, data, steps=30, store=str(tmp_path), extracting=lambda *done: told.append(done))
-    assert told[-1] == (24, 24)
-    told.clear()
-    again = find_head_lr(module, data, steps=30, store=str(tmp_path), extracting=lambda *done: told.append(done))
-    assert told == []
-    assert again == first
-    module.requires_grad_(False)  # what trains now does not matter: the head does
-    assert find_head_lr(module, data, steps=30, store=str(tmp_path)) == first
-
-
-def test_a_head_that_takes_maps_has_no_features(folder):
-    class Pooled(torch.nn.Module):
-        takes_maps = True
-
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.LazyLinear(3)
-
-        def forward(self, maps):
-            return self.linear(maps.mean(dim=(2, 3)))
-
-    torch.manual_seed(0)
-    network = create_backbone("test_resnet", weights="random", image_size=32)
-    data = ImageData(folder, batch_size=8, data_config=network.data_config)
-    module = TransferModule(network, 3, Pooled())
-    with pytest.raises(ConfigError, match="takes feature maps.*use find_lr"):
-        find_head_lr(module, data)
-    assert find_lr(module, data, steps=30, phase=PROBE).lrs
-    with pytest.raises(ConfigError, match="takes feature maps"):
-        train_head_on_features(
-            module.head, torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64), lrs=[0.1], batch_size=2,
-            optimizer="sgd", weight_decay=0.0, label_smoothing=0.0, seed=0,
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_head_trained_on_features_equals_a_loop_by_hand(folder, optimizer):
-    module, data = build(folder, "transferkit/mini")
-    X, y = features_of(module, data)
-    ours, reference = copy.deepcopy(module.head).eval(), copy.deepcopy(module.head)
-    lrs = [0.02 * (1 - step / 25) for step in range(25)]
-    state = generators()
-    train_head_on_features(
-        ours, X, y, lrs=lrs, batch_size=8, optimizer=optimizer, weight_decay=0.05, label_smoothing=0.1, seed=5
-    )
-    assert generators() == state
-    assert not ours.training
-    assert not ours.linear.training
-    assert all(parameter.grad is None for parameter in ours.parameters())
-    losses = head_by_hand(reference, X, y, lrs, 8, 5, sgd=optimizer == "sgd", smoothing=0.1)
-    assert losses[-1] < losses[0]
-    torch.testing.assert_close(ours.linear.weight, reference.linear.weight, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.linear.bias, reference.linear.bias, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(ours.linear.weight, module.head.linear.weight, atol=1e-3)
-
-
-def test_a_head_is_trained_the_same_again(folder):
-    module, data = build(folder, "transferkit/mini", drop_rate=0.5)
-    X, y = features_of(module, data)
-    heads = [copy.deepcopy(module.head) for _ in range(3)]
-    for head, seed in zip(heads, (1, 1, 2), strict=True):
-        torch.rand(3)
-        train_head_on_features(
-            head,
-            X,
-            y,
-            lrs=[0.01] * 9,
-            batch_size=8,
-            optimizer="adamw",
-            weight_decay=0.0,
-            label_smoothing=0.0,
-            seed=seed,
-        )
-    assert torch.equal(heads[0].linear.weight, heads[1].linear.weight)
-    assert not torch.equal(heads[0].linear.weight, heads[2].linear.weight)
-
-
-def test_features_and_labels_must_fit(folder):
-    head = torch.nn.Linear(4, 2)
-    with pytest.raises(ConfigError, match=r"\(1\) X has 3 rows and y 2.*\(2\) batch_size is 0"):
-        train_head_on_features(
-            head, torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64), lrs=[0.1], batch_size=0, optimizer="sgd",
-            weight_decay=0.0, label_smoothing=0.0, seed=0,
-        )  # fmt: skip
+    assert quick.ratios["head"] == sum(quick.ratios.values()) == 1.0
+    module.requires_grad_(False)  # what trains now does not matter: the phase says what does
+    assert on_features(module, data, steps=40, **options) == quick
 
 
 # ---- several processes ------------------------------------------------------------------------------------------
 
-RANK = "import json, sys; from test_lr_finder import as_rank; print(json.dumps(as_rank(1, *sys.argv[1:])))"
+RANK = "import json, sys; from test_find import as_rank; print(json.dumps(as_rank(1, *sys.argv[1:])))"
 
 
 def as_rank(rank, folder, meeting):
-    """Be one of two processes, and return the curves and suggestions that it sees."""
+    """Be one of two processes, and return its curves and suggestions."""
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=300)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=limit)
@@ -880,9 +738,9 @@ def as_rank(rank, folder, meeting):
         module, data = build(folder, "test_vit", seed=rank, batch_size=4)
         before = snapshot(module)
         options = {"steps": 30, "lr_min": 1e-6, "lr_max": 0.03}
-        found = (find_lr(module, data, clip=1.0, **options), find_lr(module, data, measure="val", **options))
+        results = (find_lr(module, data, clip=1.0, **options), find_lr(module, data, measure="val", **options))
         assert snapshot(module) == before
-        return [[list(result.lrs), list(result.raw_losses), dict(result.suggestions)] for result in found]
+        return [[list(result.lrs), list(result.raw_losses), dict(result.suggestions)] for result in results]
     finally:
         distributed.destroy_process_group()
 
@@ -899,13 +757,13 @@ def test_two_processes_agree(folder, tmp_path, monkeypatch):  # fault 76
     )  # fmt: skip
     try:
         first = as_rank(0, folder, tmp_path / "meeting")
-        told, failure = other.communicate(timeout=300)
+        output, failure = other.communicate(timeout=300)
     finally:
         other.kill()
         other.communicate()
         torch.set_num_threads(threads)
     assert other.returncode == 0, failure
-    assert json.loads(told.splitlines()[-1]) == json.loads(json.dumps(first))
+    assert json.loads(output.splitlines()[-1]) == json.loads(json.dumps(first))
     # One process with the same pictures per step sees the same.
     module, data = build(folder, "test_vit", batch_size=8)
     alone = find_lr(module, data, steps=30, lr_min=1e-6, lr_max=0.03, clip=1.0)
