@@ -26,7 +26,7 @@ from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.losses import make_loss
 from transferkit.models.task import LossOptions
 
-__all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassOutput", "ClassScores"]
+__all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
 
 MONITORS: Final[Mapping[str, bool]] = {  # a plain dictionary: models, and their tasks with them, are copied
     "loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False,
@@ -116,27 +116,6 @@ class BalancedAccuracy(Metric):
         """Return the mean recall, a scalar."""
         present = self.counts > 0
         return torch.where(present, self.hits / self.counts.clamp_min(1), 0.0).sum() / present.sum()
-
-
-@dataclass(frozen=True)
-class ClassOutput:
-    """From logits to probabilities."""
-
-    columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
-
-    def activate(self, outputs: Tensor) -> Tensor:
-        """Return the softmax of logits ``(..., C)``."""
-        return outputs.softmax(dim=-1)
-
-    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
-        """Return class, predicted class, its probability and the class's own, for probabilities ``(N, C)``."""
-        best, guess = predictions.max(dim=1)
-        own = predictions.gather(1, targets[:, None]).squeeze(1)
-        columns = (targets.tolist(), guess.tolist(), best.tolist(), own.tolist())
-        return [
-            (spec.names[label], spec.names[index], f"{top:.6f}", f"{mine:.6f}")
-            for label, index, top, mine in zip(*columns, strict=True)
-        ]
 
 
 @dataclass(frozen=True)

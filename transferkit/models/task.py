@@ -6,11 +6,13 @@ belong to, and a file under `tasks/` only names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -27,12 +29,17 @@ __all__ = [
     "LossOptions",
     "Objective",
     "Output",
+    "Record",
+    "Request",
     "Scores",
     "Task",
     "list_tasks",
     "register_task",
     "task_named",
 ]
+
+
+Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,45 @@ class Objective(Protocol):
         """Return a metric for each of these figures; each is updated with activated outputs and targets."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What of a prediction is wanted.
+
+    Attributes:
+        top_k: Most probable answers to name, at least 1.
+        sets: Whether there is a column for prediction sets.
+        whole: Whether the record holds the whole prediction, too: of classification every class's probability.
+        abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
+    """
+
+    top_k: int = 3
+    sets: bool = False
+    whole: bool = True
+    abstention: Callable[[Array, npt.NDArray[np.int64]], tuple[bool, tuple[str, ...]]] | None = None
+
+
+class Record(Protocol):
+    """What is said of one picture; the rest of it is the task's own.
+
+    Attributes:
+        path: The file, or its place among the pictures.
+        error: Why there is no prediction; ``None`` where there is one.
+        abstained: Whether there is no answer because the model is not sure enough.
+    """
+
+    @property
+    def path(self) -> str:
+        """The file, or the place among the pictures."""
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no prediction; ``None`` where there is one."""
+
+    @property
+    def abstained(self) -> bool:
+        """Whether there is no answer because the model is not sure enough."""
+
+
 class Output(Protocol):
     """From what the network returns to what a user reads."""
 
@@ -106,6 +152,24 @@ class Output(Protocol):
 
     def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
         """Return these columns for predictions ``(N, width)`` and targets ``(N, ...)``, a row per picture."""
+
+    def merge(self, predictions: Array) -> Array:
+        """Return the prediction of a picture for those of its views, ``(V, ...)``."""
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Any:
+        """Return the `Record` of a picture."""
+
+    def unreadable(self, name: str, error: str) -> Any:
+        """Return the `Record` of a picture that has no prediction."""
+
+    def header(self, spec: TargetSpec, request: Request) -> list[str]:
+        """Return the columns of `predict` between ``path`` and ``error``."""
+
+    def cells(self, record: Any, spec: TargetSpec, request: Request) -> list[object]:
+        """Return the cells of a record under `header`."""
+
+    def values(self, record: Any) -> dict[str, Any]:
+        """Return a record as plain values for a line of JSON, without ``path`` and ``error``."""
 
 
 class Scores(Protocol):
@@ -163,6 +227,15 @@ class Task:
     def predictions(self, outputs: Tensor, calibration: Calibration) -> Tensor:
         """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration."""
         return self.output.activate(outputs) if self.calibrator is None else self.calibrator.apply(calibration, outputs)
+
+    def require(self, part: str, verb: str) -> None:
+        """Refuse a verb that needs a part which this task lacks.
+
+        Raises:
+            ConfigError: The part is ``None``.
+        """
+        if getattr(self, part) is None:
+            raise ConfigError(f"{verb} has no {part} for {self.name} - predictions and figures: predict, evaluate")
 
     def values(
         self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from transferkit.data.index.targets import ClassReader
-from transferkit.models.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassOutput, ClassScores
+from transferkit.models.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassScores
 from transferkit.models.task import Task
+from transferkit.results.predict.record import ClassOutput
 
 __all__ = ["TASK"]
 

@@ -21,6 +21,7 @@ import transferkit.results.predict.predict as verb
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import BackboneError, ConfigError, DataError, ExportError
 from transferkit.core.records import DataConfig
+from transferkit.core.targets import TargetSpec
 from transferkit.data.batches import dataset
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import ImageData, normalise
@@ -33,10 +34,11 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.conformal import HeldOut
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
+from transferkit.models.task import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.predictor import Output, Predictor, WholeNetwork, load
-from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
+from transferkit.results.predict.record import ClassOutput, Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
@@ -497,16 +499,17 @@ def test_prediction_sets_have_a_column(run, predict, paths, tmp_path):
 def test_nothing_in_a_row_is_a_formula_and_everything_reads_back(tmp_path):  # fault 92, fault 28
     names = ["=cmd|' /C calc'!A0", "@x", "-1.jpg", "\tb", 'a\nb"c,d.jpg', "'quoted", "plain"]
     found = [Prediction(name, label, 0.5, ((label, 0.5),)) for name, label in zip(names, reversed(names), strict=True)]
-    text = csv_header(1) + "".join(csv_row(item, 1) for item in found)
+    part, spec, request = ClassOutput(), TargetSpec(tuple(names)), Request(top_k=1)
+    text = csv_header(part, spec, request) + "".join(csv_row(part, item, spec, request) for item in found)
     (tmp_path / "p.csv").write_text(text, newline="")
     assert [row["path"] for row in read_csv(tmp_path / "p.csv")] == names
     assert [row["label"] for row in read_csv(tmp_path / "p.csv")] == names[::-1]
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
     odd = Prediction(os.fsdecode(b"/a/\xff.jpg"), error="r\udcfe")
-    assert csv_row(odd, 1) == "/a/\\xff.jpg,,,r\\xfe\n"
-    assert json.loads(json_row(odd))["path"] == "/a/\\xff.jpg"
-    assert json_row(odd).isascii()
+    assert csv_row(part, odd, spec, request) == "/a/\\xff.jpg,,,r\\xfe\n"
+    assert json.loads(json_row(part, odd))["path"] == "/a/\\xff.jpg"
+    assert json_row(part, odd).isascii()
 
 
 def test_a_terminal_gets_no_control_characters_and_no_character_it_cannot_show():  # fault 92

@@ -15,10 +15,11 @@ from typing import Final, TextIO
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
+from transferkit.models.task import Record, Request
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.results.predict.record import Prediction, csv_header, csv_row, json_row
+from transferkit.results.predict.record import csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import gather, is_writer, on_first, rank, world
@@ -64,7 +65,7 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
         console = progress_console(config.quiet or not is_writer())
         with counting_bar(console, "predicting") as progress:
             predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress)
-            lines = _lines(predictions, config, top_k=min(config.top_k, len(predictor.class_names)))
+            lines = _lines(predictions, config, predictor)
             if not is_writer():
                 deque(predictions, maxlen=0)
             elif config.out is None:
@@ -89,7 +90,7 @@ class _Counts:
 
 def _predictions(
     predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None
-) -> Iterator[Prediction]:
+) -> Iterator[Record]:
     """Yield every prediction, in every process, and count them."""
     pictures: list[Iterator[str]] = []
 
@@ -116,20 +117,19 @@ def _predictions(
 
 def _alone(
     predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]], total: int | None
-) -> Iterator[Prediction]:
+) -> Iterator[Record]:
     return _stream(predictor, config, pictures[0] if total is None else _Counted(pictures[0], total))
 
 
-def _together(predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]]) -> Iterator[Prediction]:
+def _together(predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]]) -> Iterator[Record]:
     """Yield what all processes predict, in all of them; `pictures` is known to the first alone."""
     size = ROUND.get(predictor.device, ROUND["cpu"]) * world()
     while part := on_first(lambda: list(islice(pictures[0], size))):
-        own = _stream(predictor, config, part[rank() :: world()])
-        parts = gather([dataclasses.replace(item, probs=()) for item in own])
+        parts = gather(list(_stream(predictor, config, part[rank() :: world()])))
         yield from (parts[at % world()][at // world()] for at in range(len(part)))
 
 
-def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -> Iterator[Prediction]:
+def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -> Iterator[Record]:
     return predictor.stream(
         paths,
         tta=config.tta,
@@ -139,6 +139,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
+        whole=False,
     )
 
 
@@ -156,7 +157,7 @@ class _Counted:
         return self.total
 
 
-def _refuse(prediction: Prediction) -> None:
+def _refuse(prediction: Record) -> None:
     raise ExportError(
         f"cannot read picture {prediction.path!r}: {prediction.error} - replace or remove it, or leave out --strict"
     )
@@ -193,14 +194,15 @@ def _check_classes(paths: Sequence[str], class_names: Sequence[str]) -> None:
             )
 
 
-def _lines(predictions: Iterable[Prediction], config: PredictConfig, *, top_k: int) -> Iterator[str]:
+def _lines(records: Iterable[Record], config: PredictConfig, predictor: Predictor) -> Iterator[str]:
+    output, spec = predictor.module.task.output, predictor.info.target_spec
     if _format(config) == "jsonl":
-        yield from map(json_row, predictions)
+        yield from (json_row(output, record) for record in records)
         return
-    sets = config.abstain is not None and config.abstain_by == "sets"
-    header = csv_header(top_k, sets=sets)
-    for prediction in predictions:
-        yield header + csv_row(prediction, top_k, sets=sets)  # not before it is known that there is a picture
+    request = Request(top_k=config.top_k, sets=config.abstain is not None and config.abstain_by == "sets")
+    header = csv_header(output, spec, request)
+    for record in records:
+        yield header + csv_row(output, record, spec, request)  # not before it is known that there is a picture
         header = ""
 
 

@@ -29,8 +29,9 @@ from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.module import TransferModule
+from transferkit.models.task import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention
-from transferkit.results.predict.record import Prediction, merge_views, predict_record
+from transferkit.results.predict.record import Prediction
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
 
 __all__ = ["Output", "Predictor", "WholeNetwork", "load", "whole_engine"]
@@ -254,12 +255,15 @@ class Predictor:
     # ---- probabilities ------------------------------------------------------------------------------------------
 
     def probs(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return calibrated probabilities ``(C,)``: the mean over the views of those of each.
+        """Return what users are told for the outputs of a picture's views; of classification, probabilities ``(C,)``.
+
+        They are calibrated; those of several views are averaged.
 
         Args:
             logits: ``(V, C)``, of one picture.
         """
-        return merge_views(self.info.calibration.probs(torch.from_numpy(logits)).numpy())
+        task = self.module.task
+        return task.output.merge(task.predictions(torch.from_numpy(logits), self.info.calibration).numpy())
 
     def predict(
         self,
@@ -318,19 +322,30 @@ class Predictor:
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
+        whole: bool = True,
     ) -> Iterator[Prediction]:
-        """Yield what `predict` returns, lazily. Raises likewise."""
+        """Yield what `predict` returns, lazily; without `probs` unless `whole`. Raises likewise."""
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
         rule = None if abstain is None else Abstention(self.info, abstain, abstain_by)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
-        return (self._prediction(output, top_k, rule) for output in outputs)
+        request = Request(top_k=top_k, whole=whole, abstention=rule)
+        return (self.record(output, request) for output in outputs)
 
-    def _prediction(self, output: Output, top_k: int, rule: Abstention | None) -> Prediction:
-        if output.logits is None:
-            return Prediction(output.name, error=output.error)
-        probs = self.probs(output.logits)
-        return predict_record(output.name, probs, self.class_names, top_k=top_k, abstention=rule)
+    def record(self, output: Output, request: Request) -> Prediction:
+        """Return what is said of a picture; of a task of your own, what its output part makes of it.
+
+        Args:
+            output: Of the network.
+            request: What of it is wanted.
+        """
+        part = self.module.task.output
+        prediction: Prediction = (
+            part.unreadable(output.name, str(output.error))
+            if output.logits is None
+            else part.record(output.name, self.probs(output.logits), self.info.target_spec, request)
+        )
+        return prediction
 
 
 @contextmanager

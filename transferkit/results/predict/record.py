@@ -1,20 +1,24 @@
-"""A prediction: the record of one picture, how it comes from probabilities, and its row in CSV and JSON lines."""
+"""A prediction: the record of one picture, how it comes from a model's outputs, and its row in CSV and JSON lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from transferkit.core.csv import csv_text
+from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
-from transferkit.results.predict.abstention import Abstention
+from transferkit.models.task import Output, Record, Request
 
-__all__ = ["Prediction", "csv_header", "csv_row", "json_row", "merge_views", "predict_record"]
+__all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row"]
+
+
+Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,78 +46,91 @@ class Prediction:
     classes: tuple[str, ...] = ()
 
 
-def merge_views(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the probabilities ``(C,)`` of a picture: the mean over those of its views, ``(V, C)``."""
-    merged: npt.NDArray[np.float32] = probs[0] if len(probs) == 1 else probs.mean(axis=0)
-    return merged
+@dataclass(frozen=True)
+class ClassOutput:
+    """The part of classification that makes predictions of logits: a class for each picture, with its probability."""
 
+    columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
 
-def predict_record(
-    name: str,
-    probs: npt.NDArray[np.float32],
-    class_names: Sequence[str],
-    *,
-    top_k: int,
-    abstention: Abstention | None = None,
-) -> Prediction:
-    """Return what is said of a picture.
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the softmax of logits ``(..., C)``."""
+        return outputs.softmax(dim=-1)
 
-    Args:
-        name: The file, or the place among the pictures.
-        probs: ``(C,)``, calibrated.
-        class_names: In index order.
-        top_k: Most probable classes in `top`, at least 1.
-        abstention: Decides whether there is a label; ``None``: always.
-    """
-    order = np.argsort(-probs, kind="stable")
-    top = tuple((class_names[index], float(probs[index])) for index in order[:top_k])
-    sure, classes = (True, ()) if abstention is None else abstention(probs, order)
-    label, probability = top[0]
-    return Prediction(
-        name, label if sure else None, probability, top, tuple(probs.tolist()), abstained=not sure, classes=classes
-    )
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return class, predicted class, its probability and the class's own, for probabilities ``(N, C)``."""
+        best, guess = predictions.max(dim=1)
+        own = predictions.gather(1, targets[:, None]).squeeze(1)
+        columns = (targets.tolist(), guess.tolist(), best.tolist(), own.tolist())
+        return [
+            (spec.names[label], spec.names[index], f"{top:.6f}", f"{mine:.6f}")
+            for label, index, top, mine in zip(*columns, strict=True)
+        ]
+
+    def merge(self, predictions: Array) -> Array:
+        """Return the probabilities ``(C,)`` of a picture: the mean over those of its views, ``(V, C)``."""
+        merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
+        return merged
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Prediction:
+        """Return the prediction of a picture, of its probabilities ``(C,)``."""
+        order = np.argsort(-prediction, kind="stable")
+        top = tuple((spec.names[index], float(prediction[index])) for index in order[: request.top_k])
+        sure, classes = (True, ()) if request.abstention is None else request.abstention(prediction, order)
+        label, probability = top[0]
+        return Prediction(
+            name, label if sure else None, probability, top, tuple(prediction.tolist()) if request.whole else (),
+            abstained=not sure, classes=classes,
+        )  # fmt: skip
+
+    def unreadable(self, name: str, error: str) -> Prediction:
+        """Return the record of a picture without a prediction."""
+        return Prediction(name, error=error)
+
+    def header(self, spec: TargetSpec, request: Request) -> list[str]:
+        """Return ``label,probability[,label_2,probability_2,...][,set]``."""
+        places = range(2, min(request.top_k, len(spec.names)) + 1)
+        more = [name for rank in places for name in (f"label_{rank}", f"probability_{rank}")]
+        return ["label", "probability", *more, *(["set"] if request.sets else [])]
+
+    def cells(self, record: Prediction, spec: TargetSpec, request: Request) -> list[object]:
+        """Return the cells of `header`.
+
+        Where the model abstains, ``label`` is empty and ``probability`` that of the most probable class; the classes of
+        a set are joined by ``|``.
+        """
+        cells: list[object] = [record.label]
+        cells.append(None if record.probability is None else f"{record.probability:.6f}")
+        for place in range(1, min(request.top_k, len(spec.names))):
+            name, share = record.top[place] if place < len(record.top) else (None, None)
+            cells += [name, None if share is None else f"{share:.6f}"]
+        return [*cells, *(["|".join(record.classes)] if request.sets else [])]
+
+    def values(self, record: Prediction) -> dict[str, Any]:
+        """Return label, probability, top, abstained and set, for JSON."""
+        return {
+            "label": record.label,
+            "probability": None if record.probability is None else round(record.probability, 6),
+            "top": [[name, round(share, 6)] for name, share in record.top],
+            "abstained": record.abstained,
+            "set": list(record.classes),
+        }
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------
 
 
-def csv_header(top_k: int, *, sets: bool = False) -> str:
-    """Return the first line of the CSV: ``path,label,probability[,label_2,probability_2,...][,set],error``.
-
-    Args:
-        top_k: Most probable classes in a row, at least 1.
-        sets: Whether there is a column for prediction sets.
-    """
-    more = [name for rank in range(2, top_k + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    return csv_text([["path", "label", "probability", *more, *(["set"] if sets else []), "error"]])
+def csv_header(output: Output, spec: TargetSpec, request: Request) -> str:
+    """Return the first line of the CSV: ``path``, the columns of the task, ``error``."""
+    return csv_text([["path", *output.header(spec, request), "error"]])
 
 
-def csv_row(prediction: Prediction, top_k: int, *, sets: bool = False) -> str:
-    """Return a prediction as a line of CSV that no spreadsheet takes for a formula.
-
-    Args:
-        prediction: Where the model abstains, ``label`` is empty and ``probability`` that of the most probable class.
-        top_k: As for `csv_header`.
-        sets: Likewise; classes are joined by ``|``.
-    """
-    cells: list[object] = [prediction.path, prediction.label]
-    cells.append(None if prediction.probability is None else f"{prediction.probability:.6f}")
-    for place in range(1, top_k):
-        name, share = prediction.top[place] if place < len(prediction.top) else (None, None)
-        cells += [name, None if share is None else f"{share:.6f}"]
-    cells += ["|".join(prediction.classes)] if sets else []
-    return csv_text([[*cells, prediction.error]])
+def csv_row(output: Output, record: Record, spec: TargetSpec, request: Request) -> str:
+    """Return a prediction as a line of CSV that no spreadsheet takes for a formula."""
+    return csv_text([[record.path, *output.cells(record, spec, request), record.error]])
 
 
-def json_row(prediction: Prediction) -> str:
-    """Return a prediction as a line of JSON: path, label, probability, top, abstained, set, error."""
-    values: dict[str, Any] = {
-        "path": valid_text(prediction.path),
-        "label": prediction.label,
-        "probability": None if prediction.probability is None else round(prediction.probability, 6),
-        "top": [[name, round(share, 6)] for name, share in prediction.top],
-        "abstained": prediction.abstained,
-        "set": list(prediction.classes),
-        "error": None if prediction.error is None else valid_text(prediction.error),
-    }
+def json_row(output: Output, record: Record) -> str:
+    """Return a prediction as a line of JSON: path, what the task says, error."""
+    error = None if record.error is None else valid_text(record.error)
+    values = {"path": valid_text(record.path), **output.values(record), "error": error}
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"

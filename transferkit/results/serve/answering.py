@@ -25,11 +25,11 @@ from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
 from transferkit.data.images.resize import fit
+from transferkit.models.task import Request
 from transferkit.results.explain.gradcam import heatmaps, overlay
 from transferkit.results.explain.thumbnails import thumbnail
 from transferkit.results.predict.abstention import Abstention
-from transferkit.results.predict.predictor import Predictor, whole_engine
-from transferkit.results.predict.record import predict_record
+from transferkit.results.predict.predictor import Output, Predictor, whole_engine
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ class Answerer:
             raise NotCalibrated
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
-        probs = self.predictor.probs(await self.logits.submit(view.pixels))
+        logits = await self.logits.submit(view.pixels)
         names, abstention = self.predictor.class_names, None if coverage is None else self._abstention(coverage)
-        prediction = predict_record("", probs, names, top_k=top_k, abstention=abstention)
+        prediction = self.predictor.record(Output("", logits), Request(top_k=top_k, abstention=abstention))
         label, probability = prediction.top[0]
         answer = Answer(
             label=label, probability=probability, model=self.name, ms=0.0,
