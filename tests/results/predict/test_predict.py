@@ -37,7 +37,8 @@ from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.models.task import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.predictor import Output, Predictor, WholeNetwork, load
+from transferkit.results.predict.network import WholeNetwork
+from transferkit.results.predict.predictor import Output, Predictor, load
 from transferkit.results.predict.record import ClassOutput, Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
 from transferkit.runs.measure import predictions_of

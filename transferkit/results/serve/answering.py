@@ -29,7 +29,8 @@ from transferkit.models.task import Request
 from transferkit.results.explain.gradcam import heatmaps, overlay
 from transferkit.results.explain.thumbnails import thumbnail
 from transferkit.results.predict.abstention import Abstention
-from transferkit.results.predict.predictor import Output, Predictor, whole_engine
+from transferkit.results.predict.network import whole_engine
+from transferkit.results.predict.predictor import Output, Predictor
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:
