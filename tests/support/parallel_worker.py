@@ -343,11 +343,11 @@ def finetune_beside_hpc_checkpoint(options):
     """Fine-tune while a checkpoint of a batch system appears in the run directory."""
     from transferkit.training import finetune as story
 
-    describe = story.describe_run
+    write_plan = story.write_plan
 
-    def describe_beside(run, *args):
-        describe(run, *args)
+    def write_beside(run, plan):
+        write_plan(run, plan)
         (run / "hpc_ckpt_1.ckpt").write_bytes(b"of another job")
 
-    story.describe_run = describe_beside
+    story.write_plan = write_beside
     return finetune_watched(options)

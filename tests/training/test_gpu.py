@@ -14,8 +14,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.results.predict.predictor import load
-from transferkit.training.checks.selftest import compare_traces
-from transferkit.training.checks.trace import Trace
+from transferkit.training.checks.selftest import Trace, compare_traces
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.phases import Phase
 

@@ -89,9 +89,9 @@ def _search(options: Mapping[str, Any]) -> None:
 
 
 def _plan(config: PlanConfig) -> None:
-    from transferkit.training.plan.preview import write_plan
+    from transferkit.training.plan.preview import write_preview
 
-    write_plan(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
+    write_preview(config, out=config.out, rgn=config.rgn, quiet=config.quiet)
 
 
 VERBS = {

@@ -14,20 +14,59 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.digest import saved_tensors, tensor_digest
+from transferkit.models.optimizers import NamedParameters
 
 __all__ = [
+    "Grouped",
     "evaluation_mode",
     "frozen_modules",
     "frozen_state_digest",
+    "group_names",
     "keep_frozen_eval",
+    "require_groups",
     "restored_modes",
     "set_trainable",
 ]
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A module whose layers can be frozen by groups: all that phases ask of a model."""
+
+    def groups(self) -> Sequence[tuple[str, NamedParameters]]:
+        """Return every parameter exactly once, by group, from input to output."""
+
+    def train_groups(self, names: Sequence[str]) -> None:
+        """Let exactly these groups learn, and freeze all others; see `set_trainable`."""
+
+
+def group_names(module: Grouped) -> tuple[str, ...]:
+    """Return the names of a module's groups, in order."""
+    return tuple(name for name, _ in module.groups())
+
+
+def require_groups(module: nn.Module, user: str) -> Grouped:
+    """Return a module as one that has groups.
+
+    Args:
+        module: Any.
+        user: Who needs them, for the message.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if isinstance(module, Grouped):
+        return module
+    raise ConfigError(
+        f"{user} needs a module with groups() and train_groups(), saw {type(module).__name__} - fit a TransferModule, "
+        "with your network as its backbone (`register_backbone`) or head, or write the two methods"
+    )
 
 
 def set_trainable(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
 from transferkit.core.targets import TargetSpec
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.task import Task
@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "measure_splits",
     "network_outputs",
+    "outputs_of_split",
     "prediction_rows",
     "predictions_of",
     "write_predictions",
@@ -66,6 +67,13 @@ def network_outputs(
     return torch.cat(outputs).clone(), torch.cat(answers).clone()
 
 
+def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, device: str = "cpu") -> Outputs:
+    """Return what a network returns for the pictures of a split, in index order. Raises `DataError` when empty."""
+    outputs, targets = network_outputs(module, data.evaluation_loader(split), device=device)
+    paths = tuple(str(Path(record.path).absolute()) for record in data.index.split(split))
+    return Outputs(paths, outputs, targets)
+
+
 def predictions_of(
     module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -79,7 +87,7 @@ def measure_splits(
 ) -> tuple[dict[str, Any], Calibration, list[Row]]:
     """Calibrate on the validation pictures, and measure every split with the predictions that users will see.
 
-    Those of `val` are cross-fitted: each come from a calibration that has not seen the picture. Those of `test` are
+    Those of `val` are cross-fitted: each come from a calibration fitted without the picture. Those of `test` are
     what the saved model gives.
 
     Args:

@@ -10,12 +10,11 @@ import torch
 
 from transferkit.core.errors import TrainingError, TransferkitWarning
 from transferkit.machine.cores import free_memory
-from transferkit.machine.device import device_of
 from transferkit.models.module import TransferModule
 from transferkit.options.training import FinetuneConfig
-from transferkit.show.progress import progress_console, waiting
+from transferkit.show.progress import waiting
 from transferkit.training.loop.trainer import is_out_of_memory
-from transferkit.training.setup import Prepared
+from transferkit.training.setup import Options, Training
 
 __all__ = ["SIZES", "choose_batch_size", "halved"]
 
@@ -29,25 +28,26 @@ SHARE = 0.8
 """Of the memory that is free; the rest is for what one step does not show."""
 
 
-def choose_batch_size(ready: Prepared, *, quiet: bool = False) -> int:
+def choose_batch_size(training: Training[Options]) -> int:
     """Return the largest batch size of `SIZES` at which a whole training step fits.
 
     A copy of the model does one step of every size in turn, everything trainable, optimizer included, until memory runs
     out. On a CPU the system might kill the process then: the memory of a step is computed from that of its activations.
 
     Args:
-        ready: The training.
-        quiet: No progress.
+        training: What will be trained.
 
     Raises:
         TrainingError: Not even the smallest size fits.
     """
-    device = device_of(ready.machine.accelerator)
-    pictures = len(ready.data.index.split("train"))
+    device = training.device
+    pictures = len(training.data.index.split("train"))
     sizes = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
     largest = 0
-    with waiting(progress_console(quiet), "measuring the batch size"):
-        trial = _Trial(ready.module, device, half=ready.machine.precision == "bf16")
+    with waiting(training.console, "measuring the batch size"):
+        trial = _Trial(
+            training.module, training.data.targets("train"), device, half=training.machine.precision == "bf16"
+        )
         try:
             for size in sizes:
                 if device == "cpu" and trial.needs(size) > SHARE * free_memory():
@@ -80,15 +80,17 @@ class _Trial:
 
     Args:
         module: The model.
+        targets: ``(N, ...)``, of any pictures.
         device: Where to try.
         half: Under bf16 autocast.
     """
 
-    def __init__(self, module: TransferModule, device: str, *, half: bool) -> None:
+    def __init__(self, module: TransferModule, targets: torch.Tensor, device: str, *, half: bool) -> None:
         self.module = copy.deepcopy(module).to(device, memory_format=torch.channels_last)
         self.module.requires_grad_(True)
         self.module.train()
         self.optimizer = self.module.configure_optimizers()
+        self.targets = targets
         self.device = device
         self.half = half
 
@@ -126,7 +128,7 @@ class _Trial:
 
     def _loss(self, size: int) -> torch.Tensor:
         images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
-        targets = torch.zeros(size, dtype=torch.int64, device=self.device)
+        targets = self.targets[torch.arange(size) % len(self.targets)].to(self.device)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
             logits = self.module(images.contiguous(memory_format=torch.channels_last))
         loss: torch.Tensor = self.module.loss(logits.float(), targets)

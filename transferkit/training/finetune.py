@@ -1,9 +1,14 @@
-"""The main job as one readable story: a folder of pictures goes in, a run directory with a working model comes out."""
+"""The main job as one story: a folder of pictures goes in, a run directory with a working model comes out.
+
+`_fine_tune` tells it: claim the directory, prepare, choose, solve, tune, describe, soften, train. Then, in the first of
+several processes, `_conclude`: pick, finish, measure, save, report. Each step takes a `Training` and does one thing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,27 +18,37 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
+from transferkit.data.batches.datamodule import normalise
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.heads import LinearHead
-from transferkit.options.training import FinetuneConfig
+from transferkit.models.artifact import save_model
+from transferkit.models.calibration.calibration import Calibration
+from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.runs.measure import Row, measure_splits, outputs_of_split, write_predictions
+from transferkit.runs.write import environment, write_config, write_data, write_metrics, write_plan
+from transferkit.show.plots import plot_history
+from transferkit.show.progress import counting_bar
 from transferkit.show.words import print_summary, read_metrics
 from transferkit.training.batch_size import choose_batch_size, halved
 from transferkit.training.checks.checks import check_overfit
-from transferkit.training.describe import describe_run, resume_point, write_results
+from transferkit.training.craft.batchnorm import recalibrate_bn
+from transferkit.training.craft.interpolation import choose_alpha, load_start
+from transferkit.training.craft.snapshots import measure_snapshots, weights_of
 from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
+from transferkit.training.loop.checkpoints import load_checkpoint, resume_point
+from transferkit.training.loop.early_stop import BEFORE_TRAINING
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.recorder import RunRecorder
-from transferkit.training.loop.trainer import fit, is_out_of_memory, quiet_lightning
+from transferkit.training.loop.trainer import fit, is_out_of_memory
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import find_start
 from transferkit.training.lr.verb import save_search
 from transferkit.training.plan.options import resolve_options
-from transferkit.training.plan.preview import write_plan
-from transferkit.training.ranks.parallel import gather, is_writer, on_first, world
+from transferkit.training.plan.preview import plan_directory, write_preview
+from transferkit.training.ranks.parallel import by_first, gather, is_writer, of_first, world
 from transferkit.training.ranks.processes import in_processes, started_as, warned_once
-from transferkit.training.setup import Prepared, make_compute_of, prepare
+from transferkit.training.ranks.strategies import quiet_lightning
+from transferkit.training.setup import Training, prepare
 
 __all__ = ["Run", "finetune"]
 
@@ -45,8 +60,9 @@ class Run:
     """A finished run.
 
     Attributes:
-        path: The run directory.
-        metrics: The content of its `metrics.json`.
+        path: The run directory. Of ``dry_run`` that of the plan; of ``overfit_batches``, which writes none, the
+            directory that a run would have.
+        metrics: The content of its `metrics.json`; of ``dry_run`` the plan; of ``overfit_batches`` what was reached.
     """
 
     path: Path
@@ -75,110 +91,243 @@ def finetune(*, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("
     """
     with warned_once(started_as()):
         config = resolve_options(options)
-    if (config.dry_run or config.overfit_batches is not None) and started_as():
-        return Run(Path(), {})  # one process is enough
     if config.dry_run:
-        out, plan = write_plan(config, out=f"{config.out}-plan" if config.out else None, quiet=config.quiet)
-        return Run(out, plan)
+        return _preview(config)
     if config.overfit_batches is not None:
-        return Run(Path(), check_overfit(config, prepare(config, quiet=config.quiet)))
-    return in_processes(config, lambda config: _run(config, callbacks, measured))
+        return _overfit(config)
+    return in_processes(config, lambda config: _fine_tune(config, callbacks, measured))
 
 
-def _run(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
-    """Do it in each of the processes: what is found out, chosen and written is the first one's."""
-    run = Path(config.out) if config.out else on_first(default_run_dir, config.data, config.backbone)
-    on_first(prepare_run_dir, run, resume=config.resume, overwrite=config.overwrite)
-    if config.resume and on_first(is_complete, run):
+def _preview(config: FinetuneConfig) -> Run:
+    """Say what would happen; of several processes the first one does."""
+    out = f"{config.out}-plan" if config.out else None
+    if started_as():
+        return Run(plan_directory(config, out), {})
+    return Run(*write_preview(config, out=out, quiet=config.quiet))
+
+
+def _overfit(config: FinetuneConfig) -> Run:
+    """Learn a few batches by heart; of several processes the first one does."""
+    result = {} if started_as() else check_overfit(prepare(config, quiet=config.quiet))
+    return Run(_directory(config), result)
+
+
+def _fine_tune(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
+    """Tell the story in each of the processes: what is measured, chosen and written is the first one's."""
+    run = _claim(config)
+    metrics = _metrics_of_complete(run) if config.resume else None
+    if metrics is not None:
         if not config.quiet:
             print_summary(run, note="already complete")
-        return Run(run, on_first(read_metrics, run))
-
-    ready = prepare(config, quiet=config.quiet, fresh=not config.resume)
-    shrinks = config.batch_size == "auto" and world() == 1
-    if config.batch_size == "auto":
-        ready.data.batch_size = on_first(choose_batch_size, ready, quiet=config.quiet)
-    solved = _solve(config, ready) if ready.phases[0].solve and not config.resume else None
-    search, ready, lr = _find_start(config, ready, solved) if config.lr == "auto" else (None, ready, config.lr)
-    config = dataclasses.replace(
-        config, precision=ready.machine.precision, phases=[phase.to_dict() for phase in ready.phases],
-        batch_size=ready.data.batch_size, lr=lr,
-    )  # fmt: skip
-
-    opened = open_run_dir(run, resume=config.resume, overwrite=config.overwrite) if is_writer() else nullcontext(run)
-    with opened:
-        checkpoint = on_first(resume_point, run, ready.data) if config.resume else None
-        on_first(describe_run, run, config, ready.data, ready.module, ready.phases)
-        if search is not None:
-            save_search(search, run)
-        _soften(ready, solved)
-        flag = SignalFlag()
-        with flag.installed(), quiet_lightning():
-            recorder, config, ready = _fit(run, config, ready, checkpoint, flag, solved, callbacks, shrinks=shrinks)
-        metrics = on_first(write_results, run, config, ready.machine, ready.data, ready.module, recorder, measured)
+        return Run(run, metrics)
+    training = _choose(prepare(config, quiet=config.quiet, fresh=not config.resume))
+    solved = _solve(training)
+    search, training = _tune(training, solved)
+    directory = open_run_dir(run, resume=config.resume, overwrite=config.overwrite) if is_writer() else nullcontext(run)
+    with directory:
+        checkpoint = by_first(resume_point)(run, training.data.index) if config.resume else None
+        _describe(run, training, search)
+        _soften(training, solved)
+        training, recorder = _train(run, training, solved, checkpoint, callbacks, halve=config.batch_size == AUTO)
+        metrics = _conclude(run, training, recorder, measured)
         if not config.quiet:
             print_summary(run)
     return Run(run, metrics)
 
 
-# ---- parts ------------------------------------------------------------------------------------------------------
+# ---- before training --------------------------------------------------------------------------------------------
 
 
-def _solve(config: FinetuneConfig, ready: Prepared) -> SolvedProbe:
+def _directory(config: FinetuneConfig) -> Path:
+    return Path(config.out) if config.out else default_run_dir(config.data, config.backbone)
+
+
+@by_first
+def _claim(config: FinetuneConfig) -> Path:
+    """Return the run directory; refuse one that is taken."""
+    run = _directory(config)
+    prepare_run_dir(run, resume=config.resume, overwrite=config.overwrite)
+    return run
+
+
+@by_first
+def _metrics_of_complete(run: Path) -> dict[str, Any] | None:
+    return read_metrics(run) if is_complete(run) else None
+
+
+def _choose(training: Training[FinetuneConfig]) -> Training[FinetuneConfig]:
+    """Choose the batch size, where it is ours to choose."""
+    if training.config.batch_size != AUTO:
+        return training
+    return training.in_batches_of(by_first(choose_batch_size)(training))
+
+
+def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     """Fit the head on cached features. Nothing is in the run directory yet: when this is stopped, the features stay."""
-    console = progress_console(config.quiet)
-    with counting_bar(console, "solving the probe") as told:
+    config, module = training.config, training.module
+    if config.resume or not training.phases[0].solve:
+        return None
+    with counting_bar(training.console, "solving the probe") as progress:
         solved = solve_probe(
-            ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine),
-            views=config.probe_views, seed=config.seed, progress=told,
+            module, training.data, FeatureStore(config.store), training.compute,
+            views=config.probe_views, seed=config.seed, progress=progress,
         )  # fmt: skip
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
-    figures, head = on_first(lambda: ({**solved.figures, "computed": computed}, ready.module.head.state_dict()))
-    ready.module.head.load_state_dict(head)
-    log.info("probe solved in %.1f s: val accuracy %s", figures["time_s"], figures["val_acc"])
-    return SolvedProbe(figures, {name: tensor.clone() for name, tensor in head.items()})
+    solved = of_first(SolvedProbe({**solved.figures, "computed": computed}, solved.head))
+    module.head.load_state_dict(solved.head)
+    log.info("probe solved in %.1f s: val accuracy %s", solved.figures["time_s"], solved.figures["val_acc"])
+    return solved
 
 
-def _soften(ready: Prepared, solved: SolvedProbe | None) -> None:
+def _tune(
+    training: Training[FinetuneConfig], solved: SolvedProbe | None
+) -> tuple[LRSearch | None, Training[FinetuneConfig]]:
+    """Look for the LR, where it is ours to choose, in steps that the processes take together."""
+    if training.config.lr != AUTO:
+        return None, training
+    search, training = find_start(training, solved)
+    return search, training.at_lr(*of_first((float(training.config.lr), training.phases)))
+
+
+@by_first
+def _describe(run: Path, training: Training[FinetuneConfig], search: LRSearch | None = None) -> None:
+    """Write what is about to happen."""
+    write_config(run, training.settled_config.to_dict())
+    write_data(run, training.data.index, skip_bad=training.config.skip_bad)
+    write_plan(run, training.plan_values)
+    if search is not None:
+        save_search(search, run)
+
+
+def _soften(training: Training[FinetuneConfig], solved: SolvedProbe | None) -> None:
     """Take the confidence off a solved head, so that what is trained with it is not thrown off by large gradients."""
-    if solved is not None and any(phase.epochs for phase in ready.phases):
-        assert isinstance(ready.module.head, LinearHead)
-        soften_head(ready.module.head, solved.figures["logit_std"])
+    if solved is not None and training.plan.epochs:
+        soften_head(training.module.head, solved.figures["logit_std"])
 
 
-def _find_start(
-    config: FinetuneConfig, ready: Prepared, solved: SolvedProbe | None
-) -> tuple[LRSearch | None, Prepared, float]:
-    """Look for the LR, in steps that the processes take together; the test is returned in the first one only."""
-    test, found, lr = find_start(config, ready, solved, quiet=config.quiet)
-    phases, lr = on_first(lambda: (found.phases, lr))
-    return (test if is_writer() else None), dataclasses.replace(ready, phases=phases), lr
+# ---- training ---------------------------------------------------------------------------------------------------
 
 
-def _fit(
+def _train(
     run: Path,
-    config: FinetuneConfig,
-    ready: Prepared,
-    checkpoint: Path | None,
-    flag: SignalFlag,
+    training: Training[FinetuneConfig],
     solved: SolvedProbe | None,
+    checkpoint: Path | None,
     callbacks: Sequence[Callback],
     *,
-    shrinks: bool,
-) -> tuple[RunRecorder, FinetuneConfig, Prepared]:
+    halve: bool,
+) -> tuple[Training[FinetuneConfig], RunRecorder]:
     """Train; after out-of-memory go on with half the batch and twice the accumulation, where the size was ours."""
-    while True:
-        try:
-            recorder = fit(run, config, ready, checkpoint=checkpoint, flag=flag, solved=solved, callbacks=callbacks)
-        except TrainingError as error:
-            if not (shrinks and is_out_of_memory(error) and ready.data.batch_size > 1):
-                raise
-            config = halved(config)
-            checkpoint = resume_point(run, ready.data) if (run / "checkpoints" / "last.ckpt").is_file() else None
-            ready = prepare(config, quiet=config.quiet, fresh=checkpoint is None)
-            if checkpoint is None and solved is not None:
-                solved = _solve(config, ready)
-                _soften(ready, solved)
-            describe_run(run, config, ready.data, ready.module, ready.phases)
-        else:
-            return recorder, config, ready
+    flag = SignalFlag()
+    with flag.installed(), quiet_lightning():
+        while True:
+            try:
+                return training, fit(
+                    run, training, solved=solved, checkpoint=checkpoint, flag=flag, callbacks=callbacks
+                )
+            except TrainingError as error:
+                if not (halve and world() == 1 and is_out_of_memory(error) and training.data.batch_size > 1):
+                    raise
+            last = run / "checkpoints" / "last.ckpt"
+            checkpoint = resume_point(run, training.data.index) if last.is_file() else None
+            training = prepare(halved(training.settled_config), quiet=training.config.quiet, fresh=checkpoint is None)
+            if checkpoint is None:
+                solved = _solve(training)
+                _soften(training, solved)
+            _describe(run, training)
+
+
+# ---- after training ---------------------------------------------------------------------------------------------
+
+
+@by_first
+def _conclude(
+    run: Path, training: Training[FinetuneConfig], recorder: RunRecorder, measured: Sequence[str]
+) -> dict[str, Any]:
+    """Make the product of the weights that were trained, and say what it is worth. `metrics.json` comes last."""
+    _pick(training, recorder)
+    started = time.perf_counter()
+    splits = [split for split in measured if training.data.index.split(split)]
+    craft = _finish(run, training)
+    figures, calibration, rows = _measure(training, splits)
+    if training.config.snapshots:
+        craft["snapshots"] = measure_snapshots(
+            run, training.module, training.data, splits, device=training.device, seed=training.config.seed
+        )
+    save_model(run, training.module.cpu(), calibration=calibration)
+    write_predictions(run / "predictions.csv", training.module.task, rows)
+    metrics = {
+        **figures,
+        "selection": _selection(recorder, tested="test" in splits),
+        **craft,
+        "phases": recorder.history.phases(),
+        "time_s": sum(recorder.history.phase_seconds.values()) + time.perf_counter() - started,
+        "environment": {**environment(training.device), **dataclasses.asdict(training.machine)},
+    }
+    _report(run, training, recorder, metrics)
+    return metrics
+
+
+def _pick(training: Training[FinetuneConfig], recorder: RunRecorder) -> None:
+    """Take the best epoch's weights; where no epoch was trained, the solved head is all there is."""
+    if recorder.history.rows:
+        training.module.load_state_dict(load_checkpoint(recorder.checkpoints.best)["state_dict"])
+
+
+def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
+    """Do to the weights what the options say; return what came of it, for `metrics.json`.
+
+    Interpolation comes first, then batch-norm statistics, of the weights that were chosen.
+    """
+    config, module, data, device = training.config, training.module, training.data, training.device
+    results: dict[str, Any] = {}
+    if config.interpolate:
+        mixed = choose_alpha(module, load_start(run), weights_of(module), data.evaluation_loader("val"), device=device)
+        mixed.save(run)
+        results["interpolation"] = {"alpha": mixed.alpha, "alphas": list(mixed.alphas), "val_acc": list(mixed.val_acc),
+                                    "val_loss": list(mixed.val_loss)}  # fmt: skip
+    if config.recalibrate_bn:
+        trained = {name for phase in training.phases if phase.epochs for name in phase.trained(module.group_names())}
+        module.train_groups(tuple(trained))
+        batches = (normalise(images, data.data_config) for images, _ in data.evaluation_loader("train"))
+        results["recalibrated_bn"] = recalibrate_bn(module.to(device), batches, device=device)
+    return results
+
+
+def _measure(
+    training: Training[FinetuneConfig], splits: Sequence[str]
+) -> tuple[dict[str, Any], Calibration, list[Row]]:
+    """Calibrate on val, and return what each split tells of the weights; see `measure_splits`."""
+    config, module = training.config, training.module
+    outputs = {split: outputs_of_split(module, training.data, split, device=training.device) for split in splits}
+    return measure_splits(outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed)
+
+
+def _selection(recorder: RunRecorder, *, tested: bool) -> dict[str, Any]:
+    """Return what was chosen on which split, for whoever reads the figures of that split."""
+    untouched = "; test was not looked at before" if tested else ""
+    selection = recorder.selection
+    if not recorder.history.rows:
+        note = f"nothing was chosen on val: the regularisation was cross-validated inside train{untouched}"
+        return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
+    solved, on_val = selection.best_epoch == BEFORE_TRAINING, selection.monitor.startswith("val")
+    how = "the epoch was chosen on val, so val is optimistic" if on_val else "the epoch was chosen by the training loss"
+    return {
+        "monitor": selection.monitor,
+        "epoch": None if solved else selection.best_epoch,
+        "kept": "the solved probe" if solved else f"epoch {selection.best_epoch}",
+        "note": how + untouched,
+        "stopped_early": selection.stopped_early,
+    }
+
+
+def _report(run: Path, training: Training[FinetuneConfig], recorder: RunRecorder, metrics: Mapping[str, Any]) -> None:
+    """Write curves, history and figures; `metrics.json` last: it marks a complete run."""
+    history = recorder.history
+    if history.rows:
+        plot_history(
+            history.rows, training.plan_values, run / "curves.png", best_epoch=recorder.selection.best_epoch,
+            solved=history.solved,
+        )  # fmt: skip
+    history.write()
+    write_metrics(run, metrics)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from transferkit.core.errors import ConfigError, DataError
-from transferkit.core.files import write_json
 from transferkit.core.targets import TargetSpec
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
@@ -22,7 +21,7 @@ from transferkit.features.probe.curves import depth_curve, learning_curve
 from transferkit.features.probe.estimators import build_estimator
 from transferkit.features.probe.probe import FittedProbe, fit_probe
 from transferkit.machine.device import choose_accelerator, device_of
-from transferkit.models.artifact import save_model, versions
+from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.heads import LinearHead
@@ -32,9 +31,9 @@ from transferkit.models.task import task_named
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
+from transferkit.runs.write import environment, write_config, write_data, write_metrics
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.show.words import print_probe
-from transferkit.training.describe import describe_config, describe_data, device_name
 from transferkit.training.head.features import row_groups, training_rows
 from transferkit.training.head.solve import write_head
 from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
@@ -106,8 +105,8 @@ def run_probe(config: ProbeConfig) -> Path:
             )  # fmt: skip
 
     with open_run_dir(run, resume=False, overwrite=config.overwrite):
-        describe_config(run, dataclasses.asdict(config))
-        describe_data(run, table.index, skip_bad=config.skip_bad)
+        write_config(run, dataclasses.asdict(config))
+        write_data(run, table.index, skip_bad=config.skip_bad)
         if "curve" in probe.choice and probe.name in ("logistic", KNN):
             plot_path(probe.choice, run / "path.png", name="C" if probe.name == "logistic" else "k")
         if "depth" in extra:
@@ -134,9 +133,9 @@ def run_probe(config: ProbeConfig) -> Path:
             "features": {**table.facts, "time_s": extracted - started},
             **extra,
             "time_s": time.perf_counter() - started,
-            "environment": {**versions(), "device": device_name(device_of(choose_accelerator(config.accelerator)))},
+            "environment": environment(device_of(choose_accelerator(config.accelerator))),
         }  # fmt: skip
-        write_json(run / "metrics.json", metrics)
+        write_metrics(run, metrics)
     if not config.quiet:
         print_probe(run)
     return run

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import lightning as L
+from rich.console import Console
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.errors import gather as gather_problems
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.data.batches.samplers import EpochSampler
 from transferkit.data.sample import SAMPLE
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
@@ -25,34 +29,84 @@ from transferkit.options.training import TrainingOptions
 from transferkit.show.progress import counting_bar, progress_console, waiting
 from transferkit.training.plan.options import resolve_phases
 from transferkit.training.plan.phases import Phase
-from transferkit.training.ranks.parallel import gather, local_world, on_first
+from transferkit.training.plan.plan import Plan
+from transferkit.training.ranks.parallel import by_first, gather, local_world
 
-__all__ = ["Prepared", "build", "make_compute_of", "prepare"]
+__all__ = ["Options", "Training", "prepare"]
 
 log = logging.getLogger("transferkit")
 
 USUAL_BATCH = 32
 """Of a loader that is built before the batch size has been measured."""
 
+Options = TypeVar("Options", bound=TrainingOptions)
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a training consists of, before its first step.
+class Training(Generic[Options]):
+    """What is trained, on which pictures, by which phases and with what.
 
     Attributes:
-        data: Read and checked.
-        module: With weights.
+        config: The options. What was ``"auto"`` is, step by step, what was chosen for it.
+        data: The pictures, read and checked.
+        module: The model, with weights.
         phases: Resolved against the module's groups.
         machine: What it is computed with.
+        console: Where progress is shown; ``None`` for nowhere.
     """
 
+    config: Options
     data: ImageData
     module: TransferModule
     phases: tuple[Phase, ...]
     machine: Machine
+    console: Console | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What happens in which step."""
+        config, size = self.config, self.data.batch_size
+        share = EpochSampler(
+            len(self.data.index.split("train")), batch_size=size, seed=config.seed,
+            world_size=config.devices * config.num_nodes,
+        )  # fmt: skip
+        batches = math.ceil(len(share) / size)
+        return Plan(self.phases, self.module.group_names(), math.ceil(batches / config.accumulate))
+
+    @property
+    def plan_values(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in self.module.groups()}
+        return self.plan.to_dict(sizes)
+
+    @property
+    def device(self) -> str:
+        """Where it is computed: ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+        return device_of(self.machine.accelerator)
+
+    @property
+    def compute(self) -> Compute:
+        """What features are computed with."""
+        # bf16 in training says nothing of features, where every row counts: it is tried, and used if exact enough.
+        precision = "32" if self.machine.precision == "32" else "auto"
+        return Compute(self.device, precision, workers=self.machine.workers, threads=available_cores())
+
+    def in_batches_of(self, size: int) -> Training[Options]:
+        """Return the training with so many pictures per batch."""
+        return replace(self, config=replace(self.config, batch_size=size), data=self.data.in_batches_of(size))
+
+    def at_lr(self, lr: float, phases: tuple[Phase, ...]) -> Training[Options]:
+        """Return the training with this LR, which these phases have."""
+        return replace(self, config=replace(self.config, lr=lr), phases=phases)
+
+    @property
+    def settled_config(self) -> Options:
+        """The options that repeat this training: with what was chosen for ``"auto"``, and phases spelled out."""
+        phases = [phase.to_dict() for phase in self.phases]
+        return replace(self.config, precision=self.machine.precision, phases=phases)
 
 
-def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True) -> Prepared:
+def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Training[Options]:
     """Build everything that a training needs, and choose what it is computed with.
 
     Args:
@@ -68,49 +122,31 @@ def prepare(config: TrainingOptions, *, quiet: bool = False, fresh: bool = True)
     accelerator = choose_accelerator(config.accelerator, config.devices)
     workers, threads = choose_workers(config.workers, accelerator)
     tune_process(threads)
-    data, module = build(config, workers, quiet=quiet)
+    if config.data != SAMPLE and not Path(config.data).exists():
+        raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
+    console = progress_console(quiet)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
+    data = _data(config, backbone, workers, console)
+    module = _module(config, backbone, data)
     phases = resolve_phases(config, module.group_names())
     _require_val(config, data, phases)
     if config.init_from is not None and fresh:
         load_weights_from(Path(config.init_from), module)
-    with waiting(progress_console(quiet), "measuring bf16 against fp32"):
-        choice = on_first(
-            choose_training_precision, config.precision, accelerator, module.backbone, module.data_config.image_size,
-            data.batch_size,
-        )  # fmt: skip
+    with waiting(console, "measuring bf16 against fp32"):
+        choice = by_first(choose_training_precision)(
+            config.precision, accelerator, module.backbone, module.data_config.image_size, data.batch_size
+        )
     log.info("precision %s: %s", choice.precision, choice.reason)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
-    return Prepared(data, module, phases, Machine(accelerator, choice.precision, workers, threads, choice.reason))
+    machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
+    return Training(config, data, module, phases, machine, console)
 
 
-def _require_val(config: TrainingOptions, data: ImageData, phases: Sequence[Phase]) -> None:
-    """Refuse what cannot be had without a validation split, before anything is computed."""
-    if data.index.split("val"):
-        return
-    found = ["--interpolate chooses its share on val"] if config.interpolate else []
-    found += [f"schedule {phase.curve.name} of phase {phase.name!r} goes by the loss on val"
-              for phase in phases if phase.curve.needs_values]  # fmt: skip
-    if found:
-        raise ConfigError(
-            f"the data have no val pictures: {gather_problems(found)} - add a val folder, or a --val-split above 0"
-        )
-
-
-def build(config: TrainingOptions, workers: int, *, quiet: bool = False) -> tuple[ImageData, TransferModule]:
-    """Return the data, read and checked, and the model, with weights.
-
-    Args:
-        config: The options.
-        workers: Decoding processes.
-        quiet: No progress bars.
-    """
-    if config.data != SAMPLE and not Path(config.data).exists():
-        raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
-    console = progress_console(quiet)
-    with counting_bar(console, "reading pictures") as told:
+def _data(config: TrainingOptions, backbone: Backbone, workers: int, console: Console | None) -> ImageData:
+    """Read and check the pictures."""
+    with counting_bar(console, "reading pictures") as progress:
         data = ImageData(
             config.data,
             batch_size=USUAL_BATCH if isinstance(config.batch_size, str) else config.batch_size,
@@ -128,12 +164,12 @@ def build(config: TrainingOptions, workers: int, *, quiet: bool = False) -> tupl
             skip_bad=config.skip_bad,
             allow_empty_classes=config.allow_empty_classes,
             allow_leaks=config.allow_leaks,
-            progress=told,
+            progress=progress,
         )
         pictures = len(data.index.split("train"))
     if pictures < 2:
         raise DataError(f"{config.data}: {pictures} training picture(s), expected at least 2 - lower --val-split")
-    return data, _module(config, backbone, data)
+    return data
 
 
 def _module(config: TrainingOptions, backbone: Backbone, data: ImageData) -> TransferModule:
@@ -160,8 +196,14 @@ def _module(config: TrainingOptions, backbone: Backbone, data: ImageData) -> Tra
     )
 
 
-def make_compute_of(machine: Machine) -> Compute:
-    """Return what features are computed with while a model is trained on `machine`."""
-    # bf16 in training says nothing of features, where every row counts: it is tried, and used if it is exact enough.
-    precision = "32" if machine.precision == "32" else "auto"
-    return Compute(device_of(machine.accelerator), precision, workers=machine.workers, threads=available_cores())
+def _require_val(config: TrainingOptions, data: ImageData, phases: tuple[Phase, ...]) -> None:
+    """Refuse options that need a validation split where there is none, before anything is computed."""
+    if data.index.split("val"):
+        return
+    problems = ["--interpolate chooses its share on val"] if config.interpolate else []
+    problems += [f"schedule {phase.curve.name} of phase {phase.name!r} goes by the loss on val"
+              for phase in phases if phase.curve.needs_values]  # fmt: skip
+    if problems:
+        raise ConfigError(
+            f"the data have no val pictures: {gather_problems(problems)} - add a val folder, or a --val-split above 0"
+        )

@@ -12,8 +12,14 @@ from transferkit.core.errors import CheckpointError
 from transferkit.options.fields import make_config
 from transferkit.options.training import SelftestConfig
 from transferkit.training.checks import selftest
-from transferkit.training.checks.selftest import KINDS, check_resume, compare_runs, compare_traces, draw_kills
-from transferkit.training.checks.trace import read_trace
+from transferkit.training.checks.selftest import (
+    KINDS,
+    check_resume,
+    compare_runs,
+    compare_traces,
+    draw_kills,
+    read_trace,
+)
 
 
 def small(**options):

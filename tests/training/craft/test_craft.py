@@ -229,7 +229,7 @@ def test_momentum_cycles_and_comes_back(quick, tmp_path):
         {"name": "flat", "epochs": 1, "lr": 1e-3, "schedule": "constant"},
     ]
     seen = []
-    from transferkit.training.checks.trace import Trace
+    from transferkit.training.checks.selftest import Trace
 
     class Momentum(Trace):
         def on_train_batch_start(self, trainer, *rest):

@@ -9,14 +9,13 @@ from safetensors.torch import load_file
 from small_runs import STEPS, make_data, make_module, train
 
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
-from transferkit.runs.measure import predictions_of
+from transferkit.runs.measure import network_outputs
 from transferkit.training.craft.snapshots import (
     Snapshots,
-    ensemble_probs,
+    ensemble,
     load_weights,
     read_weights,
     snapshot_paths,
-    snapshot_problems,
     weights_of,
     write_weights,
 )
@@ -137,16 +136,16 @@ def test_the_mean_of_probabilities(reference, folder):
     run, epochs, module = reference
     loader = make_data(folder).evaluation_loader("val")
     own = weights_of(module)
-    probs, targets, each = ensemble_probs(module, run, loader)
+    probs, targets, each = ensemble(module, run, loader)
     assert (each.shape, probs.shape, len(targets)) == ((2, 12, 3), (12, 3), 12)
     for number, epoch in enumerate(ENDS):
         other = make_module()
         other.load_state_dict(epochs.states[epoch])
-        alone, labels = predictions_of(other, loader)
+        alone, labels = network_outputs(other, loader)
         assert each[number].equal(alone)
         assert targets.equal(labels)
     assert not each[0].allclose(each[1], atol=1e-3)
-    torch.testing.assert_close(probs, (each[0] + each[1]) / 2)
+    torch.testing.assert_close(probs, (each[0].softmax(dim=1) + each[1].softmax(dim=1)) / 2)
     # the module is what it was
     assert all(tensor.equal(own[name]) for name, tensor in weights_of(module).items())
     assert not own["head.linear.weight"].equal(epochs.states[3]["head.linear.weight"])
@@ -161,7 +160,7 @@ def test_a_failure_gives_the_weights_back(reference, folder):
         raise RuntimeError("cable pulled")
 
     with pytest.raises(RuntimeError, match="cable pulled"):
-        ensemble_probs(module, run, broken())
+        ensemble(module, run, broken())
     assert all(tensor.equal(own[name]) for name, tensor in weights_of(module).items())
 
 
@@ -176,7 +175,7 @@ def test_a_loader_that_shuffles_is_refused(reference):
             yield torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, self.passes])
 
     with pytest.raises(ConfigError, match="other labels at each pass - use one that does not shuffle"):
-        ensemble_probs(module, run, Shuffling())
+        ensemble(module, run, Shuffling())
 
 
 def test_snapshots_that_are_missing(tmp_path):
@@ -193,30 +192,6 @@ def test_snapshots_that_are_missing(tmp_path):
 
 
 # ---- the check and the files ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("schedule", "epochs", "enough"),
-    [
-        (SGDR(cycle_epochs=2), 4, True),
-        (SGDR(cycle_epochs=2), 3, False),
-        (SGDR(cycle_epochs=1, cycle_mult=2), 3, True),
-        (SGDR(cycle_epochs=1, cycle_mult=2), 2, False),
-        (Constant(), 4, False),
-    ],
-)
-def test_phases_need_two_whole_cycles(schedule, epochs, enough):
-    phases = [Phase("probe", epochs=0, train="head", solve=True), Phase("all", epochs=epochs, schedule=schedule)]
-    problems = snapshot_problems(phases)
-    assert bool(problems) is not enough
-    if problems:
-        seen = f"'all' with {schedule.name} and {0 if schedule == Constant() else 1} whole cycle(s)"
-        assert "snapshots need a phase of at least two whole sgdr cycles, saw " in problems[0]
-        assert seen in problems[0]
-
-
-def test_a_whole_cycle_in_each_of_two_phases_is_not_enough():
-    assert snapshot_problems([Phase(name, epochs=1, schedule=SGDR(cycle_epochs=1)) for name in "ab"])
 
 
 def test_weights_come_back_as_they_were(tmp_path):

@@ -24,9 +24,7 @@ from transferkit.training.finetune import finetune
 from transferkit.training.head.features import training_rows
 from transferkit.training.head.solve import START_STD, soften_head, solve_head
 from transferkit.training.loop.phase_schedule import PhaseSchedule
-from transferkit.training.plan.phases import Phase, check_phases, make_phases
-from transferkit.training.plan.presets import preset_phases
-from transferkit.training.schedules.schedules import Cosine
+from transferkit.training.plan.phases import Phase, check_phases, make_phases, preset_phases
 
 
 @pytest.fixture
@@ -272,14 +270,14 @@ def test_resume_of_nothing_is_refused(solving):  # fault 55
 
 
 def test_presets_with_a_solved_probe():
-    options = {"epochs": 4, "probe_epochs": 3, "lr": 1e-3, "probe_lr": 1e-2, "schedule": Cosine(), "layer_decay": 0.5}
+    probe, tuning = Phase("probe", epochs=0, train="head", lr=1e-2, solve=True), Phase("finetune", epochs=4)
     names = ("stem", "layer1", "head")
     for preset in ("probe", "probe-finetune", "gradual"):
-        phases = preset_phases(preset, **options, group_names=names, solve=True)
-        assert phases[0] == Phase("probe", epochs=0, train="head", lr=1e-2, solve=True)
+        phases = preset_phases(preset, probe, tuning, names)
+        assert phases[0] == probe
         assert check_phases(phases, names) == []
         assert not any(phase.solve for phase in phases[1:])
-    assert not preset_phases("finetune", **options, group_names=names, solve=True)[0].solve
+    assert not preset_phases("finetune", probe, tuning, names)[0].solve
 
 
 def test_a_recipe_with_a_solved_phase():

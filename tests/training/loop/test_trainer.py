@@ -29,7 +29,7 @@ def test_callbacks_run_in_the_order_that_is_written_down(quick, tmp_path):
         callbacks=[theirs, order],
     )  # fmt: skip
     assert order.names == [
-        "PhaseSchedule", "FiniteLoss", "L2SP", "EMA", "Snapshots", "KeepStart", "KeptActivations", "Order",
+        "PhaseSchedule", "FiniteLoss", "L2SP", "EMA", "Snapshots", "KeepStart", "CachedActivations", "Order",
         "RunRecorder", "ModelCheckpoint",
     ]  # fmt: skip
 

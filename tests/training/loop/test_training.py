@@ -9,6 +9,7 @@ from transferkit.core.errors import CheckpointError, ConfigError, TrainingError
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.freezing import set_trainable
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, check_optimizer_state, param_groups
 from transferkit.training.finetune import finetune
@@ -128,19 +129,71 @@ def test_bad_phases_are_refused_before_the_first_batch(data, tmp_path):
         trainer.fit(make_module(), data)
 
 
-def test_a_foreign_module_is_refused(data, tmp_path):
-    class Foreign(L.LightningModule):
-        def training_step(self, batch, batch_idx):
-            return None
+class Own(L.LightningModule):
+    """A user's own module: two groups, a norm in the first, nothing of transferkit's but the two methods."""
 
-        def validation_step(self, batch, batch_idx):
-            return None
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(4, 3)
 
-        def configure_optimizers(self):
-            return None
+    def groups(self):
+        return [(name, list(getattr(self, name).named_parameters(prefix=name))) for name in ("body", "head")]
 
-    with pytest.raises(ConfigError, match="PhaseSchedule needs a TransferModule, saw Foreign"):
-        make_trainer(tmp_path, PhaseSchedule([Phase("a", epochs=1)])).fit(Foreign(), data)
+    def train_groups(self, names):
+        set_trainable(self, [parameter for name, members in self.groups() if name in names for _, parameter in members])
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        return None
+
+    def configure_optimizers(self):
+        return build_optimizer("sgd", param_groups(self.groups(), weight_decay=0.0), lr=0.1)
+
+
+def test_a_module_of_ones_own_trains_in_phases(data, tmp_path):
+    module, watch = Own(), Watch()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    phases = [Phase("probe", epochs=1, train="head", lr=1e-2), Phase("all", epochs=1, lr=1e-3, layer_decay=0.5)]
+    ends = []
+
+    class Ends(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            state = module.state_dict()
+            ends.append({name.split(".")[0] for name in state if not state[name].equal(before[name])})
+
+    make_trainer(tmp_path, PhaseSchedule(phases), watch, Ends()).fit(module, data)
+    assert ends == [{"head"}, {"body", "head"}]
+    assert [graded for _, graded, _ in watch.rows] == [{"head"}] * 3 + [{"body", "head"}] * 3
+    assert watch.rows[3][2] == pytest.approx({"body": 5e-4, "head": 1e-3})
+
+
+class Ungrouped(Own):
+    groups = train_groups = None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Unnamed(Own):
+    configure_optimizers = Ungrouped.configure_optimizers
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            Ungrouped,
+            r"PhaseSchedule needs a module with groups\(\) and train_groups\(\), saw Ungrouped - fit a Transfer",
+        ),
+        (Unnamed, "the optimizer does not say which layer group its parameters are of"),
+    ],
+)
+def test_a_module_without_groups_is_refused(data, tmp_path, module, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(tmp_path, PhaseSchedule([Phase("a", epochs=1)])).fit(module(), data)
 
 
 def test_the_trainers_own_limit_comes_first(data, tmp_path):

@@ -1,6 +1,7 @@
 """`--lr auto` and `--batch-size auto`: found before training, and lived with after out-of-memory."""
 
 import csv
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -51,7 +52,7 @@ def test_lr_auto_sets_the_phases_that_fine_tune(quick, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:--lr auto:transferkit.core.errors.TransferkitWarning")
 def test_lr_auto_starts_from_the_head_that_will_be_there(quick):
-    ready = prepare(make_config(FinetuneConfig, quick), quiet=True)
+    ready = prepare(make_config(FinetuneConfig, {**quick, "lr": "auto"}), quiet=True)
     before = {name: tensor.clone() for name, tensor in ready.module.state_dict().items()}
     seen = {}
 
@@ -59,8 +60,7 @@ def test_lr_auto_starts_from_the_head_that_will_be_there(quick):
         seen.setdefault("head", {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
 
     handle = TransferModule.register_forward_pre_hook(ready.module, watch)
-    config = make_config(FinetuneConfig, {**quick, "lr": "auto"})
-    find_start(config, ready, None, quiet=True)
+    find_start(ready, None)
     handle.remove()
     assert all(tensor.equal(before[name]) for name, tensor in ready.module.state_dict().items())
     assert not seen["head"]["linear.weight"].equal(before["head.linear.weight"])  # a trained head, not the first one
@@ -72,10 +72,10 @@ def test_lr_auto_of_a_probe_runs_on_cached_features(quick):
     ready = prepare(config, quiet=True)
     forwards = []
     handle = ready.module.backbone.register_forward_hook(lambda *_: forwards.append(1))
-    search, found, lr = find_start(config, ready, None, quiet=True)
+    search, found = find_start(ready, None)
     handle.remove()
     assert len(search.lrs) > len(forwards)
-    assert found.phases[0].lr == pytest.approx(lr)
+    assert found.phases[0].lr == pytest.approx(found.config.lr)
 
 
 @pytest.mark.parametrize("phases", ["finetune", "probe"])
@@ -85,7 +85,7 @@ def test_the_range_test_clips_and_accumulates_as_the_run_will(quick, phases):
     lrs, curves = {"steps": 30, "lr_min": 1e-3, "lr_max": 0.1}, {}
     for clip, accumulate in itertools.product((None, 1e-3), (1, 3)):
         config = make_config(FinetuneConfig, {**options, "clip": clip, "accumulate": accumulate})
-        search = search_phase(config, ready, ready.phases[0], None, RangeTest(**lrs), quiet=True)
+        search = search_phase(dataclasses.replace(ready, config=config), ready.phases[0], None, RangeTest(**lrs))
         curves[clip, accumulate] = search.raw_losses
     assert len(set(curves.values())) == 4
     assert curves[1e-3, 1][0] == curves[None, 1][0]  # the same pictures and weights: only the step is another
@@ -120,22 +120,22 @@ def test_lr_auto_needs_ready_made_phases(quick):
 
 def test_batch_auto_leaves_enough_steps(quick):
     ready = prepare(make_config(FinetuneConfig, {**quick, "batch_size": "auto"}), quiet=True)
-    assert choose_batch_size(ready, quiet=True) == 8  # 24 pictures: more would be fewer than 16 steps
+    assert choose_batch_size(ready) == 8  # 24 pictures: more would be fewer than 16 steps
 
 
 def test_batch_auto_follows_the_memory(quick, monkeypatch):
     ready = prepare(make_config(FinetuneConfig, {**quick, "batch_size": "auto"}), quiet=True)
     monkeypatch.setattr(batch_size, "STEPS_PER_EPOCH", 0)
-    trial = batch_size._Trial(ready.module, "cpu", half=False)
+    trial = batch_size._Trial(ready.module, ready.data.targets("train"), "cpu", half=False)
     needs = [trial.needs(size) for size in batch_size.SIZES]
     assert needs == sorted(needs)
     for index in range(1, len(needs)):
         free = (needs[index - 1] + needs[index]) / 2 / batch_size.SHARE
         monkeypatch.setattr(batch_size, "free_memory", lambda free=free: free)
-        assert choose_batch_size(ready, quiet=True) == batch_size.SIZES[index - 1]
+        assert choose_batch_size(ready) == batch_size.SIZES[index - 1]
     monkeypatch.setattr(batch_size, "free_memory", lambda: 1000)
     with pytest.raises(TrainingError, match="not even a batch of 8 pictures fits into memory"):
-        choose_batch_size(ready, quiet=True)
+        choose_batch_size(ready)
 
 
 def fail_above(monkeypatch, limit, *, after=0):

@@ -5,18 +5,16 @@ import itertools
 import pytest
 
 from transferkit.core.errors import ConfigError
-from transferkit.training.plan.phases import Phase, Plan, check_phases, make_phases
-from transferkit.training.plan.presets import preset_phases
-from transferkit.training.schedules.schedules import SGDR, Constant, Cosine
+from transferkit.training.plan.phases import Phase, check_phases, make_phases, preset_phases, snapshot_problems
+from transferkit.training.plan.plan import Plan
+from transferkit.training.schedules.schedules import SGDR, Constant
 
 GROUPS = ("stem", "layer1", "layer2", "head")
 
 
 def preset(name, *, epochs=4, groups=GROUPS):
-    return preset_phases(
-        name, epochs=epochs, probe_epochs=2, lr=1e-4, probe_lr=1e-3, schedule=Cosine(), layer_decay=0.5,
-        group_names=groups,
-    )  # fmt: skip
+    probe = Phase("probe", 2, train="head", lr=1e-3)
+    return preset_phases(name, probe, Phase("finetune", epochs, lr=1e-4, layer_decay=0.5), groups)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_plateau_follows_from_plan_and_values():
     )
     plan = Plan(phases, GROUPS, 2)
     # epoch of the phase   0    1    2    3    4      the third value in a row that is no better divides the LR
-    known = plan.given({0: [9.0, 9.0], 1: [1.0, 1.0, 1.0, 1.0]})
+    known = plan.with_values({0: [9.0, 9.0], 1: [1.0, 1.0, 1.0, 1.0]})
     course = [known.lrs(step)["head"] for step in range(4, 14, 2)]
     assert course == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
     assert [plan.lrs(step)["head"] for step in range(4, 14, 2)] == pytest.approx([1.0] * 5)
@@ -202,3 +200,30 @@ def test_momentum_of_the_phase_that_cycles():
     lowest = min(range(10, 30), key=plan.momentum)
     assert plan.lrs(lowest)["head"] == pytest.approx(phases[1].lr)  # momentum is lowest where the LR is highest
     assert plan.momentum(lowest) == pytest.approx(0.85)
+
+
+# ---- snapshots --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "enough"),
+    [
+        (SGDR(cycle_epochs=2), 4, True),
+        (SGDR(cycle_epochs=2), 3, False),
+        (SGDR(cycle_epochs=1, cycle_mult=2), 3, True),
+        (SGDR(cycle_epochs=1, cycle_mult=2), 2, False),
+        (Constant(), 4, False),
+    ],
+)
+def test_phases_need_two_whole_cycles(schedule, epochs, enough):
+    phases = [Phase("probe", epochs=0, train="head", solve=True), Phase("all", epochs=epochs, schedule=schedule)]
+    problems = snapshot_problems(phases)
+    assert bool(problems) is not enough
+    if problems:
+        seen = f"'all' with {schedule.name} and {0 if schedule == Constant() else 1} whole cycle(s)"
+        assert "snapshots need a phase of at least two whole sgdr cycles, saw " in problems[0]
+        assert seen in problems[0]
+
+
+def test_a_whole_cycle_in_each_of_two_phases_is_not_enough():
+    assert snapshot_problems([Phase(name, epochs=1, schedule=SGDR(cycle_epochs=1)) for name in "ab"])

@@ -10,8 +10,8 @@ from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.finetune import finetune
 from transferkit.training.plan.forecast import forecast
-from transferkit.training.plan.phases import Plan
-from transferkit.training.plan.preview import norm_layers, write_plan
+from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.preview import norm_layers, write_preview
 from transferkit.training.setup import prepare
 
 
@@ -24,7 +24,7 @@ def written(folder, tmp_path_factory):
         "epochs": 2, "phases": "gradual", "probe_epochs": 1, "precision": "32", "accelerator": "cpu", "workers": 0,
         "quiet": True, "accumulate": 2,
     })  # fmt: skip
-    return config, *write_plan(config, out=str(out), quiet=True)
+    return config, *write_preview(config, out=str(out), quiet=True)
 
 
 def test_the_files(written):
@@ -121,7 +121,7 @@ def test_lr_auto_is_announced(quick, tmp_path, capsys):
 
 def test_rgn_proposes_groups(quick, tmp_path):
     config = make_config(FinetuneConfig, quick)
-    _, values = write_plan(config, out=str(tmp_path / "plan"), rgn=True, quiet=True)
+    _, values = write_preview(config, out=str(tmp_path / "plan"), rgn=True, quiet=True)
     names = [group["name"] for group in values["groups"]]
     assert list(values["rgn"]["norms"]) == names
     assert set(values["rgn"]["proposed"]) <= set(names)
@@ -131,7 +131,7 @@ def test_rgn_proposes_groups(quick, tmp_path):
 def test_a_solved_probe_alone_has_no_curve(quick, tmp_path, capsys):
     options = {**quick, "probe_epochs": None, "phases": "probe"}
     config = make_config(FinetuneConfig, options)
-    directory, values = write_plan(config, out=str(tmp_path / "plan"))
+    directory, values = write_preview(config, out=str(tmp_path / "plan"))
     assert values["phases"][0]["lr_course"] == {}
     assert not (directory / "plan.png").exists()
     assert "solved" in capsys.readouterr().out

@@ -149,7 +149,9 @@ def test_plateau_by_hand():
     losses = [1.0, 0.8, 0.9, 0.85, 0.79, 0.7, 0.71, 0.72]
     schedule = Plateau(gamma=0.5, patience=1, threshold=0.05)
     levels = [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
-    assert simulate(schedule.given(losses), 18, steps_per_epoch=2) == [level for level in levels for _ in range(2)]
+    assert simulate(schedule.with_values(losses), 18, steps_per_epoch=2) == [
+        level for level in levels for _ in range(2)
+    ]
 
 
 def test_plateau_cooldown_minimum_and_warmup_by_hand():
@@ -157,7 +159,7 @@ def test_plateau_cooldown_minimum_and_warmup_by_hand():
     # loss        1    1    1    1    1    1     1
     # bad         0    1    c    c    1    c     c           c: cooldown of two epochs after each drop
     # LR          1    1    .5   .5   .5   .3    .3    .3    .25 would be below the minimum
-    schedule = Plateau(gamma=0.5, patience=0, cooldown=2, lr_min_ratio=0.3, warmup_epochs=2).given([1.0] * 7)
+    schedule = Plateau(gamma=0.5, patience=0, cooldown=2, lr_min_ratio=0.3, warmup_epochs=2).with_values([1.0] * 7)
     assert simulate(schedule, 8) == [0.5, 1.0, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3]
 
 
@@ -187,7 +189,7 @@ def test_plateau_equals_torch(seed):
     for loss in losses:
         scheduler.step(loss)
         reference.append(optimizer.param_groups[0]["lr"])
-    schedule = Plateau(gamma=gamma, lr_min_ratio=low, **options).given(losses)
+    schedule = Plateau(gamma=gamma, lr_min_ratio=low, **options).with_values(losses)
     curve = simulate(schedule, epochs + 1)
     assert curve == reference
     assert len(set(curve)) > 1
@@ -196,17 +198,19 @@ def test_plateau_equals_torch(seed):
 def test_plateau_looks_at_finished_epochs_only():
     losses = random_losses(random.Random(7), 40)
     schedule = Plateau(patience=1, gamma=0.9)
-    whole = simulate(schedule.given(losses), 3 * 41, steps_per_epoch=3)
+    whole = simulate(schedule.with_values(losses), 3 * 41, steps_per_epoch=3)
     for epoch in range(40):
-        known = schedule.given(losses[:epoch])
+        known = schedule.with_values(losses[:epoch])
         assert simulate(known, 3 * (epoch + 1), steps_per_epoch=3) == whole[: 3 * (epoch + 1)]
-        assert known.given(losses) == schedule.given(losses)  # no state: the losses replace those known before
+        assert known.with_values(losses) == schedule.with_values(
+            losses
+        )  # no state: the losses replace those known before
         assert known.factor(3 * 40, 3 * 41, 3) == known.factor(3 * epoch, 3 * 41, 3)
     assert set(simulate(schedule, 40)) == {1.0}
 
 
 def test_losses_are_no_option():
-    known = Plateau(patience=1).given([1.0, 2.0, 3.0])
+    known = Plateau(patience=1).with_values([1.0, 2.0, 3.0])
     assert known.to_dict() == Plateau(patience=1).to_dict()
     assert known != Plateau(patience=1)
     assert make_schedule(known.to_dict()) == Plateau(patience=1)
@@ -218,7 +222,7 @@ def test_losses_are_no_option():
 def test_only_plateau_looks_at_losses():
     for kind in SCHEDULES.values():
         schedule = kind()
-        assert (schedule.given([1.0] * 9) is schedule) == (kind is not Plateau)
+        assert (schedule.with_values([1.0] * 9) is schedule) == (kind is not Plateau)
 
 
 def test_registry_by_name():

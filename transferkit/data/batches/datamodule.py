@@ -210,6 +210,17 @@ class ImageData(L.LightningDataModule):
         """
         self._plain_epochs = frozenset(epochs)
 
+    def in_batches_of(self, size: int) -> ImageData:
+        """Return the same data in batches of another size; the pictures are shared.
+
+        Args:
+            size: Pictures per batch and process.
+        """
+        self.index  # noqa: B018  # read once, for both
+        other = copy.copy(self)
+        other.batch_size = size
+        return other
+
     def _loader(
         self,
         dataset: ImageDataset,

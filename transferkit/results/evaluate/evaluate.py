@@ -18,7 +18,6 @@ from torch import Tensor
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, TransferkitWarning
 from transferkit.core.files import sha256_of_file, write_json
 from transferkit.core.records import SkippedFile
-from transferkit.models.artifact import versions
 from transferkit.models.figures.classification import confidence_metrics
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
@@ -30,8 +29,8 @@ from transferkit.results.report.report import report_on
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
+from transferkit.runs.write import environment, write_config, write_metrics
 from transferkit.show.progress import counting_bar, progress_console
-from transferkit.training.describe import describe_config, device_name
 
 __all__ = ["evaluate"]
 
@@ -85,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             "data": _absolute(config.data),
             "against": config.against and _absolute(config.against),
         }
-        describe_config(out, {**dataclasses.asdict(config), **places})
+        write_config(out, {**dataclasses.asdict(config), **places})
         _describe_data(out, labelled, predictor.class_names, {path for _, path, *_ in rows})
         write_predictions(out / "predictions.csv", predictor.module.task, rows)
         write_tables(out, splits, {name: values["confusions"] for name, values in splits.items()})
@@ -113,8 +112,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             metrics["against"] = against.results()
             write_differences(out, against.splits)
         metrics["time_s"] = time.perf_counter() - started
-        metrics["environment"] = {**versions(), "device": device_name(predictor.device), "precision": config.precision}
-        write_json(out / "metrics.json", metrics)
+        metrics["environment"] = {**environment(predictor.device), "precision": config.precision}
+        write_metrics(out, metrics)
     if not config.quiet:
         print_evaluation(out)
     if config.report == "on":

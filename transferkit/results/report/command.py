@@ -15,8 +15,7 @@ from transferkit.options.results import EvaluateConfig
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.files import RunFiles
 from transferkit.training.plan.options import resolve_phases
-from transferkit.training.plan.phases import Phase, make_phases
-from transferkit.training.plan.presets import PRESETS
+from transferkit.training.plan.phases import PRESETS, Phase, make_phases
 
 __all__ = ["changed_options", "group_names", "named_phases", "option_defaults", "repeat_commands"]
 

@@ -15,8 +15,8 @@ from transferkit.results.report.command import group_names, named_phases, option
 from transferkit.results.report.facts import NOUNS, interval, solved_probe
 from transferkit.results.report.svg import Chart
 from transferkit.runs.files import SPLITS, RunFiles, number
+from transferkit.runs.write import NOT_SAVED
 from transferkit.show.words import duration
-from transferkit.training.plan.options import NOT_SAVED
 
 __all__ = ["compare_runs"]
 

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from transferkit.core.errors import TrainingError
 from transferkit.options.training import FinetuneConfig
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar
 from transferkit.training.checks.overfit import overfit
 from transferkit.training.plan.options import USUAL_LR
-from transferkit.training.setup import Prepared
+from transferkit.training.setup import Training
 
 __all__ = ["check_overfit"]
 
@@ -19,12 +19,11 @@ EPOCHS = 50
 """Passes over the few batches, at least; `--epochs` can ask for more."""
 
 
-def check_overfit(config: FinetuneConfig, ready: Prepared) -> dict[str, Any]:
+def check_overfit(training: Training[FinetuneConfig]) -> dict[str, Any]:
     """Learn a few batches by heart, and say what came of it.
 
     Args:
-        config: With ``overfit_batches``.
-        ready: Its module is used up.
+        training: With ``overfit_batches``; its module is used up.
 
     Returns:
         Plain values: ``reached``, ``epochs``, ``train_acc``, ``eval_acc``.
@@ -32,12 +31,13 @@ def check_overfit(config: FinetuneConfig, ready: Prepared) -> dict[str, Any]:
     Raises:
         TrainingError: They could not be learnt; the message says what to look at.
     """
+    config = training.config
     assert config.overfit_batches is not None
     lr = USUAL_LR if isinstance(config.lr, str) else config.lr
-    with counting_bar(progress_console(config.quiet), "overfitting") as told:
+    with counting_bar(training.console, "overfitting") as progress:
         result = overfit(
-            ready.module, ready.data, batches=config.overfit_batches, epochs=max(EPOCHS, config.epochs), lr=lr,
-            progress=told,
+            training.module, training.data, batches=config.overfit_batches, epochs=max(EPOCHS, config.epochs), lr=lr,
+            progress=progress,
         )  # fmt: skip
     if not result.reached:
         raise TrainingError(

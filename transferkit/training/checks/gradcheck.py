@@ -99,7 +99,7 @@ def _function(
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Return the module as a function of a shift of one of its tensors, and the shift of 0 to check it at.
 
-    It is given a copy of the input, since a layer may work in place.
+    It gets a copy of the input, since a layer may work in place.
     """
     count = tensor.numel()
     pieces = count if count <= EXACT else SUMS
@@ -149,12 +149,12 @@ def _cut_off(output: Tensor, tensors: dict[str, Tensor], kind: str) -> set[str]:
     """Return the tensors that autograd cannot reach from `output`, once it is clear that backward is deterministic."""
     if not output.requires_grad:
         return set(tensors)
-    seen = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).reshape(output.shape)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).reshape(output.shape)
     gradients = []
     try:
         for _ in range(REPEATS):
             gradients.append(
-                torch.autograd.grad(output, list(tensors.values()), seen, retain_graph=True, allow_unused=True)
+                torch.autograd.grad(output, list(tensors.values()), weights, retain_graph=True, allow_unused=True)
             )
     except Exception as error:  # the user's own backward
         raise ConfigError(f"{kind} fails in its backward pass ({first_line(error)}) - correct it") from error

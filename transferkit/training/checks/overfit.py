@@ -11,7 +11,6 @@ import torch
 from timm.layers.drop import DropBlock2d, DropPath
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
@@ -34,14 +33,14 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class OverfitResult:
-    """What came of it.
+    """How far a sample was learnt by heart.
 
     Attributes:
         reached: Whether every picture was right, in train mode over a whole epoch and in eval mode after it.
         epochs: Epochs trained.
         train_acc: Accuracy in train mode over the last epoch, each batch before its step; in [0, 1].
         eval_acc: Accuracy in eval mode after the last epoch.
-        losses: Mean cross entropy of each epoch, in train mode, before the steps.
+        losses: Mean plain loss of each epoch, in train mode, before the steps.
         pictures: Number of pictures in the sample.
         advice: What to look at, a sentence each. Never empty when it was not reached; when it was, empty unless
             something is wrong all the same.
@@ -58,15 +57,14 @@ class OverfitResult:
 
 @dataclass
 class _Sample:
-    """The chosen pictures, in batches on the device, and what became of them."""
+    """The chosen pictures, in batches on the device, and how well they are known."""
 
     batches: list[tuple[Tensor, Tensor]]
-    labels: list[tuple[str, str]]  # path and class name
-    conflicts: list[tuple[str, str, str, str]]  # path, class, other path, other class
-    class_names: tuple[str, ...]
+    labels: list[tuple[str, str]]  # path and label
+    conflicts: list[tuple[str, str, str, str]]  # path, label, other path, other label
     losses: list[float] = field(default_factory=list)
     train_acc: float = 0.0
-    wrong: list[tuple[str, str, str]] = field(default_factory=list)  # path, class name, predicted class name
+    wrong: list[tuple[str, str, str]] = field(default_factory=list)  # path, label, prediction
 
     @property
     def eval_acc(self) -> float:
@@ -84,7 +82,7 @@ def overfit(
 ) -> OverfitResult:
     """Train all of a model on a few batches of training pictures until it knows them by heart.
 
-    Pictures are as they are evaluated, always in the same batches; the loss is plain cross entropy, the LR constant.
+    Pictures are as they are evaluated, always in the same batches; the loss is the plain one, the LR constant.
     Weight decay, label smoothing, dropout and drop path are off. A set-up that cannot reach 100 % here has a fault that
     no amount of data will mend. The result is a function of the module and the data's seed.
 
@@ -153,19 +151,19 @@ def choose_evenly(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
 def _take(data: ImageData, count: int, device: torch.device) -> _Sample:
     dataset = data.dataset("train")
-    pictures, targets = dataset.pictures, data.targets("train").tolist()
-    positions = choose_evenly(targets, count, data.seed)
+    labels = [record.label for record in data.index.split("train")]
+    positions = choose_evenly(data.index.targets.strata(labels).tolist(), count, data.seed)
     if len(positions) % data.batch_size == 1:
         positions = positions[:-1]  # batch norm cannot train on a single picture
-    sample = _Sample([], [(pictures[at].name, data.class_names[targets[at]]) for at in positions], [], data.class_names)
-    seen: dict[bytes, tuple[str, str]] = {}
+    sample = _Sample([], [(dataset.pictures[at].name, labels[at]) for at in positions], [])
+    first: dict[bytes, tuple[str, str]] = {}
     for start in range(0, len(positions), data.batch_size):
-        images, labels = dataset.batch(positions[start : start + data.batch_size]).labelled()
+        images, targets = dataset.batch(positions[start : start + data.batch_size]).labelled()
         for image, (path, label) in zip(images, sample.labels[start:], strict=False):
-            other = seen.setdefault(image.numpy().tobytes(), (path, label))
+            other = first.setdefault(image.numpy().tobytes(), (path, label))
             if other[1] != label:
                 sample.conflicts.append((*other, path, label))
-        sample.batches.append((normalise(images.to(device), data.data_config), labels.to(device)))
+        sample.batches.append((normalise(images.to(device), data.data_config), targets.to(device)))
     return sample
 
 
@@ -175,12 +173,13 @@ def _epoch(module: TransferModule, optimizer: torch.optim.Optimizer, sample: _Sa
     for part in module.modules():
         if isinstance(part, _NOISE):
             part.eval()
-    total = torch.zeros(2, device=module.device)
+    objective, total = module.task.objective, torch.zeros(2, device=module.device)
     learns = True
     for images, targets in sample.batches:
-        logits = module(images).float()
-        loss = functional.cross_entropy(logits, targets)
-        total += torch.stack((loss.detach() * len(targets), (logits.argmax(dim=1) == targets).sum()))
+        outputs = module(images).float()
+        loss = objective.item_losses(outputs, targets).mean()
+        right = objective.running_sums(outputs, targets)[0]
+        total += torch.stack((loss.detach() * len(targets), right))
         if not loss.requires_grad:
             learns = False
             continue
@@ -199,13 +198,13 @@ def _epoch(module: TransferModule, optimizer: torch.optim.Optimizer, sample: _Sa
 def _evaluate(module: TransferModule, sample: _Sample) -> float:
     """Note what is wrong in eval mode, and return the accuracy."""
     module.eval()
+    output = module.task.output
     with torch.no_grad():
-        predicted = torch.cat([module(images).argmax(dim=1) for images, _ in sample.batches]).tolist()
-    actual = torch.cat([targets for _, targets in sample.batches]).tolist()
+        rows = [row for images, targets in sample.batches
+                for row in output.rows(output.activate(module(images).float()).cpu(), targets.cpu(), module.target_spec)
+                ]  # fmt: skip
     sample.wrong = [
-        (path, label, sample.class_names[guess])
-        for (path, label), guess, target in zip(sample.labels, predicted, actual, strict=True)
-        if guess != target
+        (path, label, row[1]) for (path, label), row in zip(sample.labels, rows, strict=True) if row[0] != row[1]
     ]
     return sample.eval_acc
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -16,19 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
 from transferkit.core.errors import CheckpointError, TrainingError, TransferkitWarning
+from transferkit.models.digest import tensor_digest
 from transferkit.options.training import SelftestConfig
 from transferkit.show.progress import counting_bar, progress_console
-from transferkit.training.checks.trace import KillAt, Trace, read_trace
 from transferkit.training.finetune import finetune
+from transferkit.training.loop.phase_schedule import running_epoch
 
-__all__ = ["KINDS", "Kill", "check_resume", "compare_runs"]
+__all__ = ["KINDS", "Kill", "KillAt", "Trace", "check_resume", "compare_runs", "compare_traces", "read_trace"]
 
 KINDS = ("mid-epoch", "epoch end", "phase boundary")
 RANDOM = "random"
@@ -38,7 +43,7 @@ PLATEAU = {"name": "plateau", "patience": 0, "threshold": 0.5}
 """Hardly ever satisfied, so that it has something to remember in phases of few epochs."""
 
 LIMIT_S = 1800.0
-"""After which a run that should have ended is given up."""
+"""After which a run that should have ended is abandoned."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def check_resume(config: SelftestConfig) -> list[Kill]:
         root = Path(name)
         options = _options(config, root)
         console = progress_console(config.quiet)
-        with counting_bar(console, "killing and resuming runs") as told:
+        with counting_bar(console, "killing and resuming runs") as progress:
             started = time.perf_counter()
             _run({**options, "out": str(root / "reference")}, root / "reference.trace", None)
             seconds = time.perf_counter() - started
@@ -91,8 +96,8 @@ def check_resume(config: SelftestConfig) -> list[Kill]:
                 problems = compare_runs(out, root / "reference") + compare_traces(trace, root / "reference.trace")
                 rows.append((kill, problems))
                 failures += [f"killed at {place(kill)}: {problem}" for problem in problems]
-                if told is not None:
-                    told(number + 1, len(kills))
+                if progress is not None:
+                    progress(number + 1, len(kills))
         if not config.quiet:
             _print(rows, seconds)
     if failures:
@@ -109,7 +114,7 @@ def draw_kills(reference: Path, count: int, seed: int, *, step_s: float) -> list
         seed: Of the draw.
         step_s: The delay after each point is drawn from [0, `step_s`) seconds.
     """
-    plan = json.loads((reference / "plan.json").read_text())
+    plan = json.loads((reference / "plan.json").read_text(encoding="utf-8"))
     rows = _rows(reference)
     last = [epoch for epoch in range(len(rows) - 1) if rows[epoch]["phase"] != rows[epoch + 1]["phase"]]
     inner = [epoch for epoch in range(len(rows)) if epoch not in last] or last
@@ -132,29 +137,29 @@ def draw_kills(reference: Path, count: int, seed: int, *, step_s: float) -> list
 
 def compare_runs(run: Path, reference: Path) -> list[str]:
     """Return in what two finished runs differ, times left out."""
-    found = []
+    differences = []
     ours, theirs = load_file(run / "model.safetensors"), load_file(reference / "model.safetensors")
     changed = [name for name in theirs if name not in ours or not ours[name].equal(theirs[name])]
     if changed or ours.keys() != theirs.keys():
-        found.append(
+        differences.append(
             f"{len(changed)} of {len(theirs)} tensors differ, such as {changed[0] if changed else 'their names'}"
         )
     if _rows(run) != _rows(reference):
-        found.append("history.csv differs")
+        differences.append("history.csv differs")
     if _metrics(run) != _metrics(reference):
-        found.append("metrics.json differs")
-    return found
+        differences.append("metrics.json differs")
+    return differences
 
 
 def compare_traces(trace: Path, reference: Path) -> list[str]:
     """Return in what the steps of two runs differ."""
     ours, repeated = read_trace(trace)
     theirs, _ = read_trace(reference)
-    found = [f"batch {at} was not repeated as it was" for at in repeated[:1]]
+    differences = [f"batch {at} was not repeated as it was" for at in repeated[:1]]
     differing = [at for at in theirs if ours.get(at) != theirs[at]]
     if differing or ours.keys() != theirs.keys():
-        found.append(f"{len(differing)} of {len(theirs)} batches differ in pictures or LR, first {differing[:1]}")
-    return found
+        differences.append(f"{len(differing)} of {len(theirs)} batches differ in pictures or LR, first {differing[:1]}")
+    return differences
 
 
 def place(kill: Kill) -> str:
@@ -201,7 +206,7 @@ def _run(options: dict[str, Any], trace: Path, kill: Kill | None) -> None:
         process.kill()
         raise TrainingError(f"a run did not end within {LIMIT_S:.0f} s")
     if process.exitcode not in ((0,) if kill is None else (0, -signal.SIGKILL)):  # 0: it was through before the signal
-        said = errors.read_text().strip() if errors.exists() else f"exit status {process.exitcode}"
+        said = errors.read_text(encoding="utf-8").strip() if errors.exists() else f"exit status {process.exitcode}"
         raise CheckpointError(f"a run could not be {'started' if kill or 'data' in options else 'resumed'}: {said}")
 
 
@@ -214,22 +219,23 @@ def _child(options: dict[str, Any], trace: Path, kill: Kill | None, errors: Path
     try:
         finetune(callbacks=callbacks, **options)
     except BaseException as error:
-        errors.write_text(f"{type(error).__name__}: {error}")
+        errors.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         traceback.print_exc(file=sys.stderr)
         sys.exit(1)
 
 
 def _rows(run: Path) -> list[dict[str, str]]:
-    with (run / "history.csv").open() as stream:
+    with (run / "history.csv").open(encoding="utf-8") as stream:
         return [{key: value for key, value in row.items() if key != "images_per_s"} for row in csv.DictReader(stream)]
 
 
 def _metrics(run: Path) -> dict[str, Any]:
-    metrics = json.loads((run / "metrics.json").read_text())
-    kept = {key: value for key, value in metrics.items() if key not in ("time_s", "environment")}
-    kept["phases"] = [{key: value for key, value in phase.items() if key not in ("time_s", "images_per_s", "computed")}
-                      for phase in metrics["phases"]]  # fmt: skip
-    return kept
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    compared = {key: value for key, value in metrics.items() if key not in ("time_s", "environment")}
+    times = ("time_s", "images_per_s", "computed")
+    compared["phases"] = [{key: value for key, value in phase.items() if key not in times}
+                          for phase in metrics["phases"]]  # fmt: skip
+    return compared
 
 
 def _print(rows: list[tuple[Kill, list[str]]], seconds: float) -> None:
@@ -243,3 +249,82 @@ def _print(rows: list[tuple[Kill, list[str]]], seconds: float) -> None:
     equal = sum(not problems for _, problems in rows)
     console.print(f"{equal} of {len(rows)} equal the undisturbed run of {seconds:.1f} s: weights, history, metrics, "
                   "batches, LRs", soft_wrap=True)  # fmt: skip
+
+
+# ---- what a training did, step by step, in a file that survives its end --------------------------------------
+
+
+class Trace(Callback):
+    """Appends a line per batch: where it stands, every group's LR, the momentum, and what was in the batch.
+
+    Args:
+        path: A file of JSON lines, appended to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the line."""
+        images, targets = batch
+        groups = trainer.optimizers[0].param_groups
+        line = {
+            "at": f"{running_epoch(trainer)}:{batch_idx}",
+            "lrs": {group["name"]: group["lr"] for group in groups},
+            "momentum": groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"],
+            "batch": tensor_digest({"images": images, "targets": targets}),
+        }
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def read_trace(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the line of every batch by ``epoch:batch``, and the places whose repeated lines differ.
+
+    A resumed run repeats what came after its checkpoint; it must repeat it exactly. A last line that a killed process
+    left unfinished is skipped.
+    """
+    lines: dict[str, str] = {}
+    differing = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            at = json.loads(text)["at"]
+        except ValueError:
+            continue
+        if lines.setdefault(at, text) != text:
+            differing.append(at)
+    return lines, differing
+
+
+class KillAt(Callback):
+    """Kills its own process, as the system would: SIGKILL, a moment after a batch or a validation has begun.
+
+    Args:
+        epoch: Which epoch.
+        batch: Which batch of it; ``None`` for the epoch's end, where validation begins and the checkpoints follow.
+        delay: Seconds until the signal, so that it falls anywhere.
+    """
+
+    def __init__(self, epoch: int, batch: int | None, delay: float) -> None:
+        self.epoch = epoch
+        self.batch = batch
+        self.delay = delay
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock at the batch."""
+        if batch_idx == self.batch and running_epoch(trainer) == self.epoch:
+            self._start()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock at the epoch's end."""
+        if self.batch is None and trainer.current_epoch == self.epoch:
+            self._start()
+
+    def _start(self) -> None:
+        timer = threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()

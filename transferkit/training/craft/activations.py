@@ -16,13 +16,13 @@ from transferkit.models.boundary import Boundary, last_frozen_stage
 from transferkit.models.module import TransferModule
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
 
-__all__ = ["KeptActivations"]
+__all__ = ["CachedActivations"]
 
 log = logging.getLogger("transferkit")
 
 
-class KeptActivations(Callback):
-    """Keeps what the last frozen stage returns for every training picture, in memory, for the length of a phase.
+class CachedActivations(Callback):
+    """Holds what the last frozen stage returns for every training picture in memory, for the length of a phase.
 
     Used where it is exact and pays: no augmentation, at least two epochs, decoding in this process, a frozen part that
     ends with a stage, and activations that fit into a quarter of the free memory. Elsewhere the phase trains as usual.
@@ -30,12 +30,16 @@ class KeptActivations(Callback):
 
     Args:
         schedule: Knows the phases.
+        module: What is trained.
         data: Its training pictures are the ones.
         console: Where to say that the frozen part is being run; ``None`` for nowhere.
     """
 
-    def __init__(self, schedule: PhaseSchedule, data: ImageData, console: Console | None = None) -> None:
+    def __init__(
+        self, schedule: PhaseSchedule, module: TransferModule, data: ImageData, console: Console | None = None
+    ) -> None:
         self.schedule = schedule
+        self.module = module
         self.data = data
         self.console = console
         self._phase: int | None = None
@@ -45,58 +49,55 @@ class KeptActivations(Callback):
         self._phase = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """At the first epoch of a phase in this process, compute what it can keep."""
+        """At the first epoch of a phase in this process, compute what can be held."""
         plan = self.schedule.plan
-        assert isinstance(pl_module, TransferModule)
         index = plan.phase_at(running_epoch(trainer))
         if index == self._phase:
             return
         self._phase = index
-        self._drop(trainer, pl_module)
+        self._drop(trainer)
         phase = plan.phases[index]
-        stage = last_frozen_stage(pl_module.backbone, plan.group_names, phase.trained(plan.group_names))
+        stage = last_frozen_stage(self.module.backbone, plan.group_names, phase.trained(plan.group_names))
         loader = trainer.train_dataloader
         if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
             return
         if loader.num_workers or trainer.world_size > 1:
             return
-        self._keep(trainer, pl_module, loader, stage)
+        self._compute(trainer, loader, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave nothing behind."""
-        assert isinstance(pl_module, TransferModule)
-        self._drop(trainer, pl_module)
+        self._drop(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing behind."""
-        assert isinstance(pl_module, TransferModule)
-        self._drop(trainer, pl_module)
+        self._drop(trainer)
 
-    def _keep(self, trainer: L.Trainer, module: TransferModule, loader: ImageLoader, stage: str) -> None:
-        dataset, size = loader.dataset, loader.batch_size or 1
+    def _compute(self, trainer: L.Trainer, loader: ImageLoader, stage: str) -> None:
+        module, dataset, size = self.module, loader.dataset, loader.batch_size or 1
         boundary = module.open_boundary(stage)
-        kept: torch.Tensor | None = None
+        rows: torch.Tensor | None = None
         module.eval()
         with trainer.precision_plugin.forward_context():
             for start in range(0, len(dataset), size):
                 batch = range(start, min(start + size, len(dataset)))
                 images = normalise(dataset.batch(batch).labelled()[0].to(module.device), module.data_config)
-                if kept is None:
+                if rows is None:
                     if not self._worth(boundary, images, len(dataset)):
                         break
                     if self.console is not None:
                         place = stage or "the features"
                         self.console.print(f"running the frozen part once: {len(dataset):,} pictures up to {place}")
                 activations = boundary.reach(images).cpu()
-                if kept is None:
-                    kept = activations.new_empty((len(dataset), *activations.shape[1:]))
-                kept[start : start + len(activations)] = activations
+                if rows is None:
+                    rows = activations.new_empty((len(dataset), *activations.shape[1:]))
+                rows[start : start + len(activations)] = activations
         module.train()
-        if kept is None:
+        if rows is None:
             module.close_boundary()
             return
-        dataset.stand_in(kept)
-        log.info("kept %.0f MB of activations of %s", kept.numel() * kept.element_size() / 1e6, stage or "the features")
+        dataset.stand_in(rows)
+        log.info("kept %.0f MB of activations of %s", rows.numel() * rows.element_size() / 1e6, stage or "the features")
 
     def _worth(self, boundary: Boundary, images: torch.Tensor, pictures: int) -> bool:
         """Whether the activations of all pictures fit into memory, and the network can be entered at them."""
@@ -109,7 +110,7 @@ class KeptActivations(Callback):
             return False
         return True
 
-    def _drop(self, trainer: L.Trainer, module: TransferModule) -> None:
-        module.close_boundary()
+    def _drop(self, trainer: L.Trainer) -> None:
+        self.module.close_boundary()
         if isinstance(trainer.train_dataloader, ImageLoader):
             trainer.train_dataloader.dataset.stand_in(None)

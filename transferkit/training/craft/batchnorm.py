@@ -88,23 +88,23 @@ class _Weigher:
     """Sets a layer's momentum before each call, so that its running average is the mean over all pictures so far."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.pictures = 0
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, _BatchNorm)
         size = len(inputs[0])
-        self.seen += size
-        layer.momentum = size / self.seen  # running = (1 - m) running + m batch
+        self.pictures += size
+        layer.momentum = size / self.pictures  # running = (1 - m) running + m batch
 
 
 def _one_pass(module: nn.Module, batches: Iterable[Tensor], device: torch.device | str) -> None:
-    seen = False
+    any_batch = False
     for images in batches:
         if len(images) > 1:
-            seen = True
+            any_batch = True
             with torch.no_grad():
                 module(images.to(device, non_blocking=True))
-    if not seen:
+    if not any_batch:
         raise DataError(
             "there is no batch of at least two pictures to take batch-norm statistics of - use a batch size above 1"
         )

@@ -22,7 +22,7 @@ from transferkit.runs.measure import predictions_of
 from transferkit.show.plots import save_figure
 from transferkit.training.craft.snapshots import load_weights, read_weights, weights_of, write_weights
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
-from transferkit.training.plan.phases import Plan
+from transferkit.training.plan.plan import Plan
 
 __all__ = ["Interpolation", "KeepStart", "choose_alpha", "interpolate_states", "load_start"]
 
@@ -200,7 +200,6 @@ class KeepStart(Callback):
         except CheckpointError:
             if not begins:
                 raise
-            assert isinstance(pl_module, TransferModule)
             if trainer.is_global_zero:
                 write_weights(_start_path(self.run), weights_of(pl_module))
 

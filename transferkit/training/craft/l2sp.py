@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.module import HEAD, TransferModule
+from transferkit.models.freezing import require_groups
+from transferkit.models.module import HEAD
 
 __all__ = ["L2SP"]
 
@@ -35,8 +36,8 @@ class L2SP(Callback):
         strength: The paper's alpha, above 0.
 
     Raises:
-        ConfigError: The strength is out of range; at the start of `fit`, the Trainer scales its loss (fp16) or has no
-            `TransferModule`.
+        ConfigError: The strength is out of range; at the start of `fit`, the Trainer scales its loss (fp16) or its
+            module has no layer groups.
     """
 
     def __init__(self, strength: float) -> None:
@@ -62,10 +63,7 @@ class L2SP(Callback):
         """Refuse what it cannot work with, and forget an earlier `fit`; a checkpoint is read after this."""
         if stage != "fit":
             return
-        if not isinstance(pl_module, TransferModule):
-            raise ConfigError(
-                f"L2SP needs a TransferModule, saw {type(pl_module).__name__} - wrap your network as its backbone"
-            )
+        require_groups(pl_module, "L2SP")
         if trainer.precision == "16-mixed":  # a fused optimizer takes the scale off within its step, after our hook
             raise ConfigError("L2SP cannot add to the scaled gradients of precision 16-mixed - use 32 or bf16")
         self._starts, self._pulled = {}, []
@@ -73,10 +71,8 @@ class L2SP(Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the backbone starts, and take weight decay off it."""
-        assert isinstance(pl_module, TransferModule)
-        backbone = {
-            name: parameter for group, members in pl_module.groups() if group != HEAD for name, parameter in members
-        }
+        groups = require_groups(pl_module, "L2SP").groups()
+        backbone = {name: parameter for group, members in groups if group != HEAD for name, parameter in members}
         self._starts = {
             name: torch.empty_like(parameter).copy_(self._starts.get(name, parameter))
             for name, parameter in backbone.items()

@@ -17,32 +17,34 @@ from torch import Tensor, nn
 from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import one_line
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.digest import tensor_digest
 from transferkit.models.module import TransferModule
-from transferkit.runs.measure import predictions_of
+from transferkit.runs.measure import network_outputs
 from transferkit.training.loop.phase_schedule import PhaseSchedule
-from transferkit.training.plan.phases import Phase
-from transferkit.training.schedules.schedules import SGDR
 
 __all__ = [
     "Snapshots",
-    "ensemble_probs",
+    "ensemble",
     "load_weights",
+    "measure_snapshots",
     "read_weights",
     "snapshot_paths",
-    "snapshot_problems",
     "weights_of",
     "write_weights",
 ]
 
 DIGEST = "transferkit_sha256"
+TOGETHER = ("acc", "acc_ci", "loss", "ece", "n")
+"""Of what a task measures, the figures of the ensemble that `metrics.json` holds; the product has all of them."""
+
 NAME = re.compile(r"snapshot-([1-9]\d*)\.safetensors")
 
 
 # ---- weights as files -------------------------------------------------------------------------------------------
 
 
-def weights_of(module: TransferModule) -> dict[str, Tensor]:
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of backbone and head on the CPU, by name in the module's state dict."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -150,32 +152,14 @@ class Snapshots(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the weights where a cycle ended."""
         plan = self.schedule.plan
-        assert isinstance(pl_module, TransferModule)
         index = plan.phase_at(trainer.current_epoch)
         phase = plan.phases[index]
-        if trainer.current_epoch - plan.first_epoch(index) not in _cycle_ends(phase):
+        if trainer.current_epoch - plan.first_epoch(index) not in phase.cycle_ends:
             return
         name = f"snapshot-{len(self.written) + 1}.safetensors"
         if trainer.is_global_zero:
             write_weights(self.run / "checkpoints" / name, weights_of(pl_module))
         self.written.append(name)
-
-
-def snapshot_problems(phases: Sequence[Phase]) -> list[str]:
-    """Return why snapshots cannot be had from these phases; empty when they can.
-
-    Args:
-        phases: At least one of them must be annealed by `SGDR` through two whole cycles.
-    """
-    if any(len(_cycle_ends(phase)) >= 2 for phase in phases):
-        return []
-    seen = ", ".join(
-        f"{phase.name!r} with {phase.curve.name} and {len(_cycle_ends(phase))} whole cycle(s)" for phase in phases
-    )
-    return [
-        f"snapshots need a phase of at least two whole sgdr cycles, saw {seen} - use the schedule sgdr with a "
-        "cycle_epochs of at most half the epochs"
-    ]
 
 
 def snapshot_paths(run: Path) -> list[Path]:
@@ -198,19 +182,19 @@ def snapshot_paths(run: Path) -> list[Path]:
     return [run / "checkpoints" / f"snapshot-{number}.safetensors" for number in numbers]
 
 
-def ensemble_probs(
+def ensemble(
     module: TransferModule, run: Path, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the snapshots of a run say together: the mean of their probabilities (Huang et al. 2017, section 3).
+    """Return what the snapshots of a run say together: the mean of their predictions (Huang et al. 2017, section 3).
 
     Args:
         module: Of the run's backbone and head; it has its own weights again afterwards, in eval mode on `device`.
         run: The run directory.
-        loader: Gives ``(B, H, W, 3) uint8`` pictures and labels, in the same order at every pass.
+        loader: Gives ``(B, H, W, 3) uint8`` pictures and targets, in the same order at every pass.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
 
     Returns:
-        Mean probabilities ``(N, C) float32``, labels ``(N,)``, and each snapshot's probabilities ``(S, N, C)``.
+        Mean predictions ``(N, width) float32``, targets ``(N, ...)``, and each snapshot's outputs ``(S, N, width)``.
 
     Raises:
         CheckpointError: There are no snapshots, or one is missing, damaged or of another model.
@@ -218,22 +202,41 @@ def ensemble_probs(
     """
     paths, own = snapshot_paths(run), weights_of(module)
     each: list[Tensor] = []
-    targets: Tensor | None = None
+    answers: list[Tensor] = []
     try:
         for path in paths:
             load_weights(module, read_weights(path), source=str(path))
-            probs, labels = predictions_of(module, loader, device=device)
-            if targets is not None and not torch.equal(labels, targets):
+            outputs, targets = network_outputs(module, loader, device=device)
+            each.append(outputs)
+            answers.append(targets)
+            if not torch.equal(targets, answers[0]):
                 raise ConfigError("the loader gives other labels at each pass - use one that does not shuffle")
-            each.append(probs)
-            targets = labels
     finally:
         load_weights(module, own, source="the module's own weights")
-    assert targets is not None
     stacked = torch.stack(each)
-    return stacked.mean(dim=0), targets, stacked
+    return module.task.output.activate(stacked).mean(dim=0), answers[0], stacked
 
 
-def _cycle_ends(phase: Phase) -> tuple[int, ...]:
-    """Epochs of the phase, from 0, at whose end a whole cycle is complete."""
-    return phase.curve.cycle_ends(phase.epochs) if isinstance(phase.curve, SGDR) else ()
+def measure_snapshots(
+    run: Path, module: TransferModule, data: ImageData, splits: Sequence[str], *, device: str, seed: int
+) -> dict[str, Any]:
+    """Return the figures of the snapshots on each split: of the mean of their predictions, and of each one alone.
+
+    Args:
+        run: The run directory, which holds them.
+        module: Like the one that was trained.
+        data: The pictures.
+        splits: To measure on.
+        device: Where to compute.
+        seed: Of the bootstrap.
+    """
+    task = module.task
+    results: dict[str, Any] = {}
+    for split in splits:
+        predictions, targets, each = ensemble(module, run, data.evaluation_loader(split), device=device)
+        values = task.scores.measure(predictions, targets, module.target_spec, seed=seed)
+        sums = [task.objective.running_sums(outputs, targets).tolist() for outputs in each]
+        results[split] = {key: values[key] for key in TOGETHER if key in values}
+        results[split] |= {f"each_{name}": [float(one[number]) / len(targets) for one in sums]
+                           for number, name in enumerate(task.objective.running)}  # fmt: skip
+    return results

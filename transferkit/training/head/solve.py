@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.data.batches.datamodule import ImageData
@@ -124,7 +125,7 @@ def write_head(head: LinearHead, model: LinearModel) -> None:
         head.linear.bias.copy_(torch.from_numpy(np.asarray(model.bias)))
 
 
-def soften_head(head: LinearHead, logit_std: float) -> float:
+def soften_head(head: nn.Module, logit_std: float) -> float:
     """Scale a solved head down, so that fine-tuning starts from logits with a deviation of `START_STD`.
 
     Its decisions stay what they are, only its confidence goes. An adaptive optimizer moves every weight of the backbone
@@ -133,12 +134,17 @@ def soften_head(head: LinearHead, logit_std: float) -> float:
     and 78.0 % from a fifth and a fourteenth of it.
 
     Args:
-        head: With the solved weights.
+        head: A linear one, with the solved weights.
         logit_std: Standard deviation of its logits over the training pictures.
 
     Returns:
         The factor, at most 1.
+
+    Raises:
+        ConfigError: The head is not linear.
     """
+    if not isinstance(head, LinearHead):
+        raise ConfigError(f"a {type(head).__name__} cannot have been solved, expected a linear head")
     factor = min(1.0, START_STD / max(logit_std, START_STD))
     with torch.no_grad():
         head.linear.weight.mul_(factor)

@@ -6,10 +6,13 @@ tells a damaged file from a whole one without a second file that could go missin
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import signal
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from transferkit import __version__
-from transferkit.core.errors import CheckpointError, Interrupted, StorageError
+from transferkit.core.errors import CheckpointError, Interrupted, StorageError, TransferkitWarning, gather
 from transferkit.core.files import storage_errors, write_atomically
 from transferkit.core.text import first_line
+from transferkit.data.index.index import ImageIndex
 
 __all__ = [
     "FORMAT",
@@ -28,6 +32,7 @@ __all__ = [
     "Checkpoints",
     "load_checkpoint",
     "newest_checkpoint",
+    "resume_point",
     "verify_checkpoint",
 ]
 
@@ -156,15 +161,48 @@ def newest_checkpoint(directory: Path) -> tuple[Path, list[str]]:
     Raises:
         CheckpointError: There is none.
     """
-    found = [directory / name for name in ("last.ckpt", "best.ckpt") if (directory / name).is_file()]
-    if not found:
+    paths = [directory / name for name in ("last.ckpt", "best.ckpt") if (directory / name).is_file()]
+    if not paths:
         raise CheckpointError(
             f"{directory}: no checkpoint to resume from - start without --resume (add --overwrite to replace the run)"
         )
     damaged: list[str] = []
-    for path in found:
+    for path in paths:
         problem = verify_checkpoint(path)
         if problem is None:
             return path, damaged
         damaged.append(f"{path.name}: {problem}")
     raise CheckpointError(f"{directory}: no whole checkpoint: {'; '.join(damaged)} - start anew with --overwrite")
+
+
+def resume_point(run: Path, index: ImageIndex) -> Path:
+    """Return the checkpoint to go on from, after making sure that it is of the same data.
+
+    Args:
+        run: The run directory.
+        index: The pictures as they are now.
+
+    Raises:
+        CheckpointError: There is no whole checkpoint, or the data have changed.
+    """
+    path, damaged = newest_checkpoint(run / "checkpoints")
+    for problem in damaged:
+        warnings.warn(f"{problem}; going on from {path.name}", TransferkitWarning, stacklevel=2)
+    load_checkpoint(path)
+    try:
+        before = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run / 'data.json'}: cannot be read ({error}) - start anew with --overwrite") from error
+    classes = list(index.class_names)
+    problems = []
+    if before["classes"] != classes:
+        problems.append(f"classes were {before['classes']}, are now {classes}")
+    elif before["digest"] != index.digest():
+        problems.append(f"pictures were {_totals(before['counts'])}, are now {_totals(index.counts())}, or others")
+    if problems:
+        raise CheckpointError(f"{run}: the data changed since the run began: {gather(problems)} - give another --out")
+    return path
+
+
+def _totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {split: sum(by_class.values()) for split, by_class in counts.items()}

@@ -1,4 +1,4 @@
-"""A loss that is no longer finite ends a run, with the place and the pictures where that was seen."""
+"""A loss that is no longer finite ends a run, with the place and the pictures where it happened."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def require_finite(value: float, name: str, trainer: L.Trainer, last: Path, path
         return
     lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
     where = f"epoch {trainer.current_epoch}, step {trainer.global_step}, at LR {lr:.2g}"
-    seen = f", on {listing(paths, limit=SHOWN)}" if paths else ""
-    kept = f"the last finite state is {last}" if last.exists() else "nothing was saved yet"
-    raise TrainingError(f"{name} is {value} in {where}{seen}; {kept} - try a smaller --lr, or --precision 32")
+    pictures = f", on {listing(paths, limit=SHOWN)}" if paths else ""
+    state = f"the last finite state is {last}" if last.exists() else "nothing was saved yet"
+    raise TrainingError(f"{name} is {value} in {where}{pictures}; {state} - try a smaller --lr, or --precision 32")

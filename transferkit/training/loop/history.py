@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
-from transferkit.training.plan.phases import Plan
+from transferkit.training.plan.plan import Plan
 
 __all__ = ["History"]
-
-FIRST_COLUMNS = ("train_loss", "train_acc", "val_loss", "val_acc")
-"""Of the figures; the others follow by name."""
 
 Row = dict[str, float | int | str]
 
@@ -24,6 +21,7 @@ class History:
 
     Args:
         path: The CSV file.
+        figures: Those that come first in it, and that say how a phase ended; others follow by name.
 
     Attributes:
         rows: One per epoch: phase, epoch, step, LR of every group, figures, images per second.
@@ -31,8 +29,9 @@ class History:
         solved: What came of a first phase that was solved, with its ``name``; ``None`` where none was.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, figures: Sequence[str]) -> None:
         self.path = path
+        self.figures = tuple(figures)
         self.rows: list[Row] = []
         self.phase_seconds: dict[str, float] = {}
         self.solved: dict[str, Any] | None = None
@@ -98,7 +97,7 @@ class History:
                 "epoch": epoch,
                 "step": steps,
                 **{f"lr_{group}": lr for group, lr in plan.lrs(steps - 1).items()},
-                **{name: figures[name] for name in sorted(figures, key=_place)},
+                **{name: figures[name] for name in sorted(figures, key=self._place)},
                 "images_per_s": round(self._rate, 1),
             }
         )
@@ -109,7 +108,15 @@ class History:
         rows = ([row.get(column, "") for column in columns] for row in self.rows)
         atomic_write(self.path, csv_text([columns, *rows]))
 
+    def phases(self) -> list[dict[str, Any]]:
+        """Return a record per phase for `metrics.json`: its epochs, its time and how it ended."""
+        phases: list[dict[str, Any]] = [] if self.solved is None else [{"epochs": 0, **self.solved}]
+        for name in dict.fromkeys(str(row["phase"]) for row in self.rows):
+            epochs = [row for row in self.rows if row["phase"] == name]
+            end = {key: epochs[-1].get(key) for key in (*self.figures, "images_per_s")}
+            phases.append({"name": name, "epochs": len(epochs), "time_s": self.phase_seconds[name], **end})
+        return phases
 
-def _place(name: str) -> tuple[int, str]:
-    """Where a figure's column stands among the others."""
-    return (FIRST_COLUMNS.index(name) if name in FIRST_COLUMNS else len(FIRST_COLUMNS), name)
+    def _place(self, name: str) -> tuple[int, str]:
+        """Return where a figure's column stands among the others."""
+        return (self.figures.index(name) if name in self.figures else len(self.figures), name)

@@ -62,7 +62,7 @@ class SignalFlag:
 class Interruption:
     """When a training stops for a signal that any of its processes has received.
 
-    The flag is read and never set: a signal may come while the others are asked, and counts the next time.
+    The flag is read and never set: a signal that comes in the middle of an exchange counts the next time.
 
     Args:
         flag: Of this process.

@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 
 from transferkit.core.errors import CheckpointError, ConfigError, TrainingError, gather
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.models.freezing import frozen_state_digest
-from transferkit.models.module import TransferModule
-from transferkit.training.plan.phases import Phase, Plan, check_phases
+from transferkit.models.freezing import frozen_state_digest, group_names, keep_frozen_eval, require_groups
+from transferkit.training.plan.phases import Phase, check_phases
+from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import average, statistics
 from transferkit.training.ranks.strategies import wrap_again
 
 __all__ = ["PhaseSchedule", "apply_lrs", "apply_momentum", "running_epoch"]
 
 WATCHED = ("val_loss", "train_loss")
-"""What schedules that go by a value are told: the first of these that is measured."""
+"""What schedules that follow a value follow: the first of these that is measured."""
 
 
 def apply_lrs(optimizer: Optimizer, lrs: dict[str, float]) -> None:
@@ -41,7 +41,10 @@ def apply_momentum(optimizer: Optimizer, momentum: float | None) -> None:
 
 
 class PhaseSchedule(Callback):
-    """Trains a `TransferModule` phase by phase; works with a plain `lightning.Trainer`.
+    """Trains a module of layer groups phase by phase; works with a plain `lightning.Trainer`.
+
+    The module is a `TransferModule`, or any other with its two methods `groups` and `train_groups`, and an optimizer
+    over `param_groups`.
 
     Which groups train and at which LR follows from the plan, the epoch and the batch, at every start anew, so a resumed
     run is where it was. Only the validation values that `plateau` goes by are remembered. At the end of each phase the
@@ -79,16 +82,15 @@ class PhaseSchedule(Callback):
         """Check the phases against the module's groups and bound the fit."""
         if stage != "fit":
             return
-        module = _transfer_module(pl_module)
-        problems = check_phases(self.phases, module.group_names())
+        names = group_names(require_groups(pl_module, "PhaseSchedule"))
+        problems = check_phases(self.phases, names)
         if self.phases and self.phases[0].solve and not self.solved:
             problems.append(
                 f"phase {self.phases[0].name!r} is solved on cached features, which a Trainer does not do - call "
                 "transferkit.solve_head(model, data) before `fit`, and leave the phase out"
             )
-        bounds = Plan(self.phases, module.group_names(), 1)
-        views = {bounds.first_epoch(number) + epoch for number, phase in enumerate(self.phases) if phase.test_view
-                 for epoch in range(phase.epochs)}  # fmt: skip
+        epochs = [phase for phase in self.phases for _ in range(phase.epochs)]
+        views = frozenset(epoch for epoch, phase in enumerate(epochs) if phase.test_view)
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
             data.show_as_evaluated(views)
@@ -96,24 +98,24 @@ class PhaseSchedule(Callback):
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:
             raise ConfigError(gather(problems))
-        epochs = sum(phase.epochs for phase in self.phases)
         limit = trainer.fit_loop.max_epochs
-        if limit is None or limit < 0 or limit > epochs:
-            trainer.fit_loop.max_epochs = epochs
+        if limit is None or limit < 0 or limit > len(epochs):
+            trainer.fit_loop.max_epochs = len(epochs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
-        module = _transfer_module(pl_module)
+        names = group_names(require_groups(pl_module, "PhaseSchedule"))
+        _check_optimizer(trainer.optimizers[0], names)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        plan = self._plan = Plan(self.phases, module.group_names(), steps).given(self._values)
+        plan = self._plan = Plan(self.phases, names, steps).with_values(self._values)
         self._cycles = any(plan.momentum(plan.first_epoch(number) * steps) is not None
                            for number, phase in enumerate(self.phases) if phase.epochs)  # fmt: skip
         self._applied = None
-        self._enter(trainer, module)
+        self._enter(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Enter the phase of this epoch, if it is another one than before."""
-        self._enter(trainer, _transfer_module(pl_module))
+        self._enter(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -136,7 +138,7 @@ class PhaseSchedule(Callback):
             average(statistics(pl_module).values())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the schedules what was measured."""
+        """Give the schedules what was measured."""
         name = next((name for name in WATCHED if name in trainer.callback_metrics), None)
         if name is None:
             return
@@ -145,7 +147,7 @@ class PhaseSchedule(Callback):
         epoch = trainer.current_epoch - plan.first_epoch(index)
         values = [*self._values.get(index, [])[:epoch], float(trainer.callback_metrics[name])]
         self._values[index] = values
-        self._plan = plan.given(self._values)
+        self._plan = plan.with_values(self._values)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that schedules went by, and the phases that they belong to."""
@@ -169,21 +171,22 @@ class PhaseSchedule(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Audit the last phase."""
-        self._audit(_transfer_module(pl_module))
+        self._audit(pl_module)
 
-    def _enter(self, trainer: L.Trainer, module: TransferModule) -> None:
+    def _enter(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         plan = self.plan
         index = plan.phase_at(running_epoch(trainer))
         if index == self._applied:
             return
         self._audit(module)
-        module.train_groups(plan.phases[index].trained(plan.group_names))
+        require_groups(module, "PhaseSchedule").train_groups(plan.phases[index].trained(plan.group_names))
         module.train()
+        keep_frozen_eval(module)  # where the module's own `train` does not do it
         wrap_again(trainer)
         self._applied = index
         self._frozen_digest = frozen_state_digest(module)
 
-    def _audit(self, module: TransferModule) -> None:
+    def _audit(self, module: L.LightningModule) -> None:
         if self._frozen_digest is not None and frozen_state_digest(module) != self._frozen_digest:
             raise TrainingError(
                 f"frozen weights or buffers moved during phase {self.phases[self._applied or 0].name!r}, expected none "
@@ -201,37 +204,38 @@ def running_epoch(trainer: L.Trainer) -> int:
 def _differences(checkpoint: Mapping[str, Any], schedule: PhaseSchedule) -> list[str]:
     """Return in words where a checkpoint is not of these phases, or not of their schedules."""
     others = len(checkpoint.get("lr_schedulers", ()))
-    found = [f"it holds the state of {others} scheduler(s) of Lightning's, expected none"] if others else []
+    problems = [f"it holds the state of {others} scheduler(s) of Lightning's, expected none"] if others else []
     state = checkpoint["callbacks"].get(schedule.state_key)
     if state is None:
-        return [*found, "it holds no state of a PhaseSchedule"]
+        return [*problems, "it holds no state of a PhaseSchedule"]
     now = [phase.to_dict() for phase in schedule.phases]
     before = state.get("phases", now)
     if [phase["name"] for phase in before] != [phase["name"] for phase in now]:
         names = [", ".join(str(phase["name"]) for phase in phases) for phases in (before, now)]
-        return [*found, f"phases were {names[0]}, are now {names[1]}"]
+        return [*problems, f"phases were {names[0]}, are now {names[1]}"]
     for old, new in zip(before, now, strict=True):
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        found += [f"{key} of phase {new['name']!r} was {old.get(key)!r}, is now {new.get(key)!r}" for key in keys]
-    return found or _missing_values(checkpoint, state["values"], schedule.phases)
+        problems += [f"{key} of phase {new['name']!r} was {old.get(key)!r}, is now {new.get(key)!r}" for key in keys]
+    return problems or _missing_values(checkpoint, state["values"], schedule.phases)
 
 
 def _missing_values(checkpoint: Mapping[str, Any], values: Mapping[str, Any], phases: Sequence[Phase]) -> list[str]:
-    """Return in words which schedules that go by values were not told one for each epoch that is over."""
+    """Return in words which schedules that follow values have not one for each epoch that is over."""
     over = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    found = []
+    problems = []
     for number, phase in enumerate(phases):
-        expected, told = min(phase.epochs, max(0, over)), len(values.get(str(number), ()))
+        expected, count = min(phase.epochs, max(0, over)), len(values.get(str(number), ()))
         over -= phase.epochs
-        if phase.curve.needs_values and told != expected:
-            found.append(f"{phase.curve.name} of phase {phase.name!r} was told {told} values in {expected} epochs")
-    return found
+        if phase.curve.needs_values and count != expected:
+            problems.append(f"{phase.curve.name} of phase {phase.name!r} has {count} values of {expected} epochs")
+    return problems
 
 
-def _transfer_module(module: L.LightningModule) -> TransferModule:
-    if isinstance(module, TransferModule):
-        return module
-    raise ConfigError(
-        f"PhaseSchedule needs a TransferModule, saw {type(module).__name__} - wrap your network as its backbone "
-        "(`register_backbone`) or head"
-    )
+def _check_optimizer(optimizer: Optimizer, names: Sequence[str]) -> None:
+    """Refuse an optimizer whose LRs cannot be set by layer group."""
+    named = {group.get("group") for group in optimizer.param_groups}
+    if not named <= set(names):
+        raise ConfigError(
+            "the optimizer does not say which layer group its parameters are of, and phases go by layer groups - build "
+            "it over transferkit.models.optimizers.param_groups"
+        )

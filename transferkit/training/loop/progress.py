@@ -22,18 +22,20 @@ REFRESH_S = 0.5
 
 
 class PhaseProgress(Callback):
-    """A rich progress bar per phase: loss, accuracy, images/s, time left.
+    """A rich progress bar per phase: loss and figures, images/s, time left.
 
     The figures are those of the epoch so far. They are fetched twice a second at most; from a GPU by a copy
     that nobody waits for, so the bar shows the state of half a second ago.
 
     Args:
         schedule: The callback that knows the plan.
+        module: What is trained.
         console: Where to draw.
     """
 
-    def __init__(self, schedule: PhaseSchedule, console: Console) -> None:
+    def __init__(self, schedule: PhaseSchedule, module: TransferModule, console: Console) -> None:
         self.schedule = schedule
+        self.module = module
         self.bar = Progress(
             TextColumn("[bold]{task.description:<16}"),
             BarColumn(bar_width=24),
@@ -65,7 +67,6 @@ class PhaseProgress(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance, and refresh the figures now and then."""
-        assert isinstance(pl_module, TransferModule)
         self._seen += len(batch[1]) * trainer.world_size
         now = time.perf_counter()
         if now - self._shown < REFRESH_S and batch_idx + 1 < trainer.num_training_batches:
@@ -73,12 +74,13 @@ class PhaseProgress(Callback):
         self._shown = now
         done = self._batches_done(trainer, batch_idx + 1)
         rate = self._seen / max(now - self._since, 1e-9)
-        self.bar.update(self._task, completed=done, rate=rate, figures=self._figures(pl_module.train_sums()))
+        self.bar.update(self._task, completed=done, rate=rate, figures=self._figures(self.module.train_sums()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the validation accuracy from here on."""
-        if "val_acc" in trainer.callback_metrics and self._task is not None:
-            self._validation = f" val acc {float(trainer.callback_metrics['val_acc']):.1%}"
+        """Show the figure of the validation pictures from here on."""
+        name = next(iter(self.module.task.objective.running), None)
+        if f"val_{name}" in trainer.callback_metrics and self._task is not None:
+            self._validation = f" val {name} {float(trainer.callback_metrics[f'val_{name}']):.1%}"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the finished bars on the screen."""
@@ -107,7 +109,7 @@ class PhaseProgress(Callback):
     def _finish(self) -> None:
         if self._task is not None:
             task = next(task for task in self.bar.tasks if task.id == self._task)
-            figures = task.fields["figures"].split(" val acc")[0]
+            figures = task.fields["figures"].split(" val ")[0]
             self.bar.update(self._task, figures=figures + self._validation)
 
     def _batches_done(self, trainer: L.Trainer, batches: int) -> int:
@@ -117,15 +119,16 @@ class PhaseProgress(Callback):
         return int(before * trainer.num_training_batches + batches)
 
     def _figures(self, sums: Tensor) -> str:
-        if sums.device.type != "cuda":
-            loss, correct, count = sums.tolist()
-        else:
+        if sums.device.type == "cuda":
             arrived = self._pending
-            target = torch.empty(3, pin_memory=True).copy_(sums, non_blocking=True)
+            target = torch.empty(len(sums), pin_memory=True).copy_(sums, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._pending = (target, event)
             if arrived is None or not arrived[1].query():
                 return ""
-            loss, correct, count = arrived[0].tolist()
-        return f"loss {loss / max(count, 1):.3f} acc {correct / max(count, 1):.1%}{self._validation}"
+            sums = arrived[0]
+        figures = self.module.running_figures(sums)
+        loss = figures.pop("loss")
+        others = "".join(f" {name} {value:.1%}" for name, value in figures.items())
+        return f"loss {loss:.3f}{others}{self._validation}"

@@ -20,7 +20,7 @@ from transferkit.training.loop.history import History
 from transferkit.training.loop.interruption import Interruption, SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.ranks.own_state import OwnState
-from transferkit.training.ranks.parallel import gather, on_first, require_equal, statistics
+from transferkit.training.ranks.parallel import gather, of_first, require_equal, statistics
 
 __all__ = ["RunRecorder"]
 
@@ -56,7 +56,10 @@ class RunRecorder(Checkpoint):
     ) -> None:
         self.schedule = schedule
         self.selection = selection
-        self.history = History(run / "history.csv")
+        running = ("loss", *module.task.objective.running)
+        self.history = History(
+            run / "history.csv", [f"{split}_{name}" for split in ("train", "val") for name in running]
+        )
         self.checkpoints = Checkpoints(run)
         self._module = module
         self._interruption = Interruption(flag)
@@ -158,7 +161,7 @@ class RunRecorder(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
         # Decisions follow from these values: were they not the same everywhere, processes would wait for each other.
-        values = on_first(lambda: {name: float(value) for name, value in trainer.callback_metrics.items()})
+        values = of_first({name: float(value) for name, value in trainer.callback_metrics.items()})
         for name in ("train_loss", "val_loss"):
             if name in values:
                 require_finite(values[name], name, trainer, self.checkpoints.last)

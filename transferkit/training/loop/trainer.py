@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from transferkit.core.errors import ConfigError, TrainingError
 from transferkit.data.batches.workers import worker_errors
 from transferkit.options.training import FinetuneConfig
-from transferkit.show.progress import progress_console
-from transferkit.training.craft.activations import KeptActivations
+from transferkit.training.craft.activations import CachedActivations
 from transferkit.training.craft.ema import EMA
 from transferkit.training.craft.interpolation import KeepStart
 from transferkit.training.craft.l2sp import L2SP
@@ -33,15 +28,14 @@ from transferkit.training.loop.progress import PhaseProgress
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.ranks.parallel import statistics, world
 from transferkit.training.ranks.strategies import SyncNorms, make_environment, make_strategy
-from transferkit.training.setup import Prepared
+from transferkit.training.setup import Training
 
-__all__ = ["fit", "is_out_of_memory", "quiet_lightning"]
+__all__ = ["fit", "in_order", "is_out_of_memory"]
 
 
 def fit(
     run: Path,
-    config: FinetuneConfig,
-    ready: Prepared,
+    training: Training[FinetuneConfig],
     *,
     checkpoint: Path | None = None,
     flag: SignalFlag,
@@ -52,8 +46,7 @@ def fit(
 
     Args:
         run: The run directory.
-        config: With numbers for everything that could be ``"auto"``.
-        ready: Data, model, phases and machine.
+        training: With numbers for everything that could be ``"auto"``.
         checkpoint: Where to go on.
         flag: Set by signals.
         solved: What came of a first phase that was solved.
@@ -65,8 +58,8 @@ def fit(
         StorageError: The disk is full or read-only, or a decoding process was lost.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
-    data, module, phases, machine = ready.data, ready.module, ready.phases, ready.machine
-    schedule = PhaseSchedule(phases, solved=True)
+    config, data, module, machine = training.config, training.data, training.module, training.machine
+    schedule = PhaseSchedule(training.phases, solved=True)
     monitor = config.monitor if data.index.split("val") else "train_loss"
     figure = monitor.partition("_")[2]
     if monitor.startswith("val_") and figure not in ("loss", *module.task.objective.watched):
@@ -77,9 +70,8 @@ def fit(
     own = (statistics,) if ema is None else (statistics, ema.statistics)
     recorder = RunRecorder(run, module, schedule, selection, flag, own)
     if solved is not None:
-        recorder.begin_with(phases[0].name, solved.figures, solved.head)
-    epochs = sum(phase.epochs for phase in phases)
-    if not epochs:
+        recorder.begin_with(training.phases[0].name, solved.figures, solved.head)
+    if not training.plan.epochs:
         return recorder  # the solved probe is all there is
     module.to(memory_format=torch.channels_last)
     processes = config.devices * config.num_nodes
@@ -94,10 +86,10 @@ def fit(
         num_nodes=config.num_nodes,
         strategy=make_strategy(config.strategy, processes),
         precision="bf16-mixed" if machine.precision == "bf16" else "32-true",
-        max_epochs=epochs,
+        max_epochs=training.plan.epochs,
         gradient_clip_val=config.clip,
         accumulate_grad_batches=config.accumulate,
-        callbacks=in_order(schedule, _craft(run, config, schedule, ready, ema), callbacks, recorder),
+        callbacks=in_order(schedule, _craft(run, training, schedule, ema), callbacks, recorder),
         plugins=plugins,
         default_root_dir=run / "lightning",  # never made: nothing in it (hpc_ckpt_*) can be taken for a checkpoint
         use_distributed_sampler=False,  # ours know the ranks
@@ -144,26 +136,23 @@ def in_order(
     return [schedule, FiniteLoss(recorder.checkpoints.last), *craft, *own, recorder, *checkpoints]
 
 
-def _craft(
-    run: Path, config: FinetuneConfig, schedule: PhaseSchedule, ready: Prepared, ema: EMA | None
-) -> list[Callback]:
+def _craft(run: Path, training: Training[FinetuneConfig], schedule: PhaseSchedule, ema: EMA | None) -> list[Callback]:
     """Return the callbacks that the options ask for."""
-    found: list[Callback] = []
+    config, callbacks = training.config, list[Callback]()
     if config.l2_sp is not None:
-        found.append(L2SP(config.l2_sp))
+        callbacks.append(L2SP(config.l2_sp))
     if ema is not None:
-        found.append(ema)
+        callbacks.append(ema)
     if config.snapshots:
-        found.append(Snapshots(run, schedule))
+        callbacks.append(Snapshots(run, schedule))
     if config.interpolate:
-        found.append(KeepStart(run, schedule))
-    console = progress_console(config.quiet)
+        callbacks.append(KeepStart(run, schedule))
     mixed = config.mixup or config.cutmix  # mixed activations are not the activations of mixed pictures
     if config.keep_activations == "auto" and not mixed:
-        found.append(KeptActivations(schedule, ready.data, console))
-    if console is not None:
-        found.append(PhaseProgress(schedule, console))
-    return found
+        callbacks.append(CachedActivations(schedule, training.module, training.data, training.console))
+    if training.console is not None:
+        callbacks.append(PhaseProgress(schedule, training.module, training.console))
+    return callbacks
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -173,18 +162,3 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-@contextlib.contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's own remarks, which speak of its options and not of ours, out of the output."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -19,7 +19,8 @@ from transferkit.training.head.train import feature_batches, in_steps
 from transferkit.training.lr.range_test import Batch, RangeTest, detached_copy, sweep
 from transferkit.training.lr.result import LRSearch, Measure, Spacing
 from transferkit.training.lr.rules import DEFAULT_RULE, judge
-from transferkit.training.plan.phases import HEAD, Phase, Plan, check_phases
+from transferkit.training.plan.phases import HEAD, Phase, check_phases
+from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import rank, world
 
 __all__ = ["find_lr", "run_range_test"]

@@ -9,11 +9,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.core.errors import TransferkitWarning
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.heads import LinearHead
-from transferkit.options.training import TrainingOptions
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar
 from transferkit.training.head.features import SplitFeatures
 from transferkit.training.head.solve import SolvedProbe, soften_head
 from transferkit.training.head.train import HeadTraining, train_head
@@ -23,7 +21,7 @@ from transferkit.training.lr.result import LRSearch
 from transferkit.training.plan.options import USUAL_LR, replace_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
-from transferkit.training.setup import Prepared, make_compute_of
+from transferkit.training.setup import Options, Training
 
 __all__ = ["find_start", "peak_lr", "phase_start", "search_phase"]
 
@@ -35,9 +33,7 @@ STEPS = 100
 USUAL_TEST = RangeTest()
 
 
-def find_start(
-    config: TrainingOptions, ready: Prepared, solved: SolvedProbe | None, *, quiet: bool = False
-) -> tuple[LRSearch, Prepared, float]:
+def find_start(training: Training[Options], solved: SolvedProbe | None) -> tuple[LRSearch, Training[Options]]:
     """Look for the LR of the fine-tuning phases, and set it.
 
     The test runs on the last of them, which trains the most, from the head that it will begin with: the solved one, or
@@ -45,21 +41,19 @@ def find_start(
     unless there is nothing else; then they are tested, on cached features.
 
     Args:
-        config: The options.
-        ready: The training; its module is as before afterwards.
+        training: With ``"auto"`` as its LR; its module is as before afterwards.
         solved: The result of a first phase that was solved.
-        quiet: No progress bars.
 
     Returns:
-        The test, the training with its LR, and that LR, the peak of the schedule. When nothing can be suggested it is
-        the usual one, and a warning says so.
+        The test, and the training with the peak of the schedule as its LR. When nothing can be suggested it is the
+        usual one, and a warning says so.
     """
-    trained = [phase for phase in ready.phases if not phase.solve and not phase.test_view]
+    trained = [phase for phase in training.phases if not phase.solve and not phase.test_view]
     phase = next((phase for phase in reversed(trained) if phase.patterns != (HEAD,)), trained[-1])
-    search = search_phase(config, ready, phase, solved, quiet=quiet)
+    search = search_phase(training, phase, solved)
     if search.suggestion is None:
         warnings.warn(f"--lr auto: {search.reason}; going on with {USUAL_LR}", TransferkitWarning, stacklevel=2)
-        return search, ready, USUAL_LR
+        return search, training.at_lr(USUAL_LR, training.phases)
     if search.warning is not None:
         warnings.warn(f"--lr auto: {search.warning}", TransferkitWarning, stacklevel=2)
     lr = peak_lr(search, phase)
@@ -67,10 +61,10 @@ def find_start(
         "LR %.2g suggested by %s, peak of %s %.2g", search.suggestion, search.suggestion_rule, phase.curve.name, lr
     )
     if phase.patterns == (HEAD,):
-        phases = tuple(dataclasses.replace(item, lr=lr * (item.lr / phase.lr)) for item in ready.phases)
+        phases = tuple(dataclasses.replace(item, lr=lr * (item.lr / phase.lr)) for item in training.phases)
     else:
-        phases = replace_lr(ready.phases, phase.lr, lr)
-    return search, dataclasses.replace(ready, phases=phases), lr
+        phases = replace_lr(training.phases, phase.lr, lr)
+    return search, training.at_lr(lr, phases)
 
 
 def peak_lr(search: LRSearch, phase: Phase) -> float:
@@ -93,64 +87,55 @@ def peak_lr(search: LRSearch, phase: Phase) -> float:
 
 
 def search_phase(
-    config: TrainingOptions,
-    ready: Prepared,
-    phase: Phase,
-    solved: SolvedProbe | None,
-    test: RangeTest = USUAL_TEST,
-    *,
-    quiet: bool = False,
+    training: Training[Options], phase: Phase, solved: SolvedProbe | None, test: RangeTest = USUAL_TEST
 ) -> LRSearch:
     """Run the range test of one phase, from the head that it begins with and in the steps that the run will take.
 
     Args:
-        config: The options; steps are clipped and batches accumulated as they say.
-        ready: The training; its module is as before afterwards.
+        training: Its options say how steps are clipped and batches accumulated; its module is as before afterwards.
         phase: The phase to find the LR of.
         solved: The result of a first phase that was solved.
         test: The LRs.
-        quiet: No progress bars.
     """
-    module, features = ready.module, None
+    config, module, features = training.config, training.module, None
     test = dataclasses.replace(test, clip=config.clip, accumulate=config.accumulate)
-    first = phase == next(item for item in ready.phases if not item.solve)
+    first = phase == next(item for item in training.phases if not item.solve)
     before = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
-    with counting_bar(progress_console(quiet), "looking for the LR") as progress:
+    with counting_bar(training.console, "looking for the LR") as progress:
         try:
-            phase_start(config, ready, phase, solved)
+            phase_start(training, phase, solved)
             if first and phase.patterns == (HEAD,) and test.measure == "train" and not module.head_takes_maps:
-                features = _features(config, ready)
-            return run_range_test(module, ready.data, test, phase=phase, features=features, progress=progress)
+                features = _features(training)
+            return run_range_test(module, training.data, test, phase=phase, features=features, progress=progress)
         finally:
             module.head.load_state_dict(before)
 
 
-def phase_start(config: TrainingOptions, ready: Prepared, phase: Phase, solved: SolvedProbe | None) -> None:
+def phase_start(training: Training[Options], phase: Phase, solved: SolvedProbe | None) -> None:
     """Put the module's head into the state in which `phase` begins, as far as cached features can tell.
 
     Args:
-        config: The options.
-        ready: The training; the head of its module is changed.
+        training: The head of its module is changed.
         phase: One of its phases.
         solved: The result of a first phase that was solved.
     """
-    module = ready.module
+    config, module = training.config, training.module
     if solved is not None:
-        if not isinstance(module.head, LinearHead):
-            raise ConfigError(f"a {type(module.head).__name__} cannot have been solved, expected a linear head")
         soften_head(module.head, float(solved.figures["logit_std"]))
         return
-    earlier = ready.phases[: ready.phases.index(phase)]
+    earlier = training.phases[: training.phases.index(phase)]
     probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
     if not probes or module.head_takes_maps:
         return
-    X, y = _features(config, ready)
+    X, y = _features(training)
     for item in probes:
-        train_head(module.head, module.loss, X, y, HeadTraining.of_phase(config, item, len(y), ready.data.batch_size))
+        train_head(
+            module.head, module.loss, X, y, HeadTraining.of_phase(config, item, len(y), training.data.batch_size)
+        )
 
 
-def _features(config: TrainingOptions, ready: Prepared) -> tuple[Tensor, Tensor]:
+def _features(training: Training[Options]) -> tuple[Tensor, Tensor]:
     """Return the cached features of the training pictures as they are, ``(N, D)``, and their labels."""
-    features = SplitFeatures(ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine))
+    features = SplitFeatures(training.module, training.data, FeatureStore(training.config.store), training.compute)
     table = features.table("train")
     return torch.from_numpy(table.X), torch.from_numpy(table.y)

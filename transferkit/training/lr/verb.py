@@ -17,7 +17,7 @@ from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import peak_lr, search_phase
 from transferkit.training.plan.phases import Phase
-from transferkit.training.setup import make_compute_of, prepare
+from transferkit.training.setup import prepare
 
 __all__ = ["CURVE", "PLOT", "run_lr_find"]
 
@@ -34,18 +34,18 @@ def run_lr_find(config: LRFindConfig) -> LRSearch:
         TrainingError: Nothing can be suggested; the curve is written all the same.
         StorageError: The directory cannot be written to.
     """
-    ready = prepare(config, quiet=config.quiet)
-    phase = _chosen(ready.phases, config.phase)
+    training = prepare(config, quiet=config.quiet)
+    phase = _chosen(training.phases, config.phase)
     if config.batch_size == "auto":
-        ready.data.batch_size = choose_batch_size(ready, quiet=config.quiet)
+        training = training.in_batches_of(choose_batch_size(training))
     solved = None
-    if ready.phases[0].solve:
+    if training.phases[0].solve:
         solved = solve_probe(
-            ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine),
+            training.module, training.data, FeatureStore(config.store), training.compute,
             views=config.probe_views, seed=config.seed,
         )  # fmt: skip
     test = RangeTest(config.steps, config.lr_min, config.lr_max, config.spacing, config.measure)
-    search = search_phase(config, ready, phase, solved, test, quiet=config.quiet)
+    search = search_phase(training, phase, solved, test)
     out = Path(config.out) if config.out else Path("runs") / f"{run_stem(config.data, config.backbone)}-lr"
     with storage_errors("create", out):
         out.mkdir(parents=True, exist_ok=True)

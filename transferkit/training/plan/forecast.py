@@ -6,16 +6,15 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from transferkit.machine.device import device_of
 from transferkit.models.freezing import evaluation_mode
-from transferkit.training.setup import Prepared
+from transferkit.training.setup import Options, Training
 
 __all__ = ["Forecast", "forecast"]
 
@@ -38,32 +37,31 @@ class Forecast:
     evaluation_s: float
 
 
-def forecast(ready: Prepared) -> Forecast:
+def forecast(training: Training[Options]) -> Forecast:
     """Do a few steps of every phase. The module is changed: it is not the one to train afterwards.
 
     Args:
-        ready: Data, model, phases and machine.
+        training: What would be trained.
     """
-    device = device_of(ready.machine.accelerator)
-    module = ready.module.to(device, memory_format=torch.channels_last)
+    device = training.device
+    module = training.module.to(device, memory_format=torch.channels_last)
     optimizer = module.configure_optimizers()
-    batches = _endless(ready)
+    batches = _endless(training)
     seconds, memory = [], []
-    for phase in ready.phases:
+    for phase in training.phases:
         names = phase.trained(module.group_names())
         with _peak_memory(device) as peak:
             if phase.solve:
-                seconds.append(_time(lambda: _evaluate(ready, batches, device), device))
+                seconds.append(_time(lambda: _evaluate(training, batches, device), device))
             else:
                 module.train_groups(names)
                 module.train()
-                seconds.append(_time(lambda: _step(ready, batches, optimizer, device), device))
+                seconds.append(_time(lambda: _step(training, batches, optimizer, device), device))
         memory.append(peak[0])
-    return Forecast(tuple(seconds), tuple(memory), _time(lambda: _evaluate(ready, batches, device), device))
+    return Forecast(tuple(seconds), tuple(memory), _time(lambda: _evaluate(training, batches, device), device))
 
 
-def _time(step: object, device: str) -> float:
-    assert callable(step)
+def _time(step: Callable[[], object], device: str) -> float:
     seconds = []
     for number in range(WARMUP + TIMED):
         started = time.perf_counter()
@@ -75,34 +73,34 @@ def _time(step: object, device: str) -> float:
     return sum(seconds) / len(seconds)
 
 
-def _endless(ready: Prepared) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = ready.data.train_dataloader()
+def _endless(training: Training[Options]) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = training.data.train_dataloader()
     while True:
         yield from loader
 
 
 def _step(
-    ready: Prepared,
+    training: Training[Options],
     batches: Iterator[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     device: str,
 ) -> None:
     images, targets = (tensor.to(device) for tensor in next(batches))
-    images, targets = ready.data.on_after_batch_transfer((images, targets), 0)
+    images, targets = training.data.on_after_batch_transfer((images, targets), 0)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the time of a step, not what it does
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=ready.machine.precision == "bf16"):
-        loss = ready.module.training_step((images, targets), 0)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=training.machine.precision == "bf16"):
+        loss = training.module.training_step((images, targets), 0)
     torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _evaluate(ready: Prepared, batches: Iterator[tuple[Tensor, Tensor]], device: str) -> None:
+def _evaluate(training: Training[Options], batches: Iterator[tuple[Tensor, Tensor]], device: str) -> None:
     images, targets = (tensor.to(device) for tensor in next(batches))
-    images, _ = ready.data.on_after_batch_transfer((images, targets), 0)
-    with evaluation_mode(ready.module), torch.inference_mode():
-        ready.module(images)
+    images, _ = training.data.on_after_batch_transfer((images, targets), 0)
+    with evaluation_mode(training.module), torch.inference_mode():
+        training.module(images)
 
 
 @contextlib.contextmanager

@@ -13,27 +13,21 @@ import yaml
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
-from transferkit.training.craft.snapshots import snapshot_problems
-from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases
-from transferkit.training.plan.presets import preset_phases
+from transferkit.runs.write import NOT_SAVED, PATHS, absolute
+from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["NOT_SAVED", "PATHS", "USUAL_LR", "absolute", "replace_lr", "resolve_options", "resolve_phases"]
+__all__ = ["USUAL_LR", "replace_lr", "resolve_options", "resolve_phases"]
 
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out", "overwrite", "quiet", "resume",
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
-NOT_SAVED = frozenset({"dry_run", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store"})
-"""What says where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
-
-PATHS = ("data", "weights", "init_from")
-
 PROBE_EPOCHS, PROBE_LR = 3, 1e-2
-"""Of a probe that is trained, unless told otherwise."""
+"""Of a probe that is trained, by default."""
 
 USUAL_LR = 1e-3
-"""Where `--lr auto` has found none, or has not looked yet."""
+"""Where `--lr auto` suggests none, or has not looked yet."""
 
 FIXRES_LR = 0.1
 """LR of the head in the last phase of FixRes over that of the phases before: it has converged, but for the size."""
@@ -49,7 +43,7 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
     out = options.get("out")
     if not (options.get("resume") and out and (Path(out) / "config.yaml").is_file()):
         config = make_config(FinetuneConfig, {"data": "-", **options} if options.get("resume") else options)
-        resolve_phases(config, None)  # everything that can be told without the model
+        resolve_phases(config, None)  # as far as the model does not matter
         return config
     path = Path(out) / "config.yaml"
     try:
@@ -57,16 +51,16 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
         original = make_config(FinetuneConfig, {**saved, "out": out, "resume": True})
     except (yaml.YAMLError, TypeError, OSError, ConfigError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}) - start anew with --overwrite") from error
-    wanted = make_config(FinetuneConfig, {**saved, **options})
+    config = make_config(FinetuneConfig, {**saved, **options})
     differences = []
     for key in options:
-        before, now = getattr(original, key), getattr(wanted, key)
+        before, now = getattr(original, key), getattr(config, key)
         if key in PATHS:
             before, now = absolute(before), absolute(now)
         if key == "phases" and isinstance(now, str):
             continue  # the run holds the preset's phases, spelled out
         if before == now or key in NOT_SAVED or (now == AUTO and key in ("precision", "lr", "batch_size")):
-            continue  # the run holds what was found
+            continue  # the run holds what was chosen
         if key in RESUMABLE:
             message = f"resuming with {key} {now!r} instead of {before!r}: the result can differ from one run"
             warnings.warn(message, TransferkitWarning, stacklevel=3)
@@ -74,10 +68,10 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
             differences.append(f"{key} was {before!r}, is now {now!r}")
     if differences:
         raise CheckpointError(f"{out}: cannot resume with other options: {gather(differences)} - give another --out")
-    found = {key: getattr(original, key) for key in ("precision", "lr")}
-    if wanted.batch_size == AUTO:
-        found["batch_size"] = original.batch_size
-    return dataclasses.replace(wanted, phases=original.phases, **found)
+    chosen = {key: getattr(original, key) for key in ("precision", "lr")}
+    if config.batch_size == AUTO:
+        chosen["batch_size"] = original.batch_size
+    return dataclasses.replace(config, phases=original.phases, **chosen)
 
 
 def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -> tuple[Phase, ...]:
@@ -85,24 +79,17 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
 
     Args:
         config: The options.
-        group_names: The model's groups; ``None`` to check only what can be told without a model.
+        group_names: The model's groups; ``None`` to check only what does not depend on a model.
 
     Raises:
         ConfigError: With everything that is wrong.
     """
     lr = USUAL_LR if isinstance(config.lr, str) else config.lr
     if isinstance(config.phases, str):
-        phases = preset_phases(
-            config.phases,
-            epochs=config.epochs,
-            probe_epochs=config.probe_epochs or PROBE_EPOCHS,
-            lr=lr,
-            probe_lr=config.probe_lr or PROBE_LR,
-            schedule=_schedule(config),
-            layer_decay=config.layer_decay,
-            group_names=group_names or ("backbone", HEAD),
-            solve=config.solves_probe,
-        )
+        probe = Phase("probe", 0 if config.solves_probe else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
+                      lr=config.probe_lr or PROBE_LR, solve=config.solves_probe)  # fmt: skip
+        tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
+        phases = preset_phases(config.phases, probe, tuning, group_names or ("backbone", HEAD))
     else:
         phases = make_phases(config.phases)
     if config.fixres_epochs and not any(phase.test_view for phase in phases):
@@ -119,10 +106,10 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
 
 
 def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[str]:
-    """Return what is asked for and cannot be had with these phases."""
-    found = []
+    """Return which options cannot be had with these phases."""
+    problems = []
     trained = [phase for phase in phases if not phase.solve]
-    asked = {
+    flags = {
         "--ema": config.ema,
         "--l2-sp": config.l2_sp,
         "--snapshots": config.snapshots,
@@ -132,21 +119,21 @@ def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[st
     wider = [phase for phase in phases if phase.patterns != (HEAD,)]
     if not trained:
         needs = "needs a phase that is trained, these are solved - pass --phases probe-finetune or --probe sgd"
-        found += [f"{name} {needs}" for name, wanted in asked.items() if wanted]
+        problems += [f"{name} {needs}" for name, value in flags.items() if value]
     if config.interpolate and (phases[0] in wider or not wider):
-        found.append(
+        problems.append(
             "--interpolate mixes the probe with what was fine-tuned from it, expected a phase of the head alone and "
             "one of more after it - pass --phases probe-finetune"
         )
     if config.snapshots and trained:
-        found += snapshot_problems(phases)
+        problems += snapshot_problems(phases)
     if config.lr == AUTO and not isinstance(config.phases, str):
-        found.append("--lr auto looks for the LR of ready-made phases, a list of phases holds its own - run lr-find "
+        problems.append("--lr auto looks for the LR of ready-made phases, a list of phases holds its own - run lr-find "
                      "--phase NAME and write down what it finds")  # fmt: skip
     if config.fixres_epochs and config.train_size is not None and config.train_size == config.image_size:
-        found.append(f"--train-size and --image-size are both {config.image_size}, so there is nothing for "
+        problems.append(f"--train-size and --image-size are both {config.image_size}, so there is nothing for "
                      "--fixres-epochs to fix")  # fmt: skip
-    return found
+    return problems
 
 
 def replace_lr(phases: Sequence[Phase], before: float, lr: float) -> tuple[Phase, ...]:
@@ -159,11 +146,6 @@ def replace_lr(phases: Sequence[Phase], before: float, lr: float) -> tuple[Phase
         if not phase.solve and (phase.patterns != (HEAD,) or phase.test_view) else phase
         for phase in phases
     )  # fmt: skip
-
-
-def absolute(value: str | None) -> str | None:
-    """Make an existing path absolute, so that a recipe works from anywhere; leave names alone."""
-    return str(Path(value).absolute()) if value is not None and Path(value).exists() else value
 
 
 def _schedule(config: TrainingOptions) -> Schedule:

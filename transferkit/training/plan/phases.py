@@ -1,21 +1,20 @@
 """Phases as records: what trains, for how long, at which LR; checked whole before the first batch.
 
-Groups are the backbone's layer groups from input to output, then ``"head"``. Every LR follows from the plan and the
-step alone (`Plan.lr`), whatever happened before.
+Groups are the backbone's layer groups from input to output, then ``"head"``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
+from transferkit.training.schedules.schedules import SGDR, Cosine, Schedule, make_schedule
 
-__all__ = ["HEAD", "Phase", "Plan", "check_phases", "make_phases"]
+__all__ = ["HEAD", "PRESETS", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
 
 HEAD = "head"
 
@@ -79,6 +78,11 @@ class Phase:
             return self.group_lrs[group]
         return next((lr for pattern, lr in self.group_lrs.items() if fnmatchcase(group, pattern)), None)
 
+    @property
+    def cycle_ends(self) -> tuple[int, ...]:
+        """Epochs of the phase, from 0, at whose end a whole cycle of SGDR is complete."""
+        return self.curve.cycle_ends(self.epochs) if isinstance(self.curve, SGDR) else ()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the phase as a recipe writes it."""
         if self.solve:
@@ -119,31 +123,33 @@ def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = No
 
 
 def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str]:
-    found = []
+    problems = []
     if phase.solve:
-        found += [] if phase.epochs == 0 else [f"epochs is {phase.epochs!r}, expected 0 for a phase that is solved"]
-        found += [] if phase.patterns == (HEAD,) else [f"train is {phase.train!r}, expected 'head' for a solved phase"]
-        return found
+        if phase.epochs != 0:
+            problems.append(f"epochs is {phase.epochs!r}, expected 0 for a phase that is solved")
+        if phase.patterns != (HEAD,):
+            problems.append(f"train is {phase.train!r}, expected 'head' for a solved phase")
+        return problems
     if isinstance(phase.epochs, bool) or not isinstance(phase.epochs, int) or phase.epochs < 1:
         return [f"epochs is {phase.epochs!r}, expected a whole number of at least 1"]
     if not (math.isfinite(phase.lr) and phase.lr > 0):
-        found.append(f"lr is {phase.lr}, expected a finite number above 0")
+        problems.append(f"lr is {phase.lr}, expected a finite number above 0")
     if not 0.0 < phase.layer_decay <= 1.0:
-        found.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
-    found += phase.curve.problems(phase.epochs)
+        problems.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
+    problems += phase.curve.problems(phase.epochs)
     for pattern, lr in phase.group_lrs.items():
         if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
-            found.append(f"group_lrs[{pattern!r}] is {lr!r}, expected a finite number above 0")
+            problems.append(f"group_lrs[{pattern!r}] is {lr!r}, expected a finite number above 0")
     if group_names is not None:
         for pattern in (*phase.patterns, *phase.group_lrs):
             if not any(fnmatchcase(name, pattern) for name in group_names):
-                found.append(
+                problems.append(
                     f"{pattern!r} matches no layer group.{did_you_mean(pattern, group_names)} "
                     f"Known: {', '.join(group_names)}."
                 )
     if not phase.patterns:
-        found.append("train is empty, expected 'head', 'all' or layer groups")
-    return found
+        problems.append("train is empty, expected 'head', 'all' or layer groups")
+    return problems
 
 
 def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
@@ -165,111 +171,99 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
         if not isinstance(value, Mapping):
             problems.append(f"{where} is {value!r}, expected a mapping with the keys {', '.join(known)}")
             continue
-        found = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
+        own = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
         implied = {"epochs": 0, "train": HEAD} if value.get("solve") is True else {}
-        found += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
+        own += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
         for key in ("solve", "test_view"):
             if key in value and not isinstance(value[key], bool):
-                found.append(f"{where}: {key} is {value[key]!r}, expected true or false")
+                own.append(f"{where}: {key} is {value[key]!r}, expected true or false")
         if not isinstance(value.get("group_lrs", {}), Mapping):
-            found.append(f"{where}: group_lrs is {value['group_lrs']!r}, expected LRs by layer group")
+            own.append(f"{where}: group_lrs is {value['group_lrs']!r}, expected LRs by layer group")
         for key, kinds, expected in (("lr", (int, float), "a number"), ("layer_decay", (int, float), "a number")):
             if key in value and (isinstance(value[key], bool) or not isinstance(value[key], kinds)):
-                found.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
+                own.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
         train = value.get("train", "all")
         if not isinstance(train, str) and not (
             isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)
         ):
-            found.append(f"{where}: train is {train!r}, expected 'head', 'all' or a list of layer groups")
-        if not found:
+            own.append(f"{where}: train is {train!r}, expected 'head', 'all' or a list of layer groups")
+        if not own:
             try:
                 phases.append(Phase(**{**implied, **{str(key): part for key, part in value.items()}}))
             except ConfigError as error:
-                found.append(f"{where}: {error}")
-        problems += found
+                own.append(f"{where}: {error}")
+        problems += own
     problems = problems or check_phases(phases)
     if problems:
         raise ConfigError(gather(problems))
     return tuple(phases)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A phase list over a model's groups and an epoch's length: everything that happens, as pure functions.
+def snapshot_problems(phases: Sequence[Phase]) -> list[str]:
+    """Return why snapshots cannot be had from these phases; empty when they can.
 
     Args:
-        phases: In order.
-        group_names: The model's groups, input to output, the head last.
-        steps_per_epoch: Optimizer steps in one epoch, at least 1.
+        phases: At least one of them must be annealed by `SGDR` through two whole cycles.
     """
+    if any(len(phase.cycle_ends) >= 2 for phase in phases):
+        return []
+    cycles = ", ".join(
+        f"{phase.name!r} with {phase.curve.name} and {len(phase.cycle_ends)} whole cycle(s)" for phase in phases
+    )
+    return [
+        f"snapshots need a phase of at least two whole sgdr cycles, saw {cycles} - use the schedule sgdr with a "
+        "cycle_epochs of at most half the epochs"
+    ]
 
-    phases: tuple[Phase, ...]
-    group_names: tuple[str, ...]
-    steps_per_epoch: int
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of all phases together."""
-        return sum(phase.epochs for phase in self.phases)
+# ---- ready-made lists -------------------------------------------------------------------------------------------
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of all phases together."""
-        return self.epochs * self.steps_per_epoch
+PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
 
-    def phase_at(self, epoch: int) -> int:
-        """Return the index of the phase that `epoch` (from 0, over all phases) belongs to; past the end, the last."""
-        for index, phase in enumerate(self.phases):
-            if epoch < phase.epochs:
-                return index
-            epoch -= phase.epochs
-        return len(self.phases) - 1
 
-    def first_epoch(self, index: int) -> int:
-        """Return the epoch, over all phases, at which phase `index` starts."""
-        return sum(phase.epochs for phase in self.phases[:index])
+def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequence[str]) -> tuple[Phase, ...]:
+    """Return the phases that a preset's name stands for.
 
-    def given(self, values: Mapping[int, Sequence[float]]) -> Plan:
-        """Return the plan as it stands once validation values are known, for schedules that go by them (`plateau`).
+    - ``probe``: the head alone, solved, or for the epochs and by the schedule of `tuning`.
+    - ``finetune``: everything.
+    - ``probe-finetune``: the head alone, then everything (LP-FT, Kumar et al. 2022: fine-tuning from a converged head
+      distorts the features less).
+    - ``gradual``: the head alone, then one more layer group per phase, from the output to the input (gradual
+      unfreezing; ULMFiT, Howard & Ruder 2018, section 3.3). The epochs are shared out evenly, early phases get what is
+      left over; with fewer epochs than groups several groups are unfrozen at a time.
 
-        Args:
-            values: By phase index, the monitored loss of each of its finished epochs.
-        """
-        phases = [replace(phase, schedule=phase.curve.given(values.get(number, ())))
-                  for number, phase in enumerate(self.phases)]  # fmt: skip
-        return replace(self, phases=tuple(phases))
+    Args:
+        preset: One of `PRESETS`.
+        probe: The phase that trains the head alone, or solves it.
+        tuning: The phase that trains everything.
+        group_names: The model's groups, input to output, the head last.
 
-    def scale(self, index: int, group: str) -> float:
-        """Return a group's peak LR over `Phase.lr` in phase `index`.
+    Raises:
+        ConfigError: The preset is unknown.
+    """
+    match preset:
+        case "probe":
+            return (probe if probe.solve else replace(probe, epochs=tuning.epochs, schedule=tuning.schedule),)
+        case "finetune":
+            return (tuning,)
+        case "probe-finetune":
+            return (probe, tuning)
+        case "gradual":
+            return (probe, *_gradual(tuning, group_names))
+    raise ConfigError(
+        f"unknown phases {preset!r}.{did_you_mean(preset, PRESETS)} "
+        f"Known: {', '.join(PRESETS)}, or a list of phases in a recipe."
+    )
 
-        0 when frozen; else what `group_lrs` say, else `layer_decay` to the distance from the head.
-        """
-        phase = self.phases[index]
-        if group not in phase.trained(self.group_names):
-            return 0.0
-        own = phase.own_lr(group)
-        if own is not None:
-            return own / phase.lr
-        return float(phase.layer_decay ** (len(self.group_names) - 1 - self.group_names.index(group)))
 
-    def lrs(self, step: int) -> dict[str, float]:
-        """Return every group's LR at optimizer step `step` (from 0, over all phases); 0 for frozen groups."""
-        index, *place = self._place(step)
-        phase = self.phases[index]
-        factor = phase.curve.factor(*place)
-        return {group: phase.lr * self.scale(index, group) * factor for group in self.group_names}
-
-    def lr(self, group: str, step: int) -> float:
-        """Return one group's LR at optimizer step `step`."""
-        return self.lrs(step)[group]
-
-    def momentum(self, step: int) -> float | None:
-        """Return the momentum at optimizer step `step`, or ``None`` where the optimizer's own holds."""
-        index, *place = self._place(step)
-        return self.phases[index].curve.momentum(*place)
-
-    def _place(self, step: int) -> tuple[int, int, int, int]:
-        """Return the phase of a step, the step within it, the phase's steps, and those of an epoch."""
-        index = self.phase_at(step // self.steps_per_epoch)
-        local = step - self.first_epoch(index) * self.steps_per_epoch
-        return index, local, self.phases[index].epochs * self.steps_per_epoch, self.steps_per_epoch
+def _gradual(tuning: Phase, group_names: Sequence[str]) -> Iterator[Phase]:
+    layers = [name for name in group_names if name != HEAD][::-1]
+    count = max(1, min(len(layers), tuning.epochs))
+    for number in range(count):
+        unfrozen = layers[: (number + 1) * len(layers) // count]
+        yield replace(
+            tuning,
+            name=f"unfreeze-{unfrozen[-1]}" if unfrozen else "unfreeze",
+            epochs=tuning.epochs // count + (number < tuning.epochs % count),
+            train=tuple(name for name in group_names if name == HEAD or name in unfrozen),
+        )

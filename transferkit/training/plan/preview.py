@@ -11,39 +11,39 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from transferkit.core.files import storage_errors, write_json
+from transferkit.core.files import storage_errors
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
 from transferkit.models.module import TransferModule
-from transferkit.options.training import TrainingOptions
+from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.directory import run_stem
+from transferkit.runs.write import write_plan
 from transferkit.show.plots import plot_plan
-from transferkit.show.progress import progress_console, waiting
+from transferkit.show.progress import waiting
 from transferkit.show.words import duration
 from transferkit.training.batch_size import choose_batch_size
-from transferkit.training.describe import make_plan, plan_values
 from transferkit.training.head.solve import solve_probe
 from transferkit.training.lr.start import phase_start
 from transferkit.training.plan.forecast import Forecast, forecast
-from transferkit.training.plan.phases import HEAD, Plan
+from transferkit.training.plan.phases import HEAD
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
-from transferkit.training.setup import Prepared, make_compute_of, prepare
+from transferkit.training.setup import Options, Training, prepare
 
-__all__ = ["print_plan", "write_plan"]
+__all__ = ["plan_directory", "print_plan", "write_preview"]
 
 RGN_BATCHES = 8
 """Batches that relative gradient norms are measured on."""
 
 
-def write_plan(
+def write_preview(
     config: TrainingOptions, *, out: str | None = None, rgn: bool = False, quiet: bool = False
 ) -> tuple[Path, dict[str, Any]]:
     """Say what `finetune` with these options would do; nothing is trained and no run directory is made.
 
     Args:
         config: The options.
-        out: Directory for ``plan.json`` and ``plan.png``; default: ``runs/<data>-<backbone>-plan``.
+        out: Directory for ``plan.json`` and ``plan.png``; see `plan_directory`.
         rgn: Also propose which groups to tune.
         quiet: No progress, no table.
 
@@ -56,28 +56,32 @@ def write_plan(
         BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
         StorageError: The directory cannot be written to.
     """
-    ready = prepare(config, quiet=quiet)
-    if config.batch_size == "auto":
-        ready.data.batch_size = choose_batch_size(ready, quiet=quiet)
-    plan = make_plan(config, ready.data, ready.module, ready.phases)
-    values = plan_values(plan, ready.module)
-    with waiting(progress_console(quiet), "timing a few steps of each phase"):
-        norms = _frozen_norms(ready)
+    training = prepare(config, quiet=quiet)
+    if config.batch_size == AUTO:
+        training = training.in_batches_of(choose_batch_size(training))
+    values = training.plan_values
+    with waiting(training.console, "timing a few steps of each phase"):
+        norms = _frozen_norms(training)
         if rgn:
-            values["rgn"] = _gradient_norms(config, ready)
-        measured = forecast(ready)
-    values["batch_size"] = ready.data.batch_size
-    values["lr_found"] = "at the start of the run, by a range test" if config.lr == "auto" else None
-    _predict(values, plan, ready, measured, norms, accumulate=config.accumulate, views=config.probe_views)
-    directory = Path(out) if out is not None else Path("runs") / f"{run_stem(config.data, config.backbone)}-plan"
+            values["rgn"] = _gradient_norms(training)
+        measured = forecast(training)
+    values["batch_size"] = training.data.batch_size
+    values["lr_found"] = "at the start of the run, by a range test" if config.lr == AUTO else None
+    _predict(values, training, measured, norms)
+    directory = plan_directory(config, out)
     with storage_errors("create", directory):
         directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "plan.json", values)
-    if plan.epochs:
+    write_plan(directory, values)
+    if training.plan.epochs:
         plot_plan(values, directory / "plan.png")
     if not quiet:
         print_plan(values, directory)
     return directory, values
+
+
+def plan_directory(config: TrainingOptions, out: str | None) -> Path:
+    """Return where a plan is written to; by default ``runs/<data>-<backbone>-plan``."""
+    return Path(out) if out is not None else Path("runs") / f"{run_stem(config.data, config.backbone)}-plan"
 
 
 def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console | None = None) -> None:
@@ -114,8 +118,8 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
     if values["lr_found"] is not None:
         console.print(f"lr       looked for {values['lr_found']}; the figures above are for {trained[-1]['lr']:g}")
     if "rgn" in values:
-        told = ", ".join(f"{name} {norm:.2g}" for name, norm in values["rgn"]["norms"].items())
-        console.print(f"rgn      {told}", soft_wrap=True)
+        norms = ", ".join(f"{name} {norm:.2g}" for name, norm in values["rgn"]["norms"].items())
+        console.print(f"rgn      {norms}", soft_wrap=True)
         console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True, markup=False)
     console.print(f"batch    {values['batch_size']} pictures, {values['steps_per_epoch']:,} steps per epoch")
     console.print(f"time     about {duration(values['time_s'])}, evaluation included")
@@ -132,10 +136,10 @@ def _short(count: int) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
-def _frozen_norms(ready: Prepared) -> list[int]:
+def _frozen_norms(training: Training[Options]) -> list[int]:
     """Return how many norm layers are frozen in each phase."""
-    module, counts = ready.module, []
-    for phase in ready.phases:
+    module, counts = training.module, []
+    for phase in training.phases:
         module.train_groups(phase.trained(module.group_names()))
         frozen = {id(inner) for part in frozen_modules(module) for inner in part.modules()}
         counts.append(sum(id(layer) in frozen for layer in norm_layers(module)))
@@ -148,14 +152,15 @@ def norm_layers(module: TransferModule) -> list[torch.nn.Module]:
             and not any(True for _ in layer.children())]  # fmt: skip
 
 
-def _gradient_norms(config: TrainingOptions, ready: Prepared) -> dict[str, Any]:
+def _gradient_norms(training: Training[Options]) -> dict[str, Any]:
     """Return the relative gradient norm of every group, from a converged head, and the groups to tune."""
-    module, data = ready.module, ready.data
-    wider = next((phase for phase in ready.phases if phase.patterns != (HEAD,)), ready.phases[-1])
+    module, data = training.module, training.data
+    wider = next((phase for phase in training.phases if phase.patterns != (HEAD,)), training.phases[-1])
     solved = None
-    if ready.phases[0].solve:
-        solved = solve_probe(module, data, FeatureStore(config.store), make_compute_of(ready.machine), seed=config.seed)
-    phase_start(config, ready, wider, solved)
+    if training.phases[0].solve:
+        config = training.config
+        solved = solve_probe(module, data, FeatureStore(config.store), training.compute, seed=config.seed)
+    phase_start(training, wider, solved)
     norms = relative_gradient_norms(module, list(_some_batches(data)))
     return {"norms": norms, "proposed": list(propose_groups(norms, module.group_names()))}
 
@@ -165,28 +170,19 @@ def _some_batches(data: ImageData) -> Any:
         yield normalise(images, data.data_config), targets
 
 
-def _predict(
-    values: dict[str, Any],
-    plan: Plan,
-    ready: Prepared,
-    measured: Forecast,
-    norms: list[int],
-    *,
-    accumulate: int,
-    views: int,
-) -> None:
+def _predict(values: dict[str, Any], training: Training[Options], measured: Forecast, norms: list[int]) -> None:
     """Add to each phase what it will take, and what its LRs are."""
-    size = ready.data.batch_size
-    counts = {split: len(ready.data.index.split(split)) for split in ("train", "val", "test")}
+    plan, size, accumulate = training.plan, training.data.batch_size, training.config.accumulate
+    counts = {split: len(training.data.index.split(split)) for split in ("train", "val", "test")}
     evaluation = measured.evaluation_s * counts["val"] / size
-    values["norms"] = len(norm_layers(ready.module))
+    values["norms"] = len(norm_layers(training.module))
     for number, phase in enumerate(values["phases"]):
         steps = phase["epochs"] * plan.steps_per_epoch
         first = phase["first_epoch"] * plan.steps_per_epoch
         batches = steps * accumulate
         extra = phase["epochs"] * evaluation
         if not phase["epochs"]:
-            batches, extra = (counts["train"] * (1 + views) + counts["val"]) / size, 0.0
+            batches, extra = (counts["train"] * (1 + training.config.probe_views) + counts["val"]) / size, 0.0
         course = [plan.lrs(first + step) for step in range(steps)]
         phase |= {
             "steps": steps,

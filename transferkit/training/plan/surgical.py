@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, gather
 from transferkit.models.freezing import evaluation_mode
@@ -23,15 +22,15 @@ def relative_gradient_norms(module: TransferModule, batches: Iterable[tuple[Tens
     """Return ``||gradient|| / ||weights||`` of each layer group, Euclidean norms over all its parameters.
 
     The relative gradient norm (RGN) of Lee et al. 2023 (*Surgical Fine-Tuning Improves Adaptation to Distribution
-    Shifts*, section 4.1), there per tensor and during training, here per group and before it: of the mean cross entropy
-    over all given pictures, in eval mode, so that nothing draws and no batch-norm statistics move. The gradients of the
+    Shifts*, section 4.1), there per tensor and during training, here per group and before it: of the mean plain loss
+    over the pictures, in eval mode, so that nothing draws and no batch-norm statistics move. The gradients of the
     backbone pass through the head, so a head that knows the task (a solved probe) says more than a new one.
 
     The module comes back as it was: weights, gradients, what trains, modes.
 
     Args:
         module: On the device of the batches.
-        batches: Images ``(B, 3, H, W) float32, normalised``, and targets ``(B,) int64 in [0, C)``.
+        batches: Images ``(B, 3, H, W) float32, normalised``, and targets ``(B, ...)``.
 
     Returns:
         RGN by group name, from input to output, the head last; ``inf`` for a group whose weights are all 0 and whose
@@ -51,7 +50,7 @@ def relative_gradient_norms(module: TransferModule, batches: Iterable[tuple[Tens
             parameter.requires_grad_()
         with evaluation_mode(module), torch.enable_grad():
             for images, targets in batches:
-                loss = functional.cross_entropy(module(images).float(), targets, reduction="sum")
+                loss = module.task.objective.item_losses(module(images).float(), targets).sum()
                 # Not `backward`: the gradients that a run may be holding stay where they are.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):

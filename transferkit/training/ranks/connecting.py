@@ -96,10 +96,10 @@ def connected(place: Place, backend: str = "gloo") -> Iterator[None]:
         barrier()
         failed = False
     except BaseException as error:
-        told = _told_once(error, store, place)
-        if told is error:
+        first = _first_failure(error, store, place)
+        if first is error:
             raise
-        raise told from error
+        raise first from error
     finally:
         if cores:
             os.sched_setaffinity(0, cores)
@@ -121,7 +121,7 @@ def _take_cores(place: Place) -> set[int]:
     return set(cores)
 
 
-def _told_once(error: BaseException, store: Any, place: Place) -> BaseException:
+def _first_failure(error: BaseException, store: Any, place: Place) -> BaseException:
     """Return what this process raises: its own error if it is the first that failed, else what the first one said."""
     lost, own = _is_lost(error), error
     if lost:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,10 +25,12 @@ __all__ = [
     "agree",
     "average",
     "barrier",
+    "by_first",
     "gather",
     "is_writer",
     "links",
     "local_world",
+    "of_first",
     "on_first",
     "rank",
     "require_equal",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class PeerError(TransferkitError):
@@ -80,7 +84,7 @@ class Links:
     Attributes:
         place: Where it stands.
         group: Beside torch's own, on the CPU, for waits that are long and few.
-        store: Holds what a process that failed has said; kept, so that others can read it after the first has failed.
+        store: Holds the message of a process that failed, and outlives it so that the others can read it.
     """
 
     place: Place = ALONE
@@ -143,6 +147,21 @@ def on_first(function: Callable[..., T], *args: Any, **options: Any) -> T:
     return value  # type: ignore[no-any-return]
 
 
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function one that the first process calls alone; all get what it returned. See `on_first`."""
+
+    @wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> T:
+        return on_first(function, *args, **options)
+
+    return called
+
+
+def of_first(value: T) -> T:
+    """Return to all the first process's value."""
+    return on_first(lambda: value)
+
+
 def _broadcast(box: list[Any]) -> list[Any]:
     dist.broadcast_object_list(box, src=0, group=links.group)
     return box
@@ -152,9 +171,9 @@ def gather(value: T) -> list[T]:
     """Return every process's value, by rank."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value, group=links.group)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value, group=links.group)
+    return values
 
 
 def agree(*numbers: int) -> tuple[int, ...]:
@@ -225,5 +244,5 @@ def require_equal(module: nn.Module, when: str) -> None:
 
 
 def _device() -> str:
-    """Return where small numbers are told: the CPU, unless only a group of GPUs is there."""
+    """Return where small numbers are exchanged: the CPU, unless only a group of GPUs is there."""
     return "cuda" if links.group is None and dist.get_backend() == "nccl" else "cpu"

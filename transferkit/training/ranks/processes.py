@@ -23,10 +23,9 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.machine.device import choose_accelerator
 from transferkit.options.training import FinetuneConfig
-from transferkit.training.loop.trainer import quiet_lightning
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import ALONE, Place
-from transferkit.training.ranks.strategies import make_environment, make_strategy
+from transferkit.training.ranks.strategies import make_environment, make_strategy, quiet_lightning
 
 __all__ = ["in_processes", "started_as", "warned_once"]
 
@@ -34,7 +33,7 @@ PARENT = "TRANSFERKIT_PARENT"
 """Names the process that started this one, in the environment."""
 
 GRACE_S = 15.0
-"""How long a process may take to notice that another one is gone, or to end when it is asked to."""
+"""How long a process may take to notice that another one is gone, or to end by itself."""
 
 LOOK_S = 0.2
 
@@ -80,7 +79,7 @@ def in_processes(config: FinetuneConfig, job: Callable[[FinetuneConfig], T]) -> 
 
     if not environment.creates_processes_externally:
         os.environ[PARENT] = str(os.getpid())
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the children: a lost connection is told in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the children: a lost connection is one line
     return launcher.launch(run, trainer=trainer)  # type: ignore[no-any-return]
 
 
@@ -89,11 +88,11 @@ def _as_torchrun_has_it(config: FinetuneConfig) -> FinetuneConfig:
     if place == ALONE:
         return config
     machines = place.world // place.local_world
-    asked, there = (config.devices, config.num_nodes), (place.local_world, machines)
-    if asked not in ((1, 1), (there[0], 1), there):
+    options, there = (config.devices, config.num_nodes), (place.local_world, machines)
+    if options not in ((1, 1), (there[0], 1), there):
         raise ConfigError(
-            f"--devices {asked[0]} --num-nodes {asked[1]}, but torchrun started {there[0]} process(es) on {there[1]} "
-            "machine(s) - leave both flags out"
+            f"--devices {options[0]} --num-nodes {options[1]}, but torchrun started {there[0]} process(es) on "
+            f"{there[1]} machine(s) - leave both flags out"
         )
     return dataclasses.replace(config, devices=there[0], num_nodes=there[1])
 

@@ -1,8 +1,12 @@
-"""How Lightning runs a training in several processes: strategy, environment, and norms that see all pictures."""
+"""How Lightning runs a training in several processes: strategy, environment, norms that see all pictures; quietly."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -11,6 +15,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -22,7 +27,15 @@ from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.training.ranks.connecting import STEP
 
-__all__ = ["PhasedDDP", "SyncNorms", "make_environment", "make_strategy", "unused_parameters", "wrap_again"]
+__all__ = [
+    "PhasedDDP",
+    "SyncNorms",
+    "make_environment",
+    "make_strategy",
+    "quiet_lightning",
+    "unused_parameters",
+    "wrap_again",
+]
 
 DDP = {
     "auto": False,
@@ -43,7 +56,7 @@ class PhasedDDP(DDPStrategy):
     forward passes: their running statistics are averaged once an epoch.
 
     Args:
-        unused: Always look for parameters that the loss does not depend on, not only where one was found.
+        unused: Always look for parameters that the loss does not depend on, not only where there is one.
     """
 
     def __init__(self, *, unused: bool = False) -> None:
@@ -83,12 +96,12 @@ def unused_parameters(module: TransferModule) -> list[str]:
     images = torch.zeros(1, 3, *module.data_config.image_size, device=module.device)
     with evaluation_mode(module), torch.enable_grad():  # neither statistics nor random numbers move
         logits = module(images)
-        found = torch.autograd.grad(logits.sum(), [parameter for _, parameter in learning], allow_unused=True)
-    return [name for (name, _), gradient in zip(learning, found, strict=True) if gradient is None]
+        gradients = torch.autograd.grad(logits.sum(), [parameter for _, parameter in learning], allow_unused=True)
+    return [name for (name, _), gradient in zip(learning, gradients, strict=True) if gradient is None]
 
 
 def make_strategy(name: str, processes: int) -> str | Strategy:
-    """Return what a Trainer is to be given as its strategy.
+    """Return the strategy of a Trainer.
 
     Args:
         name: ``"auto"``, or one of Lightning's.
@@ -153,3 +166,18 @@ class SyncNorms(LayerSync):
             setattr(parent, name, own)
         self._own = []
         return model
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's own remarks, which speak of its options and not of ours, out of the output."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

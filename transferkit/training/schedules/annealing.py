@@ -69,10 +69,10 @@ class Step(Schedule):
         return float(self.gamma**drops) * ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = whole_problem("step_epochs", self.step_epochs, 0)
-        if not found and self.step_epochs > epochs:
-            found.append(f"step_epochs is {self.step_epochs}, longer than the phase of {epochs} epochs")
-        return found + share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
+        problems = whole_problem("step_epochs", self.step_epochs, 0)
+        if not problems and self.step_epochs > epochs:
+            problems.append(f"step_epochs is {self.step_epochs}, longer than the phase of {epochs} epochs")
+        return problems + share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Polynomial(Schedule):
         return self.lr_min_ratio + (1.0 - self.lr_min_ratio) * float(left**self.power)
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = number_problem("power", self.power, lambda power: 0 < power < math.inf, "a finite number above 0")
-        return found + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
+        problems = number_problem("power", self.power, lambda power: 0 < power < math.inf, "a finite number above 0")
+        return problems + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -178,17 +178,19 @@ class InverseSqrt(Schedule):
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
         expected = "a finite number of at least 0"
-        found = number_problem("timescale_epochs", self.timescale_epochs, lambda value: 0 <= value < math.inf, expected)
-        return found + warmup_problem(self.warmup_epochs, epochs)
+        problems = number_problem(
+            "timescale_epochs", self.timescale_epochs, lambda value: 0 <= value < math.inf, expected
+        )
+        return problems + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
     """The LR drops to `gamma` of itself when the validation loss has stopped falling, as torch's `ReduceLROnPlateau`.
 
-    The validation losses are no option: `given` carries them. Then every LR of the phase so far, and that of the next
-    epoch, follow from the options and the losses alone; later epochs are shown at the LR of the last known one. Without
-    losses the LR stays at the peak. A loss that is not a number is no improvement.
+    The validation losses are no option: `with_values` takes them. Then every LR of the phase so far, and that of the
+    next epoch, follow from the options and the losses alone; later epochs are shown at the LR of the last known one.
+    Without losses the LR stays at the peak. A loss that is not a number is no improvement.
 
     Args:
         gamma: LR after a drop over LR before it, in (0, 1].
@@ -214,7 +216,7 @@ class Plateau(Schedule):
         level = self.levels[min(step // steps_per_epoch, len(self.levels) - 1)]
         return level * ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
 
-    def given(self, values: Sequence[float]) -> Self:  # noqa: D102
+    def with_values(self, values: Sequence[float]) -> Self:  # noqa: D102
         best, bad, cooldown, levels = math.inf, 0, 0, [1.0]
         for value in values:
             if value < best * (1.0 - self.threshold):
@@ -232,11 +234,11 @@ class Plateau(Schedule):
         return known
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = share_problem("gamma", self.gamma)
+        problems = share_problem("gamma", self.gamma)
         whole = whole_problem("patience", self.patience, 0)
         if not whole and self.patience >= epochs and self.patience != type(self).patience:  # the usual one may be idle
             expected = f"expected less than the phase of {epochs} epochs, or the LR cannot drop"
             whole.append(f"patience is {self.patience}, {expected}")
-        found += whole + whole_problem("cooldown", self.cooldown, 0)
-        found += number_problem("threshold", self.threshold, lambda ratio: 0.0 <= ratio < 1.0, "a ratio in [0, 1)")
-        return found + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
+        problems += whole + whole_problem("cooldown", self.cooldown, 0)
+        problems += number_problem("threshold", self.threshold, lambda ratio: 0.0 <= ratio < 1.0, "a ratio in [0, 1)")
+        return problems + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)

@@ -2,7 +2,7 @@
 
 Every schedule gives a *factor* that multiplies a group's own peak LR, so ratios between groups hold at every step.
 Steps count optimizer steps within one phase, from 0. Nothing is remembered between calls: resume, plots and plans
-need no more than the step. A schedule that follows the validation loss is told it by `Schedule.given`.
+need no more than the step. A schedule that follows the validation loss gets it by `Schedule.with_values`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Schedule(ABC):
 
     name: ClassVar[str]
     needs_values: ClassVar[bool] = False
-    """Whether it goes by the values that `given` tells it."""
+    """Whether it goes by the values that `with_values` takes."""
 
     @abstractmethod
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -65,7 +65,7 @@ class Schedule(ABC):
         """
         return None
 
-    def given(self, values: Sequence[float]) -> Self:
+    def with_values(self, values: Sequence[float]) -> Self:
         """Return this schedule as it goes on once `values` are known; itself when it does not look at them.
 
         Args:
@@ -117,7 +117,7 @@ def share_problem(name: str, value: float) -> list[str]:
 
 
 def lr_min_problem(value: float) -> list[str]:
-    """Return a sentence when `lr_min_ratio` is not in [0, 1); above the peak both ends are told."""
+    """Return a sentence when `lr_min_ratio` is not in [0, 1); above the peak both ends are named."""
     expected = "a ratio in [0, 1)"
     if isinstance(value, int | float) and value >= 1.0:
         expected += f": the lower LR would be {value} times the peak LR, which is 1.0 times `lr`"
@@ -127,7 +127,7 @@ def lr_min_problem(value: float) -> list[str]:
 def warmup_problem(warmup_epochs: float, limit: int, where: str = "the phase") -> list[str]:
     """Return a sentence when a warmup is negative or longer than the `limit` epochs of `where`."""
     name, expected = "warmup_epochs", "a number of at least 0"
-    found = number_problem(name, warmup_epochs, lambda epochs: 0 <= epochs < math.inf, expected)
-    if not found and warmup_epochs > limit:
-        found.append(f"{name} is {warmup_epochs}, longer than {where} of {limit} epochs")
-    return found
+    problems = number_problem(name, warmup_epochs, lambda epochs: 0 <= epochs < math.inf, expected)
+    if not problems and warmup_epochs > limit:
+        problems.append(f"{name} is {warmup_epochs}, longer than {where} of {limit} epochs")
+    return problems

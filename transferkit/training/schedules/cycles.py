@@ -48,12 +48,12 @@ class Cyclic(Schedule):
         return self.momentum_max - (self.momentum_max - self.momentum_min) * self.height(step, steps, steps_per_epoch)
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = flag_problem("cycle_momentum", self.cycle_momentum)
+        problems = flag_problem("cycle_momentum", self.cycle_momentum)
         for name, value in (("momentum_min", self.momentum_min), ("momentum_max", self.momentum_max)):
-            found += number_problem(name, value, lambda momentum: 0.0 <= momentum < 1.0, "a number in [0, 1)")
-        if not found and self.momentum_min > self.momentum_max:
-            found.append(f"momentum_min is {self.momentum_min}, above momentum_max, which is {self.momentum_max}")
-        return found
+            problems += number_problem(name, value, lambda momentum: 0.0 <= momentum < 1.0, "a number in [0, 1)")
+        if not problems and self.momentum_min > self.momentum_max:
+            problems.append(f"momentum_min is {self.momentum_min}, above momentum_max, which is {self.momentum_max}")
+        return problems
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,12 @@ class OneCycle(Cyclic):
         return 0.5 * (1.0 + math.cos(math.pi * (step - top) / (end - top))) if end > top else 1.0
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = number_problem("pct_start", self.pct_start, lambda share: 0.0 < share < 1.0, "a share in (0, 1)")
+        problems = number_problem("pct_start", self.pct_start, lambda share: 0.0 < share < 1.0, "a share in (0, 1)")
         for name, value in (("div_factor", self.div_factor), ("final_div_factor", self.final_div_factor)):
-            found += number_problem(name, value, lambda over: 1.0 <= over < math.inf, "a finite number of at least 1")
-        return found + super().problems(epochs)
+            problems += number_problem(
+                name, value, lambda over: 1.0 <= over < math.inf, "a finite number of at least 1"
+            )
+        return problems + super().problems(epochs)
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ class _Triangle(Cyclic):
 
     def problems(self, epochs: int) -> list[str]:
         size, name = self.step_size_epochs, "step_size_epochs"
-        found = number_problem(name, size, lambda value: 0 < value < math.inf, "a finite number above 0")
-        if not found and 2 * size > epochs:
-            found.append(
+        problems = number_problem(name, size, lambda value: 0 < value < math.inf, "a finite number above 0")
+        if not problems and 2 * size > epochs:
+            problems.append(
                 f"{name} is {size}, half a cycle of {2 * size} epochs, longer than the phase of {epochs} epochs"
             )
-        return found + lr_min_problem(self.lr_min_ratio) + super().problems(epochs)
+        return problems + lr_min_problem(self.lr_min_ratio) + super().problems(epochs)
 
 
 @dataclass(frozen=True)
@@ -229,10 +231,10 @@ class SGDR(Cyclic):
         return tuple(ends)
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        found = whole_problem("cycle_epochs", self.cycle_epochs, 1) + whole_problem("cycle_mult", self.cycle_mult, 1)
-        found += share_problem("cycle_decay", self.cycle_decay) + lr_min_problem(self.lr_min_ratio)
-        if not found and self.cycle_epochs > epochs:
-            found.append(f"cycle_epochs is {self.cycle_epochs}, longer than the phase of {epochs} epochs")
-        if not found:
-            found += warmup_problem(self.warmup_epochs, self.cycle_epochs, "the first cycle")
-        return found + super().problems(epochs)
+        problems = whole_problem("cycle_epochs", self.cycle_epochs, 1) + whole_problem("cycle_mult", self.cycle_mult, 1)
+        problems += share_problem("cycle_decay", self.cycle_decay) + lr_min_problem(self.lr_min_ratio)
+        if not problems and self.cycle_epochs > epochs:
+            problems.append(f"cycle_epochs is {self.cycle_epochs}, longer than the phase of {epochs} epochs")
+        if not problems:
+            problems += warmup_problem(self.warmup_epochs, self.cycle_epochs, "the first cycle")
+        return problems + super().problems(epochs)

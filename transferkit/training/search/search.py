@@ -39,7 +39,7 @@ from transferkit.training.plan.options import resolve_phases
 from transferkit.training.search.plots import SearchBar, print_trials, value_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
-from transferkit.training.setup import make_compute_of, prepare
+from transferkit.training.setup import prepare
 
 if TYPE_CHECKING:
     import optuna
@@ -283,9 +283,7 @@ class _HeadTrials:
         ready = prepare(config, quiet=config.quiet)
         if not ready.data.index.split("val"):
             raise DataError(NO_VAL)
-        features = SplitFeatures(
-            ready.module, ready.data, FeatureStore(config.store), make_compute_of(ready.machine), seed=config.seed
-        )
+        features = SplitFeatures(ready.module, ready.data, FeatureStore(config.store), ready.compute, seed=config.seed)
         views = config.probe_views if config.augment != "none" else 0
         with counting_bar(self.console, "extracting features") as progress:
             train, val = (

@@ -20,7 +20,8 @@ from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads import list_heads, takes_maps
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig
-from transferkit.training.plan.options import NOT_SAVED, PATHS, absolute, resolve_options
+from transferkit.runs.write import NOT_SAVED, PATHS, absolute
+from transferkit.training.plan.options import resolve_options
 from transferkit.training.schedules.schedules import make_schedule
 
 if TYPE_CHECKING:

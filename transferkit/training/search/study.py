@@ -20,7 +20,7 @@ import numpy as np
 from transferkit.core.errors import CheckpointError, gather
 from transferkit.core.files import storage_errors
 from transferkit.core.locks import hold
-from transferkit.training.plan.options import NOT_SAVED, PATHS, absolute
+from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.search.plots import TrialRow, best_of, plot_search, write_best, write_trials
 from transferkit.training.search.space import DEFAULTS, SearchPlan
 
