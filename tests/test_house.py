@@ -153,6 +153,7 @@ def loaded_by(code):
         "from transferkit.cli.main import main; main(['finetune', '--epochs', '0'])",
         "import transferkit.training.schedules.schedules, transferkit.training.plan.phases",
         "import transferkit.options.features",
+        "import transferkit.machine.cores, transferkit.machine.timings",
     ],
 )
 def test_start_up_is_light(code):

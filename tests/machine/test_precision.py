@@ -51,7 +51,7 @@ def backbone():
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "cpu", "gpu", "expected", "reason"),
+    ("flag", "device", "cpu", "gpu", "expected", "reason"),
     [
         ("32", "cpu", True, True, "32", "as asked"),
         ("bf16", "cpu", False, False, "bf16", "as asked"),
@@ -62,11 +62,11 @@ def backbone():
         ("auto", "mps", True, True, "32", "bf16 autocast is not complete on MPS"),
     ],
 )
-def test_what_needs_no_stopwatch(monkeypatch, asked, device, cpu, gpu, expected, reason):
+def test_what_needs_no_stopwatch(monkeypatch, flag, device, cpu, gpu, expected, reason):
     monkeypatch.setattr(policy, "cpu_has_bf16", lambda: cpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: gpu or including_emulation)
     work = Work()
-    choice = choose_precision(asked, device, work)
+    choice = choose_precision(flag, device, work)
     assert (choice.precision, choice.reason, choice.cosine) == (expected, reason, None)
     assert work.tries == 0
 

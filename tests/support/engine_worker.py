@@ -113,5 +113,5 @@ def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=No
 
     dataset.decode_image = counting
     table = extract.extract_table(make_config(FeaturesConfig, {**options, "accelerator": "cpu", "workers": 0}))
-    told = {"computed": table.facts["computed"], "decoded": len(decoded), "rows": table.X.tolist()}
-    report.write_text(json.dumps(told))
+    facts = {"computed": table.facts["computed"], "decoded": len(decoded), "rows": table.X.tolist()}
+    report.write_text(json.dumps(facts))

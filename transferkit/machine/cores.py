@@ -1,4 +1,4 @@
-"""What the machine gives this process: cores and memory."""
+"""Cores and memory that this process may use. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine at hand has: accelerator, cores for decoding and for compute, allocator, bf16."""
+"""The device to compute on: accelerator, cores for decoding and for compute, allocator, whether there is bf16."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GPU_WORKERS = 16
 """More decoding processes than this have not been seen to help one GPU."""
 
 
-def choose_accelerator(wanted: str, devices: int = 1) -> str:
+def choose_accelerator(accelerator: str, devices: int = 1) -> str:
     """Return the accelerator to use.
 
     Args:
-        wanted: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
         devices: How many of them.
 
     Raises:
@@ -43,13 +43,13 @@ def choose_accelerator(wanted: str, devices: int = 1) -> str:
         present.append("gpu")
     if torch.backends.mps.is_available():
         present.append("mps")
-    if wanted == "auto":
+    if accelerator == "auto":
         return present[-1]
-    if wanted not in present:
-        raise ConfigError(f"--accelerator {wanted} is not on this machine, which has: {', '.join(present)}")
-    if wanted == "gpu" and devices > torch.cuda.device_count():
+    if accelerator not in present:
+        raise ConfigError(f"--accelerator {accelerator} is not on this machine, which has: {', '.join(present)}")
+    if accelerator == "gpu" and devices > torch.cuda.device_count():
         raise ConfigError(f"--devices {devices}, but this machine has {torch.cuda.device_count()} GPU(s)")
-    return wanted
+    return accelerator
 
 
 def device_of(accelerator: str) -> str:
@@ -57,7 +57,7 @@ def device_of(accelerator: str) -> str:
     return {"gpu": "cuda"}.get(accelerator, accelerator)
 
 
-def choose_workers(wanted: int | None, accelerator: str) -> tuple[int, int]:
+def choose_workers(workers: int | None, accelerator: str) -> tuple[int, int]:
     """Return decoding processes and compute threads; on a CPU together never more than there are cores.
 
     OpenMP's threads spin at barriers: two of them beside one busy core have been measured ten times slower than one.
@@ -65,14 +65,14 @@ def choose_workers(wanted: int | None, accelerator: str) -> tuple[int, int]:
     leaves the cores free: one is kept for the process that feeds it.
 
     Args:
-        wanted: What the user asked for, or ``None``.
+        workers: Decoding processes that the user names, or ``None``.
         accelerator: From `choose_accelerator`.
     """
     cores = available_cores()
     if accelerator != "cpu":
-        workers = min(GPU_WORKERS, max(1, cores - 1)) if wanted is None else wanted
+        workers = min(GPU_WORKERS, max(1, cores - 1)) if workers is None else workers
         return workers, max(1, cores - workers)
-    workers = cores // 8 if wanted is None else wanted
+    workers = cores // 8 if workers is None else workers
     if workers > cores - 1:
         warnings.warn(
             f"--workers {workers} beside a compute thread would outnumber the {cores} core(s); using {cores - 1}",

@@ -97,9 +97,9 @@ def test_compiled_rows_are_the_same_and_a_short_batch_is_padded(small, layer):
 def test_rows_of_compiled_code_are_not_written_over(small):
     ours = Engine(small, find_taps(small), compiling="on", batch=4)
     first = ours.rows(images_of(small, 4))[0]
-    kept = first.clone()
+    before = first.clone()
     ours.rows(images_of(small, 4, seed=1))
-    assert torch.equal(first, kept)
+    assert torch.equal(first, before)
 
 
 def test_a_small_first_batch_does_not_leave_the_larger_ones_in_eager_mode(small, monkeypatch):
@@ -170,9 +170,9 @@ def test_a_missing_compiler_in_a_real_process(tmp_path):
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert done.stdout == "True False\n", done.stderr[-2000:]
-    told = [line for line in done.stderr.splitlines() if "eager mode" in line]
-    assert len(told) == 1
-    assert told[0].startswith("not compiled (")
+    remarks = [line for line in done.stderr.splitlines() if "eager mode" in line]
+    assert len(remarks) == 1
+    assert remarks[0].startswith("not compiled (")
 
 
 class World:

@@ -41,20 +41,20 @@ def norms(network):
 
 def outputs_of_stages(backbone, images):
     """What each stage returns, copied at that moment: later layers may write into it."""
-    seen = {}
+    outputs = {}
 
     def keep(name):
         def hook(module, args, output):
-            seen[name] = output.clone()
+            outputs[name] = output.clone()
 
         return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in backbone.stages().items()]
     with torch.no_grad():
-        seen["pooled"] = backbone(inputs(backbone, images))
+        outputs["pooled"] = backbone(inputs(backbone, images))
     for handle in handles:
         handle.remove()
-    return seen
+    return outputs
 
 
 def as_places(backbone, output):
@@ -92,13 +92,13 @@ class TestEveryNetwork:
     def test_every_depth_is_what_a_hook_sees(self, backbone):
         images = random_images(backbone)
         taps = find_taps(backbone, "all")
-        seen = outputs_of_stages(backbone, images)
+        outputs = outputs_of_stages(backbone, images)
         with torch.inference_mode():
             rows = freeze_network(backbone, taps)(images)
         assert [tap.layer for tap in taps] == [*backbone.stages(), "pooled"]
         wrong = {}
         for tap, ours in zip(taps, rows, strict=True):
-            output = seen[tap.layer]
+            output = outputs[tap.layer]
             exact = output if output.ndim == 2 else as_places(backbone, output).mean(dim=1)
             wrong |= {tap.layer: off} if (off := error(ours, exact)) > CLOSE else {}
         assert wrong == {}

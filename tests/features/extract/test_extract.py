@@ -139,7 +139,7 @@ def test_progress_of_both_passes(folder, options):
 
     hashed, done = [], []
     config = make_config(FeaturesConfig, {"data": str(folder), **options})
-    extract_table(config, indexing=lambda *told: hashed.append(told), extracting=lambda *told: done.append(told))
+    extract_table(config, indexing=lambda *each: hashed.append(each), extracting=lambda *each: done.append(each))
     assert hashed[-1] == done[-1] == (45, 45)
 
 
@@ -244,8 +244,8 @@ def test_names_that_are_no_text(data, tmp_path, options):  # fault 28
     for ending in (".npz", ".csv", ".parquet"):
         table = extract_features(data, out=str(tmp_path / f"x{ending}"), **options)
         assert sum(path.endswith(odd) for path in table.paths) == 1
-    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
-        assert sum(path.endswith('caf\\xe9, "x".png') for path in found["path"]) == 1
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
+        assert sum(path.endswith('caf\\xe9, "x".png') for path in content["path"]) == 1
 
 
 # --- the verb
@@ -267,16 +267,16 @@ def test_quiet_prints_nothing(folder, tmp_path, capsys, ending):
 def test_flags_are_the_keyword_arguments(folder, tmp_path, capsys, options):
     out = tmp_path / "x.npz"
     words = ["--image-size", 32, "--store", options["store"], "--layer", "stage2", "--pool", "max", "--views", 2]
-    status, told, _ = run(
+    status, printed, _ = run(
         capsys, "features", "--data", folder, *words, "--augment", "standard", "--precision", 32, "--out", out
     )
     assert status == 0
-    assert "computed  45, the others were in the store" in told
+    assert "computed  45, the others were in the store" in printed
     table = extract_features(folder, layer="layer2", pool="max", views=2, augment="standard", **options)
     assert table.facts["computed"] == 0
-    with np.load(out, allow_pickle=False) as found:
-        assert np.array_equal(found["X"], table.X)
-        assert np.array_equal(found["views_layer2"], table.views["layer2"])
+    with np.load(out, allow_pickle=False) as content:
+        assert np.array_equal(content["X"], table.X)
+        assert np.array_equal(content["views_layer2"], table.views["layer2"])
 
 
 def test_an_export_that_cannot_be_is_refused_before_any_work(folder, tmp_path, capsys, decoded):
@@ -324,11 +324,11 @@ def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
         "run again to go on\n"
     )
     assert signal.getsignal(signal.SIGTERM) is before
-    (kept,) = FeatureStore(tmp_path / "s").sets()
-    assert 14 <= sum(shard.rows for shard in kept.manifest().shards) <= 16
-    status, told, _ = run(capsys, "features", "--data", folder, *words[:-1])
+    (stored,) = FeatureStore(tmp_path / "s").sets()
+    assert 14 <= sum(shard.rows for shard in stored.manifest().shards) <= 16
+    status, out, _ = run(capsys, "features", "--data", folder, *words[:-1])
     assert status == 0
-    assert "computed  31" in told or "computed  29" in told
+    assert "computed  31" in out or "computed  29" in out
 
 
 @pytest.mark.usefixtures("processors")

@@ -153,12 +153,12 @@ def test_all_depths_in_one_pass(shapes, backbone, store, decoded):
 
 def test_progress_counts_to_the_end(shapes, backbone, store, monkeypatch):
     monkeypatch.setattr(compute, "CPU_CHUNK", 10)
-    told = []
+    reports = []
     extract(shapes[:20], backbone, store)
-    extract(shapes, backbone, store, progress=lambda done, total: told.append((done, total)))
-    assert {total for _, total in told} == {len(shapes) - 20}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1][0] == len(shapes) - 20
+    extract(shapes, backbone, store, progress=lambda done, total: reports.append((done, total)))
+    assert {total for _, total in reports} == {len(shapes) - 20}
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert reports[-1][0] == len(shapes) - 20
 
 
 # --- what is computed again, and what is not
@@ -293,20 +293,20 @@ def test_views_do_not_depend_on_other_pictures(shapes, backbone, tmp_path):
 
 
 def test_more_views_leave_the_first_ones_as_they_are(shapes, backbone, store, monkeypatch):
-    asked = []
+    rendered = []
     render = Views.render
     monkeypatch.setattr(
-        Views, "render", lambda self, pixels, sha, views: asked.extend(views) or render(self, pixels, sha, views)
+        Views, "render", lambda self, pixels, sha, views: rendered.extend(views) or render(self, pixels, sha, views)
     )
     two = only(extract(shapes[:6], backbone, store, views=views_of(backbone, 2)))
-    assert sorted(asked) == [0] * 6 + [1] * 6 + [2] * 6
-    asked.clear()
+    assert sorted(rendered) == [0] * 6 + [1] * 6 + [2] * 6
+    rendered.clear()
     four = only(extract(shapes[:6], backbone, store, views=views_of(backbone, 4)))
-    assert sorted(asked) == [3] * 6 + [4] * 6
+    assert sorted(rendered) == [3] * 6 + [4] * 6
     assert np.array_equal(four[:3], two)
-    asked.clear()
+    rendered.clear()
     assert np.array_equal(only(extract(shapes[:6], backbone, store, views=views_of(backbone, 1))), two[:2])
-    assert asked == []
+    assert rendered == []
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 64])
@@ -403,11 +403,11 @@ def test_a_killed_process_loses_one_chunk_at_most(folder, shapes, tmp_path):  # 
     assert not report.exists()
     process, report = start(tmp_path, "next", folder)
     finish(process)
-    told = json.loads(report.read_text())
+    facts = json.loads(report.read_text())
     done = 18  # decoded by the first before it died: four chunks of 4, and two pictures
-    assert told["computed"] == told["decoded"] == len(shapes) - 4 * 4
-    assert done + told["decoded"] <= len(shapes) + 4
-    rows = np.array(told["rows"], dtype=np.float32)
+    assert facts["computed"] == facts["decoded"] == len(shapes) - 4 * 4
+    assert done + facts["decoded"] <= len(shapes) + 4
+    rows = np.array(facts["rows"], dtype=np.float32)
     assert error(rows, plain_rows(build_mini(), [picture.name for picture in shapes])) <= CLOSE
 
 
@@ -440,5 +440,5 @@ def test_a_store_that_moved_is_the_same_store(shapes, backbone, tmp_path):
 def test_chunks_are_kept_as_they_are_done(shapes, backbone, store, monkeypatch):
     monkeypatch.setattr(compute, "CPU_CHUNK", 10)
     extract(shapes, backbone, store)
-    (kept,) = store.sets()
-    assert [shard.rows for shard in kept.manifest().shards] == [10, 10, 10, 10, 5]
+    (stored,) = store.sets()
+    assert [shard.rows for shard in stored.manifest().shards] == [10, 10, 10, 10, 5]

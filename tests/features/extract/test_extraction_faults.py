@@ -188,9 +188,9 @@ def test_a_bad_picture_is_left_out_before_splitting(tmp_path, options):  # fault
     for number in (3, 4, 5):
         (damaged / "circle" / f"{number:03d}.png").write_bytes(b"no picture %d" % number)
         (whole / "circle" / f"{number:03d}.png").unlink()
-    expected, found = extract_features(whole, **options), extract_features(damaged, skip_bad=True, **options)
-    assert [record.split for record in found.records] == [record.split for record in expected.records]
-    assert np.array_equal(found.X, expected.X)
+    expected, table = extract_features(whole, **options), extract_features(damaged, skip_bad=True, **options)
+    assert [record.split for record in table.records] == [record.split for record in expected.records]
+    assert np.array_equal(table.X, expected.X)
 
 
 # --- files that change under the hands
@@ -290,8 +290,8 @@ def test_features_that_are_no_numbers_where_nothing_is_kept(shapes, black, tmp_p
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_shard_is_computed_again(shapes, backbone, store, small_chunks, damage):  # fault 66
     first = only(run(shapes, backbone, store))
-    (kept,) = store.sets()
-    shard = kept.path / kept.manifest().shards[1].file
+    (stored,) = store.sets()
+    shard = stored.path / stored.manifest().shards[1].file
     data = shard.read_bytes()
     if damage == "gone":
         shard.unlink()
@@ -306,8 +306,8 @@ def test_a_damaged_shard_is_computed_again(shapes, backbone, store, small_chunks
 
 def test_a_damaged_manifest_costs_the_set(shapes, backbone, store):  # fault 66
     first = only(run(shapes, backbone, store))
-    (kept,) = store.sets()
-    (kept.path / "manifest.json").write_text("{")
+    (stored,) = store.sets()
+    (stored.path / "manifest.json").write_text("{")
     with pytest.warns(TransferkitWarning, match=r"manifest\.json is damaged"):
         second = run(shapes, backbone, store)
     assert second.computed == len(shapes)
@@ -317,9 +317,11 @@ def test_a_damaged_manifest_costs_the_set(shapes, backbone, store):  # fault 66
 def test_a_store_that_cannot_be_written(shapes, backbone, tmp_path, small_chunks):  # fault 70
     (tmp_path / "file").write_text("")  # a place below a file: nobody can write there, not even root
     store = FeatureStore(tmp_path / "file" / "store")
-    with pytest.warns(TransferkitWarning, match="cannot be written: what it has is used, new features are not") as told:
+    with pytest.warns(
+        TransferkitWarning, match="cannot be written: what it has is used, new features are not"
+    ) as warned:
         result = run([*shapes, bad_picture(tmp_path)], backbone, store, views=1)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert result.computed == len(shapes)
     assert list(result.failures) == [len(shapes)]
     assert error(only(result)[0, :-1], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
@@ -391,11 +393,11 @@ def test_no_space_is_told_before_anything_is_computed(shapes, backbone, store, m
 
 
 def test_space_for_views_and_depths(shapes, backbone, store, monkeypatch):  # fault 68
-    asked = []
-    monkeypatch.setattr(FeatureStore, "require_space", lambda self, nbytes: asked.append(nbytes))
+    required = []
+    monkeypatch.setattr(FeatureStore, "require_space", lambda self, nbytes: required.append(nbytes))
     run(shapes[:4], backbone, store, views=2, layer="all")
     written = sum(shard.bytes for each in store.sets() for shard in each.manifest().shards)
-    (bound,) = asked
+    (bound,) = required
     assert 4 * 3 * 4 * (8 + backbone.num_features) < bound
     assert bound > 0.8 * written
 
@@ -436,8 +438,8 @@ def test_warnings_come_once(tmp_path, options):
     data = draw_folder(tmp_path / "data", per_class=6)
     shutil.copy(data / "circle" / "000.png", data / "square" / "copy.png")
     extract.build_once.cache_clear()
-    with pytest.warns(TransferkitWarning) as told:
+    with pytest.warns(TransferkitWarning) as warned:
         extract_features(data, allow_leaks=True, **options)
-    texts = [str(warning.message) for warning in told]
+    texts = [str(warning.message) for warning in warned]
     assert any("more than one label" in text for text in texts)
     assert len(texts) == len(set(texts))

@@ -29,13 +29,13 @@ def make(count=5, *, layers=("pooled",), views=0, names=NAMES, labels=LABELS):
     rows = {layer: generator.normal(size=(count, 10 - at)).astype(np.float32) for at, layer in enumerate(layers)}
     if count:
         rows[layers[-1]][0, : rows[layers[-1]].shape[1]] = np.array(VALUES, dtype=np.float32)[: 11 - len(layers)]
-    seen = {layer: generator.normal(size=(views, *each.shape)).astype(np.float32) for layer, each in rows.items()}
+    shown = {layer: generator.normal(size=(views, *each.shape)).astype(np.float32) for layer, each in rows.items()}
     return FeatureTable(
         layers=rows,
         y=np.array([classes.index(label) for label in labels[:count]], dtype=np.int64),
         index=ImageIndex("root", ClassTargets(classes), records),
         records=records,
-        views=seen if views else {},
+        views=shown if views else {},
     )
 
 
@@ -79,8 +79,8 @@ def same_bits(ours, exact):
 def test_npz_reads_back_without_pickle(tmp_path, layers, views):
     table = make(layers=layers, views=views)
     table.save(tmp_path / "x.npz")
-    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
-        content = {name: found[name] for name in found.files}
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as archive:
+        content = {name: archive[name] for name in archive.files}
     same_bits(content.pop("X"), table.X)
     assert content.pop("y").tolist() == table.y.tolist()
     assert tuple(content.pop("class_names")) == table.class_names
@@ -100,16 +100,16 @@ def test_npz_reads_back_without_pickle(tmp_path, layers, views):
 def test_parquet_reads_back(tmp_path, layers, views):
     table = make(layers=layers, views=views)
     table.save(tmp_path / "x.parquet")
-    found = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    content = pyarrow.parquet.read_table(tmp_path / "x.parquet")
     expected = ["path", "label", "split", "sha256"]
     expected += ["features"] if len(layers) == 1 else [f"features_{layer}" for layer in layers]
     expected += [f"view{number}_{layer}" for layer in layers for number in range(1, views + 1)]
-    assert found.column_names == expected
-    assert found["path"].to_pylist() == NAMES
-    assert found["label"].to_pylist() == LABELS
+    assert content.column_names == expected
+    assert content["path"].to_pylist() == NAMES
+    assert content["label"].to_pylist() == LABELS
 
     def rows(name):
-        return np.array(found[name].to_pylist(), dtype=np.float32)
+        return np.array(content[name].to_pylist(), dtype=np.float32)
 
     same_bits(rows("features" if len(layers) == 1 else "features_pooled"), table.X)
     for number in range(views):
@@ -120,9 +120,9 @@ def test_parquet_of_a_part(tmp_path):
     """Rows that are no block of memory of their own."""
     table = make(layers=("layer1", "pooled"), views=2).split("train")
     table.save(tmp_path / "x.parquet")
-    found = pyarrow.parquet.read_table(tmp_path / "x.parquet")
-    same_bits(np.array(found["features_pooled"].to_pylist(), dtype=np.float32), table.X)
-    same_bits(np.array(found["view2_layer1"].to_pylist(), dtype=np.float32), table.views["layer1"][1])
+    content = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    same_bits(np.array(content["features_pooled"].to_pylist(), dtype=np.float32), table.X)
+    same_bits(np.array(content["view2_layer1"].to_pylist(), dtype=np.float32), table.views["layer1"][1])
 
 
 def read_csv(path):
@@ -158,14 +158,14 @@ def test_bytes_that_are_no_text(tmp_path, ending):  # fault 28
     name, label = os.fsdecode(b"caf\xe9/\xff.png"), os.fsdecode(b"caf\xe9")
     make(1, names=[name], labels=[label]).save(tmp_path / f"x{ending}")
     if ending == ".npz":
-        with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
-            seen = found["path"].tolist() + found["label"].tolist()
+        with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
+            texts = content["path"].tolist() + content["label"].tolist()
     elif ending == ".csv":
-        seen = read_csv(tmp_path / "x.csv")[1][:2]
+        texts = read_csv(tmp_path / "x.csv")[1][:2]
     else:
-        found = pyarrow.parquet.read_table(tmp_path / "x.parquet")
-        seen = found["path"].to_pylist() + found["label"].to_pylist()
-    assert seen == ["caf\\xe9/\\xff.png", "caf\\xe9"] or seen == ["caf\\xe9/\\xff.png", label]
+        content = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+        texts = content["path"].to_pylist() + content["label"].to_pylist()
+    assert texts == ["caf\\xe9/\\xff.png", "caf\\xe9"] or texts == ["caf\\xe9/\\xff.png", label]
 
 
 @pytest.mark.parametrize("ending", [".npz", ".parquet", ".csv"])

@@ -54,7 +54,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
 
 def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """Return paths of convolutions and the norms right behind them, each module used exactly once in a forward."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
+    outputs: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no id is used twice
     pairs: list[tuple[str, str]] = []
     calls: Counter[str] = Counter()
     handles = []
@@ -62,15 +62,15 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     def after_conv(path: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
             calls[path] += 1
-            made[id(output)] = (path, output)
+            outputs[id(output)] = (path, output)
 
         return hook
 
     def before_norm(path: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             calls[path] += 1
-            if id(inputs[0]) in made:
-                pairs.append((made[id(inputs[0])][0], path))
+            if id(inputs[0]) in outputs:
+                pairs.append((outputs[id(inputs[0])][0], path))
 
         return hook
 

@@ -34,11 +34,11 @@ class FeatureNetwork(nn.Module):
         std = torch.tensor(backbone.data_config.std).view(1, 3, 1, 1)
         self.register_buffer("shift", -mean / std)
         self.register_buffer("scale", 1.0 / (255.0 * std))
-        self._caught: dict[Tap, Tensor] = {}
+        self._stage_rows: dict[Tap, Tensor] = {}
         stages, places = backbone.stages(), _places(backbone)
         for tap in self.taps:
             if tap.layer != POOLED:
-                stages[tap.layer].register_forward_hook(_Catch(self._caught, tap, backbone, places))
+                stages[tap.layer].register_forward_hook(_PoolOutput(self._stage_rows, tap, backbone, places))
         self._wants_maps = any(tap.layer == POOLED and tap.pool != OWN for tap in self.taps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -50,21 +50,21 @@ class FeatureNetwork(nn.Module):
         rows = []
         for tap in self.taps:
             if tap.layer != POOLED:
-                row = self._caught[tap]
+                row = self._stage_rows[tap]
             elif tap.pool == OWN:
                 row = own
             else:
                 row = pool_maps(own, tap.pool, prefix_tokens=self.backbone.prefix_tokens)
             rows.append(row.float())
-        self._caught.clear()
+        self._stage_rows.clear()
         return tuple(rows)
 
 
-class _Catch:
+class _PoolOutput:
     """A forward hook that pools a stage's output at once: the next layer may write into it."""
 
-    def __init__(self, caught: dict[Tap, Tensor], tap: Tap, backbone: Backbone, places: int | None) -> None:
-        self.caught = caught
+    def __init__(self, rows: dict[Tap, Tensor], tap: Tap, backbone: Backbone, places: int | None) -> None:
+        self.rows = rows
         self.tap = tap
         self.declared = backbone.channels_last
         self.size = backbone.data_config.image_size
@@ -76,7 +76,7 @@ class _Catch:
             output = output.permute(0, 3, 1, 2)
         # In some networks (CaiT, XCiT) the class token joins late: until then every token is a place.
         joined = output.ndim == 3 and output.shape[1] != self.places
-        self.caught[self.tap] = pool_maps(output, self.tap.pool, prefix_tokens=self.prefix_tokens if joined else 0)
+        self.rows[self.tap] = pool_maps(output, self.tap.pool, prefix_tokens=self.prefix_tokens if joined else 0)
 
 
 def _channels_last(shape: Sequence[int], size: tuple[int, int], declared: bool) -> bool:

@@ -65,9 +65,9 @@ def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) 
     pooled = Tap(POOLED, pool or OWN)
     if layer == POOLED:
         return (pooled,)
-    given = _given_by_stages(backbone)
+    refusals = _refusals(backbone)
     if layer == ALL:
-        return (*(Tap(name, pool or "avg") for name in stages if given[name] is None), pooled)
+        return (*(Tap(name, pool or "avg") for name in stages if refusals[name] is None), pooled)
     numbered = re.fullmatch(r"stage(\d+)", layer)
     if numbered and layer not in stages and 1 <= int(numbered[1]) <= len(stages):
         layer = stages[int(numbered[1]) - 1]
@@ -77,22 +77,22 @@ def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) 
             f"{backbone.name} has no layer {layer!r}.{did_you_mean(layer, known)} Known: {POOLED}, "
             f"stage1 to stage{len(stages)} ({', '.join(stages)}), {ALL}"
         )
-    if given[layer] is not None:
+    if refusals[layer] is not None:
         raise ConfigError(
-            f"layer {layer!r} of {backbone.name} {given[layer]}, expected a feature map or tokens - take {ALL}"
+            f"layer {layer!r} of {backbone.name} {refusals[layer]}, expected a feature map or tokens - take {ALL}"
         )
     return (Tap(layer, pool or "avg"),)
 
 
-def _given_by_stages(backbone: Backbone) -> dict[str, str | None]:
+def _refusals(backbone: Backbone) -> dict[str, str | None]:
     """Return, by stage, why no features can be taken from it, or ``None`` where they can; by a dry forward."""
     stages = backbone.stages()
-    given: dict[str, str | None] = dict.fromkeys(stages, "is not called as one module")
+    refusals: dict[str, str | None] = dict.fromkeys(stages, "is not called as one module")
 
     def listen(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             fits = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and output.is_floating_point()
-            given[name] = None if fits else f"returns {type(output).__name__}"
+            refusals[name] = None if fits else f"returns {type(output).__name__}"
 
         return hook
 
@@ -103,7 +103,7 @@ def _given_by_stages(backbone: Backbone) -> dict[str, str | None]:
     finally:
         for handle in handles:
             handle.remove()
-    return given
+    return refusals
 
 
 def pool_maps(maps: Tensor, pool: str, *, prefix_tokens: int = 0) -> Tensor:

@@ -55,7 +55,7 @@ class FeatureTrial:
         return partial(self._full.rows, self._pictures), partial(self._half.rows, self._pictures)
 
     def cosine(self) -> float:
-        """Return the smallest cosine of a row in bf16 with the same row in fp32, as remembered or found now."""
+        """Return the smallest cosine of a row in bf16 with fp32's, as it is remembered or measured now."""
         memory = Memory({**self.memory.subject, "weights": self.digest})
         places = ", ".join(f"{tap.layer} {tap.pool}" for tap in self.taps)
         cosine = memory.recall().get(places)

@@ -8,14 +8,14 @@ from transferkit.machine import device as machine
 
 
 @pytest.mark.parametrize("cores", [1, 2, 8, 64])
-@pytest.mark.parametrize("wanted", [None, 0, 1])
-def test_threads_and_workers_never_outnumber_the_cores(monkeypatch, cores, wanted):
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_threads_and_workers_never_outnumber_the_cores(monkeypatch, cores, workers):
     monkeypatch.setattr(machine, "available_cores", lambda: cores)
-    if wanted == 1 and cores == 1:
+    if workers == 1 and cores == 1:
         with pytest.warns(TransferkitWarning, match=r"--workers 1 .* would outnumber the 1 core\(s\); using 0"):
-            workers, threads = machine.choose_workers(wanted, "cpu")
+            workers, threads = machine.choose_workers(workers, "cpu")
     else:
-        workers, threads = machine.choose_workers(wanted, "cpu")
+        workers, threads = machine.choose_workers(workers, "cpu")
     assert workers + threads <= cores
     assert threads >= 1
 
