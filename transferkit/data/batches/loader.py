@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
 from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
@@ -33,7 +32,7 @@ def load_batches(
         StorageError: A worker was killed, or they are silent.
     """
     loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory, TIMEOUT_S))  # type: ignore[arg-type]
-    yield from _whole(from_workers(loader, TIMEOUT_S))
+    yield from from_workers(loader, TIMEOUT_S)
 
 
 def _settings(workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
@@ -52,17 +51,6 @@ def _settings(workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
 def _as_is(batch: Any) -> Any:
     """Return a batch that the data set has put together already."""
     return batch
-
-
-def _whole(batches: Iterable[Loaded | TransferkitError]) -> Iterator[Loaded]:
-    """Yield batches; raise the error that a worker hands over in the place of one."""
-    for loaded in batches:
-        if isinstance(loaded, TransferkitError):
-            try:
-                raise loaded
-            finally:
-                del loaded  # a cycle: its collector would close the queues before the workers have to end
-        yield loaded
 
 
 class ImageLoader(DataLoader[Any]):
@@ -107,7 +95,7 @@ class ImageLoader(DataLoader[Any]):
         # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
         # Lightning has told the sampler the epoch.
         self._yielded = 0
-        for loaded in _whole(from_workers(super().__iter__(), self._silence)):
+        for loaded in from_workers(super().__iter__(), self._silence):
             batch = loaded.labelled()
             self._yielded += 1
             yield batch

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from transferkit.core.errors import StorageError
+from transferkit.core.errors import StorageError, TransferkitError
 
 __all__ = ["LOOK_S", "TIMEOUT_S", "from_workers", "start_worker", "worker_errors"]
 
@@ -60,17 +60,18 @@ def worker_errors() -> Iterator[None]:
         raise StorageError(f"a decoding process was lost ({reason}), {ADVICE}") from error
 
 
-def from_workers(batches: Iterable[T], timeout: float) -> Iterator[T]:
+def from_workers(batches: Iterable[T | TransferkitError], timeout: float) -> Iterator[T]:
     """Yield a loader's batches; where it has workers, its own timeout is to be no longer than `LOOK_S`.
 
-    A killed worker is found by then at the latest. Torch's signal handler may find it sooner, but Lightning takes that
-    away at the end of a fit.
+    An error that a worker hands over in the place of a batch is raised. A killed worker is found after `LOOK_S` at the
+    latest. Torch's signal handler may find it sooner, but Lightning takes that away at the end of a fit.
 
     Args:
         batches: The loader.
         timeout: Seconds that workers may be silent.
 
     Raises:
+        TransferkitError: A worker met it.
         StorageError: A worker was killed, or they are silent.
     """
     with worker_errors():
@@ -91,5 +92,10 @@ def from_workers(batches: Iterable[T], timeout: float) -> Iterator[T]:
                     raise
                 time.sleep(HANDLER_S)
                 raise StorageError(f"a decoding process was lost (its connection is gone), {ADVICE}") from error
+            if isinstance(batch, TransferkitError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # a cycle: its collector would close the queues before the workers have to end
             yield batch
             since = time.monotonic()
