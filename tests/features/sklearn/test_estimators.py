@@ -293,7 +293,7 @@ def test_a_file_is_known_by_its_bytes(paths):
     ("X", "message"),
     [
         ("a.jpg", "X is one str, expected a list of pictures - pass [X]"),
-        (Image.new("RGB", (4, 4)), "X is one Image, expected a list"),
+        pytest.param(Image.new("RGB", (4, 4)), "X is one Image, expected a list", id="image"),
         ([], "0 samples"),
         (np.zeros((0,), dtype=object), "0 samples"),
         (None, "X is None (NoneType); expected a list of pictures"),
