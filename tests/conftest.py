@@ -82,9 +82,11 @@ def figures_are_not_rendered(request, monkeypatch):
 
     Runs of module-wide fixtures come before, and write theirs.
     """
-    plots = sys.modules.get("transferkit.show.plots")
-    if plots is not None and "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.write_bytes(b"not rendered in tests"))
+    charts = sys.modules.get("transferkit.show.charts")
+    if charts is not None and "real_figures" not in request.fixturenames:
+        monkeypatch.setattr(
+            charts, "save_figure", lambda figure, path, dpi=0: path.write_bytes(b"not rendered in tests")
+        )
 
 
 def draw_folder(root, classes=("circle", "square", "stripes"), per_class=12, size=48, seed=0):

@@ -39,6 +39,7 @@ from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import keep_memory
 from transferkit.machine.precision import Precision
@@ -222,7 +223,7 @@ def probe(options: argparse.Namespace) -> None:
         }))  # fmt: skip
         extracted = time.perf_counter() - started
         train, held = table.split("train"), table.split("val")
-        fitted = fit_probe(train.X, train.y, len(table.class_names), groups=[r.sha256 for r in train.records])
+        fitted = fit_probe(LabelledRows(train.X, train.y, len(table.class_names), [r.sha256 for r in train.records]))
         ours = time.perf_counter() - started
         accuracy = float((fitted.predict(held.X) == held.y).mean())
     print(f"extract {extracted:.1f} s and solve {ours - extracted:.1f} s: {ours:.1f} s, val accuracy {accuracy:.1%}")

@@ -14,7 +14,8 @@ from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.features.extract.extract import extract_features
 from transferkit.features.probe.classifier_file import read_classifier
 from transferkit.features.probe.neighbours import Neighbours
-from transferkit.features.probe.probe import fit_probe
+from transferkit.features.probe.probe import ProbeOptions, fit_probe
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
@@ -60,7 +61,8 @@ def test_predict_takes_the_probe_and_agrees_with_it(options, choice):  # fault 8
     right = [item.label == record.label for item, record in zip(predicted, val.records, strict=True)]
     assert metrics["val"]["acc"] == pytest.approx(np.mean(right))
     train = features(options, "train")
-    fitted = fit_probe(train.X, train.y, 3, groups=[record.sha256 for record in train.records], **choice)
+    rows = LabelledRows(train.X, train.y, 3, [record.sha256 for record in train.records])
+    fitted = fit_probe(rows, ProbeOptions(**choice))
     assert [val.class_names[label] for label in fitted.predict(val.X)] == [item.label for item in predicted]
     assert metrics["probe"]["exported"] == "yes"
     if choice["classifier"] != "sklearn.svm.LinearSVC":
@@ -80,7 +82,7 @@ def test_a_classifier_that_is_no_head_is_measured_only(options):
     assert not (run / "model.safetensors").exists()
 
 
-def test_the_run_directory(options):
+def test_the_run_directory(options, real_figures):
     run = probe(options)
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "data.json", "metrics.json", "model.json", "model.safetensors", "path.png", "pictures.csv",
@@ -106,7 +108,7 @@ def test_config_repeats_the_run_from_the_store(options, tmp_path, capsys):
     assert (second["features"]["computed"], second["val"]) == (0, first["val"])
 
 
-def test_depth_and_labels(options, capsys):
+def test_depth_and_labels(options, capsys, real_figures):
     run = probe(options, depth=True, learning_curve=True, quiet=False)
     metrics = read(run)
     assert [row["layer"] for row in metrics["depth"]] == ["layer1", "layer2", "layer3", "layer4", "pooled"]

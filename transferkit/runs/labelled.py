@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transferkit.core.csv import read_csv
 from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
@@ -18,6 +17,7 @@ from transferkit.data.index.targets import Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
+from transferkit.runs.files import RunFiles
 
 __all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "run_splits", "trained_pictures"]
 
@@ -147,13 +147,14 @@ def run_splits(run: str | Path) -> dict[str, str] | None:
     A picture that a run had in several splits counts as one of train.
 
     Raises:
-        StorageError: `pictures.csv` cannot be read.
+        CheckpointError: `pictures.csv` is damaged.
+        StorageError: It cannot be read.
     """
-    path = Path(run) / "pictures.csv"
-    if not path.is_file():
+    files = RunFiles(Path(run))
+    if not files.has("pictures.csv"):
         return None
     splits: dict[str, str] = {}
-    for row in read_csv(path):
+    for row in files.pictures:
         if splits.get(row["sha256"]) != "train":
             splits[row["sha256"]] = row["split"]
     return splits
@@ -163,7 +164,8 @@ def trained_pictures(run: str | Path, pictures: Iterable[LabelledPicture]) -> in
     """Return how many of the pictures a run was trained on; ``None`` where the run does not say.
 
     Raises:
-        StorageError: `pictures.csv` cannot be read.
+        CheckpointError: `pictures.csv` is damaged.
+        StorageError: It cannot be read.
     """
     splits = run_splits(run)
     return None if splits is None else sum(splits.get(picture.sha256) == "train" for picture in pictures)

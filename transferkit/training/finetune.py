@@ -23,12 +23,14 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.models.artifact import save_model
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.options.training import AUTO, FinetuneConfig
+from transferkit.runs.curves import history_charts
 from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
+from transferkit.runs.files import RunFiles, followed_figures
 from transferkit.runs.measure import Row, measure_splits, outputs_of_split, write_predictions
+from transferkit.runs.summary import print_summary
 from transferkit.runs.write import environment, write_config, write_data, write_metrics, write_plan
-from transferkit.show.plots import plot_history
+from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar
-from transferkit.show.words import print_summary, read_metrics
 from transferkit.training.batch_size import choose_batch_size, halved
 from transferkit.training.checks.checks import check_overfit
 from transferkit.training.craft.batchnorm import recalibrate_bn
@@ -152,7 +154,7 @@ def _claim(config: FinetuneConfig) -> Path:
 
 @by_first
 def _metrics_of_complete(run: Path) -> dict[str, Any] | None:
-    return read_metrics(run) if is_complete(run) else None
+    return RunFiles(run).metrics if is_complete(run) else None
 
 
 def _choose(training: Training[FinetuneConfig]) -> Training[FinetuneConfig]:
@@ -325,9 +327,10 @@ def _report(run: Path, training: Training[FinetuneConfig], recorder: RunRecorder
     """Write curves, history and figures; `metrics.json` last: it marks a complete run."""
     history = recorder.history
     if history.rows:
-        plot_history(
-            history.rows, training.plan_values, run / "curves.png", best_epoch=recorder.selection.best_epoch,
-            solved=history.solved,
+        charts = history_charts(
+            history.rows, training.plan_values, followed_figures(history.rows, metrics),
+            chosen=recorder.selection.best_epoch + 1, solved=history.solved,
         )  # fmt: skip
+        save_charts(charts, run / "curves.png")
     history.write()
     write_metrics(run, metrics)

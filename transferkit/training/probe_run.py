@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from transferkit.features.extract.table import FeatureTable
 from transferkit.features.probe.classifier_file import keep_classifier
 from transferkit.features.probe.curves import depth_curve, learning_curve
 from transferkit.features.probe.estimators import build_estimator
-from transferkit.features.probe.probe import FittedProbe, fit_probe
+from transferkit.features.probe.probe import FittedProbe, ProbeOptions, fit_probe
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
@@ -29,14 +29,15 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.task import task_named
 from transferkit.options.features import ProbeConfig
+from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
+from transferkit.runs.summary import print_probe
 from transferkit.runs.write import environment, write_config, write_data, write_metrics
+from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar, progress_console
-from transferkit.show.words import print_probe
 from transferkit.training.head.features import row_groups, training_rows
 from transferkit.training.head.solve import write_head
-from transferkit.training.probe_plots import plot_depth, plot_learning_curve, plot_path
 
 __all__ = ["run_probe"]
 
@@ -79,40 +80,35 @@ def run_probe(config: ProbeConfig) -> Path:
     if held is None and (config.depth or config.learning_curve):
         raise ConfigError("--depth and --learning-curve need pictures to measure on - pass a --val-split above 0")
 
-    fit = partial(
-        fit_probe,
-        classifier=config.classifier,
-        classifier_args=arguments,
-        class_weight=weight,
-        folds=config.folds,
-    )
+    options = ProbeOptions(config.classifier, arguments, weight, config.folds)
     with counting_bar(console, "fitting") as told:
-        X, y, groups, shares = training_rows(train, tap.layer, config.use_views)
-        probe = fit(X, y, len(table.class_names), groups=groups, sample_weight=shares, seed=config.seed, progress=told)
+        probe = fit_probe(training_rows(train, tap.layer, config.use_views), options, seed=config.seed, progress=told)
     solved = time.perf_counter()
     measured, calibration, rows = _measure(probe, table, tap.layer, config)
     extra: dict[str, Any] = {}
     with counting_bar(console, "fitting curves") as told:
         if config.depth and held is not None:
             extra["depth"] = depth_curve(
-                train.layers, train.y, table.split(held).layers, table.split(held).y, len(table.class_names),
-                groups=row_groups(train), seed=config.seed, fit=fit, progress=told,
+                {layer: _layer_rows(train, layer, grouped=True) for layer in train.layers},
+                {layer: _layer_rows(table.split(held), layer) for layer in train.layers},
+                options, seed=config.seed, progress=told,
             )  # fmt: skip
         if config.learning_curve and held is not None:
             extra["learning_curve"] = learning_curve(
-                train.layers[tap.layer], train.y, table.split(held).layers[tap.layer], table.split(held).y,
-                len(table.class_names), groups=row_groups(train), seed=config.seed, fit=fit, progress=told,
+                _layer_rows(train, tap.layer, grouped=True), _layer_rows(table.split(held), tap.layer), options,
+                seed=config.seed, progress=told,
             )  # fmt: skip
 
     with open_run_dir(run, resume=False, overwrite=config.overwrite):
         write_config(run, dataclasses.asdict(config))
         write_data(run, table.index, skip_bad=config.skip_bad)
         if "curve" in probe.choice and probe.name in ("logistic", KNN):
-            plot_path(probe.choice, run / "path.png", name="C" if probe.name == "logistic" else "k")
+            name = "C" if probe.name == "logistic" else "k"
+            save_charts(path_charts(probe.choice["curve"], name, probe.choice[name]), run / "path.png")
         if "depth" in extra:
-            plot_depth(extra["depth"], run / "depth.png", split=str(held))
+            save_charts([depth_chart(extra["depth"], str(held))], run / "depth.png")
         if "learning_curve" in extra:
-            plot_learning_curve(extra["learning_curve"], run / "learning_curve.png", split=str(held))
+            save_charts([label_chart(extra["learning_curve"], str(held))], run / "learning_curve.png")
         exported = _export(run, probe, table, backbone, tap, calibration)
         kept = {}
         if exported != "yes" and probe.estimator is not None:
@@ -156,6 +152,11 @@ def _measure(
             outputs[name] = Outputs(paths, logits.float(), torch.from_numpy(split.y))
     spec = TargetSpec(table.class_names)
     return measure_splits(outputs, task_named("classification"), spec, method=config.calibrate, seed=config.seed)
+
+
+def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> LabelledRows:
+    """Return the evaluation views of a table, with what must stay together where `grouped`."""
+    return LabelledRows(table.layers[layer], table.y, len(table.class_names), row_groups(table) if grouped else None)
 
 
 def _acc(measured: dict[str, Any], split: str) -> float | None:

@@ -14,7 +14,9 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
-from transferkit.features.probe.probe import fit_probe
+from transferkit.features.probe import probe as fitting
+from transferkit.features.probe.probe import ProbeOptions
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.probe.selection import choose, cross_validation_folds
 
 
@@ -26,6 +28,15 @@ def one_thread():
 
 
 NOT_A_CLASS = 3
+
+
+def fit_probe(X, y, num_classes, *, groups=None, weight=None, seed=0, progress=None, **options):
+    rows = LabelledRows(X, y, num_classes, groups, weight)
+    return fitting.fit_probe(rows, ProbeOptions(**options), seed=seed, progress=progress)
+
+
+def folds_of(y, groups=None, **options):
+    return cross_validation_folds(LabelledRows(np.zeros((len(y), 1)), y, 3, groups), **options)
 
 
 def rows(count, width=12, classes=3, seed=0, distance=0.5, noise=0.0):
@@ -91,11 +102,11 @@ def test_the_curve_is_scikit_learns_on_the_same_folds(grouped):
 def test_weights_count_in_the_choice():
     X, y = rows(120, noise=0.2)
     weight = np.where(np.arange(120) % 2, 1.0, 0.0)
-    probe = fit_probe(X, y, 3, sample_weight=weight)
+    probe = fit_probe(X, y, 3, weight=weight)
     alone = fit_probe(X[1::2], y[1::2], 3)
     assert [entry["acc"] for entry in probe.choice["curve"]] == [entry["acc"] for entry in alone.choice["curve"]]
     assert probe.choice["criterion"].startswith("cross-validated weighted accuracy")
-    doubled = fit_probe(X, y, 3, sample_weight=np.full(120, 2.0), classifier_args={"C": 0.05})
+    doubled = fit_probe(X, y, 3, weight=np.full(120, 2.0), classifier_args={"C": 0.05})
     np.testing.assert_allclose(
         doubled.probs(X), fit_probe(X, y, 3, classifier_args={"C": 0.1}).probs(X), atol=1e-4
     )  # C times twice the weight
@@ -160,15 +171,13 @@ def test_groups_that_leak_score_lower_when_kept_together():  # rows of a group a
 
 
 def test_the_standardiser_does_not_see_the_validation_rows(monkeypatch):
-    import transferkit.features.probe.probe as module
-
     seen = []
-    fit = module.Standardiser.fit.__func__
+    fit = fitting.Standardiser.fit.__func__
     spy = classmethod(lambda cls, X, weight=None: seen.append(X.copy()) or fit(cls, X, weight))
-    monkeypatch.setattr(module.Standardiser, "fit", spy)
+    monkeypatch.setattr(fitting.Standardiser, "fit", spy)
     X, y = rows(60)
     fit_probe(X, y, 3, seed=2)
-    folds = cross_validation_folds(y, None, folds=5, seed=2)
+    folds = folds_of(y, folds=5, seed=2)
     assert len(seen) == 6
     for part, (train, _) in zip(seen, folds, strict=False):
         np.testing.assert_array_equal(part, X[train])
@@ -178,23 +187,23 @@ def test_the_standardiser_does_not_see_the_validation_rows(monkeypatch):
 def test_folds_keep_groups_and_cover_every_row_once():
     y = np.arange(60) % 3
     groups = np.array([f"g{number // 4}" for number in range(60)])  # every group holds all classes
-    folds = cross_validation_folds(y, groups, folds=5, seed=0)
+    folds = folds_of(y, groups, folds=5, seed=0)
     assert sorted(np.concatenate([validate for _, validate in folds])) == list(range(60))
     for train, validate in folds:
         assert not set(groups[train]) & set(groups[validate]) and len(train) + len(validate) == 60
 
 
 def test_folds_are_as_many_as_the_classes_allow():
-    assert len(cross_validation_folds(np.repeat([0, 1], 3), None, folds=5, seed=0)) == 3
-    assert len(cross_validation_folds(np.repeat([0, 1], [20, 2]), None, folds=5, seed=0)) == 5
+    assert len(folds_of(np.repeat([0, 1], 3), folds=5, seed=0)) == 3
+    assert len(folds_of(np.repeat([0, 1], [20, 2]), folds=5, seed=0)) == 5
     groups = np.repeat([f"g{number}" for number in range(4)], 5)
-    assert len(cross_validation_folds(np.repeat([0, 1], 10), groups, folds=5, seed=0)) == 2
-    assert cross_validation_folds(np.repeat([0, 1], 10), groups[5:15].repeat(2), folds=5, seed=0) == []
+    assert len(folds_of(np.repeat([0, 1], 10), groups, folds=5, seed=0)) == 2
+    assert folds_of(np.repeat([0, 1], 10), groups[5:15].repeat(2), folds=5, seed=0) == []
 
 
 def test_a_class_of_one_group_is_trained_on_and_never_scored():
     y = np.repeat([0, 1, 2], [10, 10, 1])
-    for train, validate in cross_validation_folds(y, None, folds=5, seed=0):
+    for train, validate in folds_of(y, folds=5, seed=0):
         assert 20 in train and 20 not in validate
 
 
@@ -305,7 +314,7 @@ def test_seed_weights_and_arguments_reach_the_classifier():
     own = fit_probe(X, y, 3, classifier=forest, classifier_args={"n_estimators": 3, "random_state": 1})
     assert own.estimator[-1].random_state == 1
     weight = np.where(y == 0, 0.0, 1.0)
-    assert 0 not in fit_probe(X, y, 3, classifier=forest, sample_weight=weight).predict(X)
+    assert 0 not in fit_probe(X, y, 3, classifier=forest, weight=weight).predict(X)
 
 
 def test_no_convergence_of_a_classifier_is_a_warning():
@@ -346,11 +355,11 @@ def test_no_convergence_of_a_classifier_is_a_warning():
             "GaussianNB takes no class weights, but class_weight is 'balanced'",
         ),
         (
-            {"classifier": "sklearn.discriminant_analysis.LinearDiscriminantAnalysis", "sample_weight": np.ones(40)},
+            {"classifier": "sklearn.discriminant_analysis.LinearDiscriminantAnalysis", "weight": np.ones(40)},
             "takes no sample weights",
         ),
         ({"classifier": "knn", "class_weight": "balanced"}, "knn takes no class or sample weights"),
-        ({"classifier": "knn", "sample_weight": np.ones(40)}, "knn takes no class or sample weights"),
+        ({"classifier": "knn", "weight": np.ones(40)}, "knn takes no class or sample weights"),
         ({"classifier": "knn", "classifier_args": {"neighbours": 3}}, "knn takes no argument 'neighbours'"),
         ({"classifier": "knn", "classifier_args": {"k": 41}}, "k is 41, but there are 40 rows to vote"),
         ({"classifier": "knn", "classifier_args": {"k": [33, 40]}}, "there are 32 rows to vote"),
@@ -363,9 +372,9 @@ def test_no_convergence_of_a_classifier_is_a_warning():
         ({"class_weight": "even"}, "class_weight is 'even'; expected None or 'balanced'"),
         ({"folds": 1}, "folds is 1; expected at least 2"),
         ({"groups": ["a"] * 39}, "39 groups for 40 rows"),
-        ({"sample_weight": np.ones(39)}, r"sample weights are of shape \(39,\); expected one for each of 40 rows"),
-        ({"sample_weight": -np.ones(40)}, "sample weights are negative or not finite"),
-        ({"sample_weight": np.zeros(40)}, "rows of weight above 0 are of fewer than 2 classes"),
+        ({"weight": np.ones(39)}, r"sample weights are of shape \(39,\); expected one for each of 40 rows"),
+        ({"weight": -np.ones(40)}, "sample weights are negative or not finite"),
+        ({"weight": np.zeros(40)}, "rows of weight above 0 are of fewer than 2 classes"),
     ],
 )
 def test_wrong_options(options, message):

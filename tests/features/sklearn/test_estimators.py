@@ -27,7 +27,8 @@ from transferkit.core.errors import BackboneError, ConfigError, DataError, Trans
 from transferkit.data.images.decode import UnreadableImage, decode_image, image_pixels
 from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
-from transferkit.features.probe.probe import fit_probe
+from transferkit.features.probe.probe import ProbeOptions, fit_probe
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.sklearn import probe as probe_module
 from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.features.sklearn.inputs import InputError, NotFitted, list_items, pixels_digest, read_items
@@ -542,9 +543,8 @@ def test_the_probe_is_fit_probe_on_the_features(paths, labels, tmp_path):
     assert probe.classes_.tolist() == ["circle", "square", "stripes"]
     X = FeatureExtractor(cache=tmp_path, **SMALL).transform(paths)
     y = np.unique(labels, return_inverse=True)[1]
-    expected = fit_probe(
-        X, y, 3, groups=[hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths], folds=3, seed=4
-    )
+    groups = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    expected = fit_probe(LabelledRows(X, y, 3, groups), ProbeOptions(folds=3), seed=4)
     assert probe.choice_ == expected.choice and "3 folds" in probe.choice_["criterion"]
     np.testing.assert_array_equal(probe.predict_proba(paths), expected.probs(X))
     np.testing.assert_array_equal(probe.predict(paths), probe.classes_[expected.predict(X)])
@@ -557,7 +557,7 @@ def test_equal_pictures_stay_in_one_fold(paths, labels, tmp_path, monkeypatch):
     spy = Mock(side_effect=fit_probe)
     monkeypatch.setattr(probe_module, "fit_probe", spy)
     ImageProbe(cache=tmp_path / "store", **SMALL).fit([*paths, copied], [*labels, labels[0]])
-    groups = list(spy.call_args.kwargs["groups"])
+    groups = list(spy.call_args.args[0].groups)
     assert groups[-1] == groups[0] and len(set(groups)) == 45
 
 

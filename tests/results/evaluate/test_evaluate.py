@@ -26,12 +26,13 @@ from transferkit.models.task import task_named
 from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.evaluate import evaluate
-from transferkit.results.evaluate.plots import plot_confusion, plot_reliability
+from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import confusions, write_tables
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
 from transferkit.runs.measure import prediction_rows, write_predictions
+from transferkit.show.charts import save_charts
 from transferkit.training.finetune import finetune
 
 NAMES = ("circle", "square", "stripes")
@@ -152,7 +153,7 @@ def test_the_summary_says_what_counts(run, whole):
     lines = text.getvalue().splitlines()
     assert f"val      {found['val']['acc']:.1%} accuracy (95 % interval" in text.getvalue()
     assert (
-        f"balanced {found['test']['balanced_acc']:.1%}, macro F1 {found['test']['f1_macro']:.1%}, NLL"
+        f"balanced accuracy {found['test']['balanced_acc']:.1%}, macro F1 {found['test']['f1_macro']:.1%}, log loss"
         in text.getvalue()
     )
     worst = min(found["val"]["per_class"].items(), key=lambda item: (item[1]["recall"], item[0]))
@@ -341,7 +342,7 @@ def test_class_names_are_no_formulas(tmp_path):  # fault 92
     plot_confusion(
         values["confusion"], (names[0], "$x$ $", "\N{CJK UNIFIED IDEOGRAPH-732B}"), tmp_path / "c.png", title="t"
     )
-    plot_reliability(values, tmp_path / "r.png", title="t")
+    save_charts([reliability_chart(values["reliability"], "$t$ $", "pictures")], tmp_path / "r.png")
     Image.open(tmp_path / "c.png").verify()
 
 

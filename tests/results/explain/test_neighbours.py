@@ -175,10 +175,9 @@ def test_all_gone(copied, predictor, tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (None, r"pictures\.csv: missing, .* train it again, or go without training pictures by --neighbours 0"),
-        ("split,label\ntrain,a\n", r"its columns are split, label, expected split, label, path, sha256"),
-        ("split,label,path,sha256\nval,a,a.png,0\n", "lists no training picture"),
-        ("split,label,path,sha256\n", "lists no training picture"),
+        (None, r"no pictures\.csv that lists training pictures"),
+        ("split,label\ntrain,a\n", r"pictures\.csv: has no column path, sha256"),
+        ("split,label,path,sha256\nval,a,a.png,0\n", r"no pictures\.csv that lists training pictures"),
     ],
 )
 def test_runs_that_do_not_say(tmp_path, predictor, table, message):

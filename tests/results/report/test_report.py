@@ -25,11 +25,12 @@ from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
 from transferkit.options.results import ReportConfig
 from transferkit.options.training import FinetuneConfig
-from transferkit.results.report import charts as report_charts
 from transferkit.results.report import command as report_command
 from transferkit.results.report import svg as report_svg
 from transferkit.results.report.report import report, write_report
+from transferkit.runs.curves import rates_chart
 from transferkit.runs.files import read_run
+from transferkit.show import charts
 from transferkit.training.plan.options import resolve_options, resolve_phases
 
 GROUPS = ("stem", "layer1", "head")
@@ -40,7 +41,7 @@ def sketched(request, monkeypatch):
     """Leave the drawing of charts out, which takes most of the time, where a test does not ask for `drawn`."""
     if "drawn" not in request.fixturenames:
         box = '<svg class="chart" role="img" aria-label="{}"></svg>'
-        monkeypatch.setattr(report_charts, "svg_of", lambda figure, name, text: Markup(box).format(visible(text)))
+        monkeypatch.setattr(report_svg, "svg_of", lambda figure, name, text: Markup(box).format(visible(text)))
 
 
 @pytest.fixture
@@ -201,6 +202,7 @@ def test_a_probe_run(tmp_path):
     page = page_of(run)
     assert [label["aria-label"] for label in page.all("svg")] == [
         "Cross-validated accuracy over 2 values of C; chosen: 1",
+        "Cross-validated log loss over 2 values of C; chosen: 1",
         "Accuracy of a probe on val over 3 layers; best: layer0, 50.0%",
         "Accuracy on val over 2 amounts of labels, from 52.5% with 10 to 75.0% with 100",
         "Reliability diagram of the validation pictures in 6 bins. The largest share of the error: where 97% were "
@@ -292,8 +294,8 @@ def test_a_list_that_is_too_long_is_not_read(run, monkeypatch):
     ("content", "message"),
     [
         (None, "no metrics.json, which marks a finished run"),
-        ("{", "cannot be read as a finished run's figures"),
-        ("[]", "cannot be read as a finished run's figures"),
+        ("{", r"metrics\.json: cannot be read"),
+        ("[]", r"metrics\.json: cannot be read \(it holds no mapping\)"),
         ('{"val": {"acc": 1.0, "n": "many"}}', r"the figures cannot be understood \(ValueError"),
     ],
 )
@@ -551,35 +553,46 @@ def test_charts_take_the_colours_of_the_page(drawn_page):
     assert used <= set(re.findall(r"(--[\w-]+):", style))
 
 
+def svg_text(lines, **options):
+    return str(report_svg.drawn(charts.Lines(lines, **options).chart("x", "X", "d < e")).svg)
+
+
+def test_the_page_has_the_colours_of_charts_in_light():
+    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
+    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[0]))
+    assert {name: light[name] for name in report_svg.VARIABLES.values()} == {
+        name: colour for colour, name in report_svg.VARIABLES.items()
+    }
+
+
 def test_charts_stay_light(drawn):
     long = plan(epochs=300, groups=tuple(f"blocks.{number}" for number in range(14)))
     long["lr"] = {key: values[:: max(1, len(values) // 200)] for key, values in long["lr"].items()}
-    rates = report_charts.rates_chart(long, [("finetune", 0.5, 300.5)])
+    rates = report_svg.drawn(rates_chart(long, [("finetune", 0.5, 300.5)]))
     assert 5_000 < len(rates.svg) < 60_000
     assert [name for name, *_ in rates.legend] == ["blocks.13", "blocks.7", "blocks.0"]
     noise = np.random.default_rng(0).random(500).tolist()
-    lines = [report_charts.Line(name, range(500), noise) for name in ("train", "val")]
-    chart = report_charts.lines_chart("loss", "Loss", lines, description="loss")
-    assert 5_000 < len(chart.svg) < 60_000
+    lines = [charts.Line(name, range(500), noise) for name in ("train", "val")]
+    assert 5_000 < len(svg_text(lines)) < 60_000
 
 
 def test_a_chart_says_what_it_holds(drawn):
-    line = report_charts.Line("val", [1, 2, 3], [0.1, None, 0.001], report_svg.SECOND)
-    chart = report_charts.lines_chart("x", "X", [line], log=True, phases=[("$a_b$", 0.5, 2.5), ("c", 2.5, 3.5)],
-                                      description="d < e")  # fmt: skip
-    assert 'aria-label="d &lt; e"' in chart.svg
-    assert ">$a_b$</text>" in chart.svg  # not taken for a formula
-    assert ">1e-2</text>" in chart.svg
-    assert chart.legend == ()
+    line = charts.Line("val", [1, 2, 3], [0.1, None, 0.001], charts.SECOND)
+    svg = svg_text([line], log=True, phases=[("$a_b$", 0.5, 2.5), ("c", 2.5, 3.5)])
+    assert 'aria-label="d &lt; e"' in svg
+    assert ">$a_b$</text>" in svg  # not taken for a formula
+    assert ">1e-2</text>" in svg
+    assert charts.Lines([line]).chart("x", "X", "d").legend == ()
 
 
 def test_many_phases_are_named_as_far_as_there_is_room(drawn):
-    line = report_charts.Line("val", range(24), range(24))
+    line = charts.Line("val", range(24), range(24))
     phases = [(f"unfreeze-layer{at}", 3 * at, 3 * at + 3) for at in range(8)]
-    chart = report_charts.lines_chart("x", "X", [line], phases=phases, description="d")
-    assert re.findall(r">(\u2026[^<]+)</text>", chart.svg) == [f"\u2026layer{at}" for at in range(8)]
+    assert re.findall(r">(\u2026[^<]+)</text>", svg_text([line], phases=phases)) == [
+        f"\u2026layer{at}" for at in range(8)
+    ]
     many = [(f"phase {at}", at, at + 1) for at in range(30)]
-    assert "\u2026" not in report_charts.lines_chart("x", "X", [line], phases=many, description="d").svg
+    assert "\u2026" not in svg_text([line], phases=many)
 
 
 # ---- access -----------------------------------------------------------------------------------------------------
@@ -799,3 +812,61 @@ def test_paths_are_shown_below_the_data(tmp_path):
 def test_the_templates_travel_with_the_package():
     names = {item.name for item in (resources.files("transferkit.results") / "templates").iterdir()}
     assert {"base.html.j2", "run.html.j2", "comparison.html.j2", "parts.html.j2", "report.css", "report.js"} <= names
+
+
+# ---- any task ---------------------------------------------------------------------------------------------------
+
+
+def numbers(**changes):
+    """Figures of a run whose answers are numbers: no class, no share."""
+    rows = [
+        {"key": "mae", "label": "Mean absolute error", "value": 0.25, "ci": [0.2, 0.3], "higher_is_better": False,
+         "unit": "mm", "meaning": "mean distance to the true value", "of": None},
+        {"key": "r2", "label": "R2", "value": 0.5, "ci": None, "higher_is_better": True, "unit": "", "meaning": "m",
+         "of": None},
+        {"key": "mae", "label": "Mean absolute error", "value": 0.1, "ci": None, "higher_is_better": False,
+         "unit": "mm", "meaning": "m", "of": "red"},
+    ]  # fmt: skip
+    return {"n": 12, "figures": rows, **changes}
+
+
+@pytest.fixture
+def other_task(tmp_path):
+    """A run of a task that has figures and nothing else."""
+    phases = [{"epochs": 0, "name": "probe", "val_mae": 0.4, "val_loss": 0.9},
+              {"epochs": 4, "name": "finetune", "train_mae": 0.2, "val_mae": 0.25, "val_loss": 0.5}]  # fmt: skip
+    measured = metrics(val=numbers(), test=numbers(), phases=phases, calibration={}, task="numbers")
+    rows = [[cell.replace("_acc", "_mae") if isinstance(cell, str) else cell for cell in row] for row in history()]
+    run = write_run(
+        tmp_path / "numbers", data=tmp_path, measured=measured, history=rows, data_json={"notes": ["a note"]}
+    )
+    (run / "data.json").write_text(json.dumps({"notes": ["a note"]}))
+    for name in ("predictions.csv", "pictures.csv"):
+        (run / name).unlink()
+    return run
+
+
+def test_a_page_of_figures_alone(other_task):
+    page = page_of(other_task)
+    assert "Mean absolute error on 12 test pictures 0.250 95 % interval 0.200 to 0.300" in page.text
+    assert "could well have given anything from 0.200 to 0.300" in page.text
+    assert "Yes: \u22120.150 on val, and the probe lies above the fine-tuned model's interval." in page.text
+    assert "R2 m 0.500 0.500" in page.text
+    assert "train mae val mae val loss" in page.text
+    assert [svg["aria-label"].split(" over ")[0] for svg in page.all("svg")] == [
+        "Loss", "Mean absolute error", "Learning rate",
+    ]  # fmt: skip
+    assert "a note" in page.text
+    headings = re.findall(r"<h2[^>]*>([^<]+)", (other_task / "report.html").read_text())
+    assert headings[1:] == ["Was fine-tuning worth it?", "Figures", "Training", "Data", "Repeat it", "Environment"]
+    assert page.all("div", class_="strip") == []  # a strip is a scale of shares
+
+
+def test_runs_of_another_task_are_compared(other_task, run, tmp_path):
+    text = page_of(other_task, other_task, out=tmp_path / "both.html").text
+    assert "Mean absolute error R2 time" in text
+    assert "0.250 0.200 to 0.300 0.500" in text
+    assert "Validation mean absolute error" in text
+    assert "Classes" not in text
+    mixed = page_of(run, other_task, out=tmp_path / "mixed.html").text
+    assert "75.0 % 50.0 % to 95.0 %" in mixed and "0.250 0.200 to 0.300" in mixed

@@ -110,26 +110,26 @@ def test_a_click_or_a_key_sorts(browser, pages):
 
 def test_a_cell_says_what_it_holds(browser, pages):
     with Visit(browser, pages["run"]) as visit:
-        told, cells = visit.page.locator("#told"), visit.page.locator("td.cell")
-        idle = told.inner_text()
+        says, cells = visit.page.locator("#cell"), visit.page.locator("td.cell")
+        idle = says.inner_text()
         cells.nth(5).hover()
-        assert told.inner_text().replace("\u202f", " ") == (
+        assert says.inner_text().replace("\u202f", " ") == (
             "True a&b, predicted $x$: 2 pictures, 33.3 % of the 6 that are “a&b”, 100.0 % of those called “$x$”."
         )
         visit.keep("report-hover")
         visit.page.mouse.move(5, 5)
-        assert told.inner_text() == idle
+        assert says.inner_text() == idle
         cells.nth(0).focus()
-        assert told.inner_text().startswith(f"True {CLASSES[0]} and rightly predicted {CLASSES[0]}: 5 pictures, 83.3")
+        assert says.inner_text().startswith(f"True {CLASSES[0]} and rightly predicted {CLASSES[0]}: 5 pictures, 83.3")
         visit.page.keyboard.press("ArrowRight")
         visit.page.keyboard.press("ArrowDown")
-        assert told.inner_text().startswith("True a&b and rightly predicted a&b: 4 pictures")
+        assert says.inner_text().startswith("True a&b and rightly predicted a&b: 4 pictures")
         visit.page.keyboard.press("End")
         visit.page.keyboard.press("ArrowRight")  # stays inside
-        assert told.inner_text().startswith("True a&b, predicted $x$")
+        assert says.inner_text().startswith("True a&b, predicted $x$")
         assert [cell.get_attribute("tabindex") for cell in cells.all()].count("0") == 1
         cells.nth(8).click()
-        assert told.inner_text().startswith("True $x$ and rightly predicted $x$: 0 pictures, n/a of the 0")
+        assert says.inner_text().startswith("True $x$ and rightly predicted $x$: 0 pictures, n/a of the 0")
 
 
 def test_everything_is_reached_by_keyboard(browser, pages):

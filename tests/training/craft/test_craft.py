@@ -56,7 +56,7 @@ def test_everything_at_once(everything):
 
 
 def test_the_summary_says_what_was_done(everything, capsys):
-    from transferkit.show.words import print_summary
+    from transferkit.runs.summary import print_summary
 
     print_summary(everything.path)
     said = capsys.readouterr().out

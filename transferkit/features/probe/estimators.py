@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import ConvergenceWarning
@@ -21,10 +20,11 @@ from sklearn.utils.validation import has_fit_parameter
 from transferkit.core.errors import ConfigError, TransferkitWarning, did_you_mean
 from transferkit.core.text import one_line
 from transferkit.features.probe.logistic import LinearModel, Standardiser, softmax
+from transferkit.features.probe.rows import Array, LabelledRows
 
 __all__ = ["build_estimator", "estimator_linear", "estimator_probs", "fit_estimator", "gives_probabilities"]
 
-Array = NDArray[Any]
+EXPECTED = "expected a classifier class that subclasses sklearn.base.BaseEstimator, such as 'sklearn.svm.SVC'"
 
 
 def build_estimator(path: str, arguments: Mapping[str, Any], *, class_weight: str | None, seed: int) -> Any:
@@ -47,50 +47,49 @@ def build_estimator(path: str, arguments: Mapping[str, Any], *, class_weight: st
             f"classifier {path!r} cannot be imported: {error} - expected an import path such as 'sklearn.svm.SVC'; "
             "check its spelling and that its package is installed"
         ) from error
-    found = vars(module).get(name)
-    if found is None:
+    kind = vars(module).get(name)
+    if kind is None:
         raise ConfigError(
             f"classifier {path!r}: {module_name} has no {name!r} - expected the name of a class in it."
             f"{did_you_mean(name, vars(module))}"
         )
-    wanted = "expected a classifier class that subclasses sklearn.base.BaseEstimator, such as 'sklearn.svm.SVC'"
-    if not (inspect.isclass(found) and issubclass(found, BaseEstimator)):
-        raise ConfigError(f"classifier {path!r} is {_what(found)}; {wanted}")
-    known = sorted(set(inspect.signature(found).parameters) - {"args", "kwargs"})
+    if not (inspect.isclass(kind) and issubclass(kind, BaseEstimator)):
+        raise ConfigError(f"classifier {path!r} is {_what(kind)}; {EXPECTED}")
+    known = sorted(set(inspect.signature(kind).parameters) - {"args", "kwargs"})
     for key in arguments:
         if key not in known:
             raise ConfigError(
                 f"{path} takes no argument {key!r}; expected one of {', '.join(known) or 'none'}."
                 f"{did_you_mean(key, known)}"
             )
-    given = dict(arguments)
+    chosen = dict(arguments)
     if class_weight is not None:
         if "class_weight" not in known:
             raise ConfigError(
                 f"{path} takes no class weights, but class_weight is {class_weight!r} - leave it out, "
                 "or use a classifier that has `class_weight`"
             )
-        if "class_weight" in given:
+        if "class_weight" in chosen:
             raise ConfigError(
                 "class_weight is given twice: as an option and in the classifier's arguments - leave one out"
             )
-        given["class_weight"] = class_weight
+        chosen["class_weight"] = class_weight
     if "random_state" in known:
-        given.setdefault("random_state", seed)
+        chosen.setdefault("random_state", seed)
     try:
-        estimator = found(**given)
+        estimator = kind(**chosen)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be constructed: {error} - give what it needs as its arguments") from error
     if not is_classifier(estimator):
-        raise ConfigError(f"classifier {path!r} is no classifier but another estimator; {wanted}")
+        raise ConfigError(f"classifier {path!r} is no classifier but another estimator; {EXPECTED}")
     return estimator
 
 
-def fit_estimator(path: str, estimator: Any, X: Array, y: Array, sample_weight: Array | None) -> Pipeline:
-    """Fit a standardiser and the classifier on features (N, D) and labels (N,).
+def fit_estimator(path: str, estimator: Any, rows: LabelledRows) -> Pipeline:
+    """Fit a standardiser and the classifier on labelled features.
 
     Raises:
-        ConfigError: It takes no sample weights but some were given, it refused an argument, or what it gives can be
+        ConfigError: It takes no sample weights, but the rows have some, it refused an argument, or what it gives can be
             made into neither probabilities nor decision values per class.
 
     Warns:
@@ -98,14 +97,14 @@ def fit_estimator(path: str, estimator: Any, X: Array, y: Array, sample_weight: 
     """
     pipeline = make_pipeline(StandardScaler(), estimator)
     weights = {}
-    if sample_weight is not None:
+    if rows.weight is not None:
         if not has_fit_parameter(estimator, "sample_weight"):
             raise ConfigError(f"{path} takes no sample weights - leave them out, or use a classifier that does")
-        weights = {f"{name}__sample_weight": sample_weight for name, _ in pipeline.steps}
+        weights = {f"{name}__sample_weight": rows.weight for name, _ in pipeline.steps}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            pipeline.fit(X, y, **weights)
+            pipeline.fit(rows.X, rows.y, **weights)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path} cannot be fitted: {error} - change its arguments") from error
     for warning in caught:
@@ -117,7 +116,7 @@ def fit_estimator(path: str, estimator: Any, X: Array, y: Array, sample_weight: 
         decide = getattr(pipeline, "decision_function", None)
         if decide is None:
             raise ConfigError(f"{path} gives neither probabilities nor decision values - use another classifier")
-        columns, classes = np.ndim(decide(X[:1])) > 1 and decide(X[:1]).shape[1], len(pipeline.classes_)
+        columns, classes = np.ndim(decide(rows.X[:1])) > 1 and decide(rows.X[:1]).shape[1], len(pipeline.classes_)
         if columns and columns != classes:
             raise ConfigError(
                 f"{path} gives {columns} decision values for {classes} classes; expected one per class - "
@@ -155,5 +154,5 @@ def estimator_linear(pipeline: Pipeline, num_classes: int) -> LinearModel | None
     return Standardiser(np.asarray(scaler.mean_), np.asarray(scaler.scale_)).fold(model)
 
 
-def _what(found: Any) -> str:
-    return f"the class {found.__name__}" if inspect.isclass(found) else f"a {type(found).__name__}"
+def _what(value: Any) -> str:
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"

@@ -16,18 +16,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.features.probe.rows import Array
 
 __all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "softmax"]
-
-Array = NDArray[Any]
 
 MISSING_LOGIT = -30.0
 """Logit of a class without training rows. The objective itself would send it to minus infinity; the logits of the
@@ -234,7 +232,7 @@ class _Problem:
         if not result.success and slope > 10 * tol:
             warnings.warn(
                 f"logistic regression at C = {C:g} stopped after {result.nit} iterations with a gradient of "
-                f"{slope:.1e} where {tol:.0e} was wanted - its probabilities are approximate; "
+                f"{slope:.1e} where {tol:.0e} was expected - its probabilities are approximate; "
                 "look for extreme values in the features, or use a smaller C",
                 TransferkitWarning,
                 stacklevel=3,

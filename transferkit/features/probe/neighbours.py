@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from transferkit.features.probe.logistic import Standardiser
+from transferkit.features.probe.rows import Array
 
 __all__ = ["TEMPERATURE", "Neighbours"]
-
-Array = NDArray[Any]
 
 TEMPERATURE = 0.07
 """Of the votes: the value of Wu et al. 2018 and of DINO (Caron et al. 2021)."""
@@ -59,10 +57,10 @@ class Neighbours:
         queries = _unit(self.standardiser.transform(X.astype(np.float32)))
         # On rows of length 1 the Euclidean order is that of the cosine, and scikit-learn searches it faster.
         search = NearestNeighbors(n_neighbors=max(ks), algorithm="brute").fit(self.rows)
-        distance, found = search.kneighbors(queries)
+        distance, nearest = search.kneighbors(queries)
         behind = np.square(distance) - np.square(distance[:, :1])  # twice what the cosine lacks to the nearest row's
         vote = np.exp(-behind / (2 * self.temperature))
-        voted = self.labels[found]
+        voted = self.labels[nearest]
         result = []
         for k in ks:
             shares = np.zeros((len(X), self.num_classes))

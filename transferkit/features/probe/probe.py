@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -26,11 +25,11 @@ from transferkit.features.probe.estimators import (
 )
 from transferkit.features.probe.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
+from transferkit.features.probe.rows import Array, LabelledRows
 from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
 
-__all__ = ["FittedProbe", "fit_probe"]
+__all__ = ["FittedProbe", "ProbeOptions", "fit_probe"]
 
-Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 STEP = 10.0 ** (2 / 3)
@@ -44,6 +43,34 @@ NO_FOLDS = "default: too few rows or groups per class to cross-validate"
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 SMALL = 2e8
 """Multiplications of one product up to which more threads of the BLAS only get in each other's way."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Which classifier, and how it is fitted.
+
+    Attributes:
+        classifier: ``"logistic"``; ``"knn"``; or the import path of a scikit-learn classifier, fitted on standardised
+            features as it is (nothing is chosen).
+        classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
+            knn (one number: nothing is chosen), the constructor's arguments for an import path.
+        class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
+        folds: Folds at most, at least 2; fewer where no class has so many groups.
+    """
+
+    classifier: str = "logistic"
+    classifier_args: Mapping[str, Any] = field(default_factory=dict)
+    class_weight: str | None = None
+    folds: int = 5
+
+    def problems(self) -> list[str]:
+        """Return what is out of range, a sentence each."""
+        problems = []
+        if self.class_weight not in (None, "balanced"):
+            problems.append(f"class_weight is {self.class_weight!r}; expected None or 'balanced'")
+        if self.folds < 2:
+            problems.append(f"folds is {self.folds}; expected at least 2")
+        return problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,107 +119,51 @@ class FittedProbe:
 
 
 def fit_probe(
-    X: Array,
-    y: Array,
-    num_classes: int,
-    *,
-    classifier: str = "logistic",
-    classifier_args: Mapping[str, Any] | None = None,
-    class_weight: str | None = None,
-    groups: Sequence[str] | Array | None = None,
-    sample_weight: Array | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    progress: Progress | None = None,
+    rows: LabelledRows, options: ProbeOptions | None = None, *, seed: int = 0, progress: Progress | None = None
 ) -> FittedProbe:
     """Fit a classifier on features, choosing what it has to choose by cross-validation inside these rows.
 
     Args:
-        X: (N, D) float32 features.
-        y: (N,) integers in [0, num_classes); at least two classes, not necessarily all.
-        num_classes: C, the columns of what the probe gives.
-        classifier: ``"logistic"``; ``"knn"``; or the import path of a scikit-learn classifier, fitted on standardised
-            features as it is (no choice is made).
-        classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
-            knn (one number: nothing is chosen), the constructor's arguments for an import path.
-        class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
-        groups: (N,) strings; rows of one group stay in one fold.
-        sample_weight: (N,) at least 0, for the fit and for what is chosen by. Rows of weight 0 are left out.
-        folds: Folds at most, at least 2; fewer where no class has so many groups.
+        rows: Of at least two classes. LabelledRows of weight 0 are left out.
+        options: Which classifier, and how; logistic regression by default.
         seed: Of the folds, and of the classifier where it draws at random.
         progress: Called with the fits done and all fits, after each.
 
     Raises:
         ConfigError: What is wrong with the arguments, all of it.
     """
-    _check(X, y, num_classes, groups, sample_weight, class_weight, folds)
-    arguments = dict(classifier_args or {})
-    if "." not in classifier and classifier not in ("logistic", "knn"):
-        raise ConfigError(
-            f"unknown classifier {classifier!r}; expected 'logistic', 'knn' or the import path of a scikit-learn "
-            f"classifier, such as 'sklearn.svm.SVC'.{did_you_mean(classifier, ('logistic', 'knn'))}"
-        )
-    keep = np.arange(len(X)) if sample_weight is None else np.flatnonzero(sample_weight)
-    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)[keep]
-    X, y = (X, y.astype(np.int64)) if len(keep) == len(X) else (X[keep], y[keep].astype(np.int64))
-    tell = progress or (lambda done, total: None)
-    with _threads(X, num_classes):
-        if "." in classifier:
-            return _fit_by_path(X, y, num_classes, classifier, arguments, class_weight, weight, seed, tell)
-        parts = cross_validation_folds(y, None if groups is None else np.asarray(groups)[keep], folds=folds, seed=seed)
-        if classifier == "knn":
-            if class_weight is not None or weight is not None:
-                raise ConfigError("knn takes no class or sample weights - leave them out, or use 'logistic'")
-            return _fit_knn(X, y, num_classes, arguments, parts, tell)
-        return _fit_logistic(X, y, num_classes, arguments, class_weight, weight, parts, tell)
-
-
-def _check(
-    X: Array, y: Array, num_classes: int, groups: Any, sample_weight: Any, class_weight: str | None, folds: int
-) -> None:
-    problems = []
-    if X.ndim != 2 or X.dtype.kind != "f" or 0 in X.shape:
-        problems.append(f"features are {X.dtype} of shape {X.shape}; expected floats of shape (rows, features)")
-    elif not np.isfinite(X).all():
-        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
-        problems.append(f"features of {len(bad)} rows are not finite, the first is row {bad[0]}; drop these rows")
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        problems.append(f"labels are {y.dtype} of shape {y.shape}; expected integers of shape (rows,)")
-    elif len(y) != len(X):
-        problems.append(f"there are {len(y)} labels for {len(X)} rows of features; expected one for each")
-    elif len(y) and (y.min() < 0 or y.max() >= num_classes):
-        problems.append(f"labels run from {y.min()} to {y.max()}; expected 0 to {num_classes - 1}")
-    elif sample_weight is None and len(np.unique(y)) < 2:
-        problems.append(f"all {len(y)} labels are of one class; expected at least 2 classes")
-    if groups is not None and len(groups) != len(X):
-        problems.append(f"there are {len(groups)} groups for {len(X)} rows of features; expected one for each")
-    if sample_weight is not None:
-        weight = np.asarray(sample_weight)
-        if weight.shape != (len(X),):
-            problems.append(f"sample weights are of shape {weight.shape}; expected one for each of {len(X)} rows")
-        elif not (np.isfinite(weight).all() and (weight >= 0).all()):
-            problems.append("sample weights are negative or not finite; expected numbers of at least 0")
-        elif y.shape == weight.shape and len(np.unique(y[weight > 0])) < 2:
-            problems.append("rows of weight above 0 are of fewer than 2 classes; expected at least 2 classes")
-    if class_weight not in (None, "balanced"):
-        problems.append(f"class_weight is {class_weight!r}; expected None or 'balanced'")
-    if folds < 2:
-        problems.append(f"folds is {folds}; expected at least 2")
+    options = options or ProbeOptions()
+    problems = rows.problems() + options.problems()
     if problems:
         raise ConfigError(gather(problems))
+    name = options.classifier
+    if "." not in name and name not in ("logistic", "knn"):
+        raise ConfigError(
+            f"unknown classifier {name!r}; expected 'logistic', 'knn' or the import path of a scikit-learn "
+            f"classifier, such as 'sklearn.svm.SVC'.{did_you_mean(name, ('logistic', 'knn'))}"
+        )
+    rows = replace(rows, y=rows.y.astype(np.int64))
+    if rows.weight is not None:
+        rows = rows.take(np.flatnonzero(rows.weight))
+    report = progress or (lambda done, total: None)
+    with _threads(rows.X, rows.num_classes):
+        if "." in name:
+            return _fit_by_path(rows, options, seed, report)
+        folds = cross_validation_folds(rows, folds=options.folds, seed=seed)
+        return (_fit_knn if name == "knn" else _fit_logistic)(rows, options, folds, report)
 
 
 def _threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
     return threadpool_limits(1, user_api="blas") if X.size * num_classes < SMALL else nullcontext()
 
 
-def _weights(y: Array, class_weight: str | None, sample_weight: Array | None) -> Array:
-    """Weights (N,) of rows: as in scikit-learn, balanced by the counts of these rows, times `sample_weight`."""
-    weight = compute_sample_weight(class_weight, y)
-    return np.asarray(weight if sample_weight is None else weight * sample_weight, dtype=np.float64)
+def _weights(rows: LabelledRows, class_weight: str | None) -> Array:
+    """Return the weights (N,) of rows: as in scikit-learn, balanced by the counts of these rows, times their own."""
+    weight = compute_sample_weight(class_weight, rows.y)
+    return np.asarray(weight if rows.weight is None else weight * rows.weight, dtype=np.float64)
 
 
-def _take(name: str, arguments: dict[str, Any], known: Sequence[str]) -> None:
+def _check_arguments(name: str, arguments: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in arguments:
         if key not in known:
             raise ConfigError(
@@ -200,58 +171,48 @@ def _take(name: str, arguments: dict[str, Any], known: Sequence[str]) -> None:
             )
 
 
-def _candidates(name: str, given: Any, kind: type) -> list[Any] | None:
-    """The values to try: those given, one or several, or ``None`` where none are."""
-    if given is None:
+def _candidates(name: str, value: Any, kind: type) -> list[Any] | None:
+    """Return the values to try, ascending, from one or a list; ``None`` where there is none."""
+    if value is None:
         return None
-    values: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-    numbers: list[Any] = [value for value in values if isinstance(value, int | kind) and not isinstance(value, bool)]
-    if not values or len(numbers) < len(values) or not all(0 < value < np.inf for value in numbers):
+    values: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    numbers: list[Any] = [one for one in values if isinstance(one, int | kind) and not isinstance(one, bool)]
+    if not values or len(numbers) < len(values) or not all(0 < one < np.inf for one in numbers):
         what = "whole number" if kind is int else "number"
-        raise ConfigError(f"{name} is {given!r}; expected a {what} above 0, or a list of such numbers to choose from")
-    return [kind(value) for value in sorted(set(values))]
+        raise ConfigError(f"{name} is {value!r}; expected a {what} above 0, or a list of such numbers to choose from")
+    return [kind(one) for one in sorted(set(values))]
 
 
-def _fit_logistic(
-    X: Array,
-    y: Array,
-    num_classes: int,
-    arguments: dict[str, Any],
-    class_weight: str | None,
-    sample_weight: Array | None,
-    parts: Folds,
-    tell: Progress,
-) -> FittedProbe:
-    _take("logistic", arguments, ("C",))
-    weight = _weights(y, class_weight, sample_weight)
+def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress) -> FittedProbe:
+    _check_arguments("logistic", options.classifier_args, ("C",))
+    weight = _weights(rows, options.class_weight)
     total = float(weight.sum())
-    given = _candidates("C", arguments.get("C"), float)
-    Cs = given or [strength / total for strength in STRENGTHS]
-    scores = np.zeros((len(parts), 0, 2))
+    own = _candidates("C", options.classifier_args.get("C"), float)
+    Cs = own or [strength / total for strength in STRENGTHS]
     rounds = 0
 
     def evaluate(values: list[float]) -> Array:
         nonlocal rounds
         rounds += 1
-        result = np.zeros((len(parts), len(values), 2))
-        for number, (train, validate) in enumerate(parts):
-            own = None if sample_weight is None else sample_weight[train]
-            own = _weights(y[train], class_weight, own)
-            standardiser = Standardiser.fit(X[train], own)
-            path = fit_path(standardiser.transform(X[train]), y[train], num_classes, values, sample_weight=own)
-            unseen = standardiser.transform(X[validate])
-            result[number] = [score(model.probs(unseen), y[validate], weight[validate]) for model in path]
-            tell((rounds - 1) * len(parts) + number + 1, rounds * len(parts) + 1)
-        return result
+        scores = np.zeros((len(folds), len(values), 2))
+        for number, (train, validate) in enumerate(folds):
+            part, held = rows.take(train), rows.take(validate)
+            part_weight = _weights(part, options.class_weight)
+            standardiser = Standardiser.fit(part.X, part_weight)
+            path = fit_path(standardiser.transform(part.X), part.y, rows.num_classes, values, sample_weight=part_weight)
+            X = standardiser.transform(held.X)
+            scores[number] = [score(model.probs(X), held.y, weight[validate]) for model in path]
+            progress((rounds - 1) * len(folds) + number + 1, rounds * len(folds) + 1)
+        return scores
 
     if len(Cs) == 1:
         C, choice = Cs[0], {"C": Cs[0], "criterion": "given"}
-    elif not parts:
-        C = DEFAULT_STRENGTH / total if given is None else Cs[len(Cs) // 2]
+    elif not folds:
+        C = DEFAULT_STRENGTH / total if own is None else Cs[len(Cs) // 2]
         choice = {"C": C, "criterion": NO_FOLDS}
     else:
         scores = evaluate(Cs)
-        while given is None:
+        while own is None:
             best = choose(scores)
             if best == 0 and Cs[0] * total / STEP**2 > REACH[0]:
                 more = [Cs[0] / STEP**2, Cs[0] / STEP]
@@ -262,66 +223,60 @@ def _fit_logistic(
             else:
                 break
         C = Cs[choose(scores)]
-        choice = choice_record("C", C, Cs, scores, weighted=class_weight is not None or sample_weight is not None)
-    standardiser = Standardiser.fit(X, weight)
-    model = fit_path(standardiser.transform(X), y, num_classes, [C], sample_weight=weight)[0]
-    tell(rounds * len(parts) + 1, rounds * len(parts) + 1)
-    return FittedProbe("logistic", choice, num_classes, linear=standardiser.fold(model))
+        weighted = options.class_weight is not None or rows.weight is not None
+        choice = choice_record("C", C, Cs, scores, weighted=weighted)
+    standardiser = Standardiser.fit(rows.X, weight)
+    model = fit_path(standardiser.transform(rows.X), rows.y, rows.num_classes, [C], sample_weight=weight)[0]
+    progress(rounds * len(folds) + 1, rounds * len(folds) + 1)
+    return FittedProbe("logistic", choice, rows.num_classes, linear=standardiser.fold(model))
 
 
-def _fit_knn(
-    X: Array, y: Array, num_classes: int, arguments: dict[str, Any], parts: Folds, tell: Progress
-) -> FittedProbe:
-    _take("knn", arguments, ("k", "temperature"))
+def _fit_knn(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress) -> FittedProbe:
+    if options.class_weight is not None or rows.weight is not None:
+        raise ConfigError("knn takes no class or sample weights - leave them out, or use 'logistic'")
+    arguments = options.classifier_args
+    _check_arguments("knn", arguments, ("k", "temperature"))
     temperatures = _candidates("temperature", arguments.get("temperature", TEMPERATURE), float) or []
     if len(temperatures) != 1:
         raise ConfigError(f"temperature is {arguments['temperature']!r}; expected one number above 0")
     temperature = temperatures[0]
-    given = _candidates("k", arguments.get("k"), int)
-    most = len(X) if given is not None and len(given) == 1 else min((len(train) for train, _ in parts), default=len(X))
-    ks = [k for k in given or NEIGHBOURS if k <= most]
+    own = _candidates("k", arguments.get("k"), int)
+    most = min((len(train) for train, _ in folds), default=len(rows)) if own is None or len(own) > 1 else len(rows)
+    ks = [k for k in own or NEIGHBOURS if k <= most]
     if not ks:
         raise ConfigError(f"k is {arguments.get('k')!r}, but there are {most} rows to vote - give a smaller k")
     if len(ks) == 1:
-        k, choice = ks[0], {"k": ks[0], "criterion": "given" if given else "the only k with so few rows"}
-    elif not parts:
+        k, choice = ks[0], {"k": ks[0], "criterion": "given" if own else "the only k with so few rows"}
+    elif not folds:
         k, choice = ks[0], {"k": ks[0], "criterion": NO_FOLDS}
     else:
-        scores = np.zeros((len(parts), len(ks), 2))
-        for number, (train, validate) in enumerate(parts):
-            voters = Neighbours.fit(X[train], y[train], num_classes, k=ks[-1], temperature=temperature)
-            even = np.ones(len(validate))
-            scores[number] = [score(probs, y[validate], even) for probs in voters.votes(X[validate], ks)]
-            tell(number + 1, len(parts) + 1)
+        scores = np.zeros((len(folds), len(ks), 2))
+        for number, (train, validate) in enumerate(folds):
+            part, held = rows.take(train), rows.take(validate)
+            voters = Neighbours.fit(part.X, part.y, rows.num_classes, k=ks[-1], temperature=temperature)
+            scores[number] = [score(probs, held.y, np.ones(len(held))) for probs in voters.votes(held.X, ks)]
+            progress(number + 1, len(folds) + 1)
         k = ks[choose(scores)]
         choice = choice_record("k", k, ks, scores, weighted=False)
-    neighbours = Neighbours.fit(X, y, num_classes, k=k, temperature=temperature)
-    tell(len(parts) + 1, len(parts) + 1)
-    return FittedProbe("knn", {**choice, "temperature": temperature}, num_classes, neighbours=neighbours)
+    neighbours = Neighbours.fit(rows.X, rows.y, rows.num_classes, k=k, temperature=temperature)
+    progress(len(folds) + 1, len(folds) + 1)
+    return FittedProbe("knn", {**choice, "temperature": temperature}, rows.num_classes, neighbours=neighbours)
 
 
-def _fit_by_path(
-    X: Array,
-    y: Array,
-    num_classes: int,
-    path: str,
-    arguments: dict[str, Any],
-    class_weight: str | None,
-    sample_weight: Array | None,
-    seed: int,
-    tell: Progress,
-) -> FittedProbe:
-    estimator = build_estimator(path, arguments, class_weight=class_weight, seed=seed)
-    pipeline = fit_estimator(path, estimator, X, y, sample_weight)
-    own = gives_probabilities(pipeline)
+def _fit_by_path(rows: LabelledRows, options: ProbeOptions, seed: int, progress: Progress) -> FittedProbe:
+    path = options.classifier
+    estimator = build_estimator(path, options.classifier_args, class_weight=options.class_weight, seed=seed)
+    pipeline = fit_estimator(path, estimator, rows)
     plain = (str, int, float, bool, type(None))
     choice = {
         "classifier": path,
         "classifier_args": {
-            key: value if isinstance(value, plain) else repr(value) for key, value in arguments.items()
+            key: value if isinstance(value, plain) else repr(value) for key, value in options.classifier_args.items()
         },
         "criterion": "none: fitted with the arguments given",
-        "probabilities": "the classifier's own" if own else "softmax of its decision values, not calibrated",
-    }
-    tell(1, 1)
-    return FittedProbe(path, choice, num_classes, estimator_linear(pipeline, num_classes), estimator=pipeline)
+        "probabilities": "the classifier's own" if gives_probabilities(pipeline)
+        else "softmax of its decision values, not calibrated",
+    }  # fmt: skip
+    progress(1, 1)
+    linear = estimator_linear(pipeline, rows.num_classes)
+    return FittedProbe(path, choice, rows.num_classes, linear, estimator=pipeline)

@@ -7,31 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from transferkit.features.probe.rows import Array, LabelledRows
 
 __all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "score"]
 
-Array = NDArray[Any]
 Folds = list[tuple[Array, Array]]
 
 
-def cross_validation_folds(y: Array, groups: Array | None, *, folds: int, seed: int) -> Folds:
+def cross_validation_folds(rows: LabelledRows, *, folds: int, seed: int) -> Folds:
     """Cut rows into stratified folds that keep groups whole.
 
     A class whose rows are all one group can be scored in no fold that trains on it: such groups are in every training
     part and in no validation part.
 
     Args:
-        y: (N,) labels.
-        groups: (N,) strings, or ``None`` where every row stands for itself.
+        rows: With labels and groups.
         folds: Folds at most. There are as many as the class with the most groups allows.
         seed: Of the shuffle.
 
     Returns:
-        Rows to train on and rows to validate on, per fold; nothing where not even two folds are possible.
+        LabelledRows to train on and rows to validate on, per fold; nothing where not even two folds are possible.
     """
-    units = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    y, units = rows.y, rows.units()
     pairs = np.unique(np.stack([units, y]), axis=1)
     alone = np.flatnonzero(np.bincount(pairs[1]) == 1)
     held = np.isin(units, pairs[0][np.isin(pairs[1], alone)])
@@ -42,9 +41,9 @@ def cross_validation_folds(y: Array, groups: Array | None, *, folds: int, seed: 
         return []
     parts = []
     for validate in _validation_parts(y[free], units[free], folds, seed):
-        rows = np.setdiff1d(np.arange(len(y)), free[validate])
-        if len(validate) and len(np.unique(y[rows])) > 1:
-            parts.append((rows, free[validate]))
+        train = np.setdiff1d(np.arange(len(y)), free[validate])
+        if len(validate) and len(np.unique(y[train])) > 1:
+            parts.append((train, free[validate]))
     return parts if len(parts) > 1 else []
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from transferkit.data.batches.dataset import Picture
-from transferkit.features.probe.probe import FittedProbe, fit_probe
+from transferkit.features.probe.probe import FittedProbe, ProbeOptions, fit_probe
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.sklearn.extractor import HOME, SHARED, FeatureExtractor, make_setup, picture_tags
 from transferkit.features.sklearn.inputs import (
     InputError,
@@ -117,15 +118,19 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
             raise InputError(f"{name_unreadable(items, failures)} - replace them, or leave them out")
         weights = self.class_weight
         self.probe_: FittedProbe = fit_probe(
-            rows,
-            targets,
-            len(classes),
-            classifier=self.classifier,
-            classifier_args=self.classifier_args,
-            class_weight=None if isinstance(weights, Mapping) else weights,
-            sample_weight=weigh_labels(weights, classes[targets]) if isinstance(weights, Mapping) else None,
-            groups=[picture.sha256 for picture in pictures if isinstance(picture, Picture)],
-            folds=self.folds,
+            LabelledRows(
+                rows,
+                targets,
+                len(classes),
+                groups=[picture.sha256 for picture in pictures if isinstance(picture, Picture)],
+                weight=weigh_labels(weights, classes[targets]) if isinstance(weights, Mapping) else None,
+            ),
+            ProbeOptions(
+                self.classifier,
+                self.classifier_args or {},
+                None if isinstance(weights, Mapping) else weights,
+                self.folds,
+            ),
             seed=self.seed,
         )
         self.classes_ = classes

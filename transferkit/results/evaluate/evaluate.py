@@ -21,7 +21,7 @@ from transferkit.core.records import SkippedFile
 from transferkit.models.figures.classification import confidence_metrics
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
-from transferkit.results.evaluate.plots import plot_confusion, plot_reliability
+from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.tables import MOST, confusions, write_differences, write_tables
 from transferkit.results.predict.predictor import Predictor, load
@@ -30,6 +30,7 @@ from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_ru
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.runs.write import environment, write_config, write_metrics
+from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["evaluate"]
@@ -257,7 +258,11 @@ def _plot(out: Path, splits: Mapping[str, Mapping[str, Any]], class_names: Seque
         title = f"{name} on {values['n']:,} pictures" + ("" if split == "all" else f" ({split})")
         if values["confusion"] is not None:
             plot_confusion(values["confusion"], class_names, out / f"confusion{mark}.png", title=title)
-        plot_reliability(values, out / f"reliability{mark}.png", title=title)
+        before = values.get("uncalibrated")
+        error = f"ECE {values['ece']:.3f}" + (f", {before['ece']:.3f} before calibration" if before else "")
+        chart = reliability_chart(values["reliability"], f"{title}: {error}", "pictures")
+        if chart is not None:
+            save_charts([chart], out / f"reliability{mark}.png")
 
 
 def _absolute(path: str) -> str:

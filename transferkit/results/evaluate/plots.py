@@ -13,9 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from transferkit.show.plots import save_figure
+from transferkit.show.charts import ACCENT, MUTED, Chart, in_percent, save_figure
 
-__all__ = ["plot_confusion", "plot_reliability"]
+__all__ = ["FEW", "plot_confusion", "reliability_chart"]
+
+FEW = 5
+"""Pictures under which a bin of the reliability diagram is drawn pale: its height says little."""
 
 MOST_COUNTS = 20
 """Classes up to which every cell of the matrix holds its count."""
@@ -25,8 +28,6 @@ MOST_LABELS = 40
 
 LONGEST = 24
 """Characters of a class name that are shown."""
-
-BLUE, ORANGE, GREY = "#1f5fa8", "#d1701a", "#666666"
 
 
 def plot_confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, *, title: str) -> None:
@@ -75,53 +76,49 @@ def plot_confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], 
     save_figure(figure, path)
 
 
-def plot_reliability(values: Mapping[str, Any], path: Path, *, title: str) -> None:
-    """Plot stated confidence against accuracy (Guo et al. 2017, figure 1), and how often each confidence occurs.
+def reliability_chart(bins: Sequence[Mapping[str, Any]], title: str, pictures: str) -> Chart | None:
+    """Return accuracy over stated probability, and how many pictures say so (Guo et al. 2017, figure 4).
 
     Args:
-        values: Of one split of `metrics.json`: ``reliability``, ``ece`` and, where the model is calibrated,
-            ``uncalibrated``.
-        path: The PNG to write.
-        title: Of the plot.
-
-    Raises:
-        StorageError: The disk is full or read-only.
+        bins: ``low, high, n, confidence, accuracy`` of each.
+        title: Of the chart.
+        pictures: What they were measured on, such as ``"test pictures"``.
     """
-    bins = values["reliability"]
-    filled = [row for row in bins if row["n"]]
-    width = bins[0]["high"] - bins[0]["low"]
-    figure = Figure(figsize=(5.6, 6.6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-    at = [row["low"] for row in filled]
-    accuracy = [row["accuracy"] for row in filled]
-    gaps = [row["confidence"] - row["accuracy"] for row in filled]
-    upper.bar(at, accuracy, width, align="edge", color=BLUE, edgecolor="white", linewidth=0.6, label="accuracy")
-    upper.bar(
-        at, gaps, width, align="edge", bottom=accuracy, facecolor="#d1701a30", edgecolor=ORANGE, hatch="//",
-        linewidth=0.8, label="gap to the confidence",
-    )  # fmt: skip
-    upper.set_ylim(0, 1)
-    upper.set_ylabel("accuracy")
-    upper.set_title(title, fontsize="medium")
-    upper.legend(loc="upper left", fontsize="small")
-    before = values.get("uncalibrated")
-    told = f"ECE {values['ece']:.3f}" + (f"\nbefore calibration {before['ece']:.3f}" if before else "")
-    upper.text(
-        0.97, 0.04, told, transform=upper.transAxes, ha="right", va="bottom", fontsize="small",
-        bbox={"facecolor": "white", "edgecolor": "#cccccc", "boxstyle": "round"},
-    )  # fmt: skip
-    lower.bar([row["low"] for row in bins], [row["n"] for row in bins], width, align="edge", color="#9bb4d3",
-              edgecolor="white", linewidth=0.6)  # fmt: skip
-    lower.set_ylabel("pictures")
-    lower.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    lower.set_xlabel("confidence of the predicted class")
-    lower.set_xlim(0, 1)
-    for axis in (upper, lower):
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
+    rows = [row for row in bins if row.get("n") and row.get("accuracy") is not None]
+    if not rows:
+        return None
+    lows, widths = [row["low"] for row in rows], [row["high"] - row["low"] for row in rows]
+
+    def draw_accuracy(axis: Axes) -> None:
+        for row, low, width in zip(rows, lows, widths, strict=True):
+            pale = row["n"] < FEW
+            axis.bar(low, row["accuracy"], width, align="edge", color=ACCENT, linewidth=0, alpha=0.13 if pale else 0.4)
+        axis.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        axis.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], color=ACCENT,
+                  linestyle="none", marker="o", markersize=5, clip_on=False)  # fmt: skip
+        axis.set_ylabel("accuracy")
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1)
+        axis.grid(visible=False)
+        axis.tick_params(labelbottom=False)
+        in_percent(axis.yaxis)
+
+    def draw_counts(axis: Axes) -> None:
+        axis.bar(lows, [row["n"] for row in rows], widths, align="edge", color=MUTED, alpha=0.45, linewidth=0)
+        axis.set_xlim(0, 1)
+        axis.grid(visible=False)
+        axis.set_ylabel("pictures")
+        axis.set_xlabel("stated probability of the predicted class")
+        in_percent(axis.xaxis)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
+
+    worst = max(rows, key=lambda row: abs(row["accuracy"] - row["confidence"]) * row["n"])
+    description = (
+        f"Reliability diagram of the {pictures} in {len(rows)} bins. The largest share of the error: where "
+        f"{100 * worst['confidence']:.0f}% were stated on average, {100 * worst['accuracy']:.0f}% of "
+        f"{worst['n']} were right."
+    )
+    return Chart("reliability", title, description, ((4.0, draw_accuracy), (1.0, draw_counts)))
 
 
 def _name_cells(axis: Axes, class_names: Sequence[str]) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from transferkit.core.csv import read_csv
-from transferkit.core.errors import StorageError
-from transferkit.core.text import listing, visible
+from transferkit.core.text import listing
 from transferkit.data.scan.records import SPLITS
-from transferkit.show.words import accuracy_text, duration, read_metrics
+from transferkit.runs.files import RunFiles
+from transferkit.runs.summary import figures_text, headline_text, print_lines
+from transferkit.show.words import duration
 
 __all__ = ["print_evaluation"]
 
@@ -29,54 +28,44 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
         console: Where to print.
 
     Raises:
-        CheckpointError: It has no `metrics.json`.
-        StorageError: Another of its files is missing.
+        CheckpointError: One of its files is missing or damaged.
     """
     console = console or Console(highlight=False)
-    metrics = read_metrics(out)
-    data = _data(out / "data.json")
+    files = RunFiles(out)
+    metrics = files.metrics
     lines = [("run", f"{metrics['run']} on {metrics['data']}")]
     splits = [name for name in (*SPLITS, "all") if name in metrics]
     for split in splits:
         values = metrics[split]
         mark = "" if len(splits) == 1 else f"{split}: "
+        figures = files.figures(split)
         lines += [
-            (split, accuracy_text(values)),
-            ("", _figures(values)),
-            ("worst", mark + _worst(values["per_class"])),
-            *([("confused", mark + _confused(values["confusions"]))] if values["confusions"] else []),
+            (split, headline_text(figures, values["n"])),
+            ("", figures_text(figures, values.get("uncalibrated", {}))),
+            *_classes(values, mark),
         ]
         if split in metrics.get("against", {}):
             lines += _against(metrics["against"][split], mark)
-    lines += _caveats(metrics, data)
+    lines += _caveats(metrics, files.data)
     lines += [
         ("time", f"{duration(metrics['time_s'])} on {metrics['environment']['device']}"),
         ("written", str(out)),
-        ("next", _next(out, metrics)),
+        ("next", _next(files)),
     ]
-    for name, text in lines:
-        console.print(f"{name:<9}{visible(text)}", soft_wrap=True, markup=False)
+    print_lines(console, lines)
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
-def _figures(values: Mapping[str, Any]) -> str:
-    before = values.get("uncalibrated")
-    told = [f"balanced {values['balanced_acc']:.1%}", f"macro F1 {values['f1_macro']:.1%}"]
-    told += [] if values["acc_top5"] is None else [f"top-5 {values['acc_top5']:.1%}"]
-    told.append(f"NLL {values['loss']:.3f}" + (f" ({before['loss']:.3f} uncalibrated)" if before else ""))
-    told.append(f"ECE {values['ece']:.3f}" + (f" ({before['ece']:.3f} uncalibrated)" if before else ""))
-    return ", ".join(told)
-
-
-def _worst(per_class: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = sorted((row["recall"], name, row["n"]) for name, row in per_class.items() if row["n"])
-    return ", ".join(f"{name} {recall:.1%} of {count:,}" for recall, name, count in rows[:WORST])
-
-
-def _confused(rows: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{row['class']} taken for {row['predicted']} {row['n']:,}x" for row in rows[:WORST])
+def _classes(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
+    """Return the classes that are recognised least, and the most frequent confusions."""
+    rows = sorted((row["recall"], name, row["n"]) for name, row in values.get("per_class", {}).items() if row["n"])
+    worst = ", ".join(f"{name} {recall:.1%} of {count:,}" for recall, name, count in rows[:WORST])
+    confused = ", ".join(
+        f"{row['class']} taken for {row['predicted']} {row['n']:,}x" for row in values.get("confusions", ())[:WORST]
+    )
+    return [(name, mark + text) for name, text in (("worst", worst), ("confused", confused)) if text]
 
 
 def _against(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
@@ -94,33 +83,33 @@ def _against(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
 
 
 def _caveats(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
+    lines = []
     if metrics["seen_in_training"]:
-        found.append(("seen", f"the run was trained on {metrics['seen_in_training']:,} of these pictures"))
+        lines.append(("seen", f"the run was trained on {metrics['seen_in_training']:,} of these pictures"))
     if metrics["seen_in_val"]:
         fitted = metrics.get("calibration", {}).get("fitted_on") == "val"
         what = "calibrated on" if fitted else "validated on"
         crossed = "; its own metrics.json has cross-fitted figures" if fitted else ""
-        found.append(("seen", f"the run was {what} {metrics['seen_in_val']:,} of these pictures{crossed}"))
+        lines.append(("seen", f"the run was {what} {metrics['seen_in_val']:,} of these pictures{crossed}"))
     left = metrics["left_out"]
     if left["seen_in_training"]:
-        found.append(("left out", f"{left['seen_in_training']:,} pictures that the run was trained on"))
+        lines.append(("left out", f"{left['seen_in_training']:,} pictures that the run was trained on"))
     if left["unreadable"]:
-        found.append(("left out", f"{left['unreadable']:,} unreadable pictures, listed in data.json"))
+        lines.append(("left out", f"{left['unreadable']:,} unreadable pictures, listed in data.json"))
     if data["unknown_classes"]:
-        told = [f"{name} ({count:,})" for name, count in data["unknown_classes"].items()]
-        found.append(("left out", f"{left['unknown_classes']:,} pictures of classes that the model lacks: "
-                                  f"{listing(told, quote=False)}"))  # fmt: skip
+        names = [f"{name} ({count:,})" for name, count in data["unknown_classes"].items()]
+        lines.append(("left out", f"{left['unknown_classes']:,} pictures of classes that the model lacks: "
+                                  f"{listing(names, quote=False)}"))  # fmt: skip
     if data["missing_classes"]:
-        found.append(("no data", f"for classes of the model: {listing(data['missing_classes'], quote=False)}"))
-    return found
+        lines.append(("no data", f"for classes of the model: {listing(data['missing_classes'], quote=False)}"))
+    return lines
 
 
-def _next(out: Path, metrics: Mapping[str, Any]) -> str:
-    run = shlex.quote(metrics["run"])
-    if "calibration" not in metrics:
+def _next(files: RunFiles) -> str:
+    run = shlex.quote(files.metrics["run"])
+    if "calibration" not in files.metrics:
         return f"transferkit calibrate {run} DATA (its probabilities are not calibrated; give it pictures of their own)"
-    wrong = [row for row in read_csv(out / "predictions.csv") if row["label"] != row["predicted"]]
+    wrong = [row for row in files.predictions if row["label"] != row["predicted"]]
     if not wrong:
         return f"transferkit predict {run} PICTURE..."
     surest = max(wrong, key=lambda row: float(row["probability"]))
@@ -128,10 +117,3 @@ def _next(out: Path, metrics: Mapping[str, Any]) -> str:
         f"transferkit explain {run} {shlex.quote(surest['path'])} --out explained"
         f" (the surest mistake: {surest['label']} taken for {surest['predicted']}, {float(surest['probability']):.0%})"
     )
-
-
-def _data(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: cannot be read ({error}) - evaluate again") from error

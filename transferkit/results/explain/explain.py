@@ -41,7 +41,7 @@ from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import Prediction
-from transferkit.show.plots import save_figure
+from transferkit.show.charts import save_figure
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["confident_mistakes", "explain"]

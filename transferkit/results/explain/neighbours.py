@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import read_bytes
@@ -30,11 +29,9 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_workers
 from transferkit.results.predict.predictor import Predictor
 from transferkit.results.predict.views import Source
+from transferkit.runs.files import RunFiles
 
 __all__ = ["Neighbour", "TrainingNeighbours"]
-
-PICTURES: Final = "pictures.csv"
-COLUMNS: Final = ("split", "label", "path", "sha256")
 
 BLOCK = 65_536
 """Training pictures compared at once."""
@@ -202,21 +199,12 @@ class TrainingNeighbours:
 
 def _training_pictures(run: Path) -> list[dict[str, str]]:
     """Return the rows of a run's training pictures."""
-    path = run / PICTURES
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: missing, expected the list of the run's pictures - it was made by an older transferkit: train it "
-            "again, or go without training pictures by --neighbours 0"
-        )
-    rows = read_csv(path)
-    if rows and not set(COLUMNS) <= set(rows[0]):
-        raise CheckpointError(
-            f"{path}: its columns are {', '.join(rows[0])}, expected {', '.join(COLUMNS)} - was it edited? Copy it "
-            "again"
-        )
-    training = [row for row in rows if row["split"] == "train"]
+    training = [row for row in RunFiles(run).pictures if row["split"] == "train"]
     if not training:
-        raise CheckpointError(f"{path}: lists no training picture - was it edited? Copy it again")
+        raise CheckpointError(
+            f"{run}: has no pictures.csv that lists training pictures - copy it again, train the run again, or go "
+            "without training pictures by --neighbours 0"
+        )
     return training
 
 

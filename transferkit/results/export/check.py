@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.csv import read_csv
 from transferkit.core.errors import ExportError
 from transferkit.core.files import sha256_of_file
 from transferkit.data.batches.augment import eval_transform
@@ -21,6 +20,7 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import ClassTargets
 from transferkit.results.predict.predictor import Predictor
+from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures
 
 __all__ = [
@@ -92,10 +92,10 @@ def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, 
         compared = _spread(held, most)
         rest = sorted({picture.path for pictures in splits.values() for picture in pictures} - set(compared))
         return ExportPictures(tuple(compared), tuple(_spread(rest or compared, CALIBRATING)), f"pictures of {data}")
-    rows = read_csv(run / "pictures.csv") if (run / "pictures.csv").is_file() else []
-    digests = {row["path"]: row["sha256"] for row in rows if row["split"] == "val"}
-    if not digests and (run / "predictions.csv").is_file():
-        digests = {row["path"]: "" for row in read_csv(run / "predictions.csv") if row["split"] == "val"}
+    files = RunFiles(run)
+    digests = {row["path"]: row["sha256"] for row in files.pictures if row["split"] == "val"}
+    if not digests:
+        digests = {row["path"]: "" for row in files.predictions if row["split"] == "val"}
     there = [path for path in digests if Path(path).is_file()]
     compared = [path for path in _spread(there, most) if digests[path] in ("", sha256_of_file(path))]
     if not compared:
@@ -104,7 +104,7 @@ def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, 
             f"{run}: an export is compared on real pictures before it appears, but the run lists {seen} - "
             "pass --data with labelled pictures"
         )
-    trained = [row["path"] for row in rows if row["split"] == "train" and Path(row["path"]).is_file()]
+    trained = [row["path"] for row in files.pictures if row["split"] == "train" and Path(row["path"]).is_file()]
     others = trained or sorted(set(there) - set(compared)) or compared
     return ExportPictures(tuple(compared), tuple(_spread(others, CALIBRATING)), "validation pictures of the run")
 

@@ -7,17 +7,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from transferkit import __version__
-from transferkit.core.errors import ExportError
+from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Exported, ExportPictures, Limits
 from transferkit.results.predict.predictor import Predictor
+from transferkit.runs.files import RunFiles
 
 __all__ = ["Format", "Subject", "export_facts", "need", "which_weights"]
 
@@ -128,7 +126,11 @@ def export_facts(config: ExportConfig, info: ModelInfo) -> dict[str, str]:
 
 def which_weights(run: Path) -> str:
     """Return in words which of a run's weights its product holds: averaged or not, of which epoch, how made."""
-    metrics, config = _mapping(run / "metrics.json"), _mapping(run / "config.yaml")
+    files = RunFiles(run, lenient=True)
+    try:
+        metrics = files.metrics
+    except CheckpointError:  # it only informs
+        metrics = {}
     if "probe" in metrics:
         return f"pretrained backbone as it was, head by the {metrics['probe'].get('classifier')} probe"
     selection = metrics.get("selection")
@@ -136,7 +138,7 @@ def which_weights(run: Path) -> str:
         return "those of model.safetensors; how they were chosen is not recorded"
     epoch = selection.get("epoch")
     if epoch is not None:
-        averaged = config.get("ema")
+        averaged = files.config.get("ema")
         kind = f"moving average (EMA {averaged:g}) of the weights" if averaged else "weights"
         text = f"{kind} at epoch {epoch + 1}, chosen by {selection.get('monitor')}"
     elif selection.get("monitor") is None:
@@ -148,13 +150,3 @@ def which_weights(run: Path) -> str:
     if "recalibrated_bn" in metrics:
         text += "; batch norm measured anew"
     return text
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    """Return what a file of the run holds; nothing where it is missing or damaged, for it only informs."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, Mapping) else {}

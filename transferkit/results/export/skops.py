@@ -15,11 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import write_atomically
 from transferkit.features.probe.classifier_file import CLASSIFIER, FACTS, pack_classifier, read_classifier
@@ -32,7 +30,7 @@ from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Comparison, Exported, Limits, export_pictures, outputs_agree
 from transferkit.results.export.format import Format, Subject, which_weights
-from transferkit.show.words import read_metrics
+from transferkit.runs.files import RunFiles
 
 __all__ = ["FORMAT", "export_classifier", "keeps_classifier", "linear_pipeline", "named_pipeline"]
 
@@ -51,7 +49,7 @@ def keeps_classifier(run: Path) -> bool:
         ExportError: The run is no probe, or holds neither that nor a linear head.
         CheckpointError: Its `metrics.json` is missing or damaged.
     """
-    metrics = read_metrics(run)
+    metrics = RunFiles(run).metrics
     if "probe" not in metrics:
         raise ExportError(
             f"{run}: --format skops takes the classifier of a probe, and this run is one of `finetune` - "
@@ -231,12 +229,11 @@ def _indexed(pipeline: Any, names: Rows) -> Any:
 
 def _predicted(run: Path) -> dict[str, str]:
     """Return the class that the run predicted of each picture, by path; nothing where it may differ by calibration."""
-    if not (run / "predictions.csv").is_file():
-        return {}
+    files = RunFiles(run)
     # Vector scaling changes labels, and is no part of the classifier.
-    if read_metrics(run).get("calibration", {}).get("method") == "vector":
+    if files.metrics.get("calibration", {}).get("method") == "vector":
         return {}
-    return {row["path"]: row["predicted"] for row in read_csv(run / "predictions.csv")}
+    return {row["path"]: row["predicted"] for row in files.predictions}
 
 
 # ---- features ---------------------------------------------------------------------------------------------------
@@ -254,18 +251,14 @@ def _config(run: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The run is no probe, or its `config.yaml` cannot be read.
     """
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        missing = [name for name in EXTRACTOR if name not in config]
-        reason = f"it lacks {', '.join(missing)}" if missing else None
-    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    if reason is not None:
+    config = RunFiles(run).config
+    missing = [name for name in EXTRACTOR if name not in config]
+    if missing:
         raise CheckpointError(
-            f"{run / 'config.yaml'}: is not that of a probe ({reason}) - --format skops takes the directory that "
-            "`transferkit probe` wrote"
+            f"{run / 'config.yaml'}: is not that of a probe (it lacks {', '.join(missing)}) - --format skops takes the "
+            "directory that `transferkit probe` wrote"
         )
-    return dict(config)
+    return config
 
 
 def _features(run: Path, paths: Sequence[str]) -> Rows:

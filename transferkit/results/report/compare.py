@@ -1,30 +1,23 @@
-"""Several runs on one page: figures side by side, per class, over the epochs, and what was done differently. Pure."""
+"""Several runs on one page: figures side by side, over the epochs, and what was done differently. Pure."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from transferkit.models.figures.paired import Scores, compare
-from transferkit.results.report.charts import lines_chart, series_line
+from transferkit.models.figures.figure import Figure
+from transferkit.results.report.classes import class_comparison
 from transferkit.results.report.command import group_names, named_phases, option_defaults
-from transferkit.results.report.facts import NOUNS, interval, solved_probe
-from transferkit.results.report.svg import Chart
+from transferkit.results.report.facts import NOUNS, interval, shown, solved_head
+from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.files import SPLITS, RunFiles, number
 from transferkit.runs.write import NOT_SAVED
-from transferkit.show.words import duration
+from transferkit.show.charts import DASHES, SERIES, Line, Lines
+from transferkit.show.words import duration, mid_sentence
 
 __all__ = ["compare_runs"]
-
-FIGURES = (("acc", "accuracy"), ("balanced_acc", "balanced"), ("f1_macro", "macro F1"), ("loss", "log loss"),
-           ("ece", "ECE"))  # fmt: skip
-
-LEAST = 5e-7
-"""Stands for a probability that `predictions.csv` rounds to 0."""
 
 
 def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
@@ -35,16 +28,16 @@ def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
     """
     names = run_names(files)
     split = next((split for split in SPLITS if all(split in one.splits for one in files)), None)
+    columns = _columns(files, split)
     return {
         "names": names,
         "split": split,
         "noun": NOUNS.get(split or "", ""),
         "warnings": _warnings(files, names, split),
-        "runs": [_figures(one, name, split) for one, name in zip(files, names, strict=True)],
-        "columns": [label for _, label in FIGURES],
-        "paired": _paired(files, names, split),
-        "classes": _classes(files, split),
+        "runs": [_figures(one, name, split, columns) for one, name in zip(files, names, strict=True)],
+        "columns": columns,
         "curves": _curves(files, names),
+        "task": class_comparison(files, names, split),
         "options": _options(files),
         "problems": [f"{name}: {problem}" for one, name in zip(files, names, strict=True) for problem in one.problems],
     }
@@ -57,97 +50,83 @@ def run_names(files: Sequence[RunFiles]) -> list[str]:
 
 
 def _warnings(files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> list[str]:
-    found = []
+    warnings = []
     if split is None:
-        told = ", ".join(f"{name}: {', '.join(one.splits) or 'none'}" for one, name in zip(files, names, strict=True))
-        found.append(f"The runs have no split in common ({told}): each is shown with its own, and they cannot be "
-                     "compared.")  # fmt: skip
+        own = ", ".join(f"{name}: {', '.join(one.splits) or 'none'}" for one, name in zip(files, names, strict=True))
+        warnings.append(f"The runs have no split in common ({own}): each is shown with its own, and they cannot be "
+                        "compared.")  # fmt: skip
     counts = [number(one.metrics[split].get("n")) for one in files] if split else []
     digests = {one.data["digest"] for one in files if one.data.get("digest")}
     if len(set(counts)) > 1 or len(digests) > 1:
-        found.append("The runs were not made on the same pictures, so a difference may come from the pictures.")
+        warnings.append("The runs were not made on the same pictures, so a difference may come from the pictures.")
     if split == "val" and any((one.metrics.get("selection") or {}).get("monitor") is not None for one in files):
-        found.append("Something was chosen on val in at least one of the runs, so its figures are optimistic.")
-    return found
+        warnings.append("Something was chosen on val in at least one of the runs, so its figures are optimistic.")
+    return warnings
 
 
-def _figures(one: RunFiles, name: str, split: str | None) -> dict[str, Any]:
-    shown = split if split is not None else next(iter(one.splits), None)
-    values = one.metrics[shown] if shown is not None else {}
-    seconds = number(one.metrics.get("time_s"))
+def _split_of(one: RunFiles, split: str | None) -> str | None:
+    return split if split is not None else next(iter(one.splits), None)
+
+
+def _columns(files: Sequence[RunFiles], split: str | None) -> list[Figure]:
+    """Return the figures of all pictures that any of the runs has, the headline first."""
+    figures: dict[str, Figure] = {}
+    for one in files:
+        own = _split_of(one, split)
+        for figure in one.figures(own) if own is not None else ():
+            if figure.of is None and figure.value is not None:
+                figures.setdefault(figure.key, figure)
+    return list(figures.values())
+
+
+def _figures(one: RunFiles, name: str, split: str | None, columns: Sequence[Figure]) -> dict[str, Any]:
+    own = _split_of(one, split)
+    figures = {figure.key: figure for figure in one.figures(own) if figure.of is None} if own is not None else {}
     cells = []
-    for key, _ in FIGURES:
-        value, bounds = number(values.get(key)), interval(values, key)
-        cells.append({"value": value, "ci": bounds, "share": key not in ("loss", "ece")})
+    for column in columns:
+        figure = figures.get(column.key, replace(column, value=None, ci=None))
+        bounds = interval(figure)
+        limits = "" if bounds is None else " to ".join(shown(bound, figure.unit) for bound in bounds)
+        text = shown(figure.value, figure.unit)
+        cells.append({"value": number(figure.value), "text": text, "bounds": bounds, "ci": limits})
+    seconds = number(one.metrics.get("time_s"))
     return {
         "name": name,
         "kind": one.kind,
         "backbone": str(one.config.get("backbone") or one.model.get("backbone") or ""),
-        "split": shown,
-        "n": values.get("n"),
-        "acc": number(values.get("acc")),
-        "ci": interval(values, "acc"),
+        "split": own,
+        "n": None if own is None else one.metrics[own].get("n"),
         "cells": cells,
         "seconds": seconds,
         "time": "" if seconds is None else duration(seconds),
     }
 
 
-def _paired(files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> list[dict[str, Any]]:
-    """Return each run held against the first one, picture by picture, where both have predicted the same pictures."""
-    if split is None:
-        return []
-    found = []
-    rows = [{(row["path"], row["label"]): row for row in one.predictions if row["split"] == split} for one in files]
-    for other in range(1, len(files)):
-        if not rows[0] or rows[0].keys() != rows[other].keys():
-            continue
-        keys = sorted(rows[0])
-        classes = sorted({label for _, label in keys})
-        targets = np.array([classes.index(label) for _, label in keys])
-        first, second = (_scores([one[key] for key in keys]) for one in (rows[other], rows[0]))
-        result = compare(first, second, targets, classes, names=(names[other], names[0]))
-        found.append({"name": names[other], "against": names[0], **result})
-    return found
-
-
-def _scores(rows: Sequence[dict[str, str]]) -> Scores:
-    own = [max(float(row["label_probability"]), LEAST) for row in rows]
-    return Scores(np.array([row["label"] == row["predicted"] for row in rows]), np.array([-math.log(p) for p in own]))
-
-
-def _classes(files: Sequence[RunFiles], split: str | None) -> list[dict[str, Any]]:
-    """Return the recall of every class in every run, and its difference to the first run's."""
-    if split is None:
-        return []
-    tables = [one.metrics[split].get("per_class") or {} for one in files]
-    rows = []
-    for name in dict.fromkeys(name for table in tables for name in table):
-        recalls = [number((table.get(name) or {}).get("recall")) for table in tables]
-        known = recalls[0]
-        differences = [None if known is None or value is None else value - known for value in recalls[1:]]
-        count = next((table[name].get("n") for table in tables if name in table), None)
-        rows.append({"name": str(name), "n": count, "recalls": recalls, "differences": differences})
-    return rows
-
-
-def _curves(files: Sequence[RunFiles], names: Sequence[str]) -> list[Chart]:
-    """Return validation accuracy and loss of all runs over the epochs."""
-    found = []
-    for key, title, percent in (("val_acc", "Validation accuracy", True), ("val_loss", "Validation loss", False)):
-        lines, marks = [], []
+def _curves(files: Sequence[RunFiles], names: Sequence[str]) -> list[Drawn]:
+    """Return what the runs followed on `val`, over the epochs."""
+    followed = {figure.key: figure for one in files for figure in one.followed}
+    charts = []
+    for figure in sorted(followed.values(), key=lambda figure: figure.key == "loss"):
+        key, lines, marks = f"val_{figure.key}", [], []
         for at, (one, name) in enumerate(zip(files, names, strict=True)):
-            x = [float(row["epoch"] + 1) for row in one.history]
-            y = [number(row.get(key)) for row in one.history]
-            before = number(solved_probe(one).get(key))
-            if any(value is not None for value in y):
-                lines.append(series_line(at, name, x, y))
+            line = _series(at, name, [float(row["epoch"] + 1) for row in one.history],
+                           [number(row.get(key)) for row in one.history])  # fmt: skip
+            before = number(solved_head(one).get(key))
+            if any(value is not None for value in line.y):
+                lines.append(line)
             if before is not None:
-                marks.append((0.0, before, series_line(at, name, [], []).colour))
+                marks.append((0.0, before, line.colour))
         if lines:
-            told = f"{title} over the epochs of {', '.join(line.name for line in lines)}"
-            found.append(lines_chart(key, title, lines, percent=percent, marks=marks, description=told))
-    return found
+            title = f"Validation {mid_sentence(figure.label)}"
+            description = f"{title} over the epochs of {', '.join(line.name for line in lines)}"
+            charts.append(Lines(lines, percent=figure.unit == "share", marks=marks).chart(key, title, description))
+    return [drawn(chart) for chart in charts]
+
+
+def _series(number_: int, name: str, x: Sequence[float], y: Sequence[float | None]) -> Line:
+    """Return the line of one of several runs: colours first, then dashes."""
+    count = len(SERIES)
+    return Line(name, x, y, SERIES[number_ % count], DASHES[number_ // count % len(DASHES)])
 
 
 def _options(files: Sequence[RunFiles]) -> list[dict[str, Any]]:
@@ -165,9 +144,9 @@ def _options(files: Sequence[RunFiles]) -> list[dict[str, Any]]:
     rows = [{"name": "verb", "values": [one.kind for one in files]}]
     for key in defaults[0]:
         if key not in NOT_SAVED and all(key in known for known in defaults):
-            rows.append({"name": f"--{key.replace('_', '-')}", "values": [_told(config[key]) for config in configs]})
+            rows.append({"name": f"--{key.replace('_', '-')}", "values": [_word(config[key]) for config in configs]})
     return [row for row in rows if len(set(row["values"])) > 1]
 
 
-def _told(value: Any) -> str:
+def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""matplotlib's SVG, made to live inside a page in light and in dark.
+"""Charts as SVG inside a page, in light and in dark.
 
-Every colour is drawn as a stand-in and replaced by a CSS variable of the page; texts stay texts in the page's font;
-identifiers get the chart's own name in front, because several charts share one page.
+Every colour of a chart is replaced by a variable of the page; texts stay texts in the page's font; identifiers get the
+chart's own name in front, because several charts share one page.
 """
 
 from __future__ import annotations
@@ -9,72 +9,32 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import Any, Final
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from transferkit.core.text import visible
+from transferkit.show.charts import ACCENT, DASHES, GRID, HEIGHT, INK, MUTED, SECOND, SERIES, SHADES, Chart, drawing
 
-__all__ = [
-    "ACCENT",
-    "DASHES",
-    "FONT",
-    "GRID",
-    "HEIGHT",
-    "INK",
-    "MUTED",
-    "SECOND",
-    "SERIES",
-    "SHADES",
-    "STYLE",
-    "VARIABLES",
-    "WIDTH",
-    "Chart",
-    "figure_with_axis",
-    "svg_of",
-]
+__all__ = ["VARIABLES", "Drawn", "drawn", "svg_of"]
 
-WIDTH, HEIGHT = 440, 264  # about what a phone shows, so that the texts keep their size there
-FONT = 11.5
-
-# Stand-ins that no colour of matplotlib's own equals, and what the page calls them.
-INK, MUTED, GRID = "#010201", "#010202", "#010203"
-ACCENT, SECOND = "#010204", "#010205"
-SHADES = ("#010206", "#010207")
-SERIES = ("#010204", "#010205", "#010208", "#010209", "#010210", "#010211")
 VARIABLES = {
-    INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", ACCENT: "var(--accent)", SECOND: "var(--second)",
-    SHADES[0]: "var(--shade)", SHADES[1]: "var(--shade-2)", SERIES[2]: "var(--s3)", SERIES[3]: "var(--s4)",
-    SERIES[4]: "var(--s5)", SERIES[5]: "var(--s6)",
+    INK: "--ink", MUTED: "--muted", GRID: "--line", ACCENT: "--accent", SECOND: "--second", SHADES[0]: "--shade",
+    SHADES[1]: "--shade-2", SERIES[2]: "--s3", SERIES[3]: "--s4", SERIES[4]: "--s5", SERIES[5]: "--s6",
 }  # fmt: skip
+"""The page's names of the colours; `report.css` gives the same values in light, and others in dark."""
+
 FONTS = re.compile(r"font-family:[^;]*;?")
 LINK = re.compile(r"#(?=[a-z])([\w.-]+)")
 NUMBER = re.compile(r"-?\d+\.\d{2,}")
-DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-STYLE: Final[Any] = {
-    "svg.fonttype": "none",  # texts in the page's own font, found by its search
-    "text.parse_math": False,  # a class may be called $x$
-    "font.size": FONT,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "lines.linewidth": 1.8,
-    "path.simplify": True,
-}
+COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
-class Chart:
+class Drawn:
     """A chart for the page.
 
     Attributes:
@@ -85,25 +45,27 @@ class Chart:
 
     svg: Markup
     title: str
-    legend: tuple[tuple[str, str, float, str], ...] = ()
+    legend: tuple[tuple[str, str, float, str], ...]
 
 
-def figure_with_axis() -> tuple[Figure, Axes]:
-    """Return an empty chart of the usual size. Inside `matplotlib.rc_context(STYLE)`, like all drawing."""
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
-    axis = figure.subplots()
-    axis.grid(axis="y", color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    return figure, axis
+def drawn(chart: Chart) -> Drawn:
+    """Draw a chart for the page."""
+    dashes = {"solid": "solid", DASHES[1]: "dashed"}
+    legend = ((line.name, f"var({VARIABLES[line.colour]})", line.opacity, dashes.get(line.dash, "dotted"))
+              for line in chart.legend)  # fmt: skip
+    height = HEIGHT * (1.25 if len(chart.panels) > 1 else 1.0)
+    with drawing(chart.panels, height) as (figure, _):
+        svg = svg_of(figure, chart.name, chart.description)
+    return Drawn(svg, chart.title, tuple(legend))
 
 
 def svg_of(figure: Figure, name: str, description: str) -> Markup:
     """Return a figure as an element of the page.
 
     Args:
-        figure: Drawn with the colours of this module.
+        figure: Drawn with the colours of charts.
         name: Unique within the page.
-        description: What a reader who cannot see it is told.
+        description: What it shows, for a reader who cannot see it.
     """
     FigureCanvasSVG(figure)
     text = io.StringIO()
@@ -115,16 +77,15 @@ def svg_of(figure: Figure, name: str, description: str) -> Markup:
         for child in list(parent):
             if _plain(child.tag) in ("metadata", "style"):
                 parent.remove(child)
-    used = {link for element in root.iter() for value in element.attrib.values() for link in LINK.findall(value)}
+    linked = {link for element in root.iter() for value in element.attrib.values() for link in LINK.findall(value)}
     for element in root.iter():
-        old = dict(element.attrib)
+        attributes = {_plain(key): value for key, value in element.attrib.items()}
         element.attrib.clear()
-        for key, value in old.items():
-            key = _plain(key)
+        for key, value in attributes.items():
             if key == "id":
-                value = f"{name}-{value}" if value in used else ""
+                value = f"{name}-{value}" if value in linked else ""
             elif key == "style":
-                value = re.sub(r"#[0-9a-f]{6}", lambda at: VARIABLES.get(at[0], "currentColor"), FONTS.sub("", value))
+                value = COLOUR.sub(lambda at: _variable(at[0]), FONTS.sub("", value))
             elif key != "viewBox":
                 value = NUMBER.sub(lambda at: f"{float(at[0]):.1f}", LINK.sub(rf"#{name}-\1", value))
             if value:
@@ -136,6 +97,10 @@ def svg_of(figure: Figure, name: str, description: str) -> Markup:
     root.attrib.clear()
     root.attrib |= {"class": "chart", "viewBox": box, "role": "img", "aria-label": visible(description)}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _variable(colour: str) -> str:
+    return f"var({VARIABLES[colour]})" if colour in VARIABLES else "currentColor"
 
 
 def _plain(name: str) -> str:

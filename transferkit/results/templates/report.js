@@ -30,10 +30,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// ---- confusion matrices: hovering, focus or the arrow keys tell a cell -----------------------------------------
+// ---- confusion matrices: hovering, focus or the arrow keys say what a cell holds -----------------------------------------
 for (const table of document.querySelectorAll("table.matrix")) {
-  const told = document.getElementById(table.dataset.told);
-  const idle = told.textContent;
+  const status = document.getElementById(table.dataset.says);
+  const idle = status.textContent;
   const rows = [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1));
   const names = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
   const counts = rows.map((row) => row.map((cell) => Number(cell.dataset.n)));
@@ -45,10 +45,10 @@ for (const table of document.querySelectorAll("table.matrix")) {
     element.textContent = text;
     return element;
   };
-  const tell = (i, j) => {
+  const say = (i, j) => {
     const n = counts[i][j];
     const verb = i === j ? " and rightly predicted " : ", predicted ";
-    told.replaceChildren(
+    status.replaceChildren(
       "True ", bold(names[i]), verb, bold(names[j]), `: ${n} ${n === 1 ? "picture" : "pictures"}, `,
       `${share(n, sum(counts[i]))} of the ${sum(counts[i])} that are “${names[i]}”, `,
       `${share(n, sum(counts.map((row) => row[j])))} of those called “${names[j]}”.`,
@@ -61,8 +61,8 @@ for (const table of document.querySelectorAll("table.matrix")) {
     if (focus) rows[i][j].focus();
   };
   rows.forEach((row, i) => row.forEach((cell, j) => {
-    cell.addEventListener("mouseenter", () => tell(i, j));
-    cell.addEventListener("focus", () => { move(i, j, false); tell(i, j); });
+    cell.addEventListener("mouseenter", () => say(i, j));
+    cell.addEventListener("focus", () => { move(i, j, false); say(i, j); });
     cell.addEventListener("click", () => move(i, j, true));
     cell.addEventListener("keydown", (event) => {
       const last = rows.length - 1;
@@ -79,8 +79,8 @@ for (const table of document.querySelectorAll("table.matrix")) {
   }));
   table.addEventListener("mouseleave", () => {
     const focused = rows.flat().indexOf(document.activeElement);
-    if (focused < 0) told.textContent = idle;
-    else tell(Math.floor(focused / rows.length), focused % rows.length);
+    if (focused < 0) status.textContent = idle;
+    else say(Math.floor(focused / rows.length), focused % rows.length);
   });
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from safetensors.torch import load_file
 from transferkit.core.errors import CheckpointError, TrainingError, TransferkitWarning
 from transferkit.models.digest import tensor_digest
 from transferkit.options.training import SelftestConfig
+from transferkit.runs.files import RunFiles
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.finetune import finetune
 from transferkit.training.loop.phase_schedule import running_epoch
@@ -114,7 +114,7 @@ def draw_kills(reference: Path, count: int, seed: int, *, step_s: float) -> list
         seed: Of the draw.
         step_s: The delay after each point is drawn from [0, `step_s`) seconds.
     """
-    plan = json.loads((reference / "plan.json").read_text(encoding="utf-8"))
+    plan = RunFiles(reference).plan
     rows = _rows(reference)
     last = [epoch for epoch in range(len(rows) - 1) if rows[epoch]["phase"] != rows[epoch + 1]["phase"]]
     inner = [epoch for epoch in range(len(rows)) if epoch not in last] or last
@@ -224,13 +224,12 @@ def _child(options: dict[str, Any], trace: Path, kill: Kill | None, errors: Path
         sys.exit(1)
 
 
-def _rows(run: Path) -> list[dict[str, str]]:
-    with (run / "history.csv").open(encoding="utf-8") as stream:
-        return [{key: value for key, value in row.items() if key != "images_per_s"} for row in csv.DictReader(stream)]
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in RunFiles(run).history]
 
 
 def _metrics(run: Path) -> dict[str, Any]:
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics = RunFiles(run).metrics
     compared = {key: value for key, value in metrics.items() if key not in ("time_s", "environment")}
     times = ("time_s", "images_per_s", "computed")
     compared["phases"] = [{key: value for key, value in phase.items() if key not in times}

@@ -12,14 +12,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
 from transferkit.core.files import atomic_write
 from transferkit.models.module import HEAD, TransferModule
 from transferkit.runs.measure import predictions_of
-from transferkit.show.plots import save_figure
+from transferkit.show.charts import Line, Lines, save_charts
 from transferkit.training.craft.snapshots import load_weights, read_weights, weights_of, write_weights
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
 from transferkit.training.plan.plan import Plan
@@ -56,19 +55,13 @@ class Interpolation:
         for alpha, acc, loss in zip(self.alphas, self.val_acc, self.val_loss, strict=True):
             writer.writerow((alpha, acc, loss, int(alpha == self.alpha)))
         atomic_write(run / "interpolation.csv", text.getvalue())
-        save_figure(self._figure(), run / "interpolation.png")
-
-    def _figure(self) -> Figure:
-        figure = Figure(figsize=(7, 5.5), layout="constrained")
-        accuracy, loss = figure.subplots(2, 1, sharex=True)
-        for axis, values, label in ((accuracy, self.val_acc, "val accuracy"), (loss, self.val_loss, "val loss")):
-            axis.plot(self.alphas, values, marker="o", markersize=4, color="#d1701a")
-            axis.axvline(self.alpha, color="#888888", linestyle=":", linewidth=1)
-            axis.set_ylabel(label)
-            axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        accuracy.set_title(f"alpha {self.alpha:g} chosen by val {self.score}", fontsize="medium", loc="left")
-        loss.set_xlabel("alpha: 0 is the start of fine-tuning, 1 its end")
-        return figure
+        charts = [
+            Lines([Line(label, self.alphas, values)], "alpha: 0 is the start of fine-tuning, 1 its end",
+                  percent=percent, fractions=True, chosen=(self.alpha, f"chosen by val {self.score}"))
+            .chart(label, f"{label} of the mixed weights", f"{label} over {len(self.alphas)} values of alpha")
+            for label, values, percent in (("val accuracy", self.val_acc, True), ("val loss", self.val_loss, False))
+        ]  # fmt: skip
+        save_charts(charts, run / "interpolation.png")
 
 
 def interpolate_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from transferkit.core.errors import DataError
 from transferkit.data.batches.datamodule import ImageData
@@ -15,6 +14,7 @@ from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views, table_of
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.extract.table import FeatureTable
+from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.module import TransferModule
 
@@ -71,10 +71,8 @@ class SplitFeatures:
         return table_of(index, pictures, extraction, {}, splits=(split,))
 
 
-def training_rows(
-    train: FeatureTable, layer: str, use_views: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str], npt.NDArray[np.float64] | None]:
-    """Return the rows that a probe is fitted on: features, labels, groups and weights.
+def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRows:
+    """Return the rows that a probe is fitted on.
 
     Args:
         train: The training split.
@@ -83,19 +81,15 @@ def training_rows(
             much as one; that is the mean of drawing a view at random. ``"average"``: a picture's views are averaged
             into one row.
     """
-    plain, groups = train.layers[layer], row_groups(train)
+    plain, groups, classes = train.layers[layer], row_groups(train), len(train.class_names)
     if layer not in train.views:
-        return plain, train.y, groups, None
+        return LabelledRows(plain, train.y, classes, groups)
     views = np.concatenate((plain[None], train.views[layer]))
     count = len(views)
     if use_views == "average":
-        return views.mean(axis=0, dtype=np.float64).astype(np.float32), train.y, groups, None
-    return (
-        views.reshape(-1, views.shape[2]),
-        np.tile(train.y, count),
-        groups * count,
-        np.full(count * len(plain), 1.0 / count),
-    )
+        return LabelledRows(views.mean(axis=0, dtype=np.float64).astype(np.float32), train.y, classes, groups)
+    weight = np.full(count * len(plain), 1.0 / count)
+    return LabelledRows(views.reshape(-1, views.shape[2]), np.tile(train.y, count), classes, groups * count, weight)
 
 
 def row_groups(table: FeatureTable) -> list[str]:

@@ -98,8 +98,7 @@ def solve_probe(
     train, val = features.table("train", views=views, progress=progress), features.table("val", progress=progress)
     if len(set(train.y.tolist())) < 2:
         raise DataError("the training split holds pictures of one class, expected at least two to fit a head")
-    X, y, groups, weight = training_rows(train, POOLED, "sample")
-    probe = fit_probe(X, y, data.num_classes, groups=groups, sample_weight=weight, seed=seed)
+    probe = fit_probe(training_rows(train, POOLED, "sample"), seed=seed)
     assert probe.linear is not None
     write_head(module.head, probe.linear)
     running = module.task.objective.running

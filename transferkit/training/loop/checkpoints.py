@@ -6,7 +6,6 @@ tells a damaged file from a whole one without a second file that could go missin
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 import signal
@@ -25,6 +24,7 @@ from transferkit.core.errors import CheckpointError, Interrupted, StorageError, 
 from transferkit.core.files import storage_errors, write_atomically
 from transferkit.core.text import first_line
 from transferkit.data.index.index import ImageIndex
+from transferkit.runs.files import RunFiles
 
 __all__ = [
     "FORMAT",
@@ -189,10 +189,7 @@ def resume_point(run: Path, index: ImageIndex) -> Path:
     for problem in damaged:
         warnings.warn(f"{problem}; going on from {path.name}", TransferkitWarning, stacklevel=2)
     load_checkpoint(path)
-    try:
-        before = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run / 'data.json'}: cannot be read ({error}) - start anew with --overwrite") from error
+    before = RunFiles(run).data
     classes = list(index.class_names)
     problems = []
     if before["classes"] != classes:

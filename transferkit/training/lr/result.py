@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
-from transferkit.show.plots import save_figure
+from transferkit.show.charts import save_figure
 
 __all__ = ["LRSearch", "Measure", "Spacing"]
 

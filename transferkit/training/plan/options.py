@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
+from transferkit.runs.files import RunFiles
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
@@ -46,10 +45,10 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
         resolve_phases(config, None)  # as far as the model does not matter
         return config
     path = Path(out) / "config.yaml"
+    saved = RunFiles(Path(out)).config
     try:
-        saved = yaml.safe_load(path.read_text())
         original = make_config(FinetuneConfig, {**saved, "out": out, "resume": True})
-    except (yaml.YAMLError, TypeError, OSError, ConfigError) as error:
+    except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}) - start anew with --overwrite") from error
     config = make_config(FinetuneConfig, {**saved, **options})
     differences = []

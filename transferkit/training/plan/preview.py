@@ -17,9 +17,10 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
 from transferkit.models.module import TransferModule
 from transferkit.options.training import AUTO, TrainingOptions
+from transferkit.runs.curves import rates_chart
 from transferkit.runs.directory import run_stem
 from transferkit.runs.write import write_plan
-from transferkit.show.plots import plot_plan
+from transferkit.show.charts import save_charts
 from transferkit.show.progress import waiting
 from transferkit.show.words import duration
 from transferkit.training.batch_size import choose_batch_size
@@ -72,8 +73,9 @@ def write_preview(
     with storage_errors("create", directory):
         directory.mkdir(parents=True, exist_ok=True)
     write_plan(directory, values)
-    if training.plan.epochs:
-        plot_plan(values, directory / "plan.png")
+    rates = rates_chart(values)
+    if rates is not None:
+        save_charts([rates], directory / "plan.png")
     if not quiet:
         print_plan(values, directory)
     return directory, values

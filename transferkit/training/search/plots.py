@@ -6,13 +6,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
-from transferkit.show.plots import save_figure
+from transferkit.show.charts import ACCENT, FONT, MUTED, SECOND, Chart, in_percent, save_charts
 from transferkit.show.words import duration
 from transferkit.training.search.space import SearchPlan
 
@@ -34,8 +34,6 @@ __all__ = [
     "write_best",
     "write_trials",
 ]
-
-BLUE, ORANGE, GREY = "#1f5fa8", "#d1701a", "#888888"
 
 
 @dataclass(frozen=True)
@@ -121,61 +119,54 @@ def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path:
     Raises:
         StorageError: The disk is full or read-only.
     """
-    figure = Figure(figsize=(9, 5.2 + 0.3 * len(importance)), layout="constrained")
-    values, shares = figure.subplots(2, 1, height_ratios=(4.5, 1 + 0.5 * max(1, len(importance))))
-    _plot_values(values, rows, monitor)
-    _plot_importance(shares, importance, sum(row.state == "finished" for row in rows))
-    save_figure(figure, path)
+    best, finished = best_of(rows, monitor), sum(row.state == "finished" for row in rows)
+    reached = "" if best is None else f", the best of {finished}: {value_text(best.value, monitor)}"
+    charts = [Chart("values", f"{monitor} of {len(rows)} trials", f"{monitor} over {len(rows)} trials{reached}",
+                    ((1.0, partial(_draw_values, rows=rows, best=best, monitor=monitor)),))]  # fmt: skip
+    if importance:
+        title = f"Share of the variance over {finished} finished trials (fANOVA, Hutter et al. 2014)"
+        draw = partial(_draw_importance, importance=importance)
+        charts.append(Chart("importance", title, f"Importance of {len(importance)} options", ((1.0, draw),)))
+    save_charts(charts, path)
 
 
-def _plot_values(axis: Axes, rows: Sequence[TrialRow], monitor: str) -> None:
+def _draw_values(axis: Axes, *, rows: Sequence[TrialRow], best: TrialRow | None, monitor: str) -> None:
     finished = [row for row in rows if row.state == "finished" and row.value is not None]
     pruned = [row for row in rows if row.state == "pruned" and row.value is not None]
     failed = [row for row in rows if row.state == "failed"]
     lower = monitor == "val_loss"
-    best = best_of(rows, monitor)
     if best is not None:
         numbers, reached = [row.number for row in finished], [float(row.value or 0.0) for row in finished]
         so_far = list(accumulate(reached, min if lower else max))
-        axis.step([*numbers, rows[-1].number], [*so_far, so_far[-1]], where="post", color=ORANGE, label="best so far")
-        axis.plot(numbers, reached, "o", markersize=5, color=BLUE, label="finished")
+        axis.step([*numbers, rows[-1].number], [*so_far, so_far[-1]], where="post", color=SECOND, label="best so far")
+        axis.plot(numbers, reached, "o", markersize=5, color=ACCENT, label="finished")
         axis.annotate(
             f"trial {best.number}: {value_text(best.value, monitor)}", (best.number, float(best.value or 0.0)),
-            xytext=(0, -16 if lower else 8), textcoords="offset points", fontsize="small", color="#444444",
+            xytext=(0, -16 if lower else 8), textcoords="offset points", fontsize=FONT - 1.5, color=MUTED,
             ha="right" if 2 * best.number > rows[-1].number else "left",
         )  # fmt: skip
     if pruned:
         axis.plot([row.number for row in pruned], [float(row.value or 0.0) for row in pruned], "v", markersize=5,
-                  markerfacecolor="none", color=GREY, label="pruned, last value")  # fmt: skip
+                  markerfacecolor="none", color=MUTED, label="pruned, last value")  # fmt: skip
     if failed:
-        axis.plot([row.number for row in failed], [0.02] * len(failed), "x", color=GREY, label="failed",
+        axis.plot([row.number for row in failed], [0.02] * len(failed), "x", color=MUTED, label="failed",
                   transform=axis.get_xaxis_transform())  # fmt: skip
     axis.set_xlabel("trial")
-    axis.set_ylabel("val accuracy" if monitor == "val_acc" else "val loss")
     axis.margins(y=0.14)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     if finished or pruned or failed:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=FONT - 1.5)
 
 
-def _plot_importance(axis: Axes, importance: Mapping[str, float], finished: int) -> None:
-    if not importance:
-        axis.set_axis_off()
-        axis.annotate("importance: too few finished trials with different values", (0.5, 0.5), ha="center",
-                      xycoords="axes fraction", color="#666666")  # fmt: skip
-        return
+def _draw_importance(axis: Axes, *, importance: Mapping[str, float]) -> None:
     names = sorted(importance, key=lambda name: importance[name])
-    axis.barh(names, [importance[name] for name in names], color=BLUE, height=0.6)
+    axis.barh(names, [importance[name] for name in names], color=ACCENT, height=0.6)
     for place, name in enumerate(names):
         axis.annotate(f"{importance[name]:.0%}", (importance[name], place), xytext=(4, 0), va="center",
-                      textcoords="offset points", fontsize="small", color="#444444")  # fmt: skip
-    axis.set_xlabel(
-        f"importance: share of the variance over {finished} finished trials, by fANOVA (Hutter et al. 2014)"
-    )
+                      textcoords="offset points", fontsize=FONT - 1.5, color=MUTED)  # fmt: skip
     axis.set_xlim(0, 1.12 * max(importance.values()))
-    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
+    axis.grid(visible=False, axis="y")
+    in_percent(axis.xaxis)
 
 
 def print_trials(

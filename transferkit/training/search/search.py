@@ -263,13 +263,12 @@ class _HeadTrials:
         # Of an epoch: each picture once, in one of its views. The gradients are not clipped.
         training = HeadTraining.of_phase(config, phase, len(train), int(config.batch_size))
         training = dataclasses.replace(training, clip=None)
-        X, y, _, _ = training_rows(train, POOLED, "sample")
-        width = len(train.class_names)
-        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), width)
+        rows = training_rows(train, POOLED, "sample")
+        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), rows.num_classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = build_head(config.head, X.shape[1], width, drop_rate=config.drop_rate)
-            train_head(head, loss, torch.from_numpy(X), torch.from_numpy(y), training)
+            head = build_head(config.head, rows.X.shape[1], rows.num_classes, drop_rate=config.drop_rate)
+            train_head(head, loss, torch.from_numpy(rows.X), torch.from_numpy(rows.y), training)
         with torch.inference_mode():
             outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)
         name = config.monitor.removeprefix("val_")

@@ -1,0 +1,92 @@
+"""Pages from templates: everything is escaped, nothing is fetched, and no script runs but the page's own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from transferkit import __version__
+from transferkit.core.text import visible
+from transferkit.show.words import PERCENT, value_text
+
+__all__ = ["Section", "TaskSections", "macros", "render"]
+
+TEMPLATES = "templates"
+
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{script}'; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""Nothing is fetched and no script runs but the page's own, whatever a class is called."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        key: Its anchor, unique within the page.
+        title: Its heading, and its name among the page's parts.
+        body: What stands below the heading.
+    """
+
+    key: str
+    title: str
+    body: Markup
+
+
+@dataclass(frozen=True)
+class TaskSections:
+    """What a page says of the kind of answer that a run gives, besides its figures.
+
+    Attributes:
+        sentences: About the headline.
+        sections: Parts of their own.
+        data: What stands in the part about the data.
+    """
+
+    sentences: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
+    data: Markup = Markup()
+
+
+def render(template: str, values: dict[str, Any]) -> str:
+    """Return a page of one file, with style and script in it."""
+    folder = resources.files("transferkit.results") / TEMPLATES
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = {
+        "policy": POLICY.format(script=f"sha256-{digest}"),
+        "style": Markup(style),
+        "script": Markup(script),
+        "version": __version__,
+    }
+    return _environment().get_template(template).render(page=page, **values)
+
+
+def macros(template: str) -> Any:
+    """Return the macros of a template, each a function to `Markup`."""
+    return _environment().get_template(template).module
+
+
+@cache
+def _environment() -> Environment:
+    """Everything is escaped and every name must be known; compiled once."""
+    environment = Environment(
+        loader=PackageLoader("transferkit.results", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: value_text(value, "share", percent=PERCENT)
+    environment.filters["value"] = lambda value, unit: value_text(value, unit, percent=PERCENT)
+    return environment

@@ -1,0 +1,163 @@
+"""The charts of runs: figures and LRs over the epochs, how a probe was chosen, its accuracy over depth and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transferkit.models.figures.figure import Figure
+from transferkit.show.charts import ACCENT, DASHES, INK, MUTED, SECOND, Chart, Line, Lines, Span
+from transferkit.show.words import value_text
+
+__all__ = ["depth_chart", "history_charts", "label_chart", "path_charts", "phase_spans", "rates_chart"]
+
+
+def history_charts(
+    history: Sequence[Mapping[str, Any]],
+    plan: Mapping[str, Any],
+    followed: Sequence[Figure],
+    *,
+    chosen: float | None = None,
+    solved: Mapping[str, Any] | None = None,
+) -> list[Chart]:
+    """Return a chart of each figure that was followed, and one of the LRs, over the epochs, phases shaded.
+
+    Args:
+        history: Rows of `history.csv`.
+        plan: The content of `plan.json`.
+        followed: Figures whose values `history` has as ``train_KEY`` and ``val_KEY``.
+        chosen: Epoch whose weights were kept, from 1; 0 for a head solved before them.
+        solved: Figures of a head that was solved before the first epoch.
+    """
+    solved = solved or {}
+    phases = phase_spans(history, solved)
+    epochs = [row["epoch"] + 1 for row in history]
+    charts = []
+    for figure in followed:
+        lines = [Line(split, epochs, [row.get(f"{split}_{figure.key}") for row in history], colour)
+                 for split, colour in (("train", SECOND), ("val", ACCENT))]  # fmt: skip
+        lines = [line for line in lines if any(value is not None for value in line.y)]
+        if not lines:
+            continue
+        before = solved.get(f"val_{figure.key}")
+        ends = [
+            f"{line.name} ends at {value_text(line.y[-1], figure.unit)}" for line in lines if line.y[-1] is not None
+        ]
+        charts.append(
+            Lines(
+                lines,
+                percent=figure.unit == "share",
+                phases=phases,
+                marks=[] if before is None else [(0.0, before, ACCENT)],
+                chosen=None if chosen is None else (chosen, "kept"),
+            ).chart(figure.key, figure.label, f"{figure.label} over {len(epochs)} epochs; {', '.join(ends)}")
+        )
+    rates = rates_chart(plan, [span for span in phases if span[1] >= 0])  # a solved phase has no LR
+    return charts + ([] if rates is None else [rates])
+
+
+def phase_spans(history: Sequence[Mapping[str, Any]], solved: Mapping[str, Any] | None = None) -> list[Span]:
+    """Return name, begin and end of each phase on the axis of a chart, where epoch 1 spans 0.5 to 1.5."""
+    spans: list[Span] = [(str(solved.get("name")), -0.5, 0.5)] if solved else []
+    for name in dict.fromkeys(str(row.get("phase")) for row in history):
+        inside = [row["epoch"] + 1 for row in history if str(row.get("phase")) == name]
+        spans.append((name, min(inside) - 0.5, max(inside) + 0.5))
+    return spans
+
+
+def rates_chart(plan: Mapping[str, Any], phases: Sequence[Span] | None = None) -> Chart | None:
+    """Return the LR of every group over the run, the head darkest; ``None`` where nothing trains by steps.
+
+    Args:
+        plan: The content of `plan.json`.
+        phases: What is shaded; by default the phases of the plan.
+    """
+    rates, per_epoch = plan.get("lr") or {}, plan.get("steps_per_epoch")
+    groups = [str(group["name"]) for group in plan.get("groups") or () if any(rates.get(group["name"], ()))]
+    if not groups or not per_epoch:
+        return None
+    if phases is None:
+        begins = [(str(phase["name"]), phase["first_epoch"] + 0.5, phase["epochs"]) for phase in plan["phases"]]
+        phases = [(name, begin, begin + epochs) for name, begin, epochs in begins if epochs]
+    x = [step / per_epoch + 0.5 for step in rates["step"]]
+    lines = [Line(group, x, rates[group], INK, opacity=0.25 + 0.75 * (at + 1) / len(groups))
+             for at, group in enumerate(groups)]  # fmt: skip
+    named = range(len(groups)) if len(groups) <= 8 else (0, len(groups) // 2, len(groups) - 1)
+    return Lines(lines, log=True, phases=phases).chart(
+        "rates",
+        "Learning rate of each layer group",
+        f"Learning rate over {plan.get('epochs')} epochs, a line for each of {len(groups)} layer groups",
+        legend=[lines[at] for at in named][::-1],
+    )
+
+
+# ---- the charts of a probe -----------------------------------------------------------------------------------------
+
+
+def path_charts(curve: Sequence[Mapping[str, Any]], name: str, chosen: float | None) -> list[Chart]:
+    """Return cross-validated accuracy and log loss over what was chosen between: C, or k.
+
+    Args:
+        curve: Rows with `name`, ``acc``, ``acc_std`` and ``nll``.
+        name: ``"C"`` of a logistic regression or ``"k"`` of nearest neighbours.
+        chosen: The value that was taken.
+    """
+    x = [row[name] for row in curve]
+    xlabel = "C (larger: weaker regularisation)" if name == "C" else f"{name} (neighbours that vote)"
+    mark = None if chosen is None else (chosen, f"chosen: {chosen:.3g}")
+    deviation = [row["acc_std"] for row in curve]
+    acc = Line("accuracy", x, [row["acc"] for row in curve], reach=(deviation, deviation))
+    nll = Line("log loss", x, [row["nll"] for row in curve], SECOND)
+    end = "" if chosen is None else f"; chosen: {chosen:.3g}"
+    return [
+        Lines([line], xlabel, percent=percent, log_x=True, chosen=mark).chart(
+            key, f"{label} by {name}", f"Cross-validated {line.name} over {len(curve)} values of {name}{end}"
+        )
+        for line, key, label, percent in (
+            (acc, "path", "Cross-validated accuracy", True),
+            (nll, "path-loss", "Cross-validated log loss", False),
+        )
+    ]
+
+
+def depth_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
+    """Return a probe's accuracy over the depth of the layer, with 95 % intervals.
+
+    Args:
+        rows: ``layer, width, acc, acc_low, acc_high`` from input to output.
+        split: What the accuracy was measured on.
+    """
+    acc = [row["acc"] for row in rows]
+    reach = [row["acc"] - row["acc_low"] for row in rows], [row["acc_high"] - row["acc"] for row in rows]
+    best = max(rows, key=lambda row: float(row["acc"]))
+    return Lines(
+        [Line("accuracy", range(len(rows)), acc, reach=reach)],
+        "layer, from input to output",
+        percent=True,
+        ticks=[str(row["layer"]) for row in rows],
+        notes=[f"{value:.1%}" for value in acc] if len(rows) <= 8 else (),
+    ).chart(
+        "depth",
+        f"Probe accuracy over depth ({split}, 95 % intervals)",
+        f"Accuracy of a probe on {split} over {len(rows)} layers; best: {best['layer']}, {best['acc']:.1%}",
+    )
+
+
+def label_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
+    """Return a probe's accuracy over the number of labelled pictures: the mean and the range of the draws.
+
+    Args:
+        rows: ``rows, share, acc, acc_min, acc_max`` of each number of pictures, ascending.
+        split: What the accuracy was measured on.
+    """
+    x = [row["rows"] for row in rows]
+    lines = [Line("mean", x, [row["acc"] for row in rows]),
+             *(Line(f"{name} of the draws", x, [row[key] for row in rows], MUTED, DASHES[1])
+               for name, key in (("lowest", "acc_min"), ("highest", "acc_max")))]  # fmt: skip
+    notes = [f"{row['share']:.0%}" for row in rows]
+    return Lines(lines, "labelled training pictures, and their share", percent=True, notes=notes).chart(
+        "labels",
+        f"Accuracy over labelled pictures ({split})",
+        f"Accuracy on {split} over {len(rows)} amounts of labels, from {rows[0]['acc']:.1%} with "
+        f"{rows[0]['rows']:,.0f} to {rows[-1]['acc']:.1%} with {rows[-1]['rows']:,.0f}",
+    )

@@ -1,0 +1,155 @@
+"""The end of a run in the terminal: figures with their intervals, time, where things lie, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from transferkit.core.text import visible
+from transferkit.models.figures.figure import Figure
+from transferkit.runs.files import RunFiles
+from transferkit.show.words import duration, mid_sentence, value_text
+
+__all__ = ["figures_text", "headline_text", "print_lines", "print_probe", "print_summary"]
+
+PLOTS = ("path.png", "depth.png", "learning_curve.png")
+
+
+def print_lines(console: Console, lines: Sequence[tuple[str, str]]) -> None:
+    """Print lines of text, each behind its name."""
+    for name, text in lines:
+        console.print(f"{name:<8} {visible(text)}", soft_wrap=True, markup=False)
+
+
+def headline_text(figures: Sequence[Figure], count: int) -> str:
+    """Return the headline of a split in words, with its interval and number of pictures."""
+    figure = figures[0]
+    interval = "" if figure.ci is None else " to ".join(value_text(bound, figure.unit) for bound in figure.ci)
+    known = f"95 % interval {interval}, " if interval else ""
+    return f"{value_text(figure.value, figure.unit)} {mid_sentence(figure.label)} ({known}{count} pictures)"
+
+
+def figures_text(figures: Sequence[Figure], before: Mapping[str, float]) -> str:
+    """Return the other figures of all pictures in a line, with what they were before calibration.
+
+    Args:
+        figures: Of a split, the headline first.
+        before: Values without calibration, by key; empty where there is none.
+    """
+    return ", ".join(
+        f"{mid_sentence(figure.label)} {value_text(figure.value, figure.unit)}"
+        + (f" ({value_text(before[figure.key], figure.unit)} uncalibrated)" if figure.key in before else "")
+        for figure in figures[1:]
+        if figure.of is None and figure.value is not None
+    )
+
+
+def print_summary(run: Path, *, note: str = "", console: Console | None = None) -> None:
+    """Print a finished run on standard output.
+
+    Args:
+        run: The run directory.
+        note: Put into the title, such as "already complete".
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    files = RunFiles(run)
+    metrics = files.metrics
+    table = Table(title=f"{run}" + (f" ({note})" if note else ""), title_justify="left", title_style="bold")
+    shown = [(split, figure) for figure in files.followed[1:2] for split in ("train", "val")]
+    for column in ("phase", "epochs", *(f"{split} {figure.key}" for split, figure in shown), "images/s", "time"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in metrics["phases"]:
+        values = [value_text(phase.get(f"{split}_{figure.key}"), figure.unit) for split, figure in shown]
+        rate = phase.get("images_per_s")
+        table.add_row(
+            phase["name"], str(phase["epochs"] or "solved"), *values, "" if rate is None else f"{rate:,.0f}",
+            duration(phase["time_s"]),
+        )  # fmt: skip
+    console.print(table)
+    machine = metrics["environment"]
+    precision = f", precision {machine['precision']}" if "precision" in machine else ""
+    print_lines(
+        console,
+        [
+            *((split, headline_text(files.figures(split), metrics[split]["n"]) + _selection(split, metrics))
+              for split in ("val", "test") if split in metrics),
+            *_craft(metrics, files.followed[1:2]),
+            ("time", f"{duration(metrics['time_s'])} on {machine['device']}{precision}"),
+            ("model", str(run / "model.safetensors")),
+            *([("curves", str(run / "curves.png"))] if (run / "curves.png").is_file() else []),
+            ("next", f"transferkit predict {shlex.quote(str(run))} PICTURE..."),
+        ],
+    )  # fmt: skip
+
+
+def _craft(metrics: Mapping[str, Any], followed: Sequence[Figure]) -> list[tuple[str, str]]:
+    """Return what was done to the weights after the last step, a line each."""
+    lines = []
+    key, unit = (followed[0].key, followed[0].unit) if followed else ("loss", "")
+    if "interpolation" in metrics:
+        mixed = metrics["interpolation"]
+        ends = ", ".join(f"{value_text(mixed[f'val_{key}'][at], unit)} at {alpha}" for at, alpha in ((0, 0), (-1, 1)))
+        lines.append(("mixed", f"{mixed['alpha']:g} of the fine-tuned weights, chosen on val ({ends})"))
+    if "recalibrated_bn" in metrics:
+        lines.append(("bn", f"{metrics['recalibrated_bn']} layers measured by one pass over the training pictures"))
+    for split, values in metrics.get("snapshots", {}).items():
+        alone = values[f"each_{key}"]
+        apart = f"{value_text(min(alone), unit)} to {value_text(max(alone), unit)}"
+        together = value_text(values[key], unit)
+        lines.append(("snapshots", f"{split} {together} together, {len(alone)} alone {apart}"))
+    return lines
+
+
+def _selection(split: str, metrics: Mapping[str, Any]) -> str:
+    if split == "test":
+        return ", looked at once"
+    selection = metrics["selection"]
+    if selection["monitor"] is None:
+        return ", nothing chosen on it"
+    if selection["epoch"] is None:
+        return f", {selection['kept']} chosen by {selection['monitor']}"
+    return f", best epoch {selection['epoch'] + 1} chosen by {selection['monitor']}"
+
+
+def print_probe(run: Path, *, console: Console | None = None) -> None:
+    """Print a finished probe on standard output.
+
+    Args:
+        run: The run directory.
+        console: Where to print.
+    """
+    console = console or Console(highlight=False)
+    files = RunFiles(run)
+    metrics = files.metrics
+    measured = [split for split in ("val", "test") if split in metrics]
+    probe, features = metrics["probe"], metrics["features"]
+    chosen = ", ".join(f"{name} = {probe[name]:.3g}" for name in ("C", "k") if name in probe)
+    lines = [
+        ("run", str(run)),
+        ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
+                  + (f", {chosen} ({probe['criterion']})" if chosen else "")),
+        ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}, "
+                     f"precision {features['precision']}"),
+        ("fit", f"{duration(metrics['phases'][0]['time_s'])}, train accuracy {metrics['phases'][0]['train_acc']:.1%}"),
+        *((split, headline_text(files.figures(split), metrics[split]["n"])) for split in measured),
+        *(("depth", f"{row['layer']:<12}{row['acc']:.1%} ({row['acc_low']:.1%} to {row['acc_high']:.1%})")
+          for row in metrics.get("depth", ())),
+        *(("labels", f"{row['rows']:>7,.0f} {row['acc']:.1%} ({row['acc_min']:.1%} to {row['acc_max']:.1%})")
+          for row in metrics.get("learning_curve", ())),
+        *(("plot", str(run / name)) for name in PLOTS if (run / name).is_file()),
+    ]  # fmt: skip
+    if probe["exported"] == "yes":
+        lines += [("model", str(run / "model.safetensors")),
+                  ("next", f"transferkit predict {shlex.quote(str(run))} PICTURE...")]  # fmt: skip
+    else:
+        lines.append(("model", str(probe["exported"])))
+        if probe.get("kept") == "yes":
+            lines += [("kept", str(run / "classifier.skops")),
+                      ("next", f"transferkit export {shlex.quote(str(run))} --format skops")]  # fmt: skip
+    print_lines(console, lines)
