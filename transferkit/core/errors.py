@@ -134,15 +134,14 @@ class TransferkitWarning(UserWarning):
     """Base of every warning transferkit issues."""
 
 
-def did_you_mean(word: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of `known`, or ``""`` when nothing is close.
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the three closest of `known` at most, or ``""`` when nothing is close.
 
     Args:
         word: What the user wrote.
         known: What would have been accepted.
-        limit: The most suggestions to give.
     """
-    close = difflib.get_close_matches(word, list(known), n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 

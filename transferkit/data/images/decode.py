@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -131,19 +131,14 @@ class ImageInfo:
 
 
 def decode_image(
-    source: str | os.PathLike[str] | bytes | BinaryIO,
-    *,
-    min_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    name: str | None = None,
+    source: str | os.PathLike[str] | bytes, *, min_side: int | None = None, name: str | None = None
 ) -> Pixels:
     """Decode one picture.
 
     Args:
-        source: A path, the bytes of a file, or a binary stream (read from where it stands to its end).
+        source: A path, or the bytes of a file.
         min_side: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as the short side keeps at least this
             many pixels. Much faster for photos far larger than the network's input. ``None`` decodes at full size.
-        max_pixels: Refuse pictures whose header promises more.
         name: How messages name the picture; by default its path.
 
     Returns:
@@ -153,41 +148,29 @@ def decode_image(
         UnreadableImage: Missing, unreadable, truncated, too large, or not a picture of a known kind.
         ConfigError: `min_side` is below 1.
     """
-    return decode_with_info(source, min_side=min_side, max_pixels=max_pixels, name=name)[0]
+    return decode_with_info(source, min_side=min_side, name=name)[0]
 
 
 def decode_with_info(
-    source: str | os.PathLike[str] | bytes | BinaryIO,
-    *,
-    min_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    name: str | None = None,
+    source: str | os.PathLike[str] | bytes, *, min_side: int | None = None, name: str | None = None
 ) -> tuple[Pixels, ImageInfo]:
     """Like `decode_image`, with what the header says. Raises `UnreadableImage`."""
     if min_side is not None and min_side < 1:
         raise ConfigError(f"expected min_side to be at least 1 pixel, but got {min_side}; pass None for full size")
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source) if name is None else name
-    name = "<bytes>" if name is None else name
-    try:
-        data = _data_of(source)
+    if name is None:
+        name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    with _unreadable(name):
+        data = source if isinstance(source, bytes) else _read(source)
         with quiet_pillow():
-            return _decode(data, min_side, max_pixels)
-    except _Refused as error:
-        raise _unreadable(name, str(error)) from None
-    except OSError as error:
-        raise _unreadable(name, error.strerror or str(error)) from error
-    except Exception as error:  # Pillow's parsers meet arbitrary bytes, and raise almost anything
-        raise _unreadable(name, f"{error or type(error).__name__}") from error
+            return _decode(data, min_side)
 
 
-def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "<image>") -> Pixels:
+def image_pixels(image: Image.Image, *, name: str = "<image>") -> Pixels:
     """Return the pixels of a Pillow picture, by the rules that files are decoded by, at full size.
 
     Args:
         image: In any format and mode; loaded if it is not yet, else left as it is. Of several frames the current one
             counts.
-        max_pixels: Refuse larger ones.
         name: How messages call it.
 
     Returns:
@@ -196,18 +179,11 @@ def image_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str 
     Raises:
         UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
     """
-    try:
-        with quiet_pillow():
-            _check_size(image.width, image.height, max_pixels)
-            image.load()
-            orientation = _orientation(image)
-            return np.array(_turned(_to_rgb(image), orientation))
-    except _Refused as error:
-        raise _unreadable(name, str(error)) from None
-    except OSError as error:
-        raise _unreadable(name, error.strerror or str(error)) from error
-    except Exception as error:  # as above: loading parses
-        raise _unreadable(name, f"{error or type(error).__name__}") from error
+    with _unreadable(name), quiet_pillow():
+        _check_size(image.width, image.height)
+        image.load()
+        orientation = _orientation(image)
+        return np.array(_turned(_to_rgb(image), orientation))
 
 
 def pixels_digest(pixels: Pixels) -> str:
@@ -224,31 +200,34 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         UnreadableImage: With the path and the system's reason.
     """
-    try:
-        return _data_of(path)
-    except _Refused as error:
-        raise _unreadable(os.fspath(path), str(error)) from None
-    except OSError as error:
-        raise _unreadable(os.fspath(path), error.strerror or str(error)) from error
-    except ValueError as error:  # a null byte in the path
-        raise _unreadable(os.fspath(path), str(error)) from error
+    with _unreadable(os.fspath(path)):
+        return _read(path)
 
 
 class _Refused(Exception):
     """A reason of our own to refuse a picture."""
 
 
-def _unreadable(name: str, reason: str) -> UnreadableImage:
+@contextlib.contextmanager
+def _unreadable(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into an `UnreadableImage` of this name."""
+    try:
+        yield
+    except _Refused as error:
+        raise _error(name, str(error)) from None
+    except OSError as error:
+        raise _error(name, error.strerror or str(error)) from error
+    except Exception as error:  # Pillow's parsers meet arbitrary bytes, and raise almost anything
+        raise _error(name, f"{error or type(error).__name__}") from error
+
+
+def _error(name: str, reason: str) -> UnreadableImage:
     reason = " ".join(reason.split())
     message = f"cannot read picture {name!r}: {reason} - replace or remove it, or pass --skip-bad to leave it out"
     return UnreadableImage(message, path=name, reason=reason)
 
 
-def _data_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    if not isinstance(source, str | os.PathLike):
-        return source.read()
+def _read(source: str | os.PathLike[str]) -> bytes:
     path = Path(source)
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):  # a pipe would hang the run
@@ -258,7 +237,7 @@ def _data_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     return path.read_bytes()
 
 
-def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[Pixels, ImageInfo]:
+def _decode(data: bytes, min_side: int | None) -> tuple[Pixels, ImageInfo]:
     if not data:
         raise _Refused("the file is empty")
     kind = sniff_format(data[:16])
@@ -266,7 +245,7 @@ def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[Pixels,
         raise _Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
     image: Image.Image = _PLUGINS[kind](io.BytesIO(data))
     width, height = image.size
-    _check_size(width, height, max_pixels)
+    _check_size(width, height)
     mode, animated, transparent = image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data
     if min_side is not None:
         image.draft(
@@ -283,11 +262,11 @@ def _decode(data: bytes, min_side: int | None, max_pixels: int) -> tuple[Pixels,
     return np.array(rgb), info
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise _Refused(f"it has no pixels ({width} x {height})")
-    if width * height > max_pixels:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {max_pixels:,} pixels")
+    if width * height > MAX_PIXELS:
+        raise _Refused(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,} pixels")
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
