@@ -52,9 +52,9 @@ def index(data, *, min_side=None, keep_bytes=0, workers=1, progress=None, **opti
     )  # fmt: skip
 
 
-def labels_of(found):
+def labels_of(indexed):
     """Label by path, relative to the data set."""
-    return {os.path.relpath(record.path, found.root): record.label for record in found.records}
+    return {os.path.relpath(record.path, indexed.root): record.label for record in indexed.records}
 
 
 def refused(data, *kinds, **options):

@@ -260,7 +260,7 @@ def bends(name):
     image = np.zeros((128, 128, 3), np.uint8)
     image[:, 64:] = 255
     transform = train_transform(name, DataConfig(image_size=(96, 96)))
-    bent, seen = 0, 0
+    bent, visible = 0, 0
     for seed in range(80):
         grey = transform(image, seed)[8:-8].astype(float).mean(axis=2)
         low, high = grey.min(axis=1, keepdims=True), grey.max(axis=1, keepdims=True)
@@ -269,9 +269,9 @@ def bends(name):
         bright = (grey - low) / (high - low)
         edge = bright.sum(axis=1)  # sub-pixel place of the edge in each row, from one side
         rows = np.arange(edge.size)
-        seen += 1
+        visible += 1
         bent += np.abs(edge - np.polyval(np.polyfit(rows, edge, 1), rows)).max() > 1
-    return bent, seen
+    return bent, visible
 
 
 def without(monkeypatch, *names):
@@ -280,11 +280,11 @@ def without(monkeypatch, *names):
 
 
 def test_heavy_bends_straight_edges_and_standard_does_not(monkeypatch):
-    bent, seen = bends("standard")
-    assert seen > 60 and bent == 0
+    bent, visible = bends("standard")
+    assert visible > 60 and bent == 0
     without(monkeypatch, "CoarseDropout", "GaussNoise")
-    bent, seen = bends("heavy")
-    assert seen > 40 and 0.1 < bent / seen < 0.45
+    bent, visible = bends("heavy")
+    assert visible > 40 and 0.1 < bent / visible < 0.45
     without(monkeypatch, "ElasticTransform")
     assert bends("heavy")[0] == 0
 
@@ -306,9 +306,9 @@ def test_heavy_drops_boxes_and_standard_does_not(monkeypatch):
 def test_standard_shifts_colours_and_light_does_not():
     flat = np.full((64, 64, 3), (90, 120, 60), np.uint8)
     colours = {name: set() for name in ("light", "standard")}
-    for name, seen in colours.items():
+    for name, colours_of in colours.items():
         transform = train_transform(name, SMALL)
-        seen.update(tuple(transform(flat, seed)[16, 16].tolist()) for seed in range(100))
+        colours_of.update(tuple(transform(flat, seed)[16, 16].tolist()) for seed in range(100))
     assert colours["light"] == {(90, 120, 60)}
     assert len(colours["standard"]) > 50
 
@@ -343,7 +343,7 @@ def test_a_wrong_configuration_is_refused(values, message, build):
 
 
 @pytest.mark.parametrize(
-    ("image", "seen"),
+    ("image", "kind"),
     [
         (np.zeros((8, 8), np.uint8), r"\(8, 8\) uint8"),
         (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\) uint8"),
@@ -352,6 +352,6 @@ def test_a_wrong_configuration_is_refused(values, message, build):
         (Image.new("RGB", (8, 8)), r"Image"),
     ],
 )
-def test_what_is_no_picture_is_refused(image, seen):
-    with pytest.raises(DataError, match=seen):
+def test_what_is_no_picture_is_refused(image, kind):
+    with pytest.raises(DataError, match=kind):
         eval_transform(SMALL)(image)

@@ -36,8 +36,8 @@ def epoch_of(loader, epoch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_augmentations_differ_per_sample_and_epoch(data, workers):  # trap 15
     loader = data(workers=workers).train_dataloader()
-    seen = {picture.numpy().tobytes() for epoch in range(3) for picture in epoch_of(loader, epoch)[0]}
-    assert len(seen) == 3 * 24
+    pictures = {picture.numpy().tobytes() for epoch in range(3) for picture in epoch_of(loader, epoch)[0]}
+    assert len(pictures) == 3 * 24
 
 
 def test_workers_change_nothing(data):  # fault 51
@@ -58,10 +58,10 @@ def test_ranks_share_an_epoch_and_augment_alike(data):
 
 
 def test_kept_pixels_change_nothing(data):
-    kept, read = data(keep_bytes=2**30), data(keep_bytes=0)
-    assert len(kept.index.pixels) == 45
+    in_memory, read = data(keep_bytes=2**30), data(keep_bytes=0)
+    assert len(in_memory.index.pixels) == 45
     assert len(read.index.pixels) == 0
-    assert epoch_of(kept.train_dataloader(), 0)[0].equal(epoch_of(read.train_dataloader(), 0)[0])
+    assert epoch_of(in_memory.train_dataloader(), 0)[0].equal(epoch_of(read.train_dataloader(), 0)[0])
 
 
 def test_the_sampler_is_a_permutation_that_changes_with_epoch_and_seed():
@@ -138,14 +138,14 @@ def test_an_error_does_not_keep_the_loader(own):
     """Kept in a cycle, its queues would be collected before its workers are told to end, and each waited for."""
     loader = ImageData(own, image_size=32, batch_size=5, keep_bytes=0, workers=1).train_dataloader()
     (own / "train" / "circle" / "000.png").unlink()
-    kept = weakref.ref(loader)
+    alive = weakref.ref(loader)
     gc.disable()
     try:
         try:
             list(loader)
         except DataError:
             del loader
-        assert kept() is None
+        assert alive() is None
     finally:
         gc.enable()
 

@@ -89,11 +89,11 @@ def test_a_last_batch_of_one_is_left_out(size, batch, expected):  # fault 27
 def test_a_key_tells_how_often_its_picture_came_before():
     sampler = build()
     sampler.set_epoch(7)
-    seen = Counter()
+    times = Counter()
     for job in sampler:
-        assert job.views == (7 + REPEAT * seen[job.picture],)
-        seen[job.picture] += 1
-    assert max(seen.values()) > 10
+        assert job.views == (7 + REPEAT * times[job.picture],)
+        times[job.picture] += 1
+    assert max(times.values()) > 10
 
 
 @pytest.fixture

@@ -42,12 +42,12 @@ def test_a_lost_worker_ends_with_what_to_do(monkeypatch, folder, harm, timeout, 
 
     monkeypatch.setattr(ImageDataset, "batch", harmed)
     loader = ImageLoader(dataset, 4, workers=1, timeout=timeout)
-    started, seen = time.monotonic(), []
+    started, sizes = time.monotonic(), []
     with pytest.raises(StorageError, match=rf"^{reason}, as when .* reduce --workers or raise shm") as caught:
-        seen += [len(images) for images, _ in loader]
+        sizes += [len(images) for images, _ in loader]
     assert caught.value.exit_status == 74
     assert time.monotonic() - started < 40  # far below the sleep, and below the usual timeout
-    assert all(size == 4 for size in seen)
+    assert all(size == 4 for size in sizes)
 
 
 def test_a_killed_worker_is_found_without_torchs_signal_handler(monkeypatch, folder):  # fault 45

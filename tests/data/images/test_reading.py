@@ -31,8 +31,8 @@ def test_results_are_in_order_for_any_number_of_workers(pets):
 def test_the_budget_is_spent_in_input_order(tmp_path, workers):
     sizes = [(10, 10), (50, 50), (10, 10), (10, 10), (10, 10)]
     paths = [str(draw(tmp_path / f"{n}.bmp", n, size)) for n, size in enumerate(sizes)]
-    kept = [r.pixels is not None for r in read_images(paths, min_side=None, keep_bytes=900, workers=workers)]
-    assert kept == [True, False, True, True, False]
+    in_memory = [r.pixels is not None for r in read_images(paths, min_side=None, keep_bytes=900, workers=workers)]
+    assert in_memory == [True, False, True, True, False]
     assert all(r.pixels is None for r in read_images(paths, min_side=None, workers=workers))
 
 

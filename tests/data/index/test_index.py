@@ -28,29 +28,29 @@ def pets(tmp_path):
     return folder(tmp_path / "pets")
 
 
-def of_kind(found, kind):
+def of_kind(indexed, kind):
     """Items of the findings of a kind."""
-    return [finding.items for finding in found.findings if finding.kind == kind]
+    return [finding.items for finding in indexed.findings if finding.kind == kind]
 
 
 # --- the plain folder -------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_folder(pets):
-    found = index(pets)
-    assert found.root == str(pets) and found.class_names == ("cat", "dog")
-    assert len(found.records) == 40 and found.skipped == () and found.findings == ()
-    for record in found.records:
+    indexed = index(pets)
+    assert indexed.root == str(pets) and indexed.class_names == ("cat", "dog")
+    assert len(indexed.records) == 40 and indexed.skipped == () and indexed.findings == ()
+    for record in indexed.records:
         assert record.sha256 == hashlib.sha256(Path(record.path).read_bytes()).hexdigest()
         assert Path(record.path).parent.name == record.label and record.path.startswith(str(pets))
-    assert [record.path for record in found.records] == sorted(record.path for record in found.records)
-    counts = found.counts()
+    assert [record.path for record in indexed.records] == sorted(record.path for record in indexed.records)
+    counts = indexed.counts()
     assert sum(sum(of.values()) for of in counts.values()) == 40
     for split in ("train", "val", "test"):
-        assert Counter(record.label for record in found.split(split)) == Counter(counts[split])
-        assert found.split(split)
+        assert Counter(record.label for record in indexed.split(split)) == Counter(counts[split])
+        assert indexed.split(split)
     with pytest.raises(ConfigError, match="unknown split 'valid' - expected train, val, test"):
-        found.split("valid")
+        indexed.split("valid")
 
 
 def test_names_do_not_matter_to_split_and_digest(pets, tmp_path):
@@ -111,9 +111,9 @@ def test_empty_classes(pets):  # fault 3
     message, (finding,) = refused(pets, Kind.EMPTY)
     assert finding.items == empty and all(repr(name) in message for name in empty)
     assert "--allow-empty-classes" in message
-    found = index(pets, allow_empty_classes=True, val_split=0)
-    assert found.class_names[:4] == ("ant", "bee", "cat", "dog")
-    assert found.counts()["train"]["ant"] == 0
+    indexed = index(pets, allow_empty_classes=True, val_split=0)
+    assert indexed.class_names[:4] == ("ant", "bee", "cat", "dog")
+    assert indexed.counts()["train"]["ant"] == 0
 
 
 def test_one_class_only(tmp_path):  # fault 4
@@ -128,11 +128,11 @@ def test_nothing_at_all(tmp_path):
 
 def test_class_with_one_picture(pets):  # fault 5
     draw(pets / "rare" / "1.bmp", 77_777)
-    found = index(pets, val_split=0.3, test_split=0.3)
-    assert of_kind(found, Kind.THIN) == [("rare",)] and found.notes == ()
-    assert [record.split for record in found.records if record.label == "rare"] == ["train"]
+    indexed = index(pets, val_split=0.3, test_split=0.3)
+    assert of_kind(indexed, Kind.THIN) == [("rare",)] and indexed.notes == ()
+    assert [record.split for record in indexed.records if record.label == "rare"] == ["train"]
     with pytest.warns(TransferkitWarning, match="single picture, which is used for training only: 'rare'"):
-        assert warn_of(found) is found
+        assert warn_of(indexed) is indexed
 
 
 def test_class_without_training_pictures_by_chance(pets):
@@ -140,13 +140,13 @@ def test_class_without_training_pictures_by_chance(pets):
     while True:  # a class of two pictures that the hash both puts elsewhere
         for number in range(2):
             draw(pets / "rare" / f"{number}.bmp", 90_000 + 10 * drawn + number)
-        found = index(pets, val_split=0.4, test_split=0.4)
-        if moved := of_kind(found, Kind.NOTE):
+        indexed = index(pets, val_split=0.4, test_split=0.4)
+        if moved := of_kind(indexed, Kind.NOTE):
             break
         drawn += 1
     assert moved == [("rare",)]
-    assert found.notes == ("pictures moved to train, where their classes had none: 'rare'",)
-    assert found.counts()["train"]["rare"] == 1
+    assert indexed.notes == ("pictures moved to train, where their classes had none: 'rare'",)
+    assert indexed.counts()["train"]["rare"] == 1
 
 
 def test_class_absent_from_val(tmp_path):  # fault 6
@@ -155,10 +155,10 @@ def test_class_absent_from_val(tmp_path):  # fault 6
         path = draw(root / "rare" / f"{number}.bmp", 60_000 + number)
         if unit_interval(0, f"image:{hashlib.sha256(path.read_bytes()).hexdigest()}") < 0.15:
             path.unlink()  # it would be drawn for val
-    found = index(root, val_split=0.15, test_split=0)
+    indexed = index(root, val_split=0.15, test_split=0)
     with pytest.warns(TransferkitWarning, match="without a val picture, whose val recall is therefore n/a: 'rare'"):
-        warn_of(found)
-    assert found.counts()["train"]["rare"] > 20 and found.counts()["val"]["rare"] == 0
+        warn_of(indexed)
+    assert indexed.counts()["train"]["rare"] > 20 and indexed.counts()["val"]["rare"] == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert warn_of(index(root, val_split=0, test_split=0)).findings == ()
@@ -192,13 +192,13 @@ def test_bad_files_come_in_one_report(pets):  # faults 10, 11, 13, 14, 15
     assert all(name in message for name in (*names, "--skip-bad"))
 
     (pets / "none").rmdir()
-    found = index(pets, skip_bad=True)
-    assert {Path(file.path).name for file in found.skipped} == set(names)
-    assert all(file.reason for file in found.skipped) and len(found.records) == 40
-    assert "4 unreadable pictures left out" in found.notes
-    for file in found.skipped:
+    indexed = index(pets, skip_bad=True)
+    assert {Path(file.path).name for file in indexed.skipped} == set(names)
+    assert all(file.reason for file in indexed.skipped) and len(indexed.records) == 40
+    assert "4 unreadable pictures left out" in indexed.notes
+    for file in indexed.skipped:
         Path(file.path).unlink()
-    assert index(pets).records == found.records, "bad files do not move the split"
+    assert index(pets).records == indexed.records, "bad files do not move the split"
 
 
 def test_a_class_of_bad_pictures_only(pets):
@@ -240,9 +240,9 @@ def test_file_deleted_between_scan_and_read(pets, monkeypatch):  # fault 23
     gone = pets / "cat" / "003.bmp"
 
     def scan_then_delete(data):
-        found = scan_data(data)
+        indexed = scan_data(data)
         gone.unlink(missing_ok=True)
-        return found
+        return indexed
 
     monkeypatch.setattr("transferkit.data.index.index.scan_data", scan_then_delete)
     assert refused(pets, Kind.UNREADABLE)[1][0].items == (f"'{gone}' (No such file or directory)",)
@@ -301,10 +301,10 @@ def test_leaks(tmp_path, make):  # fault 24
     data, item, words = make(tmp_path / "d")
     message, (finding,) = refused(data, Kind.LEAK)
     assert finding.items == (item,) and words in message and "--allow-leaks" in message
-    found = index(data, allow_leaks=True)
-    assert of_kind(found, Kind.LEAK) == [(item,)] and any(words in note for note in found.notes)
+    indexed = index(data, allow_leaks=True)
+    assert of_kind(indexed, Kind.LEAK) == [(item,)] and any(words in note for note in indexed.notes)
     with pytest.warns(TransferkitWarning, match=words):
-        warn_of(found)
+        warn_of(indexed)
 
 
 # --- splits of the data set -------------------------------------------------------------------------------------------
@@ -314,12 +314,14 @@ def test_val_is_drawn_from_train_when_there_is_none(tmp_path):
     root = tmp_path / "d"
     folder(root / "train", count=30)
     folder(root / "test", count=4, start=5000)
-    found = index(root, val_split=0.3, test_split=0.4)
-    assert {Path(record.path).parts[-3] for record in found.split("test")} == {"test"} and len(found.split("test")) == 8
-    assert len(found.split("train")) + len(found.split("val")) == 60 and found.split("val")
+    indexed = index(root, val_split=0.3, test_split=0.4)
+    assert {Path(record.path).parts[-3] for record in indexed.split("test")} == {"test"} and len(
+        indexed.split("test")
+    ) == 8
+    assert len(indexed.split("train")) + len(indexed.split("val")) == 60 and indexed.split("val")
     alone = index(folder(tmp_path / "e" / "train", count=30).parent, val_split=0.3, test_split=0.4)
     assert set(alone.counts()) == {"train", "val"}
-    assert {r.sha256 for r in alone.split("val")} == {r.sha256 for r in found.split("val")}
+    assert {r.sha256 for r in alone.split("val")} == {r.sha256 for r in indexed.split("val")}
 
 
 def test_no_test_split_is_made_when_val_is_given(tmp_path):
@@ -331,10 +333,10 @@ def test_no_test_split_is_made_when_val_is_given(tmp_path):
 def test_indices_come_from_names_not_from_each_split(tmp_path):  # fault 6, trap 26
     folder(tmp_path / "d" / "train", ["ant", "bee", "cat"], count=3)
     folder(tmp_path / "d" / "val", ["bee", "cat"], count=3, start=5000)
-    found = index(tmp_path / "d")
-    assert of_kind(found, Kind.THIN) == [("ant",)]
-    assert found.class_names == ("ant", "bee", "cat")
-    assert found.counts()["val"] == {"ant": 0, "bee": 3, "cat": 3}
+    indexed = index(tmp_path / "d")
+    assert of_kind(indexed, Kind.THIN) == [("ant",)]
+    assert indexed.class_names == ("ant", "bee", "cat")
+    assert indexed.counts()["val"] == {"ant": 0, "bee": 3, "cat": 3}
 
 
 # --- pixels, progress, notes ------------------------------------------------------------------------------------------
@@ -344,12 +346,12 @@ def test_pixels_are_those_of_the_decoder(tmp_path):
     root = tmp_path / "d"
     for number in range(8):
         draw(root / "ab"[number % 2] / f"{number}.jpg", number, size=(320, 240))
-    found = index(root, min_side=60, keep_bytes=10**8, workers=2, val_split=0)
-    assert len(found.pixels) == 8
-    for record in found.records:
-        assert found.pixels[record.sha256].shape == (60, 80, 3)
-        np.testing.assert_array_equal(found.pixels[record.sha256], decode_image(record.path, min_side=60))
-    assert found == index(root, val_split=0) and "pixels=" not in repr(found)
+    indexed = index(root, min_side=60, keep_bytes=10**8, workers=2, val_split=0)
+    assert len(indexed.pixels) == 8
+    for record in indexed.records:
+        assert indexed.pixels[record.sha256].shape == (60, 80, 3)
+        np.testing.assert_array_equal(indexed.pixels[record.sha256], decode_image(record.path, min_side=60))
+    assert indexed == index(root, val_split=0) and "pixels=" not in repr(indexed)
 
 
 def test_progress(pets):
@@ -366,9 +368,9 @@ def test_notes_count_what_is_special(pets):  # faults 14, 18, 19, 20, 29
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(pets / "cat" / "deep.png")
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 99, 200)]
     frames[0].save(pets / "cat" / "film.gif", save_all=True, append_images=frames[1:])
-    found = index(pets)
-    assert {finding.kind for finding in found.findings} == {Kind.NOTE}
-    notes = "; ".join(found.notes)
+    indexed = index(pets)
+    assert {finding.kind for finding in indexed.findings} == {Kind.NOTE}
+    notes = "; ".join(indexed.notes)
     for part in (
         "of 46 pictures: some are greyscale",
         "1 of 46 pictures: 16-bit greyscale: scaled to 8 bits",

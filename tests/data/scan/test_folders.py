@@ -66,10 +66,10 @@ def test_deeper_folders_belong_to_their_class(tmp_path):  # fault 8
     for number, name in enumerate(["a/cat", "b/cat", "a/dog/deep"]):
         for picture in range(6):
             draw(root / name / f"{picture}.bmp", number * 100 + picture)
-    found = index(root, val_split=0)
-    assert found.class_names == ("a", "b")
-    assert labels_of(found)["a/dog/deep/0.bmp"] == "a"
-    (note,) = found.findings
+    indexed = index(root, val_split=0)
+    assert indexed.class_names == ("a", "b")
+    assert labels_of(indexed)["a/dog/deep/0.bmp"] == "a"
+    (note,) = indexed.findings
     assert note.kind == Kind.NOTE and note.items == ("cat",) and "are the folders 'a', 'b'" in note.message
 
 
@@ -83,14 +83,14 @@ def test_very_deep_folders(tmp_path):
             Path("d").mkdir()
             os.chdir("d")
         Path("bottom.bmp").write_bytes((root / "cat" / "deep.bmp").read_bytes())
-        found = index(root, val_split=0, test_split=0)
+        indexed = index(root, val_split=0, test_split=0)
     finally:  # pytest's own cleaning would recurse
         Path("bottom.bmp").unlink(missing_ok=True)
         while Path.cwd().name == "d" and Path.cwd() != root:
             os.chdir("..")
             Path("d").rmdir()
         os.chdir(here)
-    assert len(found.records) == 8 and max(len(record.path) for record in found.records) > 2 * depth
+    assert len(indexed.records) == 8 and max(len(record.path) for record in indexed.records) > 2 * depth
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path):  # fault 22
     (cat / "dangling.bmp").symlink_to(tmp_path / "nowhere.bmp")
     (cat / "self.bmp").symlink_to(cat / "self.bmp")
     (cat / "loop").symlink_to(cat, target_is_directory=True)
-    found = index(pets)
-    assert labels_of(found) == expected
-    reasons = {os.path.relpath(file.path, pets): file.reason for file in found.skipped}
+    indexed = index(pets)
+    assert labels_of(indexed) == expected
+    reasons = {os.path.relpath(file.path, pets): file.reason for file in indexed.skipped}
     for name, reason in {
         "cat/folder.jpg": "a folder with the name of a picture",
         "cat/notes.txt": "extension '.txt' is not that of a picture",
@@ -184,7 +184,7 @@ def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path):  # fault 22
     }.items():
         assert reasons[name].startswith(reason), name
     assert any("entered already" in reason for reason in reasons.values())
-    assert found.notes == ("4 files skipped for their extension: 1 x '.heic', 1 x '.json', 1 x '.txt', 1 x 'none'",)
+    assert indexed.notes == ("4 files skipped for their extension: 1 x '.heic', 1 x '.json', 1 x '.txt', 1 x 'none'",)
 
 
 def test_links_are_followed(pets, tmp_path):  # fault 22
@@ -206,10 +206,10 @@ def test_links_are_followed(pets, tmp_path):  # fault 22
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_splits_of_the_folder_are_kept(tmp_path, val):
-    found = index(three_splits(tmp_path / "d", val), val_split=0.5, test_split=0.4)
+    indexed = index(three_splits(tmp_path / "d", val), val_split=0.5, test_split=0.4)
     for name, split in (("train", "train"), (val, "val"), ("test", "test")):
-        assert {Path(record.path).parts[-3] for record in found.split(split)} == {name}
-        assert len(found.split(split)) == 8
+        assert {Path(record.path).parts[-3] for record in indexed.split(split)} == {name}
+        assert len(indexed.split(split)) == 8
 
 
 def test_odd_split_folders(tmp_path):
@@ -220,8 +220,11 @@ def test_odd_split_folders(tmp_path):
     _, (finding,) = refused(root, Kind.LAYOUT)
     assert finding.items == ("extra",)
     (root / "extra" / "1.bmp").unlink()
-    found = index(root)
-    assert len(found.records) == 24 and SkippedFile(str(root / "README.md"), found.skipped[0].reason) in found.skipped
+    indexed = index(root)
+    assert (
+        len(indexed.records) == 24
+        and SkippedFile(str(root / "README.md"), indexed.skipped[0].reason) in indexed.skipped
+    )
     folder(root / "valid", count=1, start=7000)
     _, (finding,) = refused(root, Kind.LAYOUT)
     assert finding.items == ("val", "valid")
@@ -231,10 +234,10 @@ def test_odd_split_folders(tmp_path):
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    found = index(folder(tmp_path / "d", ["train", "plane", "test"], count=3), val_split=0, test_split=0)
-    assert found.class_names == ("plane", "test", "train")
+    indexed = index(folder(tmp_path / "d", ["train", "plane", "test"], count=3), val_split=0, test_split=0)
+    assert indexed.class_names == ("plane", "test", "train")
 
 
 def test_the_sample_set_is_a_data_set():
-    found = index("sample")
-    assert len(found.records) == 360 and found.root == "sample" and found.findings == ()
+    indexed = index("sample")
+    assert len(indexed.records) == 360 and indexed.root == "sample" and indexed.findings == ()

@@ -27,25 +27,25 @@ def test_a_manifest_without_splits_is_split_like_the_folder(pets):
 def test_a_manifest_with_splits_and_groups(pets):
     splits = ["train"] * 12 + ["validation"] * 4 + ["TEST"] * 4
     rows = [f"{label}/{n:03}.bmp,{label},{splits[n]},{label}{n // 4}" for label in ("dog", "cat") for n in range(20)]
-    found = index(table(pets / "m.csv", *rows, header="path,label,split,group"))
-    assert found.counts() == {s: {"cat": n, "dog": n} for s, n in (("train", 12), ("val", 4), ("test", 4))}
-    assert {record.group for record in found.split("test")} == {"cat4", "dog4"}
+    indexed = index(table(pets / "m.csv", *rows, header="path,label,split,group"))
+    assert indexed.counts() == {s: {"cat": n, "dog": n} for s, n in (("train", 12), ("val", 4), ("test", 4))}
+    assert {record.group for record in indexed.split("test")} == {"cat4", "dog4"}
 
 
 def test_groups_of_a_manifest_stay_together(pets):
     rows = [f"{label}/{n:03}.bmp,{label},g{n // 2}" for label in ("dog", "cat") for n in range(20)]
-    found = index(table(pets / "m.csv", *rows, header="path,label,group"), val_split=0.3, test_split=0.3)
+    indexed = index(table(pets / "m.csv", *rows, header="path,label,group"), val_split=0.3, test_split=0.3)
     places = {}
-    for record in found.records:
+    for record in indexed.records:
         assert places.setdefault(record.group, record.split) == record.split
     assert len(set(places.values())) == 3
 
 
 def test_manifest_val_from_train(pets):
     rows = [f"{c}/{n:03}.bmp,{c},{'test' if n < 4 else 'train'}" for c in ("cat", "dog") for n in range(20)]
-    found = index(table(pets / "m.csv", *rows, header="path,label,split"), val_split=0.3, test_split=0.5)
-    assert len(found.split("test")) == 8 and found.split("val")
-    assert all(int(Path(record.path).stem) < 4 for record in found.split("test"))
+    indexed = index(table(pets / "m.csv", *rows, header="path,label,split"), val_split=0.3, test_split=0.5)
+    assert len(indexed.split("test")) == 8 and indexed.split("val")
+    assert all(int(Path(record.path).stem) < 4 for record in indexed.split("test"))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_odd_names_in_a_manifest(pets):  # fault 28
     quoted = ['"cat/' + name.replace('"', '""') + '",cat' for name in names]
     text = "\n".join(["\ufeffpath,label", *quoted, "dog/000.bmp,dog"]) + "\n"
     (pets / "m.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = index(pets / "m.csv", val_split=0)
-    assert {Path(record.path).name for record in found.records} == {*names, "000.bmp"}
+    indexed = index(pets / "m.csv", val_split=0)
+    assert {Path(record.path).name for record in indexed.records} == {*names, "000.bmp"}
 
 
 def test_all_bad_rows_in_one_report(pets):

@@ -306,10 +306,10 @@ def test_the_index_against_a_dictionary():
         index = index.extended([(Shard(str(number), len(keys), 0, ""), pack_keys(keys))])
         for row, key in enumerate(keys):
             known.setdefault(key, (number, row))
-    asked = [key_of(n, seed) for n in range(500) for seed in range(3)]
-    shard, row = index.find(pack_keys(asked))
-    assert [known.get(key, (-1, None))[0] for key in asked] == shard.tolist()
-    assert all(row[at] == known[key][1] for at, key in enumerate(asked) if key in known)
+    keys = [key_of(n, seed) for n in range(500) for seed in range(3)]
+    shard, row = index.find(pack_keys(keys))
+    assert [known.get(key, (-1, None))[0] for key in keys] == shard.tolist()
+    assert all(row[at] == known[key][1] for at, key in enumerate(keys) if key in known)
 
 
 def test_keys_that_end_in_zeros_stay_apart(target):
@@ -344,10 +344,10 @@ def test_sets(store):
 
 
 def test_space_is_asked_for_at_the_nearest_folder(store, monkeypatch):  # fault 68
-    asked = []
+    places = []
 
     def usage(path):
-        asked.append(path)
+        places.append(path)
         return type("Usage", (), {"free": 100 * 2**20})
 
     monkeypatch.setattr("shutil.disk_usage", usage)
@@ -357,7 +357,7 @@ def test_space_is_asked_for_at_the_nearest_folder(store, monkeypatch):  # fault 
     ) as e:
         store.require_space(36 * 2**20 + 1)
     assert e.value.exit_status == 74
-    assert set(asked) == {store.root.parent} and not store.root.exists()
+    assert set(places) == {store.root.parent} and not store.root.exists()
 
 
 def test_space_on_this_disk(store):
@@ -424,19 +424,19 @@ def test_a_reader_beside_a_writer(store):  # fault 67
 
 def test_what_a_reader_sees_at_each_step_of_a_write(store, target, monkeypatch):  # fault 67
     add(target, range(3))
-    seen = []
+    missing = []
     original = Path.replace
 
     def watched(path, to):
-        seen.append(get(store.open(SPEC), range(6))[1])
+        missing.append(get(store.open(SPEC), range(6))[1])
         result = original(path, to)
-        seen.append(get(store.open(SPEC), range(6))[1])
+        missing.append(get(store.open(SPEC), range(6))[1])
         return result
 
     monkeypatch.setattr(Path, "replace", watched)
     add(target, range(3, 6))
     # shard before and after, manifest before and after
-    assert seen == [[3, 4, 5], [3, 4, 5], [3, 4, 5], []]
+    assert missing == [[3, 4, 5], [3, 4, 5], [3, 4, 5], []]
 
 
 def test_claims(store, target):
