@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from transferkit.core.errors import did_you_mean
 from transferkit.options.data import DataOptions
 from transferkit.options.fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Options, Range, at_least, flag, option
 
@@ -17,23 +16,12 @@ __all__ = [
     "SearchConfig",
     "SelftestConfig",
     "TrainingOptions",
-    "check_monitor",
 ]
 
 AUTO = "auto"
 
 DECAY = Range("a decay in (0, 1), such as 0.999", lambda value: 0.0 < value < 1.0)
 RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
-
-MONITORS = ("val_acc", "val_loss")
-"""Figures that the best epoch can be chosen by."""
-
-
-def check_monitor(monitor: str) -> list[str]:
-    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
-    if monitor in MONITORS:
-        return []
-    return [f"--monitor is {monitor!r}.{did_you_mean(monitor, MONITORS)} Expected one of {', '.join(MONITORS)}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +110,9 @@ class TrainingOptions(CraftOptions):
     patience: int | None = option(
         None, "stop when this many epochs of the last phase bring no improvement", at_least(1)
     )
-    monitor: str = option("val_acc", "what the best epoch is chosen by: val_acc or val_loss")
+    monitor: str = option(
+        "val_acc", "what the best epoch is chosen by: val_loss, or a figure of the task such as val_acc, val_f1_macro"
+    )
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
@@ -139,7 +129,7 @@ class TrainingOptions(CraftOptions):
 
     def problems(self) -> list[str]:
         """Return everything that is wrong with the values."""
-        problems = super().problems() + check_monitor(self.monitor)
+        problems = super().problems()
         if self.probe == "solve":
             if self.head != "linear":
                 problems.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")

@@ -25,6 +25,7 @@ from transferkit.models.artifact import load_weights_from
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.losses import balanced_class_weights
 from transferkit.models.module import TransferModule
+from transferkit.models.task import Task, task_named
 from transferkit.options.training import TrainingOptions
 from transferkit.show.progress import counting_bar, progress_console, waiting
 from transferkit.training.plan.options import resolve_phases
@@ -125,10 +126,11 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if config.data != SAMPLE and not Path(config.data).exists():
         raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
     console = progress_console(quiet)
+    task = task_named(config.task)
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
-    data = _data(config, backbone, workers, console)
-    module = _module(config, backbone, data)
+    data = _data(config, task, backbone, workers, console)
+    module = _module(config, task, backbone, data)
     phases = resolve_phases(config, module.group_names())
     _require_val(config, data, phases)
     if config.init_from is not None and fresh:
@@ -144,7 +146,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     return Training(config, data, module, phases, machine, console)
 
 
-def _data(config: TrainingOptions, backbone: Backbone, workers: int, console: Console | None) -> ImageData:
+def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int, console: Console | None) -> ImageData:
     """Read and check the pictures."""
     with counting_bar(console, "reading pictures") as progress:
         data = ImageData(
@@ -164,6 +166,7 @@ def _data(config: TrainingOptions, backbone: Backbone, workers: int, console: Co
             skip_bad=config.skip_bad,
             allow_empty_classes=config.allow_empty_classes,
             allow_leaks=config.allow_leaks,
+            reader=task.targets,
             progress=progress,
         )
         pictures = len(data.index.split("train"))
@@ -172,17 +175,19 @@ def _data(config: TrainingOptions, backbone: Backbone, workers: int, console: Co
     return data
 
 
-def _module(config: TrainingOptions, backbone: Backbone, data: ImageData) -> TransferModule:
+def _module(config: TrainingOptions, task: Task, backbone: Backbone, data: ImageData) -> TransferModule:
     weights = None
     if config.class_weights == "balanced":
-        counts = data.index.counts()["train"]
-        weights = balanced_class_weights([counts.get(name, 0) for name in data.class_names]).tolist()
+        weights = balanced_class_weights(list(data.index.counts()["train"].values())).tolist()
+    spec = data.index.targets.spec
     L.seed_everything(config.seed, workers=True, verbose=False)  # a fetched backbone must not change the head's start
     return TransferModule(
         backbone,
-        data.num_classes,
+        task.heads.width(spec),
         config.head,
-        class_names=data.class_names,
+        class_names=spec.names,
+        task=task,
+        target_facts=spec.facts,
         drop_rate=config.drop_rate,
         label_smoothing=config.label_smoothing,
         loss=config.loss,

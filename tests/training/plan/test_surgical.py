@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.task import task_named
 from transferkit.models.module import TransferModule
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
 
@@ -71,6 +72,7 @@ class Tiny(TransferModule):
 
     def __init__(self, weight, head):
         nn.Module.__init__(self)
+        self.task = task_named("classification")
         self.weight, self.other = nn.Parameter(torch.tensor([weight])), nn.Parameter(torch.tensor(head))
 
     def groups(self):

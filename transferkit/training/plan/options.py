@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
+from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
+from transferkit.models.task import task_named
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
@@ -98,10 +99,18 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     problems = check_phases(phases, group_names)
     if any(phase.solve for phase in phases) and config.head != "linear":
         problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
-    problems += _craft_problems(config, phases)
+    problems += _craft_problems(config, phases) + _monitor_problems(config)
     if problems:
         raise ConfigError(gather(problems))
     return phases
+
+
+def _monitor_problems(config: TrainingOptions) -> list[str]:
+    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
+    known = [f"val_{name}" for name in task_named(config.task).objective.monitors]
+    if config.monitor in known:
+        return []
+    return [f"--monitor is {config.monitor!r}.{did_you_mean(config.monitor, known)} Expected one of {', '.join(known)}"]
 
 
 def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[str]:

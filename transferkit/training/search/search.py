@@ -115,6 +115,8 @@ def run_search(
         TransferkitError: What else `finetune` raises, apart from a TrainingError, which is the trial's own.
     """
     plan = plan_search(options, space)
+    if plan.config.monitor not in METRICS:
+        raise ConfigError(f"a search compares by {' or '.join(METRICS)}, not by --monitor {plan.config.monitor}")
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna, which is not installed - pip install 'transferkit[search]'")
     usual = Path("runs") / f"{run_stem(plan.config.data, plan.config.backbone)}-search"
