@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.models.task import task_named
 from transferkit.models.module import TransferModule
+from transferkit.models.task import task_named
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
 
 
