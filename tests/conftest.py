@@ -14,6 +14,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Compute threads that sleep at barriers instead of spinning: tests stay quick beside other work on few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only take turns
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 

@@ -19,7 +19,7 @@ from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.explain import confident_mistakes, explain
-from transferkit.results.explain.explain import explain as explaining
+from transferkit.results.explain import explain as explaining
 from transferkit.results.predict.predictor import Predictor, load
 
 CLASSES = ("../../up", "=cmd()", "$a_b$ $", "\u732b\n", "plain")
@@ -134,7 +134,7 @@ def test_a_directory_with_something_in_it(options, picture, tmp_path):
 
 def test_runs_that_do_not_say_what_they_were_trained_on(options, picture, run, tmp_path):
     bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("pictures.csv"))
-    with pytest.raises(CheckpointError, match=r"pictures\.csv: missing.*--neighbours 0"):
+    with pytest.raises(CheckpointError, match=r"has no pictures\.csv.*--neighbours 0"):
         explain(ExplainConfig(**{**options, "run": str(bare)}, paths=[picture]))
     assert not (tmp_path / "out").exists()
 
