@@ -18,8 +18,8 @@ from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExplainConfig
-from transferkit.results.explain.explain import confident_mistakes, explain
 from transferkit.results.explain import explain as explaining
+from transferkit.results.explain.explain import confident_mistakes, explain
 from transferkit.results.predict.predictor import Predictor, load
 
 CLASSES = ("../../up", "=cmd()", "$a_b$ $", "\u732b\n", "plain")

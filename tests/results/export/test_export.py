@@ -233,7 +233,8 @@ def test_without_pictures_the_flag_is_named(tmp_path):
     with pytest.raises(ExportError, match="but the run lists none - pass --data with labelled pictures"):
         export(config(run, format="safetensors"))
     new = draw_pictures(tmp_path / "data/dog", 3)
-    (run / "predictions.csv").write_text(f"split,path,predicted\nval,{new[0]},dog\ntest,{new[1]},dog\n")
+    rows = f"val,{new[0]},dog,dog,0.9,0.9\ntest,{new[1]},dog,dog,0.9,0.9\n"
+    (run / "predictions.csv").write_text(f"split,path,label,predicted,probability,label_probability\n{rows}")
     assert export_pictures(run, CLASSES, data=None, most=9).compared == (str(new[0]),)
     chosen = export_pictures(run, CLASSES, data=str(tmp_path / "data"), most=2)
     assert list(chosen.compared) == list(map(str, new[:2])) and chosen.calibrating == (str(new[2]),)

@@ -553,7 +553,7 @@ def test_a_run_that_does_not_know_its_training_pictures_is_served_without(run, c
     def visit(port):
         assert "neighbours" not in ask(port, "/predict?explain=true", png())[2]
 
-    with pytest.warns(TransferkitWarning, match=r"no nearest training pictures: .*pictures.csv: missing"):
+    with pytest.warns(TransferkitWarning, match=r"no nearest training pictures: .*has no pictures\.csv"):
         serve_until(ServeConfig(run=str(run), port=0, accelerator="cpu", quiet=True), signal.SIGINT, capsys, visit)
 
 

@@ -178,5 +178,7 @@ def test_scaled_gradients_and_other_modules_are_refused():
 
     with pytest.raises(ConfigError, match="scaled gradients of precision 16-mixed - use 32 or bf16"):
         L2SP(0.1).setup(Scaled, make_module(), "fit")
-    with pytest.raises(ConfigError, match="L2SP needs a TransferModule, saw LightningModule"):
+    with pytest.raises(
+        ConfigError, match=r"L2SP needs a module with groups\(\) and train_groups\(\), saw LightningModule"
+    ):
         L2SP(0.1).setup(Scaled, L.LightningModule(), "fit")

@@ -117,7 +117,7 @@ def test_other_ranks_count_but_do_not_write(tmp_path):
 
     schedule = PhaseSchedule(PHASES)
     module = make_module()
-    schedule.plan = type("Planned", (), {
+    schedule._plan = type("Planned", (), {
         "phases": PHASES, "phase_at": lambda self, epoch: 1, "first_epoch": lambda self, index: 1
     })()  # fmt: skip
     snapshots = Snapshots(tmp_path, schedule)

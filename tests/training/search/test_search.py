@@ -21,7 +21,6 @@ from transferkit.models.backbones.interface import Backbone
 from transferkit.options.fields import make_config
 from transferkit.options.training import SearchConfig
 from transferkit.training.finetune import Run, finetune
-from transferkit.training.search import plots
 from transferkit.training.search import search as module
 from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
 from transferkit.training.search.search import run_search, search
@@ -68,13 +67,6 @@ class Fake:
         metrics = {"val": {"acc": value, "loss": value}}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return Run(run, metrics)
-
-
-@pytest.fixture(autouse=True)
-def studies_are_not_rendered(request, monkeypatch):
-    """Draw the figure of a study, but write it only where a test looks at it."""
-    if "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.write_bytes(b"not rendered in tests"))
 
 
 @pytest.fixture

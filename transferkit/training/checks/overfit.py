@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 from transferkit.core.errors import ConfigError, gather
+from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups
@@ -62,6 +63,7 @@ class _Sample:
     batches: list[tuple[Tensor, Tensor]]
     labels: list[tuple[str, str]]  # path and label
     conflicts: list[tuple[str, str, str, str]]  # path, label, other path, other label
+    spec: TargetSpec
     losses: list[float] = field(default_factory=list)
     train_acc: float = 0.0
     wrong: list[tuple[str, str, str]] = field(default_factory=list)  # path, label, prediction
@@ -155,7 +157,7 @@ def _take(data: ImageData, count: int, device: torch.device) -> _Sample:
     positions = choose_evenly(data.index.targets.strata(labels).tolist(), count, data.seed)
     if len(positions) % data.batch_size == 1:
         positions = positions[:-1]  # batch norm cannot train on a single picture
-    sample = _Sample([], [(dataset.pictures[at].name, labels[at]) for at in positions], [])
+    sample = _Sample([], [(dataset.pictures[at].name, labels[at]) for at in positions], [], data.index.targets.spec)
     first: dict[bytes, tuple[str, str]] = {}
     for start in range(0, len(positions), data.batch_size):
         images, targets = dataset.batch(positions[start : start + data.batch_size]).labelled()
@@ -201,7 +203,7 @@ def _evaluate(module: TransferModule, sample: _Sample) -> float:
     output = module.task.output
     with torch.no_grad():
         rows = [row for images, targets in sample.batches
-                for row in output.rows(output.activate(module(images).float()).cpu(), targets.cpu(), module.target_spec)
+                for row in output.rows(output.activate(module(images).float()).cpu(), targets.cpu(), sample.spec)
                 ]  # fmt: skip
     sample.wrong = [
         (path, label, row[1]) for (path, label), row in zip(sample.labels, rows, strict=True) if row[0] != row[1]
