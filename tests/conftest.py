@@ -56,13 +56,27 @@ def own_caches(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_processor():
+    """Compute in fp32 unasked, whatever the processor has; in fixtures of modules and after `monkeypatch.undo()` too.
+
+    Returns the check of the processor as it is.
+    """
+    from transferkit.machine import precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        own = precision.cpu_has_bf16
+        patch.setattr(precision, "cpu_has_bf16", lambda: False)
+        yield own
+
+
 @pytest.fixture(autouse=True)
-def plain_processor(request, monkeypatch):
-    """Compute in fp32 unasked, whatever the processor has; tests marked `precision` see the processor as it is."""
-    if request.node.get_closest_marker("precision") is None:
+def own_processor(request, monkeypatch, plain_processor):
+    """Show tests marked `precision` the processor as it is."""
+    if request.node.get_closest_marker("precision"):
         from transferkit.machine import precision
 
-        monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+        monkeypatch.setattr(precision, "cpu_has_bf16", plain_processor)
 
 
 @pytest.fixture
