@@ -89,6 +89,14 @@ def fast_bf16(monkeypatch):
 
 
 @pytest.fixture
+def two_cores(monkeypatch):
+    """A machine of two cores at least: on one, a decoding process beside the compute thread is refused."""
+    from transferkit.machine import device
+
+    monkeypatch.setattr(device, "available_cores", lambda: 2)
+
+
+@pytest.fixture
 def real_figures():
     """Asked for by tests that look at the pictures of a plan or a run."""
 

@@ -373,7 +373,7 @@ def test_the_precision_is_chosen_once_for_every_verb_and_said(folder, tmp_path, 
     assert facts["precision_reason"] == table.facts["precision_reason"]
 
 
-def test_the_number_of_workers_changes_no_row(folder, tmp_path, options):
+def test_the_number_of_workers_changes_no_row(folder, tmp_path, options, two_cores):
     rows = [
         extract_features(folder, **{**options, "workers": workers, "store": str(tmp_path / str(workers))}).X
         for workers in (0, 1)
