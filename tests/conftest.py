@@ -20,6 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more thread
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
+SHARED_MEMORY = pytest.StashKey[bool]()
+
+
+def pytest_configure(config):
+    """Look for shared memory once. A loader that a skip leaves half made complains when it is collected."""
+    from transferkit.machine.cores import has_shared_memory
+
+    config.stash[SHARED_MEMORY] = has_shared_memory()
+    if not config.stash[SHARED_MEMORY]:
+        config.addinivalue_line("filterwarnings", "ignore:Exception ignored in.*DataLoaderIter.__del__")
+
+
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none, and say so by name."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
@@ -86,6 +98,14 @@ def fast_bf16(monkeypatch):
 
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(precision, "compare", lambda full, half: (full(), half(), 4.0)[-1])
+
+
+@pytest.fixture(autouse=True)
+def shared_memory(request, monkeypatch):
+    """Skip, by name, what starts processes on a machine where they cannot wait for each other."""
+    if not request.config.stash[SHARED_MEMORY]:
+        for name in ("multiprocessing.synchronize.SemLock.__init__", "multiprocessing.heap.Arena.__init__"):
+            monkeypatch.setattr(name, lambda *_, **__: pytest.skip("no shared memory: /dev/shm cannot be written"))
 
 
 @pytest.fixture

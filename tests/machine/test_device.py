@@ -26,6 +26,19 @@ def test_a_gpu_leaves_the_cores_to_the_decoders(monkeypatch):
     assert machine.choose_workers(3, "gpu") == (3, 5)
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_without_shared_memory_pictures_are_decoded_in_this_process(monkeypatch, accelerator):
+    def no_place(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(machine, "available_cores", lambda: 16)
+    assert machine.choose_workers(None, accelerator)[0] > 0
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_place)
+    assert machine.choose_workers(None, accelerator) == machine.choose_workers(0, accelerator) == (0, 16)
+    with pytest.warns(TransferkitWarning, match="--workers 2 needs shared memory, .* using 0"):
+        assert machine.choose_workers(2, accelerator) == (0, 16)
+
+
 def test_accelerators(monkeypatch):  # fault 43
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

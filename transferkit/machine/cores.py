@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
-__all__ = ["available_cores", "free_memory"]
+__all__ = ["available_cores", "free_memory", "has_shared_memory"]
 
 
 def available_cores() -> int:
@@ -21,3 +22,12 @@ def free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return 0
+
+
+def has_shared_memory() -> bool:
+    """Return whether processes can share memory and wait for each other; on Linux both need a writable ``/dev/shm``."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except (OSError, ImportError, ValueError):  # no place for semaphores, none built in, no such context
+        return False
+    return True

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
-from transferkit.machine.cores import available_cores
+from transferkit.machine.cores import available_cores, has_shared_memory
 
 __all__ = [
     "choose_accelerator",
@@ -69,6 +69,14 @@ def choose_workers(workers: int | None, accelerator: str) -> tuple[int, int]:
         accelerator: From `choose_accelerator`.
     """
     cores = available_cores()
+    if workers != 0 and not has_shared_memory():
+        if workers is not None:
+            warnings.warn(
+                f"--workers {workers} needs shared memory, and /dev/shm cannot be written here; using 0",
+                TransferkitWarning,
+                stacklevel=3,
+            )
+        workers = 0
     if accelerator != "cpu":
         workers = min(GPU_WORKERS, max(1, cores - 1)) if workers is None else workers
         return workers, max(1, cores - workers)

@@ -62,7 +62,8 @@ def test_a_killed_worker_is_found_without_torchs_signal_handler(monkeypatch, fol
         with pytest.raises(StorageError, match=r"lost \((DataLoader worker \(pid\(s\) \d+\) exited|its conn)"):
             list(batches)
     finally:
-        loader._iterator._shutdown_workers()  # or the handler would tell of the dead one
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # or the handler would tell of the dead one
         signal.signal(signal.SIGCHLD, before)
 
 
