@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -178,6 +179,45 @@ def quick(folder):
         "epochs": 2, "probe_epochs": 1, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
         "augment": "standard",
     }  # fmt: skip
+
+
+SMALL_RUN = (
+    "--backbone", "test_resnet", "--weights", "random", "--image-size", "32", "--precision", "32",
+    "--accelerator", "cpu", "--workers", "0",
+)  # fmt: skip
+
+
+@contextmanager
+def unchanged(run):
+    """Give a run directory, and fail when a test has changed it: tests that write take a copy."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    yield run
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, f"a test changed {run}"
+
+
+@pytest.fixture(scope="session")
+def finished_run(folder, tmp_path_factory):
+    """The directory of a run by the command: a solved head, then two epochs of fine-tuning; with pages and charts."""
+    from transferkit.cli.main import main
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    words = ["finetune", "--data", str(folder), *SMALL_RUN, "--batch-size", "4", "--epochs", "2", "--out", str(out)]
+    assert main(words) == 0
+    with unchanged(out):
+        yield out
+
+
+@pytest.fixture(scope="session")
+def probed_run(folder, tmp_path_factory):
+    """The directory of a run with a solved head on random features: right often enough, and wrong sometimes."""
+    from transferkit.cli.main import main
+
+    out = tmp_path_factory.mktemp("runs") / "probed"
+    store = str(out.with_name("store"))
+    words = ["finetune", "--data", str(folder), *SMALL_RUN, "--phases", "probe", "--store", store, "--out", str(out)]
+    assert main([*words, "--quiet"]) == 0
+    with unchanged(out):
+        yield out
 
 
 @pytest.fixture

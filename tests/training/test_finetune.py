@@ -24,15 +24,8 @@ from transferkit.training.finetune import finetune
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished") / "run"
-    words = [
-        "finetune", "--data", folder, "--backbone", "test_resnet", "--weights", "random", "--image-size", "32",
-        "--batch-size", "4", "--epochs", "2", "--probe-epochs", "1", "--accelerator", "cpu", "--workers", "0",
-        "--out", out,
-    ]  # fmt: skip
-    assert main([str(word) for word in words]) == 0
-    return out
+def finished(finished_run):
+    return finished_run
 
 
 def test_the_run_directory_is_the_contract(finished):

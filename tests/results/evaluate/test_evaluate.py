@@ -33,20 +33,13 @@ from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
 from transferkit.runs.measure import prediction_rows, write_predictions
 from transferkit.show.charts import save_charts
-from transferkit.training.finetune import finetune
 
 NAMES = ("circle", "square", "stripes")
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
-    """A solved probe on random features: right often enough, and wrong sometimes."""
-    out = tmp_path_factory.mktemp("runs") / "first"
-    finetune(
-        data=str(folder), out=str(out), backbone="test_resnet", weights="random", image_size=32, phases="probe",
-        precision="32", accelerator="cpu", workers=0, quiet=True, store=str(out.with_name("store")),
-    )  # fmt: skip
-    return out
+def run(probed_run):
+    return probed_run
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +383,7 @@ def test_against_a_run_of_other_classes(run, folder, out, tmp_path):
     backbone = create_backbone("test_resnet", weights="random", image_size=(32, 32))
     save_model(second, TransferModule(backbone, 3, "linear", class_names=("square", "stripes", "zebra")))
     found = measured(run, folder, out, split="test", against=str(second))["against"]
-    assert (found["run"], found["names"]) == (str(second), ["first", "second"])
+    assert (found["run"], found["names"]) == (str(second), ["probed", "second"])
     paired = found["test"]
     assert (paired["n"], paired["left_out"], paired["seen_in_training"]) == (6, 3, None)
     pictures = [
