@@ -197,12 +197,12 @@ def unchanged(run):
 
 @pytest.fixture(scope="session")
 def finished_run(folder, tmp_path_factory):
-    """The directory of a run by the command: a solved head, then two epochs of fine-tuning; with pages and charts."""
+    """The directory of a run by the command: an epoch of the head, then two of everything; with pages and charts."""
     from transferkit.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "finished"
-    words = ["finetune", "--data", str(folder), *SMALL_RUN, "--batch-size", "4", "--epochs", "2", "--out", str(out)]
-    assert main(words) == 0
+    words = ["finetune", "--data", str(folder), *SMALL_RUN, "--batch-size", "4", "--epochs", "2", "--probe-epochs", "1"]
+    assert main([*words, "--out", str(out)]) == 0
     with unchanged(out):
         yield out
 

@@ -460,7 +460,7 @@ def test_the_default_directory_is_named_after_data_and_run(run, folder, tmp_path
         "report": "off",
         "workers": 0,
     }
-    assert evaluate(make_config(EvaluateConfig, options)) == Path("runs/test-first-evaluate-1")
+    assert evaluate(make_config(EvaluateConfig, options)) == Path("runs/test-probed-evaluate-1")
 
 
 def test_no_model_is_told(folder, out, tmp_path):
