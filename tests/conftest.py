@@ -110,6 +110,40 @@ def shared_memory(request, monkeypatch):
 
 
 @pytest.fixture
+def one_thread():
+    """Single pictures through a small network, and small problems: threads would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A feature store of this test's own."""
+    from transferkit.features.store.store import FeatureStore
+
+    return FeatureStore(tmp_path / "store")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the pictures that data sets decode during the test."""
+    from transferkit.data.batches import dataset
+
+    decode, names = dataset.decode_image, []
+
+    def counting(*args, **options):
+        names.append(options["name"])
+        return decode(*args, **options)
+
+    monkeypatch.setattr(dataset, "decode_image", counting)
+    return names
+
+
+@pytest.fixture
 def two_cores(monkeypatch):
     """A machine of two cores at least: on one, a decoding process beside the compute thread is refused."""
     from transferkit.machine import device

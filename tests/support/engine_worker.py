@@ -14,9 +14,13 @@ import torch
 from torch import nn
 
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.views import Views
 from transferkit.data.images.decode import decode_image
+from transferkit.features.engine.compute import Compute, FrozenBackbone
+from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract.extraction import extract_pictures
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
@@ -51,6 +55,34 @@ def own(model, size=16, name="own"):
 def small_net(width=8):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2))
+
+
+CLOSE = 1e-5
+
+
+def views_of(backbone, count=0, augment="standard", seed=0):
+    config = backbone.data_config
+    return Views(eval_transform(config), train_transform(augment, config) if count else None, count, seed)
+
+
+def extract(some, backbone, store, *, layer="pooled", pool=None, views=0, progress=None, **options):
+    """Extract pictures with `views` augmented ones each (a number or `Views`), in small eager batches of fp32."""
+    views = views if isinstance(views, Views) else views_of(backbone, views)
+    compute = Compute(**{"precision": "32", "compiling": "off", "batch_size": 8, **options})
+    taps = find_taps(backbone, layer, pool)
+    return extract_pictures(some, FrozenBackbone(backbone), taps, views, store, compute, progress=progress)
+
+
+def only(extraction):
+    """Rows (1 + K, N, D) of the one layer."""
+    (rows,) = extraction.rows.values()
+    return rows
+
+
+def random_images(backbone, count=4, seed=0):
+    """Noise as the engine takes it, (count, H, W, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *backbone.data_config.image_size, 3), dtype=torch.uint8, generator=generator)
 
 
 def pictures_of(folder):
@@ -114,4 +146,4 @@ def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=No
     dataset.decode_image = counting
     table = extract.extract_table(make_config(FeaturesConfig, {**options, "accelerator": "cpu", "workers": 0}))
     facts = {"computed": table.facts["computed"], "decoded": len(decoded), "rows": table.X.tolist()}
-    report.write_text(json.dumps(facts))
+    report.write_text(json.dumps(facts), encoding="utf-8")

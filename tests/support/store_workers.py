@@ -1,6 +1,7 @@
 """What the store's tests run in other processes, and the rows they agree on; imports nothing heavy."""
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 from transferkit.features.store.spec import FeatureSpec, row_key
 from transferkit.features.store.store import FeatureStore
 
+SPAWN = multiprocessing.get_context("spawn")
 WIDTH = 8
 SPEC = FeatureSpec(
     backbone="resnet18",
@@ -41,6 +43,16 @@ def row_of(number, width):
 def rows_of(numbers, width=WIDTH):
     """The one right row of each number: a function of the number alone, as features are of a picture."""
     return np.stack([row_of(number, width) for number in numbers])
+
+
+def missing_of(target, numbers):
+    """The positions that a set has no row of; every row that it serves must be the right one."""
+    out = np.full((len(numbers), WIDTH), np.nan, np.float32)
+    missing = target.read(keys_of(numbers), out)
+    expected = rows_of(numbers)
+    expected[missing] = np.nan
+    assert np.array_equal(out, expected, equal_nan=True)
+    return missing
 
 
 def add(target, numbers):

@@ -8,10 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_worker import build, error, own, pictures_of, plain_rows, prepared, small_net
+from engine_worker import (
+    CLOSE,
+    build,
+    error,
+    own,
+    pictures_of,
+    plain_rows,
+    prepared,
+    random_images,
+    small_net,
+    views_of,
+)
 
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.views import Views
 from transferkit.features.engine import engine
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import (
@@ -22,16 +31,10 @@ from transferkit.features.engine.engine import (
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.store.store import FeatureStore
 from transferkit.machine.precision import memory_of
 from transferkit.machine.timings import Memory
 
-CLOSE = 1e-5
-
-
-def images_of(backbone, count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, *backbone.data_config.image_size, 3), dtype=torch.uint8, generator=generator)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +45,6 @@ def backbone():
 @pytest.fixture(scope="module")
 def small():
     return own(small_net())
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # --- batches
@@ -67,7 +63,7 @@ def test_rows_do_not_depend_on_the_batch(backbone, folder, size):  # fault 71
 
 def test_widths_are_known_before_the_first_picture(backbone):
     ours = Engine(backbone, find_taps(backbone, "all", "avgmax"), compiling="off")
-    assert ours.widths == tuple(row.shape[1] for row in ours.rows(images_of(backbone, 2)))
+    assert ours.widths == tuple(row.shape[1] for row in ours.rows(random_images(backbone, 2)))
     assert ours.widths[-1] == 2 * backbone.map_channels
 
 
@@ -77,7 +73,7 @@ def test_widths_are_known_before_the_first_picture(backbone):
 @pytest.mark.parametrize("layer", ["pooled", "all"])
 def test_compiled_rows_are_the_same_and_a_short_batch_is_padded(small, layer):
     taps = find_taps(small, layer)
-    images = images_of(small, 8)
+    images = random_images(small, 8)
     exact = Engine(small, taps, compiling="off").rows(images)
     ours = Engine(small, taps, compiling="on", batch=8)
     assert not ours.is_compiled
@@ -96,9 +92,9 @@ def test_compiled_rows_are_the_same_and_a_short_batch_is_padded(small, layer):
 
 def test_rows_of_compiled_code_are_not_written_over(small):
     ours = Engine(small, find_taps(small), compiling="on", batch=4)
-    first = ours.rows(images_of(small, 4))[0]
+    first = ours.rows(random_images(small, 4))[0]
     before = first.clone()
-    ours.rows(images_of(small, 4, seed=1))
+    ours.rows(random_images(small, 4, seed=1))
     assert torch.equal(first, before)
 
 
@@ -115,10 +111,10 @@ def test_a_small_first_batch_does_not_leave_the_larger_ones_in_eager_mode(small,
 
     monkeypatch.setattr(torch, "compile", fake_compile)
     ours = Engine(small, find_taps(small), compiling="on", batch=8)
-    ours.rows(images_of(small, 2))
+    ours.rows(random_images(small, 2))
     made.clear()
     for _ in range(4):
-        ours.rows(images_of(small, 8))
+        ours.rows(random_images(small, 8))
     assert 8 in made
 
 
@@ -129,7 +125,7 @@ def raising(*args, **options):
 @pytest.mark.parametrize("where", ["at once", "when run"])
 def test_without_a_compiler_it_goes_on_in_eager_mode(small, monkeypatch, caplog, where):
     monkeypatch.setattr(torch, "compile", raising if where == "at once" else lambda network, **options: raising)
-    images = images_of(small, 4)
+    images = random_images(small, 4)
     exact = Engine(small, find_taps(small), compiling="off").rows(images)[0]
     ours = Engine(small, find_taps(small), compiling="on", batch=4)
     with caplog.at_level(logging.INFO, "transferkit"):
@@ -141,10 +137,10 @@ def test_without_a_compiler_it_goes_on_in_eager_mode(small, monkeypatch, caplog,
     ]
 
 
-def test_a_compiler_that_was_missing_once_is_not_given_up_for_good(small, monkeypatch, tmp_path, folder):
+def test_a_compiler_that_was_missing_once_is_not_given_up_for_good(small, monkeypatch, store, folder):
     monkeypatch.setattr(torch, "compile", lambda network, **options: raising)
     options = Compute(precision="32", compiling="on", batch_size=4)
-    taps, store = find_taps(small), FeatureStore(tmp_path / "store")
+    taps = find_taps(small)
     extract_pictures(pictures_of(folder)[:8], FrozenBackbone(small), taps, views_of(small), store, options)
     frozen = FrozenBackbone(small)  # as in the next process
     later = Compute(precision="32", compiling="auto", batch_size=4)
@@ -158,7 +154,7 @@ def test_a_missing_compiler_in_a_real_process(tmp_path):
         "from test_engine import *\n"
         "small = own(small_net())\n"
         "ours = Engine(small, find_taps(small), compiling='on')\n"
-        "images = images_of(small, 4)\n"
+        "images = random_images(small, 4)\n"
         "exact = Engine(small, find_taps(small), compiling='off').rows(images)[0]\n"
         "same = all(torch.equal(ours.rows(images)[0], exact) for _ in range(2))\n"
         "print(same, ours.is_compiled)\n"
@@ -230,7 +226,7 @@ BREAK_EVEN = int(COMPILE_S / (0.025 * (1 - 1 / GAIN)))
 def test_compiles_when_the_pictures_pay_for_it(world, small, left, pays):
     ours = Engine(small, find_taps(small), batch=4)
     for _ in range(12):
-        ours.rows(images_of(small, 4), left=left)
+        ours.rows(random_images(small, 4), left=left)
     assert ours.is_compiled == pays
     assert world.compilations == pays
     if pays:
@@ -244,7 +240,7 @@ def test_three_batches_are_timed_before_it_decides(world, small):
     ours = Engine(small, find_taps(small), batch=4)
     compiled = []
     for _ in range(5):
-        ours.rows(images_of(small, 4), left=10**9)
+        ours.rows(random_images(small, 4), left=10**9)
         compiled.append(ours.is_compiled)
     assert compiled == [False, False, False, True, True]
 
@@ -253,7 +249,7 @@ def test_three_batches_are_timed_before_it_decides(world, small):
 def test_a_gain_that_was_none_before_is_not_tried_again(world, small, gain):
     ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=gain))
     for _ in range(12):
-        ours.rows(images_of(small, 4), left=10**9)
+        ours.rows(random_images(small, 4), left=10**9)
     assert world.compilations == 0
 
 
@@ -262,7 +258,7 @@ def test_what_was_measured_before_decides(world, small):
     for left, pays in ((79, False), (81, True)):
         ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=2.0, compile_s=1.0))
         for _ in range(4):
-            ours.rows(images_of(small, 4), left=left)
+            ours.rows(random_images(small, 4), left=left)
         assert ours.is_compiled == pays
 
 
@@ -270,7 +266,7 @@ def test_compiled_code_that_is_slower_is_not_used(world, small):
     world.compiled_s = 0.2
     ours = Engine(small, find_taps(small), batch=4)
     for _ in range(20):
-        ours.rows(images_of(small, 4), left=10**9)
+        ours.rows(random_images(small, 4), left=10**9)
     assert not ours.is_compiled
     assert world.compilations == 1
     assert ours.gain == pytest.approx(0.5)
@@ -280,7 +276,7 @@ def test_compiled_code_that_is_slower_is_used_where_it_was_asked_for(world, smal
     world.compiled_s = 0.2
     ours = Engine(small, find_taps(small), compiling="on", batch=4)
     for _ in range(4):
-        ours.rows(images_of(small, 4))
+        ours.rows(random_images(small, 4))
     assert ours.is_compiled
 
 
@@ -288,18 +284,14 @@ def test_compiled_code_that_is_slower_is_used_where_it_was_asked_for(world, smal
 def test_other_devices_are_left_in_eager_mode(world, small, device):
     ours = Engine(small, find_taps(small), batch=4)
     for _ in range(4):
-        ours.rows(images_of(small, 4))
+        ours.rows(random_images(small, 4))
     ours.device = device
     assert not ours._should_compile(4, 10**9)
 
 
-def views_of(backbone):
-    return Views(eval_transform(backbone.data_config))
-
-
-def test_the_gain_is_remembered(world, small, tmp_path, folder):
+def test_the_gain_is_remembered(world, small, store, folder):
     world.compile_s = 0.5
-    pictures, taps, store = pictures_of(folder), find_taps(small), FeatureStore(tmp_path / "store")
+    pictures, taps = pictures_of(folder), find_taps(small)
     options = Compute(precision="32", batch_size=4)
     memory = memory_of(small, small.data_config.image_size, "cpu")
     memory.remember({"gain": 1.5, "compile_s": 0.2})  # so that 45 pictures pay for it
@@ -310,11 +302,3 @@ def test_the_gain_is_remembered(world, small, tmp_path, folder):
     assert (ours.gain, ours.compile_s) == pytest.approx((2.0, 0.5))
     ours = FrozenBackbone(own(small_net(width=6))).engine(taps, "32", options)
     assert (ours.gain, ours.compile_s) == (GAIN, COMPILE_S)
-
-
-def test_few_pictures_are_never_compiled_for(small, tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda *args, **options: pytest.fail("compiled for 45 pictures"))
-    options = Compute(precision="32", batch_size=4)
-    extract_pictures(
-        pictures_of(folder), FrozenBackbone(small), find_taps(small), views_of(small), FeatureStore(tmp_path), options
-    )

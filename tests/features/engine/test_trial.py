@@ -1,35 +1,26 @@
 """bf16 for features: chosen where it is faster and exact enough, the same for all verbs, and as good for a probe."""
 
+import engine_worker
 import numpy as np
 import pytest
 import torch
-from engine_worker import build, own, pictures_of, small_net
+from engine_worker import build, only, own, pictures_of, small_net
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.views import Views
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.engine.trial import PICTURES, draw_pictures
-from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine import precision as policy
 from transferkit.machine import timings
 from transferkit.machine.precision import COSINE
 
-pytestmark = pytest.mark.precision
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.precision, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture
@@ -45,12 +36,8 @@ def passes(monkeypatch):
     return sizes
 
 
-def extract(backbone, pictures, root, **options):
-    options = {"compiling": "off", "batch_size": 8, **options}
-    views = Views(eval_transform(backbone.data_config))
-    return extract_pictures(
-        pictures, FrozenBackbone(backbone), find_taps(backbone), views, FeatureStore(root), Compute(**options)
-    )
+def extract(backbone, pictures, root, precision="auto"):
+    return engine_worker.extract(pictures, backbone, FeatureStore(root), precision=precision)
 
 
 class Rough(nn.Module):
@@ -141,8 +128,7 @@ def test_bf16_features_are_close_and_as_good(folder, tmp_path):
     backbone = build("transferkit/mini", size=48)
     pictures = pictures_of(folder)
     full, half = (extract(backbone, pictures, tmp_path, precision=p) for p in ("32", "bf16"))
-    (exact,), (rough,) = (tuple(each.rows.values()) for each in (full, half))
-    exact, rough = exact[0], rough[0]
+    exact, rough = only(full)[0], only(half)[0]
     assert rough.dtype == np.float32
     assert not np.array_equal(exact, rough), "the rows are equal: bf16 was not used"
     cosine = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)

@@ -11,28 +11,23 @@ import signal
 import numpy as np
 import pytest
 import torch
-from engine_worker import error, plain_rows
+from conftest import draw_folder
+from engine_worker import CLOSE, error, plain_rows
 from safetensors.torch import save_file
 
-from transferkit.cli.main import main
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches import dataset
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
-from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
+from transferkit.features.extract.extract import build_once, extract_features, extract_table, frozen_backbone
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine import precision, timings
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.digest import state_digest
+from transferkit.options.features import FeaturesConfig
+from transferkit.options.fields import make_config
 
-CLOSE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -47,18 +42,6 @@ def options(tmp_path):
         "image_size": 32, "precision": "32", "compile": "off", "accelerator": "cpu", "workers": 0,
         "store": str(tmp_path / "store"),
     }  # fmt: skip
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    names = []
-
-    def counting(*args, **more):
-        names.append(more["name"])
-        return decode_image(*args, **more)
-
-    monkeypatch.setattr(dataset, "decode_image", counting)
-    return names
 
 
 # --- X and y
@@ -125,7 +108,7 @@ def test_what_is_wrong_with_the_folder_is_told_before_any_work(data, options, de
 def test_a_manifest(data, options):
     whole = extract_features(data, **options)
     rows = [(os.path.relpath(record.path, data), record.label, record.split) for record in whole.records[::2]]
-    with (data / "some.csv").open("w", newline="") as stream:
+    with (data / "some.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "label", "split"), *rows])
     table = extract_features(data / "some.csv", **options)
     assert table.facts["computed"] == 0
@@ -133,10 +116,6 @@ def test_a_manifest(data, options):
 
 
 def test_progress_of_both_passes(folder, options):
-    from transferkit.features.extract.extract import extract_table
-    from transferkit.options.features import FeaturesConfig
-    from transferkit.options.fields import make_config
-
     hashed, done = [], []
     config = make_config(FeaturesConfig, {"data": str(folder), **options})
     extract_table(config, indexing=lambda *each: hashed.append(each), extracting=lambda *each: done.append(each))
@@ -153,26 +132,18 @@ def test_names_places_and_times_cost_nothing(data, tmp_path, options, decoded): 
         os.utime(path, (1, 1))
         if number % 3 == 0:
             path.rename(path.with_name(f"z{path.name}"))
+    (data / "train" / "circle" / "001.png").rename(data / "test" / "square" / "moved.png")  # nor labels and splits
     moved = data.rename(tmp_path / "elsewhere")
     second = extract_features(moved, **options)
     assert second.facts["computed"] == 0
     assert decoded == []
     assert second.paths != first.paths
+    assert len(second.split("test")) == len(first.split("test")) + 1
     ours = {record.sha256: row.tobytes() for record, row in zip(second.records, second.X, strict=True)}
     assert ours == {record.sha256: row.tobytes() for record, row in zip(first.records, first.X, strict=True)}
 
 
-def test_another_label_or_split_costs_nothing(data, options):
-    first = extract_features(data, **options)
-    (data / "train" / "circle" / "000.png").rename(data / "test" / "square" / "moved.png")
-    second = extract_features(data, **options)
-    assert second.facts["computed"] == 0
-    assert len(second.split("test")) == len(first.split("test")) + 1
-
-
 def test_new_and_changed_pictures_alone_are_computed(data, tmp_path, options, decoded):
-    from conftest import draw_folder
-
     first = extract_features(data, **options)
     fresh = sorted(draw_folder(tmp_path / "fresh", per_class=2, seed=9).rglob("*.png"))
     for number, path in enumerate(fresh[:5]):
@@ -189,18 +160,6 @@ def test_new_and_changed_pictures_alone_are_computed(data, tmp_path, options, de
     assert not np.allclose(other.X[at], first.X[first.paths.index(str(changed))])
     backbone = create_backbone("transferkit/mini", image_size=32).eval()
     assert error(other.X, plain_rows(backbone, other.paths)) <= CLOSE
-
-
-@pytest.mark.filterwarnings("ignore:classes without a val picture")
-def test_other_shares_of_the_splits_cost_nothing(tmp_path, options):
-    from conftest import draw_folder
-
-    data = draw_folder(tmp_path / "data", per_class=20)
-    first = extract_features(data, **options)
-    second = extract_features(data, seed=1, val_split=0.3, **options)
-    assert second.facts["computed"] == 0
-    assert [record.split for record in first.records] != [record.split for record in second.records]
-    assert np.array_equal(first.X, second.X)
 
 
 # --- the same process, other weights
@@ -232,43 +191,21 @@ def test_random_weights_follow_the_seed(folder, options):
     assert extract_features(folder, weights="random", seed=4, **options).facts["computed"] == 45
 
 
-# --- names that are no text
-
-
-def test_names_that_are_no_text(data, tmp_path, options):  # fault 28
-    odd = os.fsdecode(b'caf\xe9, "x".png')
-    try:
-        (data / "train" / "circle" / "000.png").rename(data / "train" / "circle" / odd)
-    except OSError:
-        pytest.skip("this file system takes no names that are not UTF-8")
-    for ending in (".npz", ".csv", ".parquet"):
-        table = extract_features(data, out=str(tmp_path / f"x{ending}"), **options)
-        assert sum(path.endswith(odd) for path in table.paths) == 1
-    with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
-        assert sum(path.endswith('caf\\xe9, "x".png') for path in content["path"]) == 1
-
-
 # --- the verb
 
 
-def run(capsys, *words):
-    status = main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
 @pytest.mark.parametrize("ending", ["npz", "csv", "parquet"])
-def test_quiet_prints_nothing(folder, tmp_path, capsys, ending):
+def test_quiet_prints_nothing(folder, tmp_path, command, ending):
     words = ["--image-size", 32, "--store", tmp_path / "s", "--out", tmp_path / f"x.{ending}", "--quiet"]
-    assert run(capsys, "features", "--data", folder, *words) == (0, "", "")
+    assert command("features", "--data", folder, *words) == (0, "", "")
     assert (tmp_path / f"x.{ending}").exists()
 
 
-def test_flags_are_the_keyword_arguments(folder, tmp_path, capsys, options):
+def test_flags_are_the_keyword_arguments(folder, tmp_path, command, options):
     out = tmp_path / "x.npz"
     words = ["--image-size", 32, "--store", options["store"], "--layer", "stage2", "--pool", "max", "--views", 2]
-    status, printed, _ = run(
-        capsys, "features", "--data", folder, *words, "--augment", "standard", "--precision", 32, "--out", out
+    status, printed, _ = command(
+        "features", "--data", folder, *words, "--augment", "standard", "--precision", 32, "--out", out
     )
     assert status == 0
     assert "computed  45, the others were in the store" in printed
@@ -279,9 +216,9 @@ def test_flags_are_the_keyword_arguments(folder, tmp_path, capsys, options):
         assert np.array_equal(content["views_layer2"], table.views["layer2"])
 
 
-def test_an_export_that_cannot_be_is_refused_before_any_work(folder, tmp_path, capsys, decoded):
+def test_an_export_that_cannot_be_is_refused_before_any_work(folder, tmp_path, command, decoded):
     for out in (tmp_path / "x.xls", tmp_path / "missing" / "x.npz"):
-        status, _, err = run(capsys, "features", "--data", folder, "--store", tmp_path / "s", "--out", out)
+        status, _, err = command("features", "--data", folder, "--store", tmp_path / "s", "--out", out)
         assert status == 2
         assert err.count("\n") == 1
     assert decoded == []
@@ -304,7 +241,7 @@ def processors(request):
 
 @pytest.mark.usefixtures("interruptible", "processors")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
+def test_a_real_signal(folder, tmp_path, command, monkeypatch, number, status):
     """It comes while a picture is decoded; the chunk that was done is kept, and so are the batches before it."""
     monkeypatch.setattr(compute, "CPU_CHUNK", 10)
     count = itertools.count(1)  # decoders are threads
@@ -317,7 +254,7 @@ def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
     monkeypatch.setattr(dataset, "decode_image", hit)
     before = signal.getsignal(signal.SIGTERM)
     words = ["--image-size", 32, "--store", tmp_path / "s", "--batch-size", 2, "--quiet"]
-    code, out, err = run(capsys, "features", "--data", folder, *words)
+    code, out, err = command("features", "--data", folder, *words)
     assert (code, out) == (status, "")
     assert err == (
         f"transferkit: error[interrupted]: stopped by {number.name}; the features computed so far are in the store - "
@@ -326,13 +263,13 @@ def test_a_real_signal(folder, tmp_path, capsys, monkeypatch, number, status):
     assert signal.getsignal(signal.SIGTERM) is before
     (stored,) = FeatureStore(tmp_path / "s").sets()
     assert 14 <= sum(shard.rows for shard in stored.manifest().shards) <= 16
-    status, out, _ = run(capsys, "features", "--data", folder, *words[:-1])
+    status, out, _ = command("features", "--data", folder, *words[:-1])
     assert status == 0
     assert "computed  31" in out or "computed  29" in out
 
 
 @pytest.mark.usefixtures("processors")
-def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, monkeypatch):  # fault 71
+def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, command, monkeypatch):  # fault 71
     from transferkit.features.engine.network import FeatureNetwork
 
     forward = FeatureNetwork.forward
@@ -346,7 +283,7 @@ def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, m
     monkeypatch.setattr(FeatureNetwork, "forward", broken)
     build_once.cache_clear()
     words = ["--image-size", 32, "--store", tmp_path / "s", "--compile", "off"]
-    status, _, err = run(capsys, "features", "--data", folder, *words)
+    status, _, err = command("features", "--data", folder, *words)
     assert status == 7
     assert err.startswith("transferkit: error[store]: features of '")
     assert "000.png'" in err
@@ -354,11 +291,11 @@ def test_features_that_are_no_numbers_end_with_seven(folder, tmp_path, capsys, m
 
 
 @pytest.mark.precision
-def test_the_precision_is_chosen_once_for_every_verb_and_said(folder, tmp_path, capsys, fast_bf16, monkeypatch):
+def test_the_precision_is_chosen_once_for_every_verb_and_said(folder, tmp_path, command, fast_bf16, monkeypatch):
     """The choice holds for the next process too, whatever the stopwatch would say there."""
     store = tmp_path / "s"
     words = ["--image-size", 32, "--store", store, "--compile", "off"]
-    status, out, _ = run(capsys, "features", "--data", folder, *words)
+    status, out, _ = command("features", "--data", folder, *words)
     assert status == 0
     (line,) = (line for line in out.splitlines() if line.startswith("precision"))
     assert re.fullmatch(r"precision bf16: a forward pass of 32 in bf16 is 4.00 times as fast .* cosine .*", line)
@@ -367,15 +304,7 @@ def test_the_precision_is_chosen_once_for_every_verb_and_said(folder, tmp_path, 
     table = extract_features(folder, image_size=32, store=store, compile="off", workers=0)
     assert (table.facts["precision"], table.facts["computed"]) == ("bf16", 0)
     assert line == f"precision bf16: {table.facts['precision_reason']}"
-    assert run(capsys, "probe", "--data", folder, *words, "--out", tmp_path / "run")[0] == 0
+    assert command("probe", "--data", folder, *words, "--out", tmp_path / "run")[0] == 0
     facts = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["features"]
     assert (facts["precision"], facts["computed"]) == ("bf16", 0)
     assert facts["precision_reason"] == table.facts["precision_reason"]
-
-
-def test_the_number_of_workers_changes_no_row(folder, tmp_path, options, two_cores):
-    rows = [
-        extract_features(folder, **{**options, "workers": workers, "store": str(tmp_path / str(workers))}).X
-        for workers in (0, 1)
-    ]
-    assert error(rows[1], rows[0]) <= CLOSE

@@ -1,7 +1,6 @@
 """Extraction through the store: what is kept is not computed again, what differs in anything is never mixed up."""
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import json
@@ -11,34 +10,36 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from engine_worker import build, error, extract_in_a_process, inputs, pictures_of, plain_rows
+from engine_worker import (
+    CLOSE,
+    build,
+    error,
+    extract,
+    extract_in_a_process,
+    inputs,
+    only,
+    pictures_of,
+    plain_rows,
+    views_of,
+)
 
-from transferkit.data.batches import dataset
-from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.batches.augment import train_transform
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
 from transferkit.data.batches.views import Views, sample_seed
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
-from transferkit.features.engine.compute import Compute, FrozenBackbone
+from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import find_taps
-from transferkit.features.extract.extraction import extract_pictures, pack
+from transferkit.features.extract.extraction import pack
 from transferkit.features.extract.rows import StoredRows, specs
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.backbones.registry import create_backbone
 
-CLOSE = 1e-5
 # Children of a process that has loaded everything and computed nothing: quick to start, and safe to fork.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["engine_worker", "transferkit.features.extract.extract"])
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Single pictures through a small network: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -49,43 +50,6 @@ def backbone():
 @pytest.fixture(scope="module")
 def shapes(folder):
     return pictures_of(folder)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FeatureStore(tmp_path / "store")
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Names of the pictures that were decoded."""
-    names = []
-
-    def counting(*args, **options):
-        names.append(options["name"])
-        return decode_image(*args, **options)
-
-    monkeypatch.setattr(dataset, "decode_image", counting)
-    return names
-
-
-def views_of(backbone, count=0, augment="standard", seed=0):
-    config = backbone.data_config
-    return Views(eval_transform(config), train_transform(augment, config) if count else None, count, seed)
-
-
-def extract(some, backbone, store, *, layer="pooled", pool=None, views=None, progress=None, **options):
-    options = {"precision": "32", "compiling": "off", "batch_size": 8, **options}
-    return extract_pictures(
-        some, FrozenBackbone(backbone), find_taps(backbone, layer, pool), views or views_of(backbone), store,
-        Compute(**options), progress=progress,
-    )  # fmt: skip
-
-
-def only(extraction):
-    """Rows (1 + K, N, D) of the one layer."""
-    (rows,) = extraction.rows.values()
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +71,24 @@ def test_rows_are_those_of_a_plain_loop(shapes, backbone, store, exact, options)
     assert result.failures == {}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_rows_do_not_depend_on_workers(shapes, backbone, store, exact, workers):
-    views = views_of(backbone, 1)
-    with_workers = only(extract(shapes, backbone, store, workers=workers, views=views))
-    without = only(extract(shapes, backbone, FeatureStore(store.root / "other"), views=views))
-    assert error(with_workers[0], exact) <= CLOSE
-    assert error(with_workers[1], without[1]) <= CLOSE
-
-
 def test_rows_do_not_depend_on_order_or_company(shapes, backbone, tmp_path, exact):
+    usual = only(extract(shapes, backbone, FeatureStore(tmp_path / "usual"), views=2))
     order = np.random.default_rng(0).permutation(len(shapes))
-    mixed = only(extract([shapes[at] for at in order], backbone, FeatureStore(tmp_path / "mixed")))
-    assert error(mixed[0], exact[order]) <= CLOSE
-    few = only(extract(shapes[5:8], backbone, FeatureStore(tmp_path / "few")))
-    assert error(few[0], exact[5:8]) <= CLOSE
+    mixed = only(extract([shapes[at] for at in order], backbone, FeatureStore(tmp_path / "mixed"), views=2))
+    few = only(extract(shapes[8:3:-1], backbone, FeatureStore(tmp_path / "few"), views=2))
+    assert error(usual[0], exact) <= CLOSE
+    assert error(mixed, usual[:, order]) <= CLOSE
+    assert error(few, usual[:, 8:3:-1].copy()) <= CLOSE
 
 
-def test_rows_from_the_store_are_the_same_bits(shapes, backbone, store):
-    first = only(extract(shapes, backbone, store))
+def test_rows_from_the_store_are_the_same_bits(shapes, backbone, tmp_path, monkeypatch):
+    """Wherever it was moved to; no file is looked at, and no network built."""
+    first = only(extract(shapes, backbone, FeatureStore(tmp_path / "here")))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    monkeypatch.setattr(compute, "Engine", lambda *args, **options: pytest.fail("an engine was built"))
     order = np.random.default_rng(1).permutation(len(shapes))
-    second = extract([shapes[at] for at in order], backbone, store)
+    gone = [Picture("gone", shapes[at].sha256) for at in order]
+    second = extract(gone, backbone, FeatureStore(tmp_path / "there"))
     assert second.computed == 0
     assert np.array_equal(only(second)[0], first[0, order])
 
@@ -159,22 +120,11 @@ def test_progress_counts_to_the_end(shapes, backbone, store, monkeypatch):
     assert {total for _, total in reports} == {len(shapes) - 20}
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
     assert reports[-1][0] == len(shapes) - 20
+    (stored,) = store.sets()
+    assert [shard.rows for shard in stored.manifest().shards] == [10, 10, 10, 10, 5]  # chunks are kept as they are done
 
 
 # --- what is computed again, and what is not
-
-
-def test_a_second_call_computes_nothing(shapes, backbone, store, decoded):
-    extract(shapes, backbone, store)
-    decoded.clear()
-    assert extract(shapes, backbone, store).computed == 0
-    assert decoded == []
-
-
-def test_no_network_is_built_for_what_is_kept(shapes, backbone, store, monkeypatch):
-    extract(shapes, backbone, store)
-    monkeypatch.setattr(compute, "Engine", lambda *args, **options: pytest.fail("an engine was built"))
-    assert extract(shapes, backbone, store).computed == 0
 
 
 def test_equal_pictures_are_computed_once(shapes, backbone, store, decoded):
@@ -186,19 +136,29 @@ def test_equal_pictures_are_computed_once(shapes, backbone, store, decoded):
     assert np.array_equal(rows[:6], rows[6:12]) and np.array_equal(rows[0], rows[12])
 
 
-def test_new_pictures_alone_are_computed(shapes, backbone, store, decoded, exact):
-    extract(shapes[:-5], backbone, store)
-    decoded.clear()
-    result = extract(shapes, backbone, store)
-    assert result.computed == 5
-    assert decoded == [picture.name for picture in shapes[-5:]]
-    assert error(only(result)[0], exact) <= CLOSE
+def dark():
+    """A backbone that expects other pictures."""
+    other = build()
+    other.data_config = dataclasses.replace(other.data_config, mean=(0.1, 0.2, 0.3))
+    return other
+
+
+def smooth():
+    """The same weights in another structure."""
+    other = build()
+    replaced = [(parent, name) for parent in other.modules() for name, child in parent.named_children()
+                if isinstance(child, torch.nn.ReLU)]  # fmt: skip
+    for parent, name in replaced:
+        setattr(parent, name, torch.nn.SiLU())
+    return other
 
 
 OTHERS = {  # what differs: the first extraction, and the other one
     "weights": ({}, {"made": lambda: build(seed=1)}),
     "architecture": ({"made": lambda: build("test_efficientnet")}, {"made": lambda: build("test_vit", size=160)}),
     "image size": ({}, {"made": lambda: build(size=40)}),
+    "normalisation": ({}, {"made": dark}),
+    "structure": ({}, {"made": smooth}),
     "layer": ({"layer": "layer1"}, {"layer": "layer2"}),
     "pool": ({"layer": "layer1", "pool": "avg"}, {"layer": "layer1", "pool": "max"}),
     "precision": ({}, {"precision": "bf16"}),
@@ -226,34 +186,7 @@ def test_another_value_is_another_row(what, shapes, backbone, tmp_path):  # faul
     assert np.array_equal(only(back), only(first))
 
 
-def test_normalisation_is_part_of_what_rows_are(shapes, backbone, store):  # fault 64
-    other = copy.deepcopy(backbone)
-    other.data_config = dataclasses.replace(other.data_config, mean=(0.1, 0.2, 0.3))
-    first = only(extract(shapes[:4], backbone, store))
-    second = extract(shapes[:4], other, store)
-    assert second.computed == 4
-    assert not np.allclose(only(second), first)
-
-
-def test_the_same_weights_in_another_structure_are_another_network(shapes, backbone, store):  # fault 64
-    other = copy.deepcopy(backbone)
-    replaced = [(parent, name) for parent in other.modules() for name, child in parent.named_children()
-                if isinstance(child, torch.nn.ReLU)]  # fmt: skip
-    assert replaced
-    for parent, name in replaced:
-        setattr(parent, name, torch.nn.SiLU())
-    first = only(extract(shapes[:4], backbone, store))
-    second = extract(shapes[:4], other, store)
-    assert second.computed == 4
-    assert not np.allclose(only(second), first)
-
-
 # --- views
-
-
-def rendered(backbone, picture, views, view):
-    pixels = decode_image(picture.name, min_side=backbone.data_config.decode_side)
-    return views.render(pixels, picture.sha256, [view])[0]
 
 
 def test_views_are_seeded_by_seed_number_and_picture_alone(shapes, backbone, store):  # fault 70
@@ -271,25 +204,21 @@ def test_views_are_seeded_by_seed_number_and_picture_alone(shapes, backbone, sto
     assert not np.allclose(rows[0], rows[1]) and not np.allclose(rows[1], rows[2])
 
 
-def test_the_evaluation_view_is_the_one_without_views(shapes, backbone, store, exact):
-    rows = only(extract(shapes, backbone, store, views=views_of(backbone, 1)))
+def test_the_evaluation_view_is_the_one_without_views(shapes, backbone, store, exact):  # fault 70
+    rows = only(extract(shapes, backbone, store, views=1))
     assert error(rows[0], exact) <= CLOSE
-    assert extract(shapes, backbone, store).computed == 0
+    again = extract(shapes, backbone, store)
+    assert (again.computed, len(only(again))) == (0, 1)
+    assert sorted(each.spec.transform["name"] for each in store.sets()) == ["none", "standard"]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"workers": 1}, {"threads": 2}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 5}, {"workers": 1}, {"workers": 2}, {"threads": 2}]
+)
 def test_views_do_not_depend_on_how_they_are_computed(shapes, backbone, tmp_path, options):
-    views = views_of(backbone, 2)
-    usual = only(extract(shapes[:9], backbone, FeatureStore(tmp_path / "usual"), views=views))
-    other = only(extract(shapes[:9], backbone, FeatureStore(tmp_path / "other"), views=views, **options))
+    usual = only(extract(shapes[:9], backbone, FeatureStore(tmp_path / "usual"), views=2))
+    other = only(extract(shapes[:9], backbone, FeatureStore(tmp_path / "other"), views=2, **options))
     assert error(other, usual) <= CLOSE
-
-
-def test_views_do_not_depend_on_other_pictures(shapes, backbone, tmp_path):
-    views = views_of(backbone, 2)
-    usual = only(extract(shapes[:9], backbone, FeatureStore(tmp_path / "usual"), views=views))
-    other = only(extract(shapes[8:3:-1], backbone, FeatureStore(tmp_path / "other"), views=views))
-    assert error(other, usual[:, 8:3:-1].copy()) <= CLOSE
 
 
 def test_more_views_leave_the_first_ones_as_they_are(shapes, backbone, store, monkeypatch):
@@ -298,37 +227,23 @@ def test_more_views_leave_the_first_ones_as_they_are(shapes, backbone, store, mo
     monkeypatch.setattr(
         Views, "render", lambda self, pixels, sha, views: rendered.extend(views) or render(self, pixels, sha, views)
     )
-    two = only(extract(shapes[:6], backbone, store, views=views_of(backbone, 2)))
+    two = only(extract(shapes[:6], backbone, store, views=2))
     assert sorted(rendered) == [0] * 6 + [1] * 6 + [2] * 6
     rendered.clear()
-    four = only(extract(shapes[:6], backbone, store, views=views_of(backbone, 4)))
+    four = only(extract(shapes[:6], backbone, store, views=4))
     assert sorted(rendered) == [3] * 6 + [4] * 6
     assert np.array_equal(four[:3], two)
     rendered.clear()
-    assert np.array_equal(only(extract(shapes[:6], backbone, store, views=views_of(backbone, 1))), two[:2])
+    assert np.array_equal(only(extract(shapes[:6], backbone, store, views=1)), two[:2])
     assert rendered == []
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 64])
 def test_a_picture_is_decoded_once_for_all_its_views(shapes, backbone, store, decoded, batch_size):
-    result = extract(shapes[:9], backbone, store, views=views_of(backbone, 4), batch_size=batch_size)
+    result = extract(shapes[:9], backbone, store, views=4, batch_size=batch_size)
     assert sorted(decoded) == sorted(picture.name for picture in shapes[:9])
     assert result.computed == 9
     assert np.isfinite(only(result)).all()
-
-
-def test_there_is_no_random_view_without_a_number(shapes, backbone, store):  # fault 70
-    """Augmented rows lie in the cache under the seed of their view only: a view that was not asked for is not given."""
-    views = views_of(backbone, 2)
-    assert {views.seed_of(shapes[0].sha256, view) for view in (1, 2)} == {
-        sample_seed(0, 1, shapes[0].sha256), sample_seed(0, 2, shapes[0].sha256)
-    }  # fmt: skip
-    assert views.seed_of(shapes[0].sha256, 0) == 0
-    first = only(extract(shapes[:3], backbone, store, views=views))
-    assert np.array_equal(only(extract(shapes[:3], backbone, store, views=views)), first)
-    assert only(extract(shapes[:3], backbone, store)).shape[0] == 1
-    specs = [each.spec.transform["name"] for each in store.sets()]
-    assert sorted(specs) == ["none", "standard"]
 
 
 # --- batches
@@ -385,7 +300,7 @@ def test_two_processes_compute_each_picture_once(folder, shapes, tmp_path):
     workers = [start(tmp_path, name, folder, meet=tmp_path / "meet", pause=0.02) for name in ("one", "two")]
     for process, _ in workers:
         finish(process)
-    one, two = (json.loads(report.read_text()) for _, report in workers)
+    one, two = (json.loads(report.read_text(encoding="utf-8")) for _, report in workers)
     assert one["decoded"] + two["decoded"] == one["computed"] + two["computed"] == len(shapes)
     assert one["computed"] > 0 and two["computed"] > 0
     assert one["rows"] == two["rows"]
@@ -403,7 +318,7 @@ def test_a_killed_process_loses_one_chunk_at_most(folder, shapes, tmp_path):  # 
     assert not report.exists()
     process, report = start(tmp_path, "next", folder)
     finish(process)
-    facts = json.loads(report.read_text())
+    facts = json.loads(report.read_text(encoding="utf-8"))
     done = 18  # decoded by the first before it died: four chunks of 4, and two pictures
     assert facts["computed"] == facts["decoded"] == len(shapes) - 4 * 4
     assert done + facts["decoded"] <= len(shapes) + 4
@@ -427,18 +342,3 @@ def test_a_chunk_that_another_process_claims_is_left_to_it(shapes, backbone, sto
         result = extract(shapes, backbone, store, progress=let_go)
     assert result.computed == len(shapes)
     assert decoded == [picture.name for picture in [*shapes[5:], *shapes[:5]]]
-
-
-def test_a_store_that_moved_is_the_same_store(shapes, backbone, tmp_path):
-    first = only(extract(shapes, backbone, FeatureStore(tmp_path / "here")))
-    shutil.move(tmp_path / "here", tmp_path / "there")
-    second = extract(shapes, backbone, FeatureStore(tmp_path / "there"))
-    assert second.computed == 0
-    assert np.array_equal(only(second), first)
-
-
-def test_chunks_are_kept_as_they_are_done(shapes, backbone, store, monkeypatch):
-    monkeypatch.setattr(compute, "CPU_CHUNK", 10)
-    extract(shapes, backbone, store)
-    (stored,) = store.sets()
-    assert [shard.rows for shard in stored.manifest().shards] == [10, 10, 10, 10, 5]

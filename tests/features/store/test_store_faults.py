@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -12,24 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_workers import SPEC, WIDTH, add, die_at, fill, keys_of, rows_of
+from store_workers import SPAWN, SPEC, WIDTH, add, die_at, fill, keys_of, missing_of, rows_of
 
 from transferkit.core.errors import StorageError, StoreError, TransferkitWarning
 from transferkit.features.store.shards import DamagedShard, build_shard, pack_keys, read_keys, read_shard
 from transferkit.features.store.store import FeatureStore
 from transferkit.features.store.upkeep import gc, verify
-
-SPAWN = multiprocessing.get_context("spawn")
-
-
-def get(target, numbers):
-    """The missing positions; every row that is served must be the right one."""
-    out = np.full((len(numbers), WIDTH), np.nan, np.float32)
-    missing = target.read(keys_of(numbers), out)
-    expected = rows_of(numbers)
-    expected[missing] = np.nan
-    assert np.array_equal(out, expected, equal_nan=True)
-    return missing
 
 
 def files(folder):
@@ -46,11 +33,6 @@ def flip(path, at):
 
 def shards_of(target):
     return [target.path / shard.file for shard in target.manifest().shards]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FeatureStore(tmp_path / "store")
 
 
 @pytest.fixture
@@ -92,15 +74,15 @@ def test_a_damaged_shard_is_dropped_and_its_rows_are_computed_again(store, targe
     others = [other.read_bytes() for other in shards_of(target) if other != path]
     handle = store.open(SPEC)
     if warm:
-        assert get(handle, range(12)) == []
+        assert missing_of(handle, range(12)) == []
     DAMAGE[damage](path)
     with pytest.warns(TransferkitWarning, match=rf"{path.name} is damaged, its 4 rows are computed again") as caught:
-        assert get(handle, range(12)) == [4, 5, 6, 7]
-    assert len(caught) == 1 and Path(caught[0].filename).name in ("featureset.py", "test_store_faults.py")
+        assert missing_of(handle, range(12)) == [4, 5, 6, 7]
+    assert len(caught) == 1 and Path(caught[0].filename).name in ("featureset.py", "store_workers.py")
     assert not path.exists() and path not in shards_of(store.open(SPEC))
-    assert get(store.open(SPEC), range(12)) == [4, 5, 6, 7]  # without another warning
+    assert missing_of(store.open(SPEC), range(12)) == [4, 5, 6, 7]  # without another warning
     add(handle, range(4, 8))
-    assert get(store.open(SPEC), range(12)) == [] and verify(store) == []
+    assert missing_of(store.open(SPEC), range(12)) == [] and verify(store) == []
     assert [other.read_bytes() for other in shards_of(target) if other != path] == others
     assert path in shards_of(target)  # the same content has the same name again
 
@@ -119,28 +101,14 @@ def test_a_flipped_byte_anywhere_is_found(tmp_path):  # fault 66
         flip(path, at)
 
 
-def test_shards_that_are_sound_files_but_hold_no_features(tmp_path):
-    def refused(keys, features, width, message):
-        shard, data = build_shard(keys, features)
-        (tmp_path / shard.file).write_bytes(data)
-        with pytest.raises(DamagedShard, match=message):
-            read_shard(tmp_path, shard, width)
-
-    keys, rows = pack_keys(keys_of(range(3))), rows_of(range(3))
-    refused(keys, rows, 9, r"float32 features of shape \(3, 8\), expected float32 \(3, 9\)")
-    refused(keys, rows.astype(np.float64), 8, "holds float64 features")
-    refused(keys, rows[:2], 8, r"shape \(2, 8\)")
-    refused(keys, rows * np.float32(np.inf), 8, "holds NaN or infinity")
-
-
 def test_all_shards_damaged(store, target):  # fault 66
     for path in shards_of(target):
         path.write_bytes(b"")
     with pytest.warns(TransferkitWarning, match="is damaged") as caught:
-        assert get(target, range(12)) == list(range(12))
+        assert missing_of(target, range(12)) == list(range(12))
     assert len(caught) == 3 and target.width() is None
     target.add(keys_of([1]), rows_of([1]))
-    assert get(store.open(SPEC), [1, 2]) == [1]
+    assert missing_of(store.open(SPEC), [1, 2]) == [1]
 
 
 def test_damage_that_another_process_has_mended_is_none(store, target, monkeypatch):
@@ -157,23 +125,23 @@ def test_damage_that_another_process_has_mended_is_none(store, target, monkeypat
             return lock()
 
         monkeypatch.setattr(handle, "_lock", mended)
-        assert get(handle, range(12)) == []
+        assert missing_of(handle, range(12)) == []
 
 
 def test_a_shard_that_another_process_has_dropped_is_no_damage(store, target):
     handle = store.open(SPEC)
-    assert get(handle, range(12)) == []
+    assert missing_of(handle, range(12)) == []
     path = shards_of(target)[0]
     flip(path, 300)
     with pytest.warns(TransferkitWarning, match="is damaged"):
-        get(target, range(12))
-    assert get(handle, range(12)) == [0, 1, 2, 3]
+        missing_of(target, range(12))
+    assert missing_of(handle, range(12)) == [0, 1, 2, 3]
 
 
 def test_a_store_removed_under_a_reader(store, target):
-    assert get(target, range(12)) == []
+    assert missing_of(target, range(12)) == []
     target.path.rename(store.root / "elsewhere")
-    assert get(target, range(12)) == list(range(12)) and target.width() is None
+    assert missing_of(target, range(12)) == list(range(12)) and target.width() is None
 
 
 def test_a_shard_that_may_not_be_read_is_not_damaged(target, monkeypatch):
@@ -181,11 +149,11 @@ def test_a_shard_that_may_not_be_read_is_not_damaged(target, monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     before = files(target.path)
-    assert get(target, range(12)) == []
+    assert missing_of(target, range(12)) == []
     original = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda p: refuse(p) if p.suffix == ".safetensors" else original(p))
     with pytest.raises(StorageError, match=r"cannot read '.*\.safetensors': Too many open files"):
-        get(target, range(12))
+        missing_of(target, range(12))
     monkeypatch.undo()
     assert files(target.path) == before
 
@@ -217,61 +185,56 @@ ENTRIES = {
 BROKEN_MANIFESTS = {
     **BROKEN,
     **{
-        name: json.dumps({"format": 1, "width": 8, "shards": [entry], "failures": {}}).encode()
-        for name, entry in ENTRIES.items()
+        name: json.dumps({"format": 1, "width": width, "shards": shards, "failures": failures}).encode()
+        for name, (width, shards, failures) in {
+            **{name: (8, [entry], {}) for name, entry in ENTRIES.items()},
+            "twice": (8, [ENTRY, ENTRY], {}),
+            "no width": (None, [ENTRY], {}),
+            "a width alone": (8, [], {}),
+            "no key": (None, [], {"zz": "x"}),
+            "a short key": (None, [], {"00": "x"}),
+            "no reason": (None, [], {"00" * 40: 1}),
+        }.items()
     },
-    "twice": json.dumps({"format": 1, "width": 8, "shards": [ENTRY, ENTRY], "failures": {}}).encode(),
-    "no width": json.dumps({"format": 1, "width": None, "shards": [ENTRY], "failures": {}}).encode(),
-    "a width alone": json.dumps({"format": 1, "width": 8, "shards": [], "failures": {}}).encode(),
-    "no key": json.dumps({"format": 1, "width": None, "shards": [], "failures": {"zz": "x"}}).encode(),
-    "a short key": json.dumps({"format": 1, "width": None, "shards": [], "failures": {"00": "x"}}).encode(),
-    "no reason": json.dumps({"format": 1, "width": None, "shards": [], "failures": {"00" * 40: 1}}).encode(),
 }
 
 
-def counts_as_empty(store, target, name):
-    handle = store.open(SPEC)
-    with pytest.warns(
-        TransferkitWarning, match=rf"{name} is damaged, all rows of the set are computed again"
-    ) as caught:
-        assert get(handle, range(12)) == list(range(12))
-        assert handle.width() is None and handle.failures(keys_of([1])) == {}
-    assert len(caught) == 1
-    add(handle, range(4))
-    assert get(store.open(SPEC), range(12)) == list(range(4, 12))
-    assert {problem.what for problem in verify(store)} == {"is an orphan: no manifest lists it"}
-    gc(store)
-    assert verify(store) == [] and get(target, range(12)) == list(range(4, 12))
-
-
-@pytest.mark.parametrize("content", BROKEN_MANIFESTS.values(), ids=BROKEN_MANIFESTS)
-def test_a_damaged_manifest_counts_as_empty(store, target, content):  # fault 66
-    (target.path / "manifest.json").write_bytes(content)
-    counts_as_empty(store, target, "manifest.json")
-
-
 OTHER_SPEC = {**SPEC.to_dict(), "layer": "other"}
+BROKEN_DESCRIPTIONS = {
+    **BROKEN,
+    "missing": None,
+    "no fields": b'{"format": 1, "spec": []}',
+    "one field": b'{"format": 1, "spec": {"layer": "x"}}',
+    "another spec": json.dumps({"format": 1, "spec": OTHER_SPEC}).encode(),
+}
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("name", "content"),
     [
-        *BROKEN.values(),
-        None,
-        b'{"format": 1, "spec": []}',
-        b'{"format": 1, "spec": {"layer": "x"}}',
-        json.dumps({"format": 1, "spec": OTHER_SPEC}).encode(),
+        *(pytest.param("manifest.json", content, id=f"manifest: {name}") for name, content in BROKEN_MANIFESTS.items()),
+        *(pytest.param("set.json", content, id=f"set: {name}") for name, content in BROKEN_DESCRIPTIONS.items()),
     ],
-    ids=[*BROKEN, "missing", "no fields", "one field", "another spec"],
 )
-def test_a_damaged_description_counts_as_empty(store, target, content):  # fault 66
-    path = target.path / "set.json"
+def test_a_damaged_set_counts_as_empty(store, target, name, content):  # fault 66
+    path = target.path / name
     if content is None:
         path.unlink()
     else:
         path.write_bytes(content)
-    assert store.sets() == []
-    counts_as_empty(store, target, "set.json")
+    assert len(store.sets()) == (name == "manifest.json")
+    handle = store.open(SPEC)
+    with pytest.warns(
+        TransferkitWarning, match=rf"{name} is damaged, all rows of the set are computed again"
+    ) as caught:
+        assert missing_of(handle, range(12)) == list(range(12))
+        assert handle.width() is None and handle.failures(keys_of([1])) == {}
+    assert len(caught) == 1
+    add(handle, range(4))
+    assert missing_of(store.open(SPEC), range(12)) == list(range(4, 12))
+    assert {problem.what for problem in verify(store)} == {"is an orphan: no manifest lists it"}
+    gc(store)
+    assert verify(store) == [] and missing_of(target, range(12)) == list(range(4, 12))
 
 
 def test_a_mended_description_does_not_bring_back_the_old_manifest(store, target, monkeypatch):
@@ -283,7 +246,7 @@ def test_a_mended_description_does_not_bring_back_the_old_manifest(store, target
     monkeypatch.setattr("transferkit.features.store.featureset.atomic_write", full)
     with pytest.warns(TransferkitWarning), pytest.raises(StorageError):
         add(store.open(SPEC), [50])
-    assert get(store.open(SPEC), range(12)) == list(range(12))
+    assert missing_of(store.open(SPEC), range(12)) == list(range(12))
 
 
 @pytest.mark.parametrize("name", ["set.json", "manifest.json"])
@@ -293,7 +256,7 @@ def test_a_newer_format_is_refused(store, target, name):
     before = files(target.path)
     message = rf"{name}: has format 2, transferkit \S+ reads formats up to 1 - update transferkit"
     for use in (
-        lambda handle: get(handle, [1]),
+        lambda handle: missing_of(handle, [1]),
         lambda handle: add(handle, [50]),
         lambda handle: handle.width(),
         lambda handle: handle.claim(keys_of([1]), wait=False).__enter__(),
@@ -337,11 +300,11 @@ def test_a_writer_killed_at_each_step(store, name, nth):  # fault 65
     no_damage(store)
     target = store.open(SPEC)
     written = name == "fsync" and nth == 5  # only the last step comes after the manifest is in place
-    assert get(target, range(4)) == ([] if written else [0, 1, 2, 3])
+    assert missing_of(target, range(4)) == ([] if written else [0, 1, 2, 3])
     add(target, range(4))
-    assert get(target, range(4)) == []
+    assert missing_of(target, range(4)) == []
     gc(store)
-    assert verify(store) == [] and get(store.open(SPEC), range(4)) == []
+    assert verify(store) == [] and missing_of(store.open(SPEC), range(4)) == []
 
 
 @pytest.mark.slow
@@ -363,11 +326,11 @@ def test_twenty_killed_writers(store, tmp_path):  # fault 65
         process.join()
         assert process.exitcode == -signal.SIGKILL
         no_damage(store)
-        counts.append(800 - len(get(store.open(SPEC), everything)))
+        counts.append(800 - len(missing_of(store.open(SPEC), everything)))
     assert counts == sorted(counts) and counts[-1] > 0  # each kept what those before had finished
     fill(store.root, list(chunks), 0)
     one, two = (each.open(SPEC) for each in (store, undisturbed))
-    assert get(one, everything) == get(two, everything) == []
+    assert missing_of(one, everything) == missing_of(two, everything) == []
     assert set(one.manifest().shards) == set(two.manifest().shards)
     gc(store)
     assert verify(store) == []
@@ -414,35 +377,36 @@ def test_a_full_disk_loses_nothing(store, target, monkeypatch, name, nth, number
     assert raised.value.exit_status == 74
     after = files(target.path)
     if (name, nth) == ("fsync", 3):  # the manifest is in place, only its folder was not flushed
-        assert get(store.open(SPEC), range(20, 24)) == []
+        assert missing_of(store.open(SPEC), range(20, 24)) == []
         assert len(after) == len(before) + 1 and verify(store) == []
         before.pop("manifest.json")
         assert before.items() <= after.items()
     else:
         assert after == before
-        assert get(store.open(SPEC), range(20, 24)) == [0, 1, 2, 3]
-    assert get(store.open(SPEC), range(12)) == []
+        assert missing_of(store.open(SPEC), range(20, 24)) == [0, 1, 2, 3]
+    assert missing_of(store.open(SPEC), range(12)) == []
     add(target, range(20, 24))
-    assert get(store.open(SPEC), [*range(12), *range(20, 24)]) == [] and verify(store) == []
+    assert missing_of(store.open(SPEC), [*range(12), *range(20, 24)]) == [] and verify(store) == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 @pytest.mark.parametrize("call", ["os.mkdir", "os.open", "fcntl.flock", "tempfile.mkstemp"])
-def test_a_full_disk_at_the_start(store, monkeypatch, call):  # fault 68
+def test_a_full_disk_at_the_start(store, monkeypatch, call, number):  # fault 68
     target = store.open(SPEC)
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def failing(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(call, full)
-    with pytest.raises(StorageError, match="No space left on device"):
+    monkeypatch.setattr(call, failing)
+    with pytest.raises(StorageError, match=os.strerror(number)):
         add(target, [1])
     if call != "tempfile.mkstemp":
-        with pytest.raises(StorageError, match="No space left on device"), target.claim(keys_of([1]), wait=False):
+        with pytest.raises(StorageError, match=os.strerror(number)), target.claim(keys_of([1]), wait=False):
             pass
     monkeypatch.undo()
     assert all(path.name == "lock" for path in store.root.rglob("*") if path.is_file())
     add(target, [1])
-    assert get(target, [1]) == []
+    assert missing_of(target, [1]) == []
 
 
 def test_damage_on_a_full_disk(store, target, monkeypatch):  # faults 66, 68
@@ -451,12 +415,12 @@ def test_damage_on_a_full_disk(store, target, monkeypatch):  # faults 66, 68
     before = files(target.path)
     failing(monkeypatch, os, "fsync", 0, errno.ENOSPC)
     with pytest.warns(TransferkitWarning, match="is damaged, its 4 rows") as caught:
-        assert get(target, range(12)) == [0, 1, 2, 3]
-        assert get(target, range(12)) == [0, 1, 2, 3]
+        assert missing_of(target, range(12)) == [0, 1, 2, 3]
+        assert missing_of(target, range(12)) == [0, 1, 2, 3]
     assert len(caught) == 1 and files(target.path) == before
     monkeypatch.undo()
     add(target, range(4))  # mends the file, although the manifest could not be cleared of it
-    assert get(store.open(SPEC), range(12)) == [] and verify(store) == []
+    assert missing_of(store.open(SPEC), range(12)) == [] and verify(store) == []
 
 
 def test_the_next_write_clears_the_manifest_of_known_damage(store, target, monkeypatch):  # fault 66
@@ -464,18 +428,18 @@ def test_the_next_write_clears_the_manifest_of_known_damage(store, target, monke
     flip(path, 300)
     failing(monkeypatch, os, "fsync", 0, errno.ENOSPC)
     with pytest.warns(TransferkitWarning, match="is damaged, its 4 rows"):
-        assert get(target, range(12)) == [0, 1, 2, 3]
+        assert missing_of(target, range(12)) == [0, 1, 2, 3]
     monkeypatch.undo()
     assert path in shards_of(target)
     add(target, [50])
     assert path not in shards_of(target)
-    assert get(store.open(SPEC), [*range(12), 50]) == [0, 1, 2, 3]  # without another warning
+    assert missing_of(store.open(SPEC), [*range(12), 50]) == [0, 1, 2, 3]  # without another warning
 
 
 def test_a_file_in_the_place_of_the_store(tmp_path):
     (tmp_path / "file").write_text("mine")
     store = FeatureStore(tmp_path / "file")
-    assert get(store.open(SPEC), [1]) == [0]
+    assert missing_of(store.open(SPEC), [1]) == [0]
     with pytest.raises(StorageError, match="cannot write to the feature set"):
         add(store.open(SPEC), [1])
     with pytest.raises(StorageError, match="cannot list"):
@@ -515,7 +479,7 @@ def unwritable(request, read_only):
 def test_a_read_only_store_is_used(store, target, unwritable):  # fault 70
     before = files(store.root)
     handle = store.open(SPEC)
-    assert get(handle, range(14)) == [12, 13]
+    assert missing_of(handle, range(14)) == [12, 13]
     assert handle.writable is (unwritable == "found out by trying")
     with handle.claim(keys_of([12]), wait=False) as mine:
         assert mine
@@ -534,7 +498,7 @@ def test_a_read_only_store_is_used(store, target, unwritable):  # fault 70
 def test_a_new_set_in_a_read_only_store(store, target, unwritable):  # fault 70
     before = files(store.root)
     empty = FeatureStore(store.root / "deeper" / "still").open(SPEC)
-    assert get(empty, [1]) == [0]
+    assert missing_of(empty, [1]) == [0]
     with empty.claim(keys_of([1]), wait=True) as mine:
         assert mine
     with pytest.raises(StorageError):
@@ -547,8 +511,8 @@ def test_damage_in_a_read_only_store(store, damaged, unwritable, damage):  # fau
     before = files(store.root)
     handle = store.open(SPEC)
     with pytest.warns(TransferkitWarning, match="is damaged, its 4 rows are computed again") as caught:
-        assert get(handle, range(12)) == [8, 9, 10, 11]
-        assert get(handle, range(12)) == [8, 9, 10, 11]
+        assert missing_of(handle, range(12)) == [8, 9, 10, 11]
+        assert missing_of(handle, range(12)) == [8, 9, 10, 11]
     assert len(caught) == 1
     assert files(store.root) == before
 
@@ -556,12 +520,3 @@ def test_damage_in_a_read_only_store(store, damaged, unwritable, damage):  # fau
 @pytest.fixture
 def damaged(target, damage):
     DAMAGE[damage](shards_of(target)[2])
-
-
-def test_a_claim_that_fails_otherwise_is_told(target, monkeypatch):
-    def failing_disk(*args, **kwargs):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("fcntl.flock", failing_disk)
-    with pytest.raises(StorageError, match="Input/output error"), target.claim(keys_of([1]), wait=False):
-        pass

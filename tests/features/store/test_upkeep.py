@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -10,22 +9,15 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from store_workers import SPEC, WIDTH, add, hold_claim, key_of, keys_of, rows_of
+from store_workers import SPAWN, SPEC, WIDTH, add, hold_claim, key_of, keys_of, missing_of, rows_of
 
 from transferkit.core.errors import StorageError, TransferkitWarning
 from transferkit.core.locks import hold
 from transferkit.features.store.shards import Manifest, build_shard, pack_keys, write_manifest
-from transferkit.features.store.store import FeatureStore
 from transferkit.features.store.upkeep import Problem, Removal, SetSummary, describe, gc, verify
 
-SPAWN = multiprocessing.get_context("spawn")
 OTHER = replace(SPEC, backbone="vit")
 ORPHAN = "0" * 24 + ".safetensors"
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FeatureStore(tmp_path / "store")
 
 
 @pytest.fixture
@@ -42,10 +34,6 @@ def listing(store):
     return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.name != "lock")
 
 
-def missing(target, numbers):
-    return target.read(keys_of(numbers), np.empty((len(numbers), WIDTH), np.float32))
-
-
 def put(target, keys, rows):
     """List a shard in the manifest that `add` would have refused."""
     shard, data = build_shard(pack_keys(keys), rows)
@@ -55,8 +43,12 @@ def put(target, keys, rows):
     return shard
 
 
-def found(store):
+def problems_of(store):
     return [(problem.file, problem.what) for problem in verify(store)]
+
+
+def size_of(target):
+    return sum(path.stat().st_size for path in target.path.rglob("*") if path.is_file())
 
 
 # --- describe
@@ -73,8 +65,8 @@ def test_describe(store, target):
 
 
 def test_describe_what_is_damaged(store, target):
-    (target.path / "manifest.json").write_text("{")
-    (store.open(OTHER).path / "set.json").write_text("{")
+    (target.path / "manifest.json").write_bytes(b"{")
+    (store.open(OTHER).path / "set.json").write_bytes(b"{")
     with pytest.warns(TransferkitWarning, match="manifest.json is damaged"):
         assert [(summary.folder, summary.rows) for summary in describe(store)] == [(SPEC.folder, 0)]
 
@@ -88,9 +80,13 @@ def test_an_empty_store(store):
 
 
 def test_a_sound_store_with_progress(store, target):
-    calls = []
+    calls, before = [], listing(store)
     assert verify(store, lambda done, total: calls.append((done, total))) == []
     assert calls == [(1, 3), (2, 3), (3, 3)]
+    os.utime(target.path / "set.json", (0, 0))
+    target.touch()
+    report = gc(store, unused_days=1)
+    assert (report.removed, report.skipped, report.freed) == ((), (), 0) and listing(store) == before
 
 
 @pytest.mark.parametrize(
@@ -111,9 +107,13 @@ def test_verify_finds_damaged_shards(store, target, damage, what):  # fault 66
 
 def test_verify_finds_wrong_content(store, target):
     narrow = put(target, keys_of([20]), rows_of([20], width=5))
-    infinite = put(target, keys_of([21]), rows_of([21]) * np.float32(np.inf))
-    assert found(store) == [
+    double = put(target, keys_of([21]), rows_of([21]).astype(np.float64))
+    short = put(target, keys_of([22, 23]), rows_of([22]))
+    infinite = put(target, keys_of([24]), rows_of([24]) * np.float32(np.inf))
+    assert problems_of(store) == [
         (narrow.file, "holds float32 features of shape (1, 5), expected float32 (1, 8)"),
+        (double.file, "holds float64 features of shape (1, 8), expected float32 (1, 8)"),
+        (short.file, "holds float32 features of shape (1, 8), expected float32 (2, 8)"),
         (infinite.file, "holds NaN or infinity"),
     ]
 
@@ -121,7 +121,7 @@ def test_verify_finds_wrong_content(store, target):
 def test_verify_finds_keys_that_are_there_twice(store, target):
     inside = put(target, keys_of([20, 20, 21]), rows_of([20, 20, 21]))
     across = put(target, keys_of([3, 22, 7]), rows_of([3, 22, 7]))
-    assert found(store) == [
+    assert problems_of(store) == [
         (inside.file, "holds 1 row keys twice, and 0 that other shards hold too"),
         (across.file, "holds 0 row keys twice, and 2 that other shards hold too"),
     ]
@@ -143,8 +143,8 @@ def test_verify_finds_what_is_not_listed(store, target):
 
 @pytest.mark.parametrize("name", ["set.json", "manifest.json"])
 def test_verify_finds_damaged_descriptions(store, target, name):
-    (target.path / name).write_text("{")
-    problems = found(store)
+    (target.path / name).write_bytes(b"{")
+    problems = problems_of(store)
     assert problems[0] == (name, "is damaged, its set counts as empty")
     assert {what for _, what in problems[1:]} == {"is an orphan: no manifest lists it"} and len(problems) == 3
 
@@ -152,7 +152,7 @@ def test_verify_finds_damaged_descriptions(store, target, name):
 def test_verify_finds_newer_formats(store, target):
     path = target.path / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
-    assert [what.split(": ")[1].split(",")[0] for _, what in found(store)] == ["has format 7"]
+    assert [what.split(": ")[1].split(",")[0] for _, what in problems_of(store)] == ["has format 7"]
 
 
 def test_verify_says_nothing_about_a_shard_that_was_dropped_meanwhile(store, target):
@@ -162,18 +162,12 @@ def test_verify_says_nothing_about_a_shard_that_was_dropped_meanwhile(store, tar
     def progress(done, total):
         if done == 1:
             with pytest.warns(TransferkitWarning):
-                missing(target, range(8))
+                missing_of(target, range(8))
 
     assert verify(store, progress) == []
 
 
 # --- gc
-
-
-def test_nothing_to_remove(store, target):
-    before = listing(store)
-    report = gc(store, unused_days=1)
-    assert (report.removed, report.skipped, report.freed) == ((), (), 0) and listing(store) == before
 
 
 def both(store, expected, **options):
@@ -202,7 +196,7 @@ def test_gc_of_leftovers_and_orphans(store, target):
             Removal(SPEC.folder, ORPHAN, "is an orphan: no manifest lists it", 3),
         ],
     )
-    assert report.freed == 15 and listing(store) == before and missing(target, range(8)) == []
+    assert report.freed == 15 and listing(store) == before and missing_of(target, range(8)) == []
 
 
 def test_gc_of_damaged_and_missing_shards(store, target):  # fault 66
@@ -217,18 +211,17 @@ def test_gc_of_damaged_and_missing_shards(store, target):  # fault 66
             Removal(SPEC.folder, second.file, "is damaged: it is missing", 0),
         ],
     )
-    assert verify(store) == [] and missing(target, [*range(8), 50]) == list(range(8))
+    assert verify(store) == [] and missing_of(target, [*range(8), 50]) == list(range(8))
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged, its 4 rows are computed again")
 def test_gc_of_a_set_whose_shards_are_all_damaged(store, target):
     for shard in target.manifest().shards:
         (target.path / shard.file).write_bytes(b"x")
-    size = sum(path.stat().st_size for path in target.path.rglob("*") if path.is_file())
-    both(store, [Removal(SPEC.folder, "", "holds no rows", size)])
-    assert not target.path.exists() and missing(target, [1]) == [0]
+    both(store, [Removal(SPEC.folder, "", "holds no rows", size_of(target))])
+    assert not target.path.exists() and missing_of(target, [1]) == [0]
     add(target, [1])
-    assert missing(store.open(SPEC), [1]) == []
+    assert missing_of(store.open(SPEC), [1]) == []
 
 
 def test_gc_of_dead_claims(store, target):
@@ -245,9 +238,8 @@ def test_gc_of_dead_claims(store, target):
 
 @pytest.mark.parametrize("name", ["set.json", "manifest.json"])
 def test_gc_of_damaged_sets(store, target, name):
-    (target.path / name).write_text("{")
-    size = sum(path.stat().st_size for path in target.path.rglob("*") if path.is_file())
-    both(store, [Removal(SPEC.folder, "", f"its {name} is damaged", size)])
+    (target.path / name).write_bytes(b"{")
+    both(store, [Removal(SPEC.folder, "", f"its {name} is damaged", size_of(target))])
     assert [path.name for path in store.root.iterdir()] == [OTHER.folder]
 
 
@@ -272,17 +264,11 @@ def test_gc_of_unused_sets(store, target):
     long_ago = time.time() - 10.5 * 86400
     os.utime(target.path / "set.json", (long_ago, long_ago))
     assert gc(store, unused_days=11).removed == () and gc(store).removed == ()
-    size = sum(path.stat().st_size for path in target.path.rglob("*") if path.is_file())
+    size = size_of(target)
     with store.open(SPEC).claim(keys_of([1]), wait=False):
         assert "was not used for 10 days, but another process" in gc(store, unused_days=10).skipped[0]
     both(store, [Removal(SPEC.folder, "", "was not used for 10 days", size)], unused_days=10)
     assert [each.spec for each in store.sets()] == [OTHER]
-
-
-def test_use_keeps_a_set(store, target):
-    os.utime(target.path / "set.json", (0, 0))
-    target.touch()
-    assert gc(store, unused_days=1).removed == ()
 
 
 def test_gc_leaves_a_busy_set_alone(store, target):
@@ -305,7 +291,7 @@ def test_gc_removes_only_what_is_the_stores(store, target):
     report = gc(store, unused_days=1)
     assert report.removed == () and "holds files that are not the store's" in report.skipped[0]
     assert [path.name for path in own.iterdir()] == ["cat.jpg"] and (target.path / "thesis.tex").exists()
-    assert missing(target, range(8)) == []
+    assert missing_of(target, range(8)) == []
 
 
 def test_gc_of_a_store_that_cannot_be_written(store, target, monkeypatch):

@@ -99,17 +99,15 @@ def _places(backbone: Backbone) -> int | None:
     return maps.shape[1] - backbone.prefix_tokens if maps.ndim == 3 else None
 
 
-def freeze_network(backbone: Backbone, taps: Sequence[Tap], *, fold: bool = True) -> FeatureNetwork:
+def freeze_network(backbone: Backbone, taps: Sequence[Tap]) -> FeatureNetwork:
     """Return a copy of a backbone made ready for inference: eval mode, batch norm folded, channels-last.
 
     Args:
         backbone: Left as it is.
         taps: Where to take features from.
-        fold: Whether to fold batch norm.
     """
     network = FeatureNetwork(copy.deepcopy(backbone).cpu().eval(), taps).eval().requires_grad_(False)
-    if fold:
-        height, width = backbone.data_config.image_size
-        generator = torch.Generator().manual_seed(0)
-        fold_batch_norm(network, torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator))
+    height, width = backbone.data_config.image_size
+    generator = torch.Generator().manual_seed(0)
+    fold_batch_norm(network, torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator))
     return network.to(memory_format=torch.channels_last)
