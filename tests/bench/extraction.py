@@ -39,10 +39,10 @@ from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.probe.probe import fit_probe
-from transferkit.features.probe.rows import LabelledRows
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import keep_memory
 from transferkit.machine.precision import Precision
+from transferkit.models.solver import LabelledRows
 from transferkit.options.features import FeaturesConfig
 from transferkit.options.fields import make_config
 

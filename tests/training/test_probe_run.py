@@ -1,6 +1,7 @@
 """The probe verb: a run directory with clean numbers, plots, and a product that predict takes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from transferkit.core.errors import CheckpointError, ConfigError
 from transferkit.features.extract.extract import extract_features
 from transferkit.features.probe.classifier_file import read_classifier
 from transferkit.features.probe.neighbours import Neighbours
-from transferkit.features.probe.probe import ProbeOptions, fit_probe
-from transferkit.features.probe.rows import LabelledRows
+from transferkit.features.probe.probe import fit_probe
+from transferkit.models import task
 from transferkit.models.neighbour_head import NeighbourHead
+from transferkit.models.solver import LabelledRows, ProbeOptions
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
 from transferkit.results.predict.predictor import load
@@ -213,3 +215,14 @@ def test_the_neighbour_head_votes_like_the_neighbours():
 def test_unknown_options_are_told_at_once(options):
     with pytest.raises(ConfigError, match=r"unknown option 'clasifier'. Did you mean 'classifier'"):
         make_config(ProbeConfig, {**options, "clasifier": "knn"})
+
+
+def test_a_task_without_a_solver_is_refused(options, monkeypatch):
+    monkeypatch.setitem(
+        task._REGISTERED, "drawn", replace(task.task_named("classification"), name="drawn", solver=None)
+    )
+    with pytest.raises(
+        ConfigError, match="^probe has no solver for drawn - train the head by steps: finetune --probe sgd$"
+    ):
+        probe(options, task="drawn")
+    assert not Path(options["out"]).exists()

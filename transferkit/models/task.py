@@ -21,6 +21,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.figures.figure import Figure
+from transferkit.models.solver import Solver
 
 __all__ = [
     "CLASSIFICATION",
@@ -214,6 +215,7 @@ class Task:
         output: See `Output`.
         scores: See `Scores`.
         calibrator: See `Calibrator`; ``None`` where the outputs stand for themselves.
+        solver: See `Solver`; ``None`` where a head can only be trained.
     """
 
     name: str
@@ -223,19 +225,22 @@ class Task:
     output: Output
     scores: Scores
     calibrator: Calibrator | None = None
+    solver: Solver | None = None
 
     def predictions(self, outputs: Tensor, calibration: Calibration) -> Tensor:
         """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration."""
         return self.output.activate(outputs) if self.calibrator is None else self.calibrator.apply(calibration, outputs)
 
-    def require(self, part: str, verb: str) -> None:
-        """Refuse a verb that needs a part which this task lacks.
+    def require(self, part: str, verb: str) -> Any:
+        """Return a part that a verb needs.
 
         Raises:
             ConfigError: The part is ``None``.
         """
-        if getattr(self, part) is None:
-            raise ConfigError(f"{verb} has no {part} for {self.name} - predictions and figures: predict, evaluate")
+        value = getattr(self, part)
+        if value is None:
+            raise ConfigError(f"{verb} has no {part} for {self.name} - {_INSTEAD[part]}")
+        return value
 
     def values(
         self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
@@ -253,6 +258,12 @@ _HOMES: Final[dict[str, str]] = {CLASSIFICATION: "transferkit.tasks.classificati
 public names are."""
 
 _REGISTERED: dict[str, Task] = {}
+
+_INSTEAD: Final = {
+    "calibrator": "predictions and figures: predict, evaluate",
+    "solver": "train the head by steps: finetune --probe sgd",
+}
+"""The ways around a part that is ``None``."""
 
 
 def list_tasks() -> list[str]:

@@ -128,7 +128,7 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
     files = RunFiles(run)
     metrics = files.metrics
     measured = [split for split in ("val", "test") if split in metrics]
-    probe, features = metrics["probe"], metrics["features"]
+    probe, features, fitted = metrics["probe"], metrics["features"], metrics["phases"][0]
     chosen = ", ".join(f"{name} = {probe[name]:.3g}" for name in ("C", "k") if name in probe)
     lines = [
         ("run", str(run)),
@@ -136,7 +136,9 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
                   + (f", {chosen} ({probe['criterion']})" if chosen else "")),
         ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}, "
                      f"precision {features['precision']}"),
-        ("fit", f"{duration(metrics['phases'][0]['time_s'])}, train accuracy {metrics['phases'][0]['train_acc']:.1%}"),
+        ("fit", ", ".join([duration(fitted["time_s"]), *(
+            f"train {mid_sentence(figure.label)} {value_text(fitted[f'train_{figure.key}'], figure.unit)}"
+            for figure in files.followed if f"train_{figure.key}" in fitted)])),
         *((split, headline_text(files.figures(split), metrics[split]["n"])) for split in measured),
         *(("depth", f"{row['layer']:<12}{row['acc']:.1%} ({row['acc_low']:.1%} to {row['acc_high']:.1%})")
           for row in metrics.get("depth", ())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transferkit.data.index.targets import ClassReader
+from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassScores
 from transferkit.models.task import Task
 from transferkit.results.predict.record import ClassOutput
@@ -17,4 +18,5 @@ TASK = Task(
     output=ClassOutput(),
     scores=ClassScores(),
     calibrator=ClassCalibrator(),
+    solver=ClassSolver(),
 )

@@ -7,27 +7,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from transferkit.core.errors import ConfigError, DataError
-from transferkit.core.targets import TargetSpec
+from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.probe.classifier_file import keep_classifier
 from transferkit.features.probe.curves import depth_curve, learning_curve
 from transferkit.features.probe.estimators import build_estimator
-from transferkit.features.probe.probe import FittedProbe, ProbeOptions, fit_probe
-from transferkit.features.probe.rows import LabelledRows
 from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
 from transferkit.models.calibration.calibration import Calibration
-from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
-from transferkit.models.task import task_named
+from transferkit.models.solver import LabelledRows, ProbeOptions, Solution, Solver
+from transferkit.models.task import Task, task_named
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
@@ -37,12 +33,8 @@ from transferkit.runs.write import environment, write_config, write_data, write_
 from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.head.features import row_groups, training_rows
-from transferkit.training.head.solve import write_head
 
 __all__ = ["run_probe"]
-
-TINY = 1e-12
-"""Least probability, so that its logarithm is finite."""
 
 
 def run_probe(config: ProbeConfig) -> Path:
@@ -60,43 +52,46 @@ def run_probe(config: ProbeConfig) -> Path:
         TransferkitError: As `extract_features` says; CheckpointError for a run directory that is taken.
     """
     started = time.perf_counter()
+    task = task_named(config.task)
+    solver: Solver = task.require("solver", "probe")
     run = Path(config.out) if config.out else default_run_dir(config.data, f"{config.backbone}-probe")
     prepare_run_dir(run, resume=False, overwrite=config.overwrite)
     console = progress_console(config.quiet)
     weight = None if config.class_weight == "none" else config.class_weight
     arguments = config.classifier_args or {}
-    if "." in config.classifier:  # a wrong name or argument is told now, not after the features
+    if "." in config.classifier:  # a wrong name or argument is an error now, not after the features
         build_estimator(config.classifier, arguments, class_weight=weight, seed=config.seed)
     backbone = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed).backbone
     (tap,) = find_taps(backbone, config.layer, config.pool)
-    wanted = dataclasses.replace(config, layer=ALL) if config.depth else config
-    with counting_bar(console, "extracting features") as told:
-        table = extract_table(wanted, indexing=told, extracting=told)
+    layers = dataclasses.replace(config, layer=ALL) if config.depth else config
+    with counting_bar(console, "extracting features") as progress:
+        table = extract_table(layers, indexing=progress, extracting=progress)
     extracted = time.perf_counter()
     train = table.split("train")
-    if len(set(train.y.tolist())) < 2:
-        raise DataError(f"{config.data}: the training split holds pictures of one class, expected at least two")
+    if problems := solver.problems(train.y):
+        raise DataError(f"{config.data}: the training split holds {gather(problems)}")
     held = next((split for split in ("val", "test") if len(table.split(split))), None)
     if held is None and (config.depth or config.learning_curve):
         raise ConfigError("--depth and --learning-curve need pictures to measure on - pass a --val-split above 0")
 
     options = ProbeOptions(config.classifier, arguments, weight, config.folds)
-    with counting_bar(console, "fitting") as told:
-        probe = fit_probe(training_rows(train, tap.layer, config.use_views), options, seed=config.seed, progress=told)
+    with counting_bar(console, "fitting") as progress:
+        rows = training_rows(train, tap.layer, config.use_views)
+        probe = solver.fit(rows, options, seed=config.seed, progress=progress)
     solved = time.perf_counter()
-    measured, calibration, rows = _measure(probe, table, tap.layer, config)
+    measured, calibration, lines = _measure(task, probe, table, tap.layer, config)
     extra: dict[str, Any] = {}
-    with counting_bar(console, "fitting curves") as told:
+    with counting_bar(console, "fitting curves") as progress:
         if config.depth and held is not None:
             extra["depth"] = depth_curve(
                 {layer: _layer_rows(train, layer, grouped=True) for layer in train.layers},
                 {layer: _layer_rows(table.split(held), layer) for layer in train.layers},
-                options, seed=config.seed, progress=told,
+                solver, options, seed=config.seed, progress=progress,
             )  # fmt: skip
         if config.learning_curve and held is not None:
             extra["learning_curve"] = learning_curve(
-                _layer_rows(train, tap.layer, grouped=True), _layer_rows(table.split(held), tap.layer), options,
-                seed=config.seed, progress=told,
+                _layer_rows(train, tap.layer, grouped=True), _layer_rows(table.split(held), tap.layer), solver,
+                options, seed=config.seed, progress=progress,
             )  # fmt: skip
 
     with open_run_dir(run, resume=False, overwrite=config.overwrite):
@@ -109,12 +104,12 @@ def run_probe(config: ProbeConfig) -> Path:
             save_charts([depth_chart(extra["depth"], str(held))], run / "depth.png")
         if "learning_curve" in extra:
             save_charts([label_chart(extra["learning_curve"], str(held))], run / "learning_curve.png")
-        exported = _export(run, probe, table, backbone, tap, calibration)
-        kept = {}
+        exported = _export(run, task, probe, table, backbone, tap, calibration)
+        file = {}
         if exported != "yes" and probe.estimator is not None:
-            kept = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
-        write_predictions(run / "predictions.csv", task_named("classification"), rows)
-        train_acc = float((probe.predict(train.layers[tap.layer]) == train.y).mean())
+            file = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
+        write_predictions(run / "predictions.csv", task, lines)
+        learnt = float(probe.scores(train.layers[tap.layer], train.y).mean())
         metrics = {
             **measured,
             "selection": {
@@ -123,8 +118,9 @@ def run_probe(config: ProbeConfig) -> Path:
                 "note": "what had to be chosen was cross-validated inside train; val and test were not looked at",
             },
             "probe": {"classifier": probe.name, "layer": tap.layer, "pool": tap.pool, "exported": exported,
-                      "views": config.use_views if config.views else None, **kept, **probe.choice},
-            "phases": [{"name": "probe", "epochs": 0, "train_acc": train_acc, "val_acc": _acc(measured, "val"),
+                      "views": config.use_views if config.views else None, **file, **probe.choice},
+            "phases": [{"name": "probe", "epochs": 0, f"train_{solver.figure}": learnt,
+                        f"val_{solver.figure}": measured.get("val", {}).get(solver.figure),
                         "time_s": solved - extracted}],
             "features": {**table.facts, "time_s": extracted - started},
             **extra,
@@ -138,20 +134,16 @@ def run_probe(config: ProbeConfig) -> Path:
 
 
 def _measure(
-    probe: FittedProbe, table: FeatureTable, layer: str, config: ProbeConfig
+    task: Task, probe: Solution, table: FeatureTable, layer: str, config: ProbeConfig
 ) -> tuple[dict[str, Any], Calibration, list[Row]]:
     outputs = {}
     for name in ("val", "test"):
         split = table.split(name)
         if len(split):
-            if probe.linear is not None:
-                logits = torch.from_numpy(probe.linear.logits(split.layers[layer]))
-            else:  # of a classifier that knows only probabilities, their logarithms are logits
-                logits = torch.from_numpy(probe.probs(split.layers[layer])).clamp_min(TINY).log()
             paths = tuple(str(Path(path).absolute()) for path in split.paths)
-            outputs[name] = Outputs(paths, logits.float(), torch.from_numpy(split.y))
-    spec = TargetSpec(table.class_names)
-    return measure_splits(outputs, task_named("classification"), spec, method=config.calibrate, seed=config.seed)
+            answers = torch.from_numpy(probe.outputs(split.layers[layer]))
+            outputs[name] = Outputs(paths, answers, torch.from_numpy(split.y))
+    return measure_splits(outputs, task, table.index.targets.spec, method=config.calibrate, seed=config.seed)
 
 
 def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> LabelledRows:
@@ -159,31 +151,19 @@ def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> La
     return LabelledRows(table.layers[layer], table.y, len(table.class_names), row_groups(table) if grouped else None)
 
 
-def _acc(measured: dict[str, Any], split: str) -> float | None:
-    return float(measured[split]["acc"]) if split in measured else None
-
-
 def _export(
-    run: Path, probe: FittedProbe, table: FeatureTable, backbone: Backbone, tap: Tap, calibration: Calibration
-) -> str | None:
+    run: Path, task: Task, probe: Solution, table: FeatureTable, backbone: Backbone, tap: Tap, calibration: Calibration
+) -> str:
     """Write the product, backbone and head; return why not, where the classifier cannot be one."""
     if tap.layer != POOLED or tap.pool != OWN:
         return f"no: a head stands on the penultimate features, not on {tap.layer} ({tap.pool})"
-    classes = table.class_names
-    if probe.linear is not None:
-        module = TransferModule(backbone, len(classes), "linear", class_names=classes)
-        assert isinstance(module.head, LinearHead)
-        write_head(module.head, probe.linear)
-        save_model(run, module, calibration=calibration)
-        return "yes"
-    if probe.neighbours is None:
+    state = probe.head()
+    if state is None:
         return f"no: {probe.name} is not linear - use it in a pipeline behind transferkit.FeatureExtractor"
-    votes = probe.neighbours
-    arguments = {"rows": len(votes.rows), "k": votes.k, "temperature": votes.temperature}
-    head = NeighbourHead(backbone.num_features, len(classes), **arguments)  # type: ignore[arg-type]
-    for name, values in (("mean", votes.standardiser.mean), ("scale", votes.standardiser.scale), ("rows", votes.rows),
-                         ("labels", votes.labels)):  # fmt: skip
-        head.get_buffer(name).copy_(torch.from_numpy(np.asarray(values)))
-    module = TransferModule(backbone, len(classes), head, class_names=classes)
-    save_model(run, module, head=KNN, head_args=arguments, calibration=calibration)
+    spec = table.index.targets.spec
+    width, arguments = task.heads.width(spec), dict(state.arguments)
+    head = NeighbourHead(backbone.num_features, width, **arguments) if state.name == KNN else state.name
+    module = TransferModule(backbone, width, head, class_names=spec.names, task=task, target_facts=spec.facts)
+    module.head.load_state_dict(state.tensors)
+    save_model(run, module, head=state.name, head_args=arguments, calibration=calibration)
     return "yes"

@@ -11,10 +11,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from transferkit.core.errors import ConfigError
-from transferkit.features.probe import curves
 from transferkit.features.probe.curves import depth_curve, learning_curve, nested_subsets
-from transferkit.features.probe.probe import ProbeOptions, fit_probe
-from transferkit.features.probe.rows import LabelledRows
+from transferkit.features.probe.probe import fit_probe
+from transferkit.features.probe.solver import ClassSolver
+from transferkit.models.solver import LabelledRows, ProbeOptions
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def first(rows, width):
     return replace(rows, X=rows.X[:, :width])
 
 
+SOLVER = ClassSolver()
 SIMPLE = ProbeOptions(classifier_args={"C": 0.1})
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
 
@@ -65,7 +66,7 @@ def test_learning_curve_recomputed():
     train, held = drawn(200), drawn(150, seed=1)
     calls = []
     curve = learning_curve(
-        train, held, SIMPLE, shares=(1.0, 0.1, 0.4), repeats=2, seed=5,
+        train, held, SOLVER, SIMPLE, shares=(1.0, 0.1, 0.4), repeats=2, seed=5,
         progress=lambda done, total: calls.append((done, total)),
     )  # fmt: skip
     assert [entry["share"] for entry in curve] == [0.1, 0.4, 1.0] and calls == [(n, 5) for n in range(1, 6)]
@@ -84,27 +85,29 @@ def test_learning_curve_recomputed():
 
 def test_more_rows_help():
     train, held = drawn(600, width=40, distance=0.3), drawn(1000, width=40, distance=0.3, seed=1)
-    curve = learning_curve(train, held, shares=(0.05, 1.0), repeats=2)
+    curve = learning_curve(train, held, SOLVER, shares=(0.05, 1.0), repeats=2)
     assert curve[1]["acc"] > curve[0]["acc"] + 0.1
     assert "cross-validated" in curve[1]["repeats"][0]["choice"]["criterion"]
 
 
-def test_learning_curve_passes_groups_on(monkeypatch):
+def test_learning_curve_passes_groups_on():
     rows = replace(drawn(60), groups=[f"g{number // 3}" for number in range(60)])
     fitted = []
 
-    def fit(rows, options, *, seed):
-        fitted.append((len(rows), len(rows.groups), len(set(rows.groups))))
-        return fit_probe(rows, options, seed=seed)
+    class Spy(ClassSolver):
+        def fit(self, rows, options, *, seed):
+            fitted.append((len(rows), len(rows.groups), len(set(rows.groups))))
+            return super().fit(rows, options, seed=seed)
 
-    monkeypatch.setattr(curves, "fit_probe", fit)
-    learning_curve(rows, rows, SIMPLE, shares=(0.5, 1.0), repeats=1)
+    learning_curve(rows, rows, Spy(), SIMPLE, shares=(0.5, 1.0), repeats=1)
     assert fitted == [(30, 30, 10), (60, 60, 20)]
 
 
 def test_depth_curve_recomputed():
     train, held = drawn(150), drawn(400, seed=1)
-    curve = depth_curve({"early": first(train, 2), "late": train}, {"late": held, "early": first(held, 2)}, seed=2)
+    curve = depth_curve(
+        {"early": first(train, 2), "late": train}, {"late": held, "early": first(held, 2)}, SOLVER, seed=2
+    )
     assert [(entry["layer"], entry["width"]) for entry in curve] == [("early", 2), ("late", 8)]
     for entry, width in zip(curve, (2, 8), strict=True):
         probe = fit_probe(first(train, width), seed=2)
@@ -122,7 +125,7 @@ def test_interval_by_groups_is_that_of_the_groups():
     train, held = drawn(150), drawn(100, seed=1).take(np.repeat(np.arange(100), 5))
     width = []
     for groups in (None, np.repeat([f"g{number}" for number in range(100)], 5)):
-        entry = depth_curve({"a": train}, {"a": replace(held, groups=groups)}, SIMPLE)[0]
+        entry = depth_curve({"a": train}, {"a": replace(held, groups=groups)}, SOLVER, SIMPLE)[0]
         width.append(entry["acc_high"] - entry["acc_low"])
     assert width[1] / width[0] == pytest.approx(5**0.5, rel=0.15)
 
@@ -130,14 +133,14 @@ def test_interval_by_groups_is_that_of_the_groups():
 def test_guards():
     rows = drawn(30)
     with pytest.raises(ConfigError, match=r"\(1\) shares are \[0, 0.5\]; .*; \(2\) repeats is 0"):
-        learning_curve(rows, rows, shares=(0, 0.5), repeats=0)
+        learning_curve(rows, rows, SOLVER, shares=(0, 0.5), repeats=0)
     with pytest.raises(ConfigError, match="there are 29 labels for 30 rows of features"):
-        learning_curve(replace(rows, y=rows.y[1:]), rows)
+        learning_curve(replace(rows, y=rows.y[1:]), rows, SOLVER)
     with pytest.raises(ConfigError, match="evaluation features have 0 rows for 0 labels"):
-        learning_curve(rows, rows.take(np.arange(0)))
+        learning_curve(rows, rows.take(np.arange(0)), SOLVER)
     with pytest.raises(ConfigError, match=r"evaluation features have the shape \(30, 7\); expected \(8,\)"):
-        learning_curve(rows, first(rows, 7))
+        learning_curve(rows, first(rows, 7), SOLVER)
     with pytest.raises(ConfigError, match=r"layers \['a'\], evaluation features \['b'\]; expected the same"):
-        depth_curve({"a": rows}, {"b": rows})
+        depth_curve({"a": rows}, {"b": rows}, SOLVER)
     with pytest.raises(ConfigError, match="there are 29 labels for 30 rows"):
-        depth_curve({"a": replace(rows, y=rows.y[1:])}, {"a": rows})
+        depth_curve({"a": replace(rows, y=rows.y[1:])}, {"a": rows}, SOLVER)

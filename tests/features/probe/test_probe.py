@@ -15,9 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.features.probe import probe as fitting
-from transferkit.features.probe.probe import ProbeOptions
-from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.probe.selection import choose, cross_validation_folds
+from transferkit.models.solver import LabelledRows, ProbeOptions
 
 
 @pytest.fixture(autouse=True)

@@ -27,12 +27,12 @@ from transferkit.core.errors import BackboneError, ConfigError, DataError, Trans
 from transferkit.data.images.decode import UnreadableImage, decode_image, image_pixels
 from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
-from transferkit.features.probe.probe import ProbeOptions, fit_probe
-from transferkit.features.probe.rows import LabelledRows
+from transferkit.features.probe.probe import fit_probe
 from transferkit.features.sklearn import probe as probe_module
 from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.features.sklearn.inputs import InputError, NotFitted, list_items, pixels_digest, read_items
 from transferkit.features.sklearn.probe import ImageProbe
+from transferkit.models.solver import LabelledRows, ProbeOptions
 
 SMALL = {"image_size": 32, "accelerator": "cpu"}
 

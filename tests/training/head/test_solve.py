@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -16,6 +17,9 @@ from small_runs import SignalAt
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.extract.rows import StoredRows
+from transferkit.features.probe.logistic import LinearModel
+from transferkit.features.probe.probe import FittedProbe
+from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
@@ -95,6 +99,26 @@ def test_a_second_solution_computes_nothing(folder, tmp_path):
 def test_a_head_that_is_not_linear_is_refused(folder, tmp_path):
     module, data = build(folder, head="mlp")
     with pytest.raises(ConfigError, match="a MLPHead cannot be solved, expected a linear head - train it instead"):
+        solve_head(module, data, store=str(tmp_path))
+
+
+def test_the_solver_of_the_task_is_asked(folder, tmp_path):
+    """Least squares on one-hot targets, say."""
+
+    class Squares(ClassSolver):
+        def fit(self, rows, options=None, *, seed=0, progress=None):
+            X = np.column_stack((rows.X, np.ones(len(rows))))
+            weight = np.linalg.lstsq(X, np.eye(rows.width)[rows.y], rcond=None)[0].T
+            return FittedProbe("squares", {"rank": 1}, rows.width, LinearModel(weight[:, :-1], weight[:, -1]))
+
+    module, data = build(folder)
+    module.task = replace(module.task, solver=Squares("least squares"))
+    solved = solve_head(module, data, store=str(tmp_path))
+    assert (solved.figures["solver"], solved.figures["rank"], solved.figures["train_acc"]) == ("least squares", 1, 1.0)
+    probs, targets = predictions_of(module, data.evaluation_loader("train"))
+    assert (probs.argmax(dim=1) == targets).all()
+    module.task = replace(module.task, solver=None)
+    with pytest.raises(ConfigError, match="a solved probe has no solver for classification - train the head by steps"):
         solve_head(module, data, store=str(tmp_path))
 
 

@@ -27,6 +27,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.task import task_named
 from transferkit.options.features import FeatureOptions, FeaturesConfig
 from transferkit.options.fields import make_config
 
@@ -93,7 +94,7 @@ def extract_table(
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    scan = scan_data(config.data)
+    scan, reader = scan_data(config.data), task_named(config.task).targets
     total = len(scan.files)
     hashes = hash_images(
         [file.path for file in scan.files],
@@ -101,7 +102,9 @@ def extract_table(
         progress=None if indexing is None else lambda done: indexing(done, total),
     )
 
-    index = warn_of(build_index(config, scan, hashes))  # faults of names, classes and splits come before any work
+    index = warn_of(
+        build_index(config, scan, hashes, reader=reader)
+    )  # faults of names, classes and splits come before any work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
@@ -113,7 +116,7 @@ def extract_table(
             ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
             for result in hashes
         ]
-        index = warn_of(build_index(config, scan, reads))
+        index = warn_of(build_index(config, scan, reads, reader=reader))
     return table_of(index, pictures, extraction, _facts(config, frozen, extraction))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against the number of training rows, and against the depth of the layer the features come from."""
+"""What a probe is worth against the number of training rows, and against the depth of the layer of its features."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from transferkit.core.errors import ConfigError, gather
-from transferkit.features.probe.probe import ProbeOptions, Progress, fit_probe
-from transferkit.features.probe.rows import Array, LabelledRows
 from transferkit.models.figures.bootstrap import bootstrap_intervals
+from transferkit.models.solver import Array, LabelledRows, ProbeOptions, Progress, Solver
 
 __all__ = ["depth_curve", "learning_curve", "nested_subsets"]
 
@@ -22,6 +21,7 @@ DRAWS = 2000
 def learning_curve(
     train: LabelledRows,
     held: LabelledRows,
+    solver: Solver,
     options: ProbeOptions | None = None,
     *,
     shares: Sequence[float] = SHARES,
@@ -29,7 +29,7 @@ def learning_curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure how accuracy grows with the training rows.
+    """Measure how the figure of a solver grows with the training rows.
 
     Each repeat draws its own nested subsets, stratified by class: a smaller share lies within every larger one. All
     rows are the same in every repeat and are fitted once.
@@ -37,6 +37,7 @@ def learning_curve(
     Args:
         train: N rows to train on; a group is drawn whole.
         held: M rows to measure on; nothing is chosen on them.
+        solver: Fits them, and says which figure is measured: of classification ``acc``, the accuracy.
         options: Of the probe.
         shares: Of the rows (of the groups, where there are any), in (0, 1].
         repeats: Draws per share, at least 1.
@@ -59,7 +60,7 @@ def learning_curve(
     problems += train.problems() or _held_problems("evaluation features", train, held)
     if problems:
         raise ConfigError(gather(problems))
-    shares = sorted(set(shares))
+    shares, key = sorted(set(shares)), solver.figure
     total = sum(1 if share == 1 else repeats for share in shares)
     runs: dict[float, list[dict[str, Any]]] = {share: [] for share in shares}
     done = 0
@@ -67,9 +68,9 @@ def learning_curve(
         for share, index in zip(shares, nested_subsets(train, shares, seed=seed + repeat), strict=True):
             if share == 1 and repeat:
                 continue
-            probe = fit_probe(train.take(index), options, seed=seed)
-            accuracy = float(np.mean(probe.predict(held.X) == held.y))
-            runs[share].append({"rows": len(index), "acc": accuracy, "choice": dict(probe.choice)})
+            probe = solver.fit(train.take(index), options, seed=seed)
+            value = float(probe.scores(held.X, held.y).mean())
+            runs[share].append({"rows": len(index), key: value, "choice": dict(probe.choice)})
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -77,9 +78,9 @@ def learning_curve(
         {
             "share": share,
             "rows": float(np.mean([run["rows"] for run in own])),
-            "acc": float(np.mean([run["acc"] for run in own])),
-            "acc_min": min(run["acc"] for run in own),
-            "acc_max": max(run["acc"] for run in own),
+            key: float(np.mean([run[key] for run in own])),
+            f"{key}_min": min(run[key] for run in own),
+            f"{key}_max": max(run[key] for run in own),
             "repeats": own,
         }
         for share, own in runs.items()
@@ -116,6 +117,7 @@ def nested_subsets(rows: LabelledRows, shares: Sequence[float], *, seed: int) ->
 def depth_curve(
     train: Mapping[str, LabelledRows],
     held: Mapping[str, LabelledRows],
+    solver: Solver,
     options: ProbeOptions | None = None,
     *,
     seed: int = 0,
@@ -130,6 +132,7 @@ def depth_curve(
     Args:
         train: By layer, in the order of depth, the same N rows with its features.
         held: By the same layers, the M rows to measure on.
+        solver: Fits them, and says which figure is measured: of classification ``acc``, the accuracy.
         options: Of the probe.
         seed: Of the draws and the fits.
         progress: Called with the layers done and all layers, after each.
@@ -151,26 +154,26 @@ def depth_curve(
         problems += rows.problems() or _held_problems(f"evaluation features of layer {layer!r}", rows, held[layer])
     if problems:
         raise ConfigError(gather(problems))
-    hits, choices = [], []
+    scores, choices, key = [], [], solver.figure
     for layer, rows in train.items():
-        probe = fit_probe(rows, options, seed=seed)
-        hits.append((probe.predict(held[layer].X) == held[layer].y).astype(np.float64))
+        probe = solver.fit(rows, options, seed=seed)
+        scores.append(probe.scores(held[layer].X, held[layer].y))
         choices.append(dict(probe.choice))
         if progress is not None:
-            progress(len(hits), len(train))
+            progress(len(scores), len(train))
     units = next(iter(held.values())).units()
-    size, right = np.bincount(units), np.stack([np.bincount(units, weights=row) for row in hits])
+    size, right = np.bincount(units), np.stack([np.bincount(units, weights=row) for row in scores])
     intervals = bootstrap_intervals(lambda drawn: right @ drawn / (size @ drawn), len(size), resamples=DRAWS, seed=seed)
     return [
         {
             "layer": layer,
             "width": int(rows.X.shape[1]),
-            "acc": float(own.mean()),
-            "acc_low": low,
-            "acc_high": high,
+            key: float(own.mean()),
+            f"{key}_low": low,
+            f"{key}_high": high,
             "choice": choice,
         }
-        for (layer, rows), own, (low, high), choice in zip(train.items(), hits, intervals, choices, strict=True)
+        for (layer, rows), own, (low, high), choice in zip(train.items(), scores, intervals, choices, strict=True)
     ]
 
 

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
-from transferkit.features.probe.rows import Array
+from transferkit.models.solver import Array
 
 __all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "softmax"]
 

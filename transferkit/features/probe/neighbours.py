@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from transferkit.features.probe.logistic import Standardiser
-from transferkit.features.probe.rows import Array
+from transferkit.models.solver import Array
 
 __all__ = ["TEMPERATURE", "Neighbours"]
 

@@ -6,12 +6,13 @@ anew on the training part of every fold, so that the score of rows it never saw 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -25,12 +26,10 @@ from transferkit.features.probe.estimators import (
 )
 from transferkit.features.probe.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
-from transferkit.features.probe.rows import Array, LabelledRows
 from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
+from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
-__all__ = ["FittedProbe", "ProbeOptions", "fit_probe"]
-
-Progress = Callable[[int, int], None]
+__all__ = ["FittedProbe", "fit_probe"]
 
 STEP = 10.0 ** (2 / 3)
 STRENGTHS = tuple(1e-2 * STEP**number for number in range(10))
@@ -41,36 +40,10 @@ DEFAULT_STRENGTH = 30.0
 """The same where nothing can be cross-validated."""
 NO_FOLDS = "default: too few rows or groups per class to cross-validate"
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+TINY = 1e-12
+"""Least probability, so that its logarithm is finite."""
 SMALL = 2e8
 """Multiplications of one product up to which more threads of the BLAS only get in each other's way."""
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """Which classifier, and how it is fitted.
-
-    Attributes:
-        classifier: ``"logistic"``; ``"knn"``; or the import path of a scikit-learn classifier, fitted on standardised
-            features as it is (nothing is chosen).
-        classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
-            knn (one number: nothing is chosen), the constructor's arguments for an import path.
-        class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
-        folds: Folds at most, at least 2; fewer where no class has so many groups.
-    """
-
-    classifier: str = "logistic"
-    classifier_args: Mapping[str, Any] = field(default_factory=dict)
-    class_weight: str | None = None
-    folds: int = 5
-
-    def problems(self) -> list[str]:
-        """Return what is out of range, a sentence each."""
-        problems = []
-        if self.class_weight not in (None, "balanced"):
-            problems.append(f"class_weight is {self.class_weight!r}; expected None or 'balanced'")
-        if self.folds < 2:
-            problems.append(f"folds is {self.folds}; expected at least 2")
-        return problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +90,33 @@ class FittedProbe:
             return np.asarray(self.estimator.predict(X), dtype=np.int64)
         return np.asarray(self.probs(X).argmax(axis=1), dtype=np.int64)
 
+    def outputs(self, X: Array) -> Array:
+        """Return logits (N, C) float32 for raw features (N, D); of probabilities alone, their logarithms."""
+        if self.linear is not None:
+            return np.asarray(self.linear.logits(X), dtype=np.float32)
+        return np.asarray(torch.from_numpy(self.probs(X)).clamp_min(TINY).log())
+
+    def scores(self, X: Array, y: Array) -> Array:
+        """Return 1.0 for each row (N,) that is classified correctly, 0.0 for the others."""
+        return np.asarray(self.predict(X) == y, dtype=np.float64)
+
+    def head(self) -> HeadState | None:
+        """Return the head of a model that computes these outputs; ``None`` for a classifier that is not linear."""
+        if self.linear is not None:
+            return HeadState("linear", {}, _tensors({"linear.weight": self.linear.weight,
+                                                     "linear.bias": self.linear.bias}))  # fmt: skip
+        if self.neighbours is None:
+            return None
+        votes = self.neighbours
+        arguments = {"rows": len(votes.rows), "k": votes.k, "temperature": votes.temperature}
+        state = {"mean": votes.standardiser.mean, "scale": votes.standardiser.scale, "rows": votes.rows,
+                 "labels": votes.labels}  # fmt: skip
+        return HeadState("knn", arguments, _tensors(state))
+
+
+def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.asarray(values)) for name, values in arrays.items()}
+
 
 def fit_probe(
     rows: LabelledRows, options: ProbeOptions | None = None, *, seed: int = 0, progress: Progress | None = None
@@ -124,7 +124,7 @@ def fit_probe(
     """Fit a classifier on features, choosing what it has to choose by cross-validation inside these rows.
 
     Args:
-        rows: Of at least two classes. LabelledRows of weight 0 are left out.
+        rows: Of at least two classes. Those of weight 0 are left out.
         options: Which classifier, and how; logistic regression by default.
         seed: Of the folds, and of the classifier where it draws at random.
         progress: Called with the fits done and all fits, after each.
@@ -133,7 +133,7 @@ def fit_probe(
         ConfigError: What is wrong with the arguments, all of it.
     """
     options = options or ProbeOptions()
-    problems = rows.problems() + options.problems()
+    problems = rows.problems() + _class_problems(rows) + options.problems()
     if problems:
         raise ConfigError(gather(problems))
     name = options.classifier
@@ -146,11 +146,28 @@ def fit_probe(
     if rows.weight is not None:
         rows = rows.take(np.flatnonzero(rows.weight))
     report = progress or (lambda done, total: None)
-    with _threads(rows.X, rows.num_classes):
+    with _threads(rows.X, rows.width):
         if "." in name:
             return _fit_by_path(rows, options, seed, report)
         folds = cross_validation_folds(rows, folds=options.folds, seed=seed)
         return (_fit_knn if name == "knn" else _fit_logistic)(rows, options, folds, report)
+
+
+def _class_problems(rows: LabelledRows) -> list[str]:
+    """Return what is wrong with the labels of rows that have one for each."""
+    y = rows.y
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        return [f"labels are {y.dtype} of shape {y.shape}; expected integers of shape (rows,)"]
+    if len(y) != len(rows) or not len(y):
+        return []
+    if y.min() < 0 or y.max() >= rows.width:
+        return [f"labels run from {y.min()} to {y.max()}; expected 0 to {rows.width - 1}"]
+    if rows.weight is None:
+        return [f"all {len(y)} labels are of one class; expected at least 2 classes"] if len(np.unique(y)) < 2 else []
+    weight = np.asarray(rows.weight)
+    if y.shape == weight.shape and (weight >= 0).all() and len(np.unique(y[weight > 0])) < 2:
+        return ["rows of weight above 0 are of fewer than 2 classes; expected at least 2 classes"]
+    return []
 
 
 def _threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
@@ -199,7 +216,7 @@ def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progr
             part, held = rows.take(train), rows.take(validate)
             part_weight = _weights(part, options.class_weight)
             standardiser = Standardiser.fit(part.X, part_weight)
-            path = fit_path(standardiser.transform(part.X), part.y, rows.num_classes, values, sample_weight=part_weight)
+            path = fit_path(standardiser.transform(part.X), part.y, rows.width, values, sample_weight=part_weight)
             X = standardiser.transform(held.X)
             scores[number] = [score(model.probs(X), held.y, weight[validate]) for model in path]
             progress((rounds - 1) * len(folds) + number + 1, rounds * len(folds) + 1)
@@ -226,9 +243,9 @@ def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progr
         weighted = options.class_weight is not None or rows.weight is not None
         choice = choice_record("C", C, Cs, scores, weighted=weighted)
     standardiser = Standardiser.fit(rows.X, weight)
-    model = fit_path(standardiser.transform(rows.X), rows.y, rows.num_classes, [C], sample_weight=weight)[0]
+    model = fit_path(standardiser.transform(rows.X), rows.y, rows.width, [C], sample_weight=weight)[0]
     progress(rounds * len(folds) + 1, rounds * len(folds) + 1)
-    return FittedProbe("logistic", choice, rows.num_classes, linear=standardiser.fold(model))
+    return FittedProbe("logistic", choice, rows.width, linear=standardiser.fold(model))
 
 
 def _fit_knn(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress) -> FittedProbe:
@@ -253,14 +270,14 @@ def _fit_knn(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: 
         scores = np.zeros((len(folds), len(ks), 2))
         for number, (train, validate) in enumerate(folds):
             part, held = rows.take(train), rows.take(validate)
-            voters = Neighbours.fit(part.X, part.y, rows.num_classes, k=ks[-1], temperature=temperature)
+            voters = Neighbours.fit(part.X, part.y, rows.width, k=ks[-1], temperature=temperature)
             scores[number] = [score(probs, held.y, np.ones(len(held))) for probs in voters.votes(held.X, ks)]
             progress(number + 1, len(folds) + 1)
         k = ks[choose(scores)]
         choice = choice_record("k", k, ks, scores, weighted=False)
-    neighbours = Neighbours.fit(rows.X, rows.y, rows.num_classes, k=k, temperature=temperature)
+    neighbours = Neighbours.fit(rows.X, rows.y, rows.width, k=k, temperature=temperature)
     progress(len(folds) + 1, len(folds) + 1)
-    return FittedProbe("knn", {**choice, "temperature": temperature}, rows.num_classes, neighbours=neighbours)
+    return FittedProbe("knn", {**choice, "temperature": temperature}, rows.width, neighbours=neighbours)
 
 
 def _fit_by_path(rows: LabelledRows, options: ProbeOptions, seed: int, progress: Progress) -> FittedProbe:
@@ -278,5 +295,5 @@ def _fit_by_path(rows: LabelledRows, options: ProbeOptions, seed: int, progress:
         else "softmax of its decision values, not calibrated",
     }  # fmt: skip
     progress(1, 1)
-    linear = estimator_linear(pipeline, rows.num_classes)
-    return FittedProbe(path, choice, rows.num_classes, linear, estimator=pipeline)
+    linear = estimator_linear(pipeline, rows.width)
+    return FittedProbe(path, choice, rows.width, linear, estimator=pipeline)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from transferkit.features.probe.rows import Array, LabelledRows
+from transferkit.models.solver import Array, LabelledRows
 
 __all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "score"]
 

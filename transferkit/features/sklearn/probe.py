@@ -11,8 +11,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from transferkit.data.batches.dataset import Picture
-from transferkit.features.probe.probe import FittedProbe, ProbeOptions, fit_probe
-from transferkit.features.probe.rows import LabelledRows
+from transferkit.features.probe.probe import FittedProbe, fit_probe
 from transferkit.features.sklearn.extractor import HOME, SHARED, FeatureExtractor, make_setup, picture_tags
 from transferkit.features.sklearn.inputs import (
     InputError,
@@ -23,6 +22,7 @@ from transferkit.features.sklearn.inputs import (
     read_items,
     weigh_labels,
 )
+from transferkit.models.solver import LabelledRows, ProbeOptions
 
 __all__ = ["ImageProbe"]
 

@@ -14,9 +14,9 @@ from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views, table_of
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.extract.table import FeatureTable
-from transferkit.features.probe.rows import LabelledRows
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.module import TransferModule
+from transferkit.models.solver import LabelledRows
 
 __all__ = ["SplitFeatures", "row_groups", "training_rows"]
 

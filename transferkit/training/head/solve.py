@@ -7,26 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.extract import make_compute
 from transferkit.features.extract.table import FeatureTable
-from transferkit.features.probe.logistic import LinearModel
-from transferkit.features.probe.probe import fit_probe
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
+from transferkit.models.solver import Solution, Solver
 from transferkit.models.task import Task
 from transferkit.training.head.features import SplitFeatures, training_rows
 from transferkit.training.head.train import plain_figures
 
-__all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe", "write_head"]
+__all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe"]
 
 START_STD = 0.3
 """Standard deviation of the logits that fine-tuning starts from."""
@@ -49,10 +47,10 @@ class SolvedProbe:
 def solve_head(module: TransferModule, data: ImageData, *, store: str | None = None) -> SolvedProbe:
     """Fit the linear head of a model on the features of its frozen backbone, and write it into the model.
 
-    Logistic regression by L-BFGS on standardised features; its regularisation is chosen by cross-validation inside the
-    training split, and the standardiser is folded into weight and bias. The features stay in the store. A
-    fine-tuning that starts here starts from a converged head (LP-FT; Kumar et al. 2022, "Fine-Tuning can Distort
-    Pretrained Features and Underperform Out-of-Distribution", section 3.4).
+    The solver of the task does it; of classification, logistic regression by L-BFGS on standardised features, whose
+    regularisation is chosen by cross-validation inside the training split, and whose standardiser is folded into weight
+    and bias. The features stay in the store. A fine-tuning that starts here starts from a converged head (LP-FT; Kumar
+    et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", section 3.4).
 
     Args:
         module: With a linear head.
@@ -60,8 +58,8 @@ def solve_head(module: TransferModule, data: ImageData, *, store: str | None = N
         store: Directory of the feature store; the user's cache when ``None``.
 
     Raises:
-        ConfigError: The head is not linear.
-        DataError: There are no training pictures of two classes.
+        ConfigError: The head is not linear, or the task has no solver.
+        DataError: There is nothing to tell apart in the training pictures.
     """
     return solve_probe(module, data, FeatureStore(store), make_compute())
 
@@ -88,40 +86,35 @@ def solve_probe(
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
-        ConfigError: The head is not linear.
-        DataError: There are no training pictures of two classes, or a picture has changed since it was indexed.
+        ConfigError: The head is not linear, or the task has no solver.
+        DataError: There is nothing to tell apart in the training pictures, or one has changed since it was indexed.
     """
     if not isinstance(module.head, LinearHead):
         raise ConfigError(f"a {type(module.head).__name__} cannot be solved, expected a linear head - train it instead")
+    solver: Solver = module.task.require("solver", "a solved probe")
     started = time.perf_counter()
     features = SplitFeatures(module, data, store, compute, seed=seed)
     train, val = features.table("train", views=views, progress=progress), features.table("val", progress=progress)
-    if len(set(train.y.tolist())) < 2:
-        raise DataError("the training split holds pictures of one class, expected at least two to fit a head")
-    probe = fit_probe(training_rows(train, POOLED, "sample"), seed=seed)
-    assert probe.linear is not None
-    write_head(module.head, probe.linear)
-    running = module.task.objective.running
+    if problems := solver.problems(train.y):
+        raise DataError(f"the training split holds {gather(problems)}")
+    solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
+    head, running = solution.head(), module.task.objective.running
+    if head is None or head.name != "linear":
+        raise TypeError(f"the solver of {module.task.name} gives no linear head")
+    module.head.load_state_dict(head.tensors)
     figures = {
-        "solver": "L-BFGS on cached features",
-        **{key: value for key, value in probe.choice.items() if key != "curve"},
-        **_measured(module.task, probe.linear, train, "train", running),
-        **_measured(module.task, probe.linear, val, "val", (*running, "loss")),
+        "solver": solver.method,
+        **{key: value for key, value in solution.choice.items() if key != "curve"},
+        **_measured(module.task, solution, train, "train", running),
+        **_measured(module.task, solution, val, "val", (*running, "loss")),
         "pictures": len(train) + len(val),
         "views": views,
         "computed": features.computed,
         "precision": features.precision,
-        "logit_std": float(probe.linear.logits(train.X).std()),
+        "logit_std": float(solution.outputs(train.X).std()),
         "time_s": time.perf_counter() - started,
     }
     return SolvedProbe(figures, {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
-
-
-def write_head(head: LinearHead, model: LinearModel) -> None:
-    """Put a linear model on raw features into a head."""
-    with torch.no_grad():
-        head.linear.weight.copy_(torch.from_numpy(np.asarray(model.weight)))
-        head.linear.bias.copy_(torch.from_numpy(np.asarray(model.bias)))
 
 
 def soften_head(head: nn.Module, logit_std: float) -> float:
@@ -152,10 +145,10 @@ def soften_head(head: nn.Module, logit_std: float) -> float:
 
 
 def _measured(
-    task: Task, model: LinearModel, table: FeatureTable, split: str, names: Sequence[str]
+    task: Task, solution: Solution, table: FeatureTable, split: str, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """Return figures of a linear model on a split, such as ``val_acc``; ``None`` where the split is empty."""
+    """Return figures of a solution on a split, such as ``val_acc``; ``None`` where the split is empty."""
     if not len(table):
         return {f"{split}_{name}": None for name in names}
-    outputs, targets = torch.from_numpy(model.logits(table.X)), torch.from_numpy(table.y)
+    outputs, targets = torch.from_numpy(solution.outputs(table.X)), torch.from_numpy(table.y)
     return {f"{split}_{name}": value for name, value in plain_figures(task, names, outputs, targets).items()}

@@ -266,10 +266,10 @@ class _HeadTrials:
         training = HeadTraining.of_phase(config, phase, len(train), int(config.batch_size))
         training = dataclasses.replace(training, clip=None)
         rows = training_rows(train, POOLED, "sample")
-        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), rows.num_classes)
+        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), rows.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = build_head(config.head, rows.X.shape[1], rows.num_classes, drop_rate=config.drop_rate)
+            head = build_head(config.head, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
             train_head(head, loss, torch.from_numpy(rows.X), torch.from_numpy(rows.y), training)
         with torch.inference_mode():
             outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)

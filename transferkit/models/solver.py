@@ -1,0 +1,172 @@
+"""The solver of a task: rows of features and targets go in, a head that is fitted at once comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Array", "HeadState", "LabelledRows", "ProbeOptions", "Progress", "Solution", "Solver"]
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Features with their targets, to fit on or to measure on.
+
+    Attributes:
+        X: (N, D) float32 or float64, finite.
+        y: (N, ...) targets, as the task has them; of classification (N,) integers in [0, width).
+        width: Outputs of the head; of classification C, of all classes: not every one need have a row.
+        groups: (N,) strings; what is of one group (a picture's views, equal pictures) is never torn apart. ``None``
+            where every row stands for itself.
+        weight: (N,) at least 0, what a row counts; ``None`` for 1 each.
+    """
+
+    X: Array
+    y: Array
+    width: int
+    groups: Sequence[str] | Array | None = None
+    weight: Array | None = None
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.X)
+
+    def take(self, index: Array) -> LabelledRows:
+        """Return some of the rows."""
+        groups = None if self.groups is None else np.asarray(self.groups)[index]
+        weight = None if self.weight is None else np.asarray(self.weight)[index]
+        return LabelledRows(self.X[index], self.y[index], self.width, groups, weight)
+
+    def units(self) -> Array:
+        """Return for each row (N,) the number of its group, or its own."""
+        return np.arange(len(self)) if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with them as rows to fit on, whatever the targets mean, a sentence each."""
+        X, problems = self.X, []
+        if X.ndim != 2 or X.dtype.kind != "f" or 0 in X.shape:
+            problems.append(f"features are {X.dtype} of shape {X.shape}; expected floats of shape (rows, features)")
+        elif not np.isfinite(X).all():
+            bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+            problems.append(f"features of {len(bad)} rows are not finite, the first is row {bad[0]}; drop these rows")
+        for name, values in (("labels", self.y), ("groups", self.groups)):
+            if values is not None and len(values) != len(X):
+                problems.append(f"there are {len(values)} {name} for {len(X)} rows of features; expected one for each")
+        if self.weight is not None:
+            weight = np.asarray(self.weight)
+            if weight.shape != (len(X),):
+                problems.append(f"sample weights are of shape {weight.shape}; expected one for each of {len(X)} rows")
+            elif not (np.isfinite(weight).all() and (weight >= 0).all()):
+                problems.append("sample weights are negative or not finite; expected numbers of at least 0")
+        return problems
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Which kind of head, and how it is fitted.
+
+    Attributes:
+        classifier: Of classification ``"logistic"``; ``"knn"``; or the import path of a scikit-learn classifier, fitted
+            on standardised features as it is (nothing is chosen).
+        classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
+            knn (one number: nothing is chosen), the constructor's arguments for an import path.
+        class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
+        folds: Folds at most, at least 2; fewer where no class has so many groups.
+    """
+
+    classifier: str = "logistic"
+    classifier_args: Mapping[str, Any] = field(default_factory=dict)
+    class_weight: str | None = None
+    folds: int = 5
+
+    def problems(self) -> list[str]:
+        """Return what is out of range, a sentence each."""
+        problems = []
+        if self.class_weight not in (None, "balanced"):
+            problems.append(f"class_weight is {self.class_weight!r}; expected None or 'balanced'")
+        if self.folds < 2:
+            problems.append(f"folds is {self.folds}; expected at least 2")
+        return problems
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """A head of a model that computes what was fitted, on raw features.
+
+    Attributes:
+        name: As ``--head`` or a product has it: ``"linear"``, ``"knn"``.
+        arguments: Of its constructor, besides the widths.
+        tensors: Its state, by name.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+class Solution(Protocol):
+    """What a solver has fitted."""
+
+    @property
+    def name(self) -> str:
+        """Of the kind of head, such as ``"logistic"``."""
+
+    @property
+    def choice(self) -> Mapping[str, Any]:
+        """What was chosen, by which criterion, on what, as JSON values; with a ``"curve"`` where it was a path."""
+
+    @property
+    def estimator(self) -> Any:
+        """The fitted object of scikit-learn; ``None`` where there is none."""
+
+    def head(self) -> HeadState | None:
+        """Return a head of a model that computes the same; ``None`` where there is none."""
+
+    def outputs(self, X: Array) -> Array:
+        """Return what a network with this head would return for raw features (N, D): (N, width) float32."""
+
+    def scores(self, X: Array, y: Array) -> Array:
+        """Return for each row (N,) what it adds to the mean that is the figure `Solver.figure`."""
+
+
+class Solver(Protocol):
+    """A head fitted at once on cached features."""
+
+    @property
+    def method(self) -> str:
+        """What it does, for `metrics.json`: ``"L-BFGS on cached features"``."""
+
+    @property
+    def figure(self) -> str:
+        """The figure that `Solution.scores` are of, such as ``"acc"``."""
+
+    def problems(self, targets: Array) -> list[str]:
+        """Return why a head cannot be fitted to targets (N, ...), as words that go on "the training split holds"."""
+
+    def fit(
+        self,
+        rows: LabelledRows,
+        options: ProbeOptions | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Fit a head, and choose by cross-validation inside these rows what there is to choose.
+
+        Args:
+            rows: To fit on.
+            options: Which kind of head, and how; the task's usual one by default.
+            seed: Of the folds, and of what is drawn at random.
+            progress: Called with the fits done and all fits, after each.
+
+        Raises:
+            ConfigError: With everything that is wrong with the rows or the options.
+        """
