@@ -14,7 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
-from transferkit.models.calibration.calibration import Calibration, fit_calibration
+from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration
+from transferkit.models.calibration.conformal import cross_fitted_sets
+from transferkit.models.calibration.scaling import stratified_folds
 from transferkit.models.figures.classification import (
     ECE_BINS,
     classification_metrics,
@@ -27,6 +29,9 @@ from transferkit.models.losses import make_loss
 from transferkit.models.task import LossOptions
 
 __all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
+
+COVERAGES: Final = (0.9, 0.95, 0.99)
+"""Of the prediction sets that `calibrate` prints."""
 
 MONITORS: Final[Mapping[str, bool]] = {  # a plain dictionary: models, and their tasks with them, are copied
     "loss": False, "acc": True, "acc_top5": True, "balanced_acc": True, "f1_macro": True, "ece": False,
@@ -151,3 +156,31 @@ class ClassCalibrator:
     def apply(self, calibration: Calibration, outputs: Tensor) -> Tensor:
         """Return calibrated probabilities for logits ``(..., C)``."""
         return calibration.probs(outputs)
+
+    def problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """Return why nothing can be fitted on these pictures; ``None`` where it can."""
+        return cannot_calibrate(outputs, targets)
+
+    def summary(
+        self, calibration: Calibration, outputs: Tensor, targets: Tensor, predictions: Tensor, *, seed: int
+    ) -> tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]]:
+        """Return method, ECE and log loss, and how large prediction sets are at each coverage."""
+        method, figures = f"temperature {calibration.temperature:.3f}", calibration.figures
+        lines = []
+        if calibration.method == "vector":
+            both = calibration.scale, calibration.bias
+            scales, biases = (f"{min(values):.3f} to {max(values):.3f}" for values in both)
+            method = f"vector, scales {scales}, biases {biases}"
+            before, after = outputs.argmax(dim=1), predictions.argmax(dim=1)
+            right = [f"{float((labels == targets).double().mean()):.1%}" for labels in (before, after)]
+            changed = int((before != after).sum())
+            changes = f"{changed:,} of {len(targets):,} change; {right[0]} right before, {right[1]} after"
+            lines.append(("labels", changes))
+        lines += [(name, f"{figures[f'{key}_before']:.4f} before, {figures[f'{key}_after']:.4f} after")
+                  for name, key in (("ECE", "ece"), ("NLL", "loss"))]  # fmt: skip
+        places = stratified_folds(targets, calibration.folds, seed=seed)
+        rows: list[tuple[str, ...]] = []
+        for coverage in COVERAGES:
+            sets = cross_fitted_sets(predictions, targets, places, coverage)
+            rows.append((f"{coverage:.0%}", f"{sets['covered']:.1%}", f"{sets['size']:.2f}", f"{sets['single']:.1%}"))
+        return [("method", method), *lines], ("coverage", "measured", "classes", "with one class"), rows

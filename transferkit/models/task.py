@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -22,10 +23,12 @@ from transferkit.data.index.targets import TargetReader
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.figures.figure import Figure
 from transferkit.models.solver import Solver
+from transferkit.models.figures.paired import Outcomes
 
 __all__ = [
     "CLASSIFICATION",
     "Calibrator",
+    "Details",
     "Heads",
     "LossOptions",
     "Objective",
@@ -202,6 +205,52 @@ class Calibrator(Protocol):
     def apply(self, calibration: Calibration, outputs: Tensor) -> Tensor:
         """Return calibrated predictions for outputs ``(..., width)``."""
 
+    def problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """Return why nothing can be fitted on these pictures, for a sentence; ``None`` where it can."""
+
+    def summary(
+        self, calibration: Calibration, outputs: Tensor, targets: Tensor, predictions: Tensor, *, seed: int
+    ) -> tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]]:
+        """Return what a person reads of a fit: lines, and columns and rows of a table of coverage.
+
+        Args:
+            calibration: From `fit`.
+            outputs: What it was fitted on.
+            targets: Likewise.
+            predictions: From `fit`.
+            seed: As for `fit`.
+        """
+
+
+class Details(Protocol):
+    """What is written, drawn, printed and shown of a task besides its figures. Values are those of `metrics.json`."""
+
+    def values(self, rows: Sequence[Sequence[str]], spec: TargetSpec) -> dict[str, Any]:
+        """Return what an evaluation says of a split besides its figures, from the cells of `Output.rows`."""
+
+    def tables(
+        self, splits: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Sequence[str]]]
+    ) -> dict[str, list[Sequence[object]]]:
+        """Return the tables of an evaluation: by file name, rows of cells, the columns' names first."""
+
+    def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        """Draw the charts of an evaluation into a directory; `name` is what the model is called."""
+
+    def lines(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return what the terminal says of a split besides its figures: a name and a text each."""
+
+    def advice(self, rows: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
+        """Return the picture that is worth explaining, and why, from the rows of `predictions.csv`."""
+
+    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
+        """Return what a comparison with another model goes by, picture by picture."""
+
+    def sections(self, files: Any, *, pictures: bool) -> Any:
+        """Return the `TaskSections` of the page of a run, from its `RunFiles`, with pictures or without."""
+
+    def comparison(self, files: Sequence[Any], names: Sequence[str], split: str | None) -> Any:
+        """Return the `TaskSections` of a page that compares runs, of these names, on a split that all have."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -216,6 +265,7 @@ class Task:
         scores: See `Scores`.
         calibrator: See `Calibrator`; ``None`` where the outputs stand for themselves.
         solver: See `Solver`; ``None`` where a head can only be trained.
+        details: See `Details`; ``None`` where the figures say all.
     """
 
     name: str
@@ -226,6 +276,7 @@ class Task:
     scores: Scores
     calibrator: Calibrator | None = None
     solver: Solver | None = None
+    details: Details | None = None
 
     def predictions(self, outputs: Tensor, calibration: Calibration) -> Tensor:
         """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration."""
@@ -247,7 +298,7 @@ class Task:
     ) -> dict[str, Any]:
         """Return `Scores.measure`'s values of one split, with the list ``figures`` that everything else loops over."""
         values = self.scores.measure(predictions, targets, spec, plain=plain, seed=seed)
-        return {**values, "figures": [figure.to_dict() for figure in self.scores.figures(values)]}
+        return {**values, "n": len(targets), "figures": [figure.to_dict() for figure in self.scores.figures(values)]}
 
 
 AUTO: Final = "auto"

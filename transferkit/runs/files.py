@@ -17,7 +17,7 @@ from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.data.sample import SAMPLE
 from transferkit.models.figures.figure import Figure, classification_figures
-from transferkit.models.task import list_tasks, task_named
+from transferkit.models.task import Details, list_tasks, task_named
 
 __all__ = [
     "EVALUATE",
@@ -108,6 +108,11 @@ class RunFiles:
     def task(self) -> str:
         """The kind of answer; a run of release 0.1.0 has classes."""
         return str(self.metrics.get("task") or "classification")
+
+    @property
+    def details(self) -> Details | None:
+        """What its task has to say besides figures; ``None`` also where the task is not known here."""
+        return task_named(self.task).details if self.task in list_tasks() else None
 
     @cached_property
     def kind(self) -> str:

@@ -98,8 +98,8 @@ def measure_splits(
         seed: Of the folds and the bootstrap.
 
     Returns:
-        Metrics by split, with ``"calibration"`` beside them where there is one; the calibration; a row per picture for
-        `write_predictions`.
+        The task's name and metrics by split, with ``"calibration"`` beside them where there is one; the calibration; a
+        row per picture for `write_predictions`.
     """
     calibration = Calibration()
     fitted: Tensor | None = None
@@ -107,7 +107,7 @@ def measure_splits(
         val = outputs["val"]
         calibration, fitted = task.calibrator.fit(val.outputs, val.targets, method=method, seed=seed)
     calibrated = calibration.method != "none"
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"task": task.name}
     rows: list[Row] = []
     for split, part in outputs.items():
         cross_fitted = fitted if split == "val" else None

@@ -6,6 +6,7 @@ from transferkit.data.index.targets import ClassReader
 from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassScores
 from transferkit.models.task import Task
+from transferkit.results.evaluate.classes import ClassDetails
 from transferkit.results.predict.record import ClassOutput
 
 __all__ = ["TASK"]
@@ -19,4 +20,5 @@ TASK = Task(
     scores=ClassScores(),
     calibrator=ClassCalibrator(),
     solver=ClassSolver(),
+    details=ClassDetails(),
 )

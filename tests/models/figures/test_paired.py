@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.figures.paired import Scores, compare, mcnemar
+from transferkit.models.figures.paired import Outcomes, compare, mcnemar
 
 NAMES = ("a", "b", "c")
 
 
 def scores(right, nll=None):
     right = np.asarray(right, dtype=bool)
-    return Scores(right, np.asarray(nll, dtype=float) if nll is not None else np.where(right, 0.1, 2.0))
+    return Outcomes(right, np.asarray(nll, dtype=float) if nll is not None else np.where(right, 0.1, 2.0))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (5, 1), (1, 5), (10, 3), (7, 7), (40, 21)])

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from transferkit.core.csv import read_csv
+from transferkit.core.csv import csv_text, read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, ExportError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import ClassTargets
@@ -25,10 +25,10 @@ from transferkit.models.module import TransferModule
 from transferkit.models.task import task_named
 from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig
+from transferkit.results.evaluate.classes import ClassDetails, confusions
 from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.summary import print_evaluation
-from transferkit.results.evaluate.tables import confusions, write_tables
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
 from transferkit.runs.measure import prediction_rows, write_predictions
@@ -53,7 +53,7 @@ def whole(run, folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_plots(whole, monkeypatch):
     """Leave the plots out, but for those of `whole`: they take most of the time."""
-    monkeypatch.setattr("transferkit.results.evaluate.evaluate._plot", lambda *arguments: None)
+    monkeypatch.setattr("transferkit.results.evaluate.classes.ClassDetails.draw", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -67,6 +67,12 @@ def measured(run, data, out, **more):
                "report": "off", **more}  # fmt: skip
     assert evaluate(make_config(EvaluateConfig, options)) == Path(out)
     return json.loads((Path(out) / "metrics.json").read_text())
+
+
+def write_tables(folder, values, rows):
+    """Write the tables of one split, as `evaluate` does."""
+    for name, table in ClassDetails().tables({"all": values}, {"all": rows}).items():
+        (folder / name).write_text(csv_text(table), encoding="utf-8")
 
 
 # ---- the figures ------------------------------------------------------------------------------------------------
@@ -325,7 +331,7 @@ def test_class_names_are_no_formulas(tmp_path):  # fault 92
     probs = torch.tensor([[0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     task, spec = task_named("classification"), TargetSpec(names)
     values = task.values(probs, torch.tensor([0, 1, 2]), spec)
-    write_tables(tmp_path, {"all": values}, {"all": []})
+    write_tables(tmp_path, values, [])
     rows = prediction_rows(task, "all", ["x"], probs[:1], torch.tensor([0]), spec)
     write_predictions(tmp_path / "predictions.csv", task, rows)
     assert "\nall,'=cmd|' /C calc'!A0," in (tmp_path / "per_class.csv").read_text()
@@ -340,13 +346,12 @@ def test_class_names_are_no_formulas(tmp_path):  # fault 92
 
 
 def test_confusions_equal_a_count_by_hand():
-    targets = np.array([0, 0, 0, 1, 1, 2, 2])
-    predicted = np.array([1, 1, 0, 2, 1, 1, 1])
-    assert confusions(targets, predicted, NAMES, 2) == [
+    targets, predicted = ([NAMES[index] for index in row] for row in ((0, 0, 0, 1, 1, 2, 2), (1, 1, 0, 2, 1, 1, 1)))
+    assert confusions(list(zip(targets, predicted, strict=True)), NAMES, 2) == [
         {"class": "circle", "predicted": "square", "n": 2},
         {"class": "stripes", "predicted": "square", "n": 2},
     ]
-    assert confusions(targets, targets, NAMES, 2) == []
+    assert confusions(list(zip(targets, targets, strict=True)), NAMES, 2) == []
 
 
 def test_ten_thousand_classes_take_no_square_of_them(tmp_path):  # fault 25
@@ -357,14 +362,14 @@ def test_ten_thousand_classes_take_no_square_of_them(tmp_path):  # fault 25
     logits = torch.randn(count, classes, generator=generator)
     logits[torch.arange(count), targets] += 3.0
     probs = logits.softmax(dim=1)
-    values = task_named("classification").values(probs, targets, TargetSpec(tuple(names)))
+    task, spec = task_named("classification"), TargetSpec(tuple(names))
+    values = task.values(probs, targets, spec)
     assert values["confusion"] is None
     predicted = probs.argmax(dim=1)
     wrong = int((predicted != targets).sum())
     assert wrong > 50
     tracemalloc.start()
-    mistakes = confusions(targets.numpy(), predicted.numpy(), names, 50)
-    write_tables(tmp_path, {"all": values}, {"all": mistakes})
+    write_tables(tmp_path, values, task.output.rows(probs, targets, spec))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6

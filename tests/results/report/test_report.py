@@ -20,7 +20,7 @@ from report_runs import CLASSES, HOSTILE, Page, draw, draw_all, figures, history
 from transferkit.cli.parser import parse_options
 from transferkit.core.errors import CheckpointError, ConfigError, StorageError
 from transferkit.core.text import visible
-from transferkit.models.figures.paired import Scores, compare
+from transferkit.models.figures.paired import Outcomes, compare
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
 from transferkit.options.results import ReportConfig
@@ -721,7 +721,7 @@ def test_two_runs_are_compared_picture_by_picture(run, tmp_path):
     right = np.array([row[2] == row[3] for row in predictions(tmp_path / "data")])
     own = -np.log([float(row[5]) for row in predictions(tmp_path / "data")])
     expected = compare(
-        Scores(np.arange(12) < 9, np.full(12, -np.log(0.7))), Scores(right, own),
+        Outcomes(np.arange(12) < 9, np.full(12, -np.log(0.7))), Outcomes(right, own),
         np.repeat([0, 1], 6), CLASSES[:2], names=("other", "run"),
     )  # fmt: skip
     # Same pictures, in another order: the counts and the p-value must agree, the bootstrap need not.

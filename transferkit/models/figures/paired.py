@@ -17,14 +17,14 @@ from scipy.stats import binomtest
 from transferkit.core.errors import ConfigError
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
 
-__all__ = ["Scores", "compare", "mcnemar", "verdict"]
+__all__ = ["Outcomes", "compare", "mcnemar", "verdict"]
 
 LEVEL = 0.05
 """p-values below it are no chance."""
 
 
 @dataclass(frozen=True)
-class Scores:
+class Outcomes:
     """The outcome of a model on N pictures.
 
     Attributes:
@@ -35,9 +35,9 @@ class Scores:
     right: npt.NDArray[np.bool_]
     nll: npt.NDArray[np.float64]
 
-    def __getitem__(self, rows: npt.NDArray[Any]) -> Scores:
+    def __getitem__(self, rows: npt.NDArray[Any]) -> Outcomes:
         """Return those of some of the pictures."""
-        return Scores(self.right[rows], self.nll[rows])
+        return Outcomes(self.right[rows], self.nll[rows])
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -55,8 +55,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def compare(
-    first: Scores,
-    second: Scores,
+    first: Outcomes,
+    second: Outcomes,
     targets: npt.NDArray[np.int64],
     class_names: Sequence[str],
     *,
@@ -149,7 +149,7 @@ def _side_by_side(
 
 
 def _per_class(
-    first: Scores, second: Scores, targets: npt.NDArray[np.int64], class_names: Sequence[str]
+    first: Outcomes, second: Outcomes, targets: npt.NDArray[np.int64], class_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     classes = len(class_names)
     support = np.bincount(targets, minlength=classes)

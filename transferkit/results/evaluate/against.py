@@ -1,10 +1,9 @@
-"""The other run of `evaluate --against`: asked about the same pictures, with classes matched by name."""
+"""The other run of `evaluate --against`: asked about the same pictures, with answers matched by name."""
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.core.errors import DataError, TransferkitWarning
-from transferkit.core.files import sha256_of_file
+from transferkit.core.csv import csv_text
+from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
+from transferkit.core.files import atomic_write, sha256_of_file
 from transferkit.core.records import SkippedFile
-from transferkit.models.figures.classification import negative_log
-from transferkit.models.figures.paired import Scores, compare
+from transferkit.data.index.targets import Targets
+from transferkit.models.figures.paired import compare
+from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
+from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
-from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["Paired"]
+__all__ = ["Paired", "write_differences"]
 
 
 class Paired:
@@ -31,89 +32,84 @@ class Paired:
     Args:
         run: Its directory.
         config: The options of the evaluation.
+        task: What the run in question answers.
+        targets: What labels mean to it.
 
     Attributes:
-        splits: By split, what `compare` returns; ``left_out``, the number of pictures whose class this run lacks; and
+        splits: By split, what `compare` returns; ``left_out``, the number of pictures whose label this run lacks; and
             ``seen_in_training``, how many of the others it was trained on, ``None`` where it does not say.
 
     Raises:
         CheckpointError: The model is missing or damaged.
+        ConfigError: The two answer different questions, or their answers cannot be compared picture by picture.
     """
 
-    def __init__(self, run: Path, config: EvaluateConfig) -> None:
+    def __init__(self, run: Path, config: EvaluateConfig, task: Task, targets: Targets) -> None:
+        task.require("details", "evaluate --against")
         self.run = run
         self.config = config
         self.splits: dict[str, dict[str, Any]] = {}
+        self._task, self._targets = task, targets
         self._predictor = load(run, accelerator=config.accelerator, precision=config.precision)
+        other = self._predictor.module.task.name
+        if other != task.name:
+            raise ConfigError(f"--against {run} is a model of {other}, expected one of {task.name} - name another run")
         self._digest = sha256_of_file(run / "model.safetensors")
-        self._index = {_form(name): number for number, name in enumerate(self._predictor.class_names)}
         names = (Path(config.run).resolve().name, run.resolve().name)
         self._names = names if names[0] != names[1] else (config.run, str(run))
 
-    def add(
-        self, split: str, pictures: Sequence[LabelledPicture], probs: Tensor, class_names: Sequence[str]
-    ) -> list[SkippedFile]:
-        """Compare on the pictures of a split whose classes this run has; return those that it could not take.
+    def add(self, split: str, pictures: Sequence[LabelledPicture], predictions: Tensor) -> list[SkippedFile]:
+        """Compare on the pictures of a split whose labels this run knows; return those that it could not take.
 
         Args:
             split: Their split.
-            pictures: N pictures, with class indices of the model in question.
-            probs: ``(N, C) float32``, what that model says of them.
-            class_names: Its C classes.
+            pictures: N pictures, with targets of the model in question.
+            predictions: ``(N, ...) float32``, what that model says of them.
 
         Raises:
-            DataError: This run has none of the classes of the pictures.
+            DataError: This run knows none of the labels of the pictures.
 
         Warns:
             TransferkitWarning: This run was trained on some of the pictures.
         """
-        rows = [row for row, picture in enumerate(pictures) if _form(class_names[picture.target]) in self._index]
-        if not rows:
+        known = self._predictor.info.targets
+        places = {picture.path: row for row, picture in enumerate(pictures) if known.find(picture.label) is not None}
+        if not places:
             raise DataError(
                 f"{self.run}: its classes are others than those of the {split} pictures, so there is nothing to compare"
                 " on - leave --against out, or name a run of the same classes"
             )
-        config, asked = self.config, [pictures[row] for row in rows]
+        config, shared = self.config, [pictures[row] for row in places.values()]
         outputs = self._predictor.outputs(
-            [picture.path for picture in asked], tta=config.tta, batch_size=config.batch_size, workers=config.workers,
-            seed=config.seed,
-        )  # fmt: skip
-        kept: list[int] = []
+            list(places), tta=config.tta, batch_size=config.batch_size, workers=config.workers, seed=config.seed
+        )
         bad: list[SkippedFile] = []
-        theirs: list[tuple[bool, float]] = []
-        with counting_bar(progress_console(config.quiet), "the other run") as told:
-            for number, (row, picture, output) in enumerate(zip(rows, asked, outputs, strict=True), 1):
-                if output.logits is None:
-                    bad.append(SkippedFile(picture.path, f"{self.run.name}: {output.error}"))
-                else:
-                    target = self._index[_form(class_names[picture.target])]
-                    answer = self._predictor.probs(output.logits)
-                    theirs.append((int(answer.argmax()) == target, float(answer[target])))
-                    kept.append(row)
-                if told is not None:
-                    told(number, len(asked))
-        if kept:
-            targets = torch.tensor([pictures[row].target for row in kept])
-            mine = probs[kept]
-            right, own = (torch.tensor(values) for values in zip(*theirs, strict=True))
-            self.splits[split] = compare(
-                _scores(mine.argmax(dim=1) == targets, mine.gather(1, targets[:, None]).squeeze(1)),
-                _scores(right, own),
-                targets.numpy(),
-                class_names,
-                names=self._names,
-                seed=config.seed,
+        rows: list[int] = []
+        theirs = []
+        title = "the other run"
+        for picture, output in readable_outputs(shared, outputs, bad, title=title, quiet=config.quiet):
+            rows.append(places[picture.path])
+            theirs.append(self._predictor.probs(output))
+        if rows and self._task.details is not None:
+            labels = [pictures[row].label for row in rows]
+            first, second = (
+                self._task.details.outcomes(made, torch.from_numpy(meaning.encode(labels)))
+                for made, meaning in ((predictions[rows], self._targets), (torch.from_numpy(np.stack(theirs)), known))
             )
-            met = trained_pictures(self.run, asked)
+            self.splits[split] = compare(
+                first, second, self._targets.strata(labels), self._targets.stratum_names, names=self._names,
+                seed=config.seed,
+            )  # fmt: skip
+            met = trained_pictures(self.run, shared)
             if met:
                 warnings.warn(
-                    f"{self.run} was trained on {met:,} of the {len(asked):,} {split} pictures, which favours it - "
+                    f"{self.run} was trained on {met:,} of the {len(shared):,} {split} pictures, which favours it - "
                     "compare on pictures that are new to both",
                     TransferkitWarning,
                     stacklevel=4,
                 )
-            self.splits[split] |= {"left_out": len(pictures) - len(rows), "seen_in_training": met}
-        return bad
+            self.splits[split] |= {"left_out": len(pictures) - len(places), "seen_in_training": met}
+        return [SkippedFile(file.path, f"{self.run.name}: {file.reason}") for file in bad]
 
     def results(self) -> dict[str, Any]:
         """Return what `metrics.json` holds of the comparison: the other run, and by split what came of it."""
@@ -125,9 +121,19 @@ class Paired:
         }
 
 
-def _scores(right: Tensor, own: Tensor) -> Scores:
-    return Scores(right.numpy().astype(np.bool_), negative_log(own).numpy())
+def write_differences(out: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `against.csv`: recall of both models by class, and the difference.
 
+    Args:
+        out: The directory.
+        splits: By split, what `compare` returns.
 
-def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    rows: list[Sequence[object]] = [("split", "class", "n", "recall", "against", "difference")]
+    for split, values in splits.items():
+        for name, row in values["per_class"].items():
+            shares = (round(row[key], 6) for key in ("first", "second", "difference"))
+            rows.append((split, name, row["n"], *shares))
+    atomic_write(out / "against.csv", csv_text(rows))

@@ -11,13 +11,12 @@ from rich.console import Console
 
 from transferkit.core.text import listing
 from transferkit.data.scan.records import SPLITS
+from transferkit.models.task import task_named
 from transferkit.runs.files import RunFiles
 from transferkit.runs.summary import figures_text, headline_text, print_lines
 from transferkit.show.words import duration
 
 __all__ = ["print_evaluation"]
-
-WORST = 3
 
 
 def print_evaluation(out: Path, *, console: Console | None = None) -> None:
@@ -42,7 +41,7 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
         lines += [
             (split, headline_text(figures, values["n"])),
             ("", figures_text(figures, values.get("uncalibrated", {}))),
-            *_classes(values, mark),
+            *((name, mark + text) for name, text in (files.details.lines(values) if files.details else ())),
         ]
         if split in metrics.get("against", {}):
             lines += _against(metrics["against"][split], mark)
@@ -56,16 +55,6 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
-
-
-def _classes(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
-    """Return the classes that are recognised least, and the most frequent confusions."""
-    rows = sorted((row["recall"], name, row["n"]) for name, row in values.get("per_class", {}).items() if row["n"])
-    worst = ", ".join(f"{name} {recall:.1%} of {count:,}" for recall, name, count in rows[:WORST])
-    confused = ", ".join(
-        f"{row['class']} taken for {row['predicted']} {row['n']:,}x" for row in values.get("confusions", ())[:WORST]
-    )
-    return [(name, mark + text) for name, text in (("worst", worst), ("confused", confused)) if text]
 
 
 def _against(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
@@ -107,13 +96,11 @@ def _caveats(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[
 
 def _next(files: RunFiles) -> str:
     run = shlex.quote(files.metrics["run"])
-    if "calibration" not in files.metrics:
+    task = task_named(files.task)
+    if task.calibrator is not None and "calibration" not in files.metrics:
         return f"transferkit calibrate {run} DATA (its probabilities are not calibrated; give it pictures of their own)"
-    wrong = [row for row in files.predictions if row["label"] != row["predicted"]]
-    if not wrong:
+    advice = None if files.details is None else files.details.advice(files.predictions)
+    if advice is None:
         return f"transferkit predict {run} PICTURE..."
-    surest = max(wrong, key=lambda row: float(row["probability"]))
-    return (
-        f"transferkit explain {run} {shlex.quote(surest['path'])} --out explained"
-        f" (the surest mistake: {surest['label']} taken for {surest['predicted']}, {float(surest['probability']):.0%})"
-    )
+    path, reason = advice
+    return f"transferkit explain {run} {shlex.quote(path)} --out explained ({reason})"

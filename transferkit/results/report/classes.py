@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.models.figures.paired import Scores, compare
+from transferkit.models.figures.paired import Outcomes, compare
 from transferkit.results.evaluate.plots import FEW, reliability_chart
 from transferkit.results.explain.thumbnails import mistake_pictures, sample_pictures
 from transferkit.results.report.facts import NOUNS, shown
@@ -65,7 +65,9 @@ def class_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
         names = [row["name"] for row in hardest] or files.class_names
         samples = sample_pictures(files.pictures or files.predictions, names)
     data = parts.data(class_counts(files), samples, len(rows))
-    return TaskSections(tuple(sentences_of(values, noun)), tuple(sections), data)
+    names = files.class_names
+    title = f"{len(names)} classes" if names else ""
+    return TaskSections(tuple(sentences_of(values, noun)), tuple(sections), data, title)
 
 
 def sentences_of(values: Mapping[str, Any], noun: str) -> list[str]:
@@ -243,9 +245,9 @@ def _paired(files: Sequence[RunFiles], names: Sequence[str], split: str) -> list
     return pairs
 
 
-def _scores(rows: Sequence[dict[str, str]]) -> Scores:
+def _scores(rows: Sequence[dict[str, str]]) -> Outcomes:
     own = [max(float(row["label_probability"]), LEAST) for row in rows]
-    return Scores(np.array([row["label"] == row["predicted"] for row in rows]), np.array([-math.log(p) for p in own]))
+    return Outcomes(np.array([row["label"] == row["predicted"] for row in rows]), np.array([-math.log(p) for p in own]))
 
 
 def _recalls(files: Sequence[RunFiles], split: str) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from transferkit.models.figures.figure import Figure
-from transferkit.results.report.classes import class_comparison
 from transferkit.results.report.command import group_names, named_phases, option_defaults
 from transferkit.results.report.facts import NOUNS, interval, shown, solved_head
+from transferkit.results.report.page import TaskSections
 from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.files import SPLITS, RunFiles, number
 from transferkit.runs.write import NOT_SAVED
@@ -29,6 +29,7 @@ def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
     names = run_names(files)
     split = next((split for split in SPLITS if all(split in one.splits for one in files)), None)
     columns = _columns(files, split)
+    details = files[0].details if len({one.task for one in files}) == 1 else None
     return {
         "names": names,
         "split": split,
@@ -37,7 +38,7 @@ def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
         "runs": [_figures(one, name, split, columns) for one, name in zip(files, names, strict=True)],
         "columns": columns,
         "curves": _curves(files, names),
-        "task": class_comparison(files, names, split),
+        "task": TaskSections() if details is None else details.comparison(files, names, split),
         "options": _options(files),
         "problems": [f"{name}: {problem}" for one, name in zip(files, names, strict=True) for problem in one.problems],
     }

@@ -49,8 +49,13 @@ def interval(figure: Figure) -> tuple[float, float] | None:
     return None if low is None or high is None or low >= high else (low, high)
 
 
-def title(files: RunFiles) -> dict[str, str]:
-    """Return the page's title and the line under it."""
+def title(files: RunFiles, answers: str) -> dict[str, str]:
+    """Return the page's title and the line under it.
+
+    Args:
+        files: The run.
+        answers: What its model can answer, such as ``"3 classes"``.
+    """
     data = Path(str(files.config.get("data") or "")).name
     backbone = str(files.config.get("backbone") or files.model.get("backbone") or "model")
     verb = {"finetune": "fine-tuned on", "probe": "probed on", "evaluate": "measured on"}[files.kind]
@@ -59,7 +64,7 @@ def title(files: RunFiles) -> dict[str, str]:
     counts = files.data.get("counts") or {}
     sizes = [f"{sum(by_class.values()):,}" + ("" if split == "all" else f" {split}")
              for split, by_class in counts.items() if by_class]  # fmt: skip
-    parts = [f"{len(files.class_names)} classes"] if files.class_names else []
+    parts = [answers] if answers else []
     parts += [", ".join(sizes) + " pictures"] if sizes else []
     seconds = number(files.metrics.get("time_s"))
     if seconds is not None:

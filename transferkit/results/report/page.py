@@ -50,11 +50,13 @@ class TaskSections:
         sentences: About the headline.
         sections: Parts of their own.
         data: What stands in the part about the data.
+        title: What the model can answer, for the line under the title.
     """
 
     sentences: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
     data: Markup = Markup()
+    title: str = ""
 
 
 def render(template: str, values: dict[str, Any]) -> str:

@@ -13,10 +13,9 @@ from transferkit.core.errors import CheckpointError, TransferkitError, Transferk
 from transferkit.core.files import atomic_write
 from transferkit.options.results import ReportConfig
 from transferkit.results.report import facts
-from transferkit.results.report.classes import class_sections
 from transferkit.results.report.command import repeat_commands
 from transferkit.results.report.compare import compare_runs
-from transferkit.results.report.page import render
+from transferkit.results.report.page import TaskSections, render
 from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.curves import depth_chart, history_charts, label_chart, path_charts
 from transferkit.runs.files import RunFiles, number, read_run
@@ -109,11 +108,12 @@ def report_on(run: Path, *, quiet: bool) -> None:
 
 def _run_page(files: RunFiles, *, pictures: bool) -> dict[str, Any]:
     """Return everything that the template of one run shows."""
-    task = class_sections(files, pictures=pictures)
+    details = files.details
+    task = TaskSections() if details is None else details.sections(files, pictures=pictures)
     phases = facts.phases(files)
     columns = [name for name in (phases[0] if phases else ()) if name != "phase" and any(row[name] for row in phases)]
     return {
-        "title": facts.title(files),
+        "title": facts.title(files, task.title),
         "kind": files.kind,
         "headline": facts.headline(files, task.sentences),
         "against": facts.against(files),
