@@ -22,8 +22,8 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.figures.figure import Figure
-from transferkit.models.solver import Solver
 from transferkit.models.figures.paired import Outcomes
+from transferkit.models.solver import Solver
 
 __all__ = [
     "CLASSIFICATION",
