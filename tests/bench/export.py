@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     predictor = load(options.run)
     info = predictor.info
-    pictures = export_pictures(options.run, info.class_names, data=options.data, most=options.pictures)
+    pictures = export_pictures(options.run, info.targets, data=options.data, most=options.pictures)
     models: dict[str, Exported] = {}
     print(f"{info.backbone} at {info.preprocessing.image_size[0]} px, {len(pictures.compared)} {pictures.origin}")
     with tempfile.TemporaryDirectory(prefix="transferkit-bench-") as folder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +62,14 @@ def make_run(
     calibration: Calibration | None = None,
     metrics: dict | None = None,
     config: dict | None = None,
+    classes: tuple[str, ...] = CLASSES,
     **options,
 ) -> Path:
     """Write a run directory with a model of random weights, 20 validation and 12 training pictures."""
     run.mkdir(parents=True)
     given = {"backbone": "test_resnet", "weights": "random", "image_size": 32, **options}
     torch.manual_seed(0)
-    module = TransferModule(given.pop("backbone"), len(CLASSES), class_names=CLASSES, **given).eval()
+    module = TransferModule(given.pop("backbone"), len(classes), class_names=classes, **given).eval()
     rows = [("split", "label", "path", "sha256")]
     for split, count, seed in (("val", 20, 1), ("train", 12, 2)):
         for path in draw_pictures(run.parent / f"{run.name}-pictures" / split / "cat", count, seed):
@@ -77,3 +80,26 @@ def make_run(
     (run / "metrics.json").write_text(json.dumps(metrics or {}))
     (run / "config.yaml").write_text(yaml.safe_dump(config or {}))
     return run
+
+
+# Runs a script in an interpreter that has neither torch nor timm nor transferkit.
+BLOCKED = """
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "transferkit", "cv2", "lightning"):
+            raise ImportError(f"blocked: {name}")
+
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_example(script: Path, pictures: list[Path]) -> list[list[str]]:
+    """Run the script beside an ONNX file, and return what it prints of each picture."""
+    command = [sys.executable, "-I", "-c", BLOCKED, str(script), *map(str, pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -48,9 +49,24 @@ class NeighbourHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(B, num_classes)``."""
-        queries = functional.normalize((features.float() - self.mean) / self.scale, dim=1)
-        cosine, found = (queries @ self.rows.T).topk(self.k, dim=1)
+        cosine, found = (self._queries(features) @ self.rows.T).topk(self.k, dim=1)
         votes = ((cosine - cosine[:, :1]) / self.temperature).exp()
         shares = votes.new_zeros(len(votes), self.num_classes).scatter_add_(1, self.labels[found], votes)
         shares = shares / shares.sum(dim=1, keepdim=True)
         return shares.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def evidence(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return ``log sum exp(cosine / temperature)`` over the training pictures of a class, ``(B,)``.
+
+        The vote before it is cut to k neighbours and made a share: once all k agree the share is constant, and its
+        gradient zero.
+
+        Args:
+            features: ``(B, D)``.
+            labels: The class of each, ``(B,)``.
+        """
+        votes = self._queries(features) @ self.rows.T / self.temperature
+        return votes.masked_fill(self.labels != labels[:, None], -math.inf).logsumexp(dim=1)
+
+    def _queries(self, features: Tensor) -> Tensor:
+        return functional.normalize((features.float() - self.mean) / self.scale, dim=1)

@@ -175,6 +175,32 @@ class Output(Protocol):
     def values(self, record: Any) -> dict[str, Any]:
         """Return a record as plain values for a line of JSON, without ``path`` and ``error``."""
 
+    @property
+    def names_one(self) -> bool:
+        """Whether a record names one of `spec.names`, that with the largest prediction: a `Prediction`."""
+
+    def answer(self, record: Any, spec: TargetSpec) -> str:
+        """Return which of `spec.names` a record speaks of: what its heat map explains unless another one is named."""
+
+    def shares(self, record: Any, spec: TargetSpec) -> dict[str, float]:
+        """Return how much a record gives each of `spec.names`, in [0, 1], most first; empty where it gives no shares.
+
+        Args:
+            record: A whole one, see `Request`.
+            spec: Of the model.
+        """
+
+    def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
+        """Return the score of each picture that a heat map explains, ``(B,)``, differentiable.
+
+        Args:
+            outputs: ``(B, ...)`` of the network.
+            places: Which of `spec.names` each is about, ``(B,) int64``.
+        """
+
+    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+        """Return for which pictures two models say the same, ``(B,)``, by their predictions ``(B, ...)``."""
+
 
 class Scores(Protocol):
     """What predictions are worth."""

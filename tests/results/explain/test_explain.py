@@ -1,4 +1,4 @@
-"""`explain`: a page and a row per picture, whatever they are called; and the most confident mistakes."""
+"""`explain`: a page and a row per picture, whatever they are called."""
 
 import hashlib
 import shutil
@@ -19,7 +19,8 @@ from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain import explain as explaining
-from transferkit.results.explain.explain import confident_mistakes, explain
+from transferkit.results.explain import page as pages
+from transferkit.results.explain.explain import explain
 from transferkit.results.predict.predictor import Predictor, load
 
 CLASSES = ("../../up", "=cmd()", "$a_b$ $", "\u732b\n", "plain")
@@ -82,11 +83,11 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
         "path", "label", "probability", "target", "png",
         "neighbour_1", "label_1", "similarity_1", "neighbour_2", "label_2", "similarity_2", "error",
     ]  # fmt: skip
-    pages = [row["png"] for row in rows if row["png"]]
-    assert pages == ["0001-1_1.png", "0002-b.png", "0004-b.png", "0005-x_y.png", "0006-new_line_31m.png"]
+    drawn = [row["png"] for row in rows if row["png"]]
+    assert drawn == ["0001-1_1.png", "0002-b.png", "0004-b.png", "0005-x_y.png", "0006-new_line_31m.png"]
     new = everything_below(tmp_path) - before
     assert {name for name in new if not name.startswith("store")} == {
-        "out", "out/explain.csv", *(f"out/{page}" for page in pages)
+        "out", "out/explain.csv", *(f"out/{page}" for page in drawn)
     }  # fmt: skip
     predictions = load(run).predict(paths)
     for row, prediction in zip(rows, predictions, strict=True):
@@ -104,7 +105,7 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
 
 def test_targets(options, picture, monkeypatch):
     drawn = []
-    monkeypatch.setattr(explaining, "save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(pages, "save_figure", lambda figure, path: drawn.append(figure))
     asked = []
     monkeypatch.setattr(
         explaining, "heatmaps", lambda predictor, views, targets: asked.append(targets) or np.zeros(views.shape[:3])
@@ -112,7 +113,7 @@ def test_targets(options, picture, monkeypatch):
     out = explain(ExplainConfig(**options, paths=[picture], neighbours=0, target="$a_b$ $"))
     (row,) = read_csv(out / "explain.csv")
     assert row["target"] == "$a_b$ $" and list(row) == ["path", "label", "probability", "target", "png", "error"]
-    assert asked == [[2]]
+    assert asked == [["$a_b$ $"]]
     words = [text.get_text() for axis in drawn[0].axes for text in (axis.title, axis.xaxis.label, *axis.texts)]
     assert "evidence for $a_b$ $" in words and "no place speaks for it" in words
     # The target is among the bars, whatever its probability.
@@ -174,19 +175,3 @@ def test_a_model_without_heat_maps(options, picture, tmp_path, monkeypatch):
         explain(ExplainConfig(**options, paths=[picture, picture], neighbours=0))
     assert len(told) == 1
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
-
-
-# ---- mistakes ---------------------------------------------------------------------------------------------------
-
-
-def test_confident_mistakes():
-    rows = [
-        {"path": path, "label": label, "predicted": predicted, "probability": probability}
-        for path, label, predicted, probability in (
-            ("a", "cat", "dog", "0.5"), ("b", "cat", "cat", "0.99"), ("d", "dog", "cat", "0.9"),
-            ("c", "dog", "cat", "0.9"), ("e", "cat", "dog", "1e-05"), ("f", "dog", "", ""),
-        )
-    ]  # fmt: skip
-    assert [row["path"] for row in confident_mistakes(rows, 3)] == ["c", "d", "a"]
-    assert [row["path"] for row in confident_mistakes(rows, 10)] == ["c", "d", "a", "e"]
-    assert confident_mistakes(rows, 0) == [] == confident_mistakes([], 3)

@@ -1,7 +1,6 @@
 """Grad-CAM: against numbers worked out by hand, captum and plain hooks, for every kind of map."""
 
 import copy
-import dataclasses
 
 import cv2
 import numpy as np
@@ -19,11 +18,11 @@ from transferkit.models.backbones.groups import child_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.explain import gradcam
-from transferkit.results.explain.gradcam import COLOURS, heatmaps, overlay
+from transferkit.results.explain.gradcam import heatmaps
+from transferkit.results.explain.pictures import COLOURS, overlay
 from transferkit.results.predict.predictor import Predictor
 
 
@@ -48,6 +47,10 @@ def own(model, size=16):
 def pictures(count, predictor, seed=0):
     height, width = predictor.info.preprocessing.image_size
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def evidence(predictor, images, places):
+    return heatmaps(predictor, images, ["abc"[place] for place in places])
 
 
 def finished(grids, size):
@@ -95,10 +98,10 @@ def test_worked_out_by_hand():
     image[:8, :8, 0] = 255  # red: 2
     image[:8, 8:, 0] = 102  # red at 0.4: 0.8
     image[8:, :8, 1] = 255  # green: -3
-    evidence = np.array([[2.0, 0.8], [-3.0, 0.0]])
-    heat = heatmaps(predictor, np.stack([image, image]), [0, 1])
+    quarters = np.array([[2.0, 0.8], [-3.0, 0.0]])
+    heat = evidence(predictor, np.stack([image, image]), [0, 1])
     assert heat.dtype == np.float32 and heat.shape == (2, 16, 16)
-    np.testing.assert_allclose(heat, finished([evidence, -evidence], (16, 16)), atol=1e-5)
+    np.testing.assert_allclose(heat, finished([quarters, -quarters], (16, 16)), atol=1e-5)
     assert heat[0, 0, 0] == pytest.approx(1.0) and heat[0, 0, 15] == pytest.approx(0.4)
     assert heat[0, 15].max() == 0.0 and heat[1, :4].max() == 0.0
 
@@ -108,7 +111,7 @@ def test_no_evidence_is_no_map_of_noise():
     with torch.no_grad():
         predictor.module.backbone.model.weight.fill_(1.0)
         predictor.module.head.linear.weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-    heat = heatmaps(predictor, pictures(1, predictor).repeat(2, axis=0), [0, 1])
+    heat = evidence(predictor, pictures(1, predictor).repeat(2, axis=0), [0, 1])
     assert heat[0].max() == 0.0 and heat[1].max() == 1.0
 
 
@@ -123,7 +126,7 @@ def test_as_captum_has_it():
     peaks = theirs.max(axis=(1, 2), keepdims=True)
     assert (peaks > 0).any()
     np.testing.assert_allclose(
-        heatmaps(predictor, images, [2, 0, 1]), theirs / np.where(peaks > 0, peaks, 1), atol=1e-4
+        evidence(predictor, images, [2, 0, 1]), theirs / np.where(peaks > 0, peaks, 1), atol=1e-4
     )
 
 
@@ -138,7 +141,7 @@ def test_swin_works_channels_last():
         weights = predictor.module.head.linear.weight[targets]
     expected = torch.einsum("bc,bchw->bhw", weights, maps).numpy()
     assert expected.shape == (2, 2, 4)
-    np.testing.assert_allclose(heatmaps(predictor, images, targets), finished(expected, (64, 128)), atol=1e-4)
+    np.testing.assert_allclose(evidence(predictor, images, targets), finished(expected, (64, 128)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_every_kind_of_map(name, size, layer, grid):
     predictor = predictor_of((name, size, {}))
     images, targets = pictures(3, predictor), [0, 1, 2]
     expected = finished(by_hooks(predictor, layer, images, targets, grid), images.shape[1:3])
-    heat = heatmaps(predictor, images, targets)
+    heat = evidence(predictor, images, targets)
     assert expected.max() == 1.0 and (heat.max(axis=(1, 2)) == 1.0).any()
     np.testing.assert_allclose(heat, expected, atol=1e-3)
 
@@ -174,7 +177,7 @@ def test_a_backbone_without_a_last_map():
     assert predictor.module.backbone.map_channels is None
     images = pictures(2, predictor)
     expected = by_hooks(predictor, "1", images, [1, 2], (2, 2))
-    np.testing.assert_allclose(heatmaps(predictor, images, [1, 2]), finished(expected, (16, 16)), atol=1e-4)
+    np.testing.assert_allclose(evidence(predictor, images, [1, 2]), finished(expected, (16, 16)), atol=1e-4)
 
 
 class ChannelsLast(nn.Module):
@@ -203,7 +206,7 @@ def test_a_stage_that_works_channels_last():
     with torch.no_grad():
         maps = stage(normalise(torch.from_numpy(images), predictor.info.preprocessing))
         expected = torch.einsum("bc,bhwc->bhw", predictor.module.head.linear.weight[[2, 1]], maps).numpy()
-    np.testing.assert_allclose(heatmaps(predictor, images, [2, 1]), finished(expected, (16, 16)), atol=1e-4)
+    np.testing.assert_allclose(evidence(predictor, images, [2, 1]), finished(expected, (16, 16)), atol=1e-4)
 
 
 class OnMaps(nn.Module):
@@ -227,7 +230,7 @@ def test_a_head_on_maps():
     with torch.no_grad():
         maps = backbone.forward_maps(normalise(torch.from_numpy(images), predictor.info.preprocessing))
     expected = torch.einsum("bc,bchw->bhw", predictor.module.head.conv.weight[[0, 2], :, 0, 0], maps).detach().numpy()
-    np.testing.assert_allclose(heatmaps(predictor, images, [0, 2]), finished(expected, (16, 16)), atol=1e-4)
+    np.testing.assert_allclose(evidence(predictor, images, [0, 2]), finished(expected, (16, 16)), atol=1e-4)
 
 
 def test_nearest_neighbours_agree():
@@ -249,7 +252,7 @@ def test_nearest_neighbours_agree():
     row = head.rows[3 * agreed].double()
     nn.functional.cosine_similarity(leaf.mean(dim=(2, 3)), row[None]).backward()
     expected = (leaf.grad.mean(dim=(2, 3))[:, :, None, None] * maps).sum(dim=1).numpy()
-    heat = heatmaps(predictor, images, [agreed])
+    heat = evidence(predictor, images, [agreed])
     assert heat.max() == 1.0
     np.testing.assert_allclose(heat, finished(expected, (16, 16)), atol=1e-3)
 
@@ -268,9 +271,9 @@ def test_the_model_is_left_as_it_was(name):
     state = copy.deepcopy(module.state_dict())
     images = pictures(2, predictor)
     with torch.inference_mode():
-        inside = heatmaps(predictor, images, [0, 1])
+        inside = evidence(predictor, images, [0, 1])
         module(normalise(torch.from_numpy(images), predictor.info.preprocessing))
-    np.testing.assert_array_equal(inside, heatmaps(predictor, images, [0, 1]))
+    np.testing.assert_array_equal(inside, evidence(predictor, images, [0, 1]))
     assert [part.training for part in module.modules()] == modes
     assert {name: value for name, value in module.named_parameters() if value.grad is not None}.keys() == {
         "head.linear.bias"
@@ -283,21 +286,13 @@ def test_the_model_is_left_as_it_was(name):
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
-def test_batches_and_the_predicted_class(monkeypatch):
+def test_batches(monkeypatch):
     predictor = predictor_of(("test_vit", 32, {}))
     monkeypatch.setattr(gradcam, "BATCH", 2)
-    images = pictures(3, predictor)
-    with torch.no_grad():
-        logits = predictor.module(normalise(torch.from_numpy(images), predictor.info.preprocessing))
-    likely = logits.argmax(dim=1).tolist()
-    assert len(set(likely)) > 1
-    one_by_one = [heatmaps(predictor, images[at : at + 1], [likely[at]])[0] for at in range(3)]
-    np.testing.assert_allclose(heatmaps(predictor, images), np.stack(one_by_one), atol=1e-3)
-    # The class that is told is that of the calibrated probabilities.
-    towards_two = Calibration("vector", scale=(1.0, 1.0, 1.0), bias=(0.0, 0.0, 100.0))
-    predictor.info = dataclasses.replace(predictor.info, calibration=towards_two)
-    np.testing.assert_array_equal(heatmaps(predictor, images), heatmaps(predictor, images, [2] * 3))
-    assert heatmaps(predictor, images[:0]).shape == (0, 32, 32)
+    images, targets = pictures(3, predictor), [2, 0, 1]
+    one_by_one = [evidence(predictor, images[at : at + 1], targets[at : at + 1])[0] for at in range(3)]
+    np.testing.assert_allclose(evidence(predictor, images, targets), np.stack(one_by_one), atol=1e-3)
+    assert evidence(predictor, images[:0], []).shape == (0, 32, 32)
 
 
 class ClassToken(Backbone):
@@ -329,7 +324,7 @@ class ClassToken(Backbone):
 def test_where_there_is_no_map_it_says_so(backbone):
     predictor = predictor_of(backbone())
     with pytest.raises(ConfigError, match=r"no heat map: no stage of (own|token) gives a map .* nearest training"):
-        heatmaps(predictor, pictures(1, predictor), [0])
+        evidence(predictor, pictures(1, predictor), [0])
 
 
 class Votes(nn.Module):
@@ -342,18 +337,17 @@ class Votes(nn.Module):
 def test_a_head_without_a_gradient():
     predictor = predictor_of(own(nn.Conv2d(3, 4, 4, stride=4)), Votes())
     with pytest.raises(ConfigError, match="no heat map: the head Votes has no gradient"):
-        heatmaps(predictor, pictures(1, predictor), [0])
+        evidence(predictor, pictures(1, predictor), [0])
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "targets", "message"),
     [
-        ((1, 15, 16, 3), np.uint8, [0], r"images are \(1, 15, 16, 3\) uint8, expected \(B, 16, 16, 3\) uint8"),
-        ((1, 16, 16, 3), np.float32, [0], "float32, expected"),
-        ((16, 16, 3), np.uint8, [0], r"images are \(16, 16, 3\)"),
-        ((1, 16, 16, 3), np.uint8, [3], "one class index below 3"),
-        ((1, 16, 16, 3), np.uint8, [-1], "one class index below 3"),
-        ((2, 16, 16, 3), np.uint8, [0], "for 2 pictures"),
+        ((1, 15, 16, 3), np.uint8, "a", r"images are \(1, 15, 16, 3\) uint8, expected \(B, 16, 16, 3\) uint8"),
+        ((1, 16, 16, 3), np.float32, "a", "float32, expected"),
+        ((16, 16, 3), np.uint8, "a", r"images are \(16, 16, 3\)"),
+        ((1, 16, 16, 3), np.uint8, "d", "one of the model's names for each"),
+        ((2, 16, 16, 3), np.uint8, "a", "for 2 pictures"),
     ],
 )
 def test_refusals(shape, dtype, targets, message):
@@ -367,8 +361,8 @@ def test_refusals(shape, dtype, targets, message):
 def test_on_a_gpu(name):
     predictor = predictor_of((name, 64, {}))
     images = pictures(3, predictor)
-    here = heatmaps(predictor, images, [0, 1, 2])
-    there = heatmaps(predictor_of((name, 64, {}), device="cuda"), images, [0, 1, 2])
+    here = evidence(predictor, images, [0, 1, 2])
+    there = evidence(predictor_of((name, 64, {}), device="cuda"), images, [0, 1, 2])
     np.testing.assert_allclose(there, here, atol=2e-2)  # TF32
 
 
@@ -377,7 +371,7 @@ def test_on_a_gpu(name):
 
 def test_overlay():
     image = np.full((2, 2, 3), (200, 100, 50), dtype=np.uint8)
-    laid = overlay(image, np.array([[0.0, 1.0], [0.5, 1.5]], dtype=np.float32), strength=0.6)
+    laid = overlay(image, np.array([[0.0, 1.0], [0.5, 1.5]], dtype=np.float32))
     assert laid.dtype == np.uint8 and laid.shape == (2, 2, 3)
     grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     assert laid[0, 0].tolist() == [round(grey)] * 3  # no evidence, no colour
@@ -386,8 +380,8 @@ def test_overlay():
     half = np.array(colormaps[COLOURS](0.5)[:3]) * 255
     np.testing.assert_allclose(laid[1, 0], 0.7 * grey + 0.3 * half, atol=0.51)
     assert laid[1, 1].tolist() == laid[0, 1].tolist()
-    with pytest.raises(ConfigError, match=r"a heat map \(3, 2\) does not fit a picture \(2, 2, 3\)"):
-        overlay(image, np.zeros((3, 2), dtype=np.float32))
+    large = overlay(image.repeat(3, axis=0), np.array([[0.0, 1.0]]))  # scaled to the picture
+    assert large.shape == (6, 2, 3) and large[:, 0].tolist() == [laid[0, 0].tolist()] * 6
 
 
 def test_colours_differ_in_brightness_alone():

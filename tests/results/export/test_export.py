@@ -22,6 +22,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from transferkit.core.errors import CheckpointError, ConfigError, ExportError
+from transferkit.data.index.targets import ClassTargets
 from transferkit.features.probe.classifier_file import CLASSIFIER, keep_classifier, pack_classifier, read_classifier
 from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.models.artifact import load_model, save_info, save_model
@@ -212,13 +213,13 @@ def test_pictures_are_the_runs_validation_pictures_that_are_still_the_same(tmp_p
     run = make_run(tmp_path / "run")
     folder = tmp_path / "run-pictures"
     paths = sorted(map(str, (folder / "val/cat").glob("*.jpg")))
-    chosen = export_pictures(run, CLASSES, data=None, most=200)
+    chosen = export_pictures(run, ClassTargets(CLASSES), data=None, most=200)
     assert list(chosen.compared) == paths and chosen.origin == "validation pictures of the run"
     assert {Path(path).parts[-3] for path in chosen.calibrating} == {"train"} and len(chosen.calibrating) == 12
-    assert list(export_pictures(run, CLASSES, data=None, most=5).compared) == paths[::4]
+    assert list(export_pictures(run, ClassTargets(CLASSES), data=None, most=5).compared) == paths[::4]
     Path(paths[0]).write_bytes(Path(paths[1]).read_bytes())
     Path(paths[2]).unlink()
-    assert list(export_pictures(run, CLASSES, data=None, most=200).compared) == [paths[1], *paths[3:]]
+    assert list(export_pictures(run, ClassTargets(CLASSES), data=None, most=200).compared) == [paths[1], *paths[3:]]
 
 
 def test_without_pictures_the_flag_is_named(tmp_path):
@@ -235,8 +236,8 @@ def test_without_pictures_the_flag_is_named(tmp_path):
     new = draw_pictures(tmp_path / "data/dog", 3)
     rows = f"val,{new[0]},dog,dog,0.9,0.9\ntest,{new[1]},dog,dog,0.9,0.9\n"
     (run / "predictions.csv").write_text(f"split,path,label,predicted,probability,label_probability\n{rows}")
-    assert export_pictures(run, CLASSES, data=None, most=9).compared == (str(new[0]),)
-    chosen = export_pictures(run, CLASSES, data=str(tmp_path / "data"), most=2)
+    assert export_pictures(run, ClassTargets(CLASSES), data=None, most=9).compared == (str(new[0]),)
+    chosen = export_pictures(run, ClassTargets(CLASSES), data=str(tmp_path / "data"), most=2)
     assert list(chosen.compared) == list(map(str, new[:2])) and chosen.calibrating == (str(new[2]),)
     export(config(run, format="safetensors", data=str(tmp_path / "data")))
     assert CALIBRATING == 128

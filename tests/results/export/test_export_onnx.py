@@ -2,14 +2,13 @@ import copy
 import hashlib
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from export_runs import CLASSES, draw_pictures, make_run
+from export_runs import CLASSES, draw_pictures, make_run, run_example
 from PIL import Image
 
 from transferkit import __version__
@@ -32,20 +31,6 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 TEMPERATURE = 1.7
 INSIDE = onnx_format.FORMAT.limits(ExportConfig(run="x", preprocessing="inside"))
-
-# Runs a script in an interpreter that has neither torch nor timm nor transferkit.
-BLOCKED = """
-import runpy, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "timm", "transferkit", "cv2", "lightning"):
-            raise ImportError(f"blocked: {name}")
-
-sys.meta_path.insert(0, Blocker())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +90,6 @@ def normalised(path, config):
     pixels = fit(decode_image(path, min_side=config.decode_side), config).transpose(2, 0, 1) / 255
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (config.mean, config.std))
     return ((pixels - mean) / std).astype(np.float32)
-
-
-def run_example(script, pictures):
-    command = [sys.executable, "-I", "-c", BLOCKED, str(script), *map(str, pictures)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------

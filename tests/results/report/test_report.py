@@ -408,7 +408,7 @@ def test_the_network_sees_what_the_heat_map_is_of(run, model, monkeypatch):
     write_report([run])
     predictor = load(model)
     assert np.array_equal(seen["images"], np.stack([predictor.decode(path) for path in paths]))
-    assert seen["targets"] == [2, 2, 1]
+    assert seen["targets"] == [predictor.class_names[place] for place in (2, 2, 1)]
 
 
 def test_no_heat_maps_without_a_reason(run, model, monkeypatch):

@@ -1,24 +1,19 @@
-"""Why a model says what it says: a page per picture, with its evidence and the training pictures nearest to it."""
+"""The `explain` verb: a page per picture, with its evidence and the nearest training pictures, and a table of all."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final
 
-import cv2
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from transferkit.core.csv import csv_text
@@ -31,25 +26,21 @@ from transferkit.core.errors import (
     did_you_mean,
 )
 from transferkit.core.files import atomic_write, storage_errors
-from transferkit.core.records import DataConfig
 from transferkit.core.text import listing
-from transferkit.data.images.decode import Pixels, decode_image, read_bytes
-from transferkit.data.images.resize import fit
+from transferkit.data.images.decode import Pixels, read_bytes
+from transferkit.models.task import Request
 from transferkit.options.results import ExplainConfig
-from transferkit.results.explain.gradcam import COLOURS, Heat, heatmaps, overlay
+from transferkit.results.explain.gradcam import Heat, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
+from transferkit.results.explain.page import TOP, Evidence, draw_page
+from transferkit.results.explain.pictures import enlarged
 from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.results.predict.record import Prediction
-from transferkit.show.charts import save_figure
 from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["confident_mistakes", "explain"]
+__all__ = ["explain"]
 
 TABLE: Final = "explain.csv"
-
-TOP = 5
-"""Most probable classes that a page shows."""
 
 AT_ONCE = 16
 """Pictures explained at once."""
@@ -57,25 +48,20 @@ AT_ONCE = 16
 SHOWN_SIDE = 320
 """Longer side, in pixels, that pictures are shown at."""
 
-PER_ROW = 5
-"""Training pictures beside each other."""
-
-SIDE, SMALL, ROW = 3.0, 1.72, 2.3
-"""Inches: side of the picture, side of a training picture, height of a row of these with their labels."""
-
-INK, FAINT, BAR, TARGET = "#222222", "#666666", "#9db8d9", "#1f5fa8"
+ONE: Final = Request(top_k=1)
+"""What the table says of a prediction."""
 
 
-def explain(config: ExplainConfig, *, stdin: TextIO | None = None) -> Path:
+def explain(config: ExplainConfig) -> Path:
     """Write, for every picture, a PNG that shows why the model says what it says, and `explain.csv` about all.
 
     A page shows the picture as it is cropped for the network, where in it the evidence for the target lies (see
     `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a row per picture:
-    ``path, label, probability, target, png``, then ``neighbour_1, label_1, similarity_1`` and so on, then ``error``.
+    ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then ``neighbour_1,
+    label_1, similarity_1`` and so on, then ``error``.
 
     Args:
         config: The options.
-        stdin: Where the path ``-`` reads its list; standard input when ``None``.
 
     Returns:
         The directory.
@@ -90,7 +76,7 @@ def explain(config: ExplainConfig, *, stdin: TextIO | None = None) -> Path:
     out = Path(config.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(f"{out}: is there already, expected a new or empty directory - give another --out")
-    paths = list(find_pictures(config.paths, stdin if stdin is not None else sys.stdin))
+    paths = list(find_pictures(config.paths, sys.stdin))
     predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
     names = predictor.class_names
     if config.target is not None and config.target not in names:
@@ -101,19 +87,19 @@ def explain(config: ExplainConfig, *, stdin: TextIO | None = None) -> Path:
     console = progress_console(config.quiet)
     neighbours = None
     if config.neighbours:
-        with counting_bar(console, "training pictures") as told:
-            neighbours = TrainingNeighbours(config.run, predictor, config.store, told)
+        with counting_bar(console, "training pictures") as progress:
+            neighbours = TrainingNeighbours(config.run, predictor, config.store, progress)
     with storage_errors("create", out):
         out.mkdir(parents=True, exist_ok=True)
-    explainer = _Explainer(predictor, neighbours, config.neighbours, config.target, out, len(paths))
+    explainer = _Explainer(config, predictor, neighbours, len(paths))
     predictions = predictor.stream(paths, top_k=TOP, batch_size=config.batch_size, workers=config.workers)
     rows: list[tuple[object, ...]] = []
-    with counting_bar(console, "explaining") as told:
+    with counting_bar(console, "explaining") as progress:
         while part := list(islice(predictions, AT_ONCE)):
-            for row in explainer.explain(part):
+            for row in explainer.rows(part):
                 rows.append(row)
-                if told is not None:
-                    told(len(rows), len(paths))
+                if progress is not None:
+                    progress(len(rows), len(paths))
     atomic_write(out / TABLE, csv_text([explainer.header, *rows]))
     failed = sum(bool(row[-1]) for row in rows)
     if not config.quiet:
@@ -125,224 +111,112 @@ def explain(config: ExplainConfig, *, stdin: TextIO | None = None) -> Path:
     return out
 
 
-def confident_mistakes(rows: Sequence[Mapping[str, str]], k: int) -> list[Mapping[str, str]]:
-    """Return the k mistakes that the model was surest of, the surest first; of equally sure ones in the order of paths.
+@dataclass(frozen=True)
+class _Picture:
+    """A picture that can be explained: its record, its evaluation view, the digest of its file, and the target."""
 
-    Args:
-        rows: Of `predictions.csv`: ``label``, ``predicted``, ``probability`` and ``path`` are looked at. Rows without a
-            prediction are left out.
-        k: How many.
-    """
-    mistakes = [row for row in rows if row["predicted"] and row["predicted"] != row["label"]]
-    return sorted(mistakes, key=lambda row: (-float(row["probability"]), row["path"]))[: max(0, k)]
+    record: Any
+    view: Pixels
+    sha256: str
+    target: str
 
 
 class _Explainer:
     """Draws the pages and says what is on them.
 
     Args:
+        config: The options.
         predictor: The model.
         neighbours: Finds training pictures; ``None`` for none.
-        k: How many of them.
-        target: The class whose evidence is shown; ``None`` for the predicted one.
-        out: Where pages go.
         total: Number of pictures.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        neighbours: TrainingNeighbours | None,
-        k: int,
-        target: str | None,
-        out: Path,
-        total: int,
+        self, config: ExplainConfig, predictor: Predictor, neighbours: TrainingNeighbours | None, total: int
     ) -> None:
+        self.config = config
         self.predictor = predictor
         self.neighbours = neighbours
-        self.k = k
-        self.target = target
-        self.out = out
+        self._output, self._spec = predictor.module.task.output, predictor.info.target_spec
         self._digits = max(4, len(str(total)))
         self._number = 0
         self._has_heat = True
-        self._large = _large_config(predictor.info.preprocessing)
-        self._thumbnail = lru_cache(maxsize=512)(self._show)
-        columns = [f"{name}_{place}" for place in range(1, k + 1) for name in ("neighbour", "label", "similarity")]
-        self.header = ("path", "label", "probability", "target", "png", *columns, "error")
+        self._thumbnail = lru_cache(maxsize=512)(self._shown)
+        columns = [
+            f"{name}_{place}"
+            for place in range(1, config.neighbours + 1)
+            for name in ("neighbour", "label", "similarity")
+        ]
+        self.header = ("path", *self._output.header(self._spec, ONE), "target", "png", *columns, "error")
 
-    def explain(self, predictions: Sequence[Prediction]) -> Iterator[tuple[object, ...]]:
+    def rows(self, records: Sequence[Any]) -> Iterator[tuple[object, ...]]:
         """Draw pages and yield their rows, in order."""
-        views: dict[int, Pixels] = {}
-        hashes: dict[int, str] = {}
-        errors = {at: prediction.error for at, prediction in enumerate(predictions) if prediction.error is not None}
-        for at, prediction in enumerate(predictions):
-            if at in errors:
-                continue
-            try:
-                data = read_bytes(prediction.path)
-                views[at], hashes[at] = self.predictor.decode(data), hashlib.sha256(data).hexdigest()
-            except DataError as error:  # it has gone since it was predicted
-                errors[at] = str(error)
-        targets = [self.target or str(predictions[at].label) for at in views]
-        stacked = np.stack(list(views.values())) if views else None
-        heat = None if stacked is None else self._heat(stacked, targets)
-        near: list[list[Neighbour]] = [[] for _ in views]
-        if self.neighbours is not None and stacked is not None:
-            near = self.neighbours.nearest(list(stacked), self.k, sha256s=list(hashes.values()))
-        place = {at: number for number, at in enumerate(views)}
-        for at, prediction in enumerate(predictions):
+        opened = [self._open(record) for record in records]
+        pictures = [picture for picture in opened if isinstance(picture, _Picture)]
+        heats, near = iter(self._heats(pictures)), iter(self._near(pictures))
+        for record, picture in zip(records, opened, strict=True):
             self._number += 1
-            if at in errors:
-                empty = [""] * (3 * self.k)
-                yield (prediction.path, "", "", self.target or "", "", *empty, errors[at])
-                continue
-            found = near[place[at]]
-            name = _file_name(prediction.path, self._number, self._digits)
-            self._draw(
-                self.out / name, prediction, targets[place[at]], views[at],
-                None if heat is None else heat[place[at]], found,
-            )  # fmt: skip
-            cells = [cell for one in found for cell in (one.path, one.label, f"{one.similarity:.4f}")]
-            cells += [""] * (3 * self.k - len(cells))
-            yield (prediction.path, prediction.label, f"{prediction.probability:.6f}", targets[place[at]], name, *cells,
-                   "")  # fmt: skip
+            if isinstance(picture, _Picture):
+                yield self._explained(picture, next(heats), next(near))
+            else:
+                unreadable = self._output.unreadable(record.path, picture)
+                yield self._row(unreadable, self.config.target or "", "", [], picture)
 
-    def _heat(self, views: Pixels, targets: Sequence[str]) -> Heat | None:
-        """Return heat maps, or ``None`` for a model that cannot have any, which is told once."""
-        if not self._has_heat:
-            return None
+    def _open(self, record: Any) -> _Picture | str:
+        """Return what is needed to explain a picture, or why it cannot be read."""
+        if record.error is not None:
+            return str(record.error)
         try:
-            return heatmaps(self.predictor, views, [self.predictor.class_names.index(target) for target in targets])
-        except ConfigError as error:
-            self._has_heat = False
-            warnings.warn(f"pages without heat maps: {error}", TransferkitWarning, stacklevel=4)
-            return None
+            data = read_bytes(record.path)
+            view = self.predictor.decode(data)
+        except DataError as error:  # it has gone since it was predicted
+            return str(error)
+        target = self.config.target or self._output.answer(record, self._spec)
+        return _Picture(record, view, hashlib.sha256(data).hexdigest(), target)
 
-    def _show(self, path: str) -> Pixels | None:
+    def _heats(self, pictures: Sequence[_Picture]) -> Sequence[Heat | None]:
+        """Return heat maps; none for a model that cannot have any, which is said once."""
+        if self._has_heat and pictures:
+            try:
+                views = np.stack([picture.view for picture in pictures])
+                return list(heatmaps(self.predictor, views, [picture.target for picture in pictures]))
+            except ConfigError as error:
+                self._has_heat = False
+                warnings.warn(f"pages without heat maps: {error}", TransferkitWarning, stacklevel=4)
+        return [None] * len(pictures)
+
+    def _near(self, pictures: Sequence[_Picture]) -> Sequence[list[Neighbour]]:
+        if self.neighbours is None or not pictures:
+            return [[] for _ in pictures]
+        views, hashes = [picture.view for picture in pictures], [picture.sha256 for picture in pictures]
+        return self.neighbours.nearest(views, hashes, self.config.neighbours)
+
+    def _explained(self, picture: _Picture, heat: Heat | None, near: Sequence[Neighbour]) -> tuple[object, ...]:
+        """Draw the page of a picture, and return its row."""
+        record, path = picture.record, picture.record.path
+        shown = self._shown(path)
+        evidence = Evidence(
+            path, picture.view if shown is None else shown, self._output.answer(record, self._spec),
+            self._output.shares(record, self._spec), picture.target, heat,
+            [(one, self._thumbnail(one.path)) for one in near],
+        )  # fmt: skip
+        name = _file_name(path, self._number, self._digits)
+        draw_page(evidence, Path(self.config.out) / name)
+        return self._row(record, picture.target, name, near, "")
+
+    def _row(
+        self, record: Any, target: str, page: str, near: Sequence[Neighbour], error: str
+    ) -> tuple[object, ...]:  # fmt: skip
+        cells = [cell for one in near for cell in (one.path, one.label, f"{one.similarity:.4f}")]
+        cells += [""] * (3 * self.config.neighbours - len(cells))
+        return (record.path, *self._output.cells(record, self._spec, ONE), target, page, *cells, error)
+
+    def _shown(self, path: str) -> Pixels | None:
         """Return what the network sees of a picture, at a size to look at; ``None`` where it cannot be read."""
         try:
-            return fit(decode_image(path, min_side=self._large.decode_side), self._large)
+            return enlarged(path, self.predictor.info.preprocessing, SHOWN_SIDE)
         except DataError:
             return None
-
-    def _draw(
-        self, path: Path, prediction: Prediction, target: str, view: Pixels, heat: Heat | None,
-        near: Sequence[Neighbour],
-    ) -> None:  # fmt: skip
-        shown = self._show(prediction.path)
-        shown = view if shown is None else shown
-        with rc_context({"text.parse_math": False, "text.color": INK, "font.size": 9}), warnings.catch_warnings():
-            # A class name in a script that the font has not is drawn as boxes; the table has it.
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            page = _Page(rows=-(-len(near) // PER_ROW))
-            page.say(0.0, 0.12, _text(prediction.path, 110, keep_end=True), color=FAINT)
-            axis = _picture(page.axes(0.0, 0.75, SIDE, SIDE), shown)
-            axis.set_title(f"{_text(str(prediction.label), 24)}, {prediction.probability:.1%}", fontweight="bold")
-            self._draw_heat(page, shown, heat, target)
-            axis = page.axes(2 * SIDE + 0.6, 0.75, 2.8, SIDE)
-            _draw_classes(axis, prediction, target, self.predictor.class_names)
-            if near:
-                page.say(0.0, 4.4, "nearest training pictures, with cosine similarity", color=FAINT)
-            for place, one in enumerate(near):
-                row, column = divmod(place, PER_ROW)
-                axis = page.axes(column * (SMALL + 0.2), 4.98 + row * ROW, SMALL, SMALL)
-                thumbnail = self._thumbnail(one.path)
-                if thumbnail is None:
-                    _words(axis, "cannot be read")
-                else:
-                    _picture(axis, thumbnail)
-                axis.set_title(f"{_text(one.label, 22)}\n{one.similarity:.3f}", fontsize="medium")
-            save_figure(page.figure, path)
-
-    def _draw_heat(self, page: _Page, shown: Pixels, heat: Heat | None, target: str) -> None:
-        axis = page.axes(SIDE + 0.2, 0.75, SIDE, SIDE)
-        axis.set_title(f"evidence for {_text(target, 24)}")
-        if heat is None:
-            _words(axis, "this model has no heat maps")
-            return
-        large = cv2.resize(heat, (shown.shape[1], shown.shape[0]), interpolation=cv2.INTER_LINEAR).astype(np.float32)
-        _picture(axis, overlay(shown, large))
-        if not heat.any():
-            axis.set_xlabel("no place speaks for it", color=FAINT)
-            return
-        scale = page.axes(SIDE + 0.6, 3.9, SIDE - 0.8, 0.09)
-        bar = page.figure.colorbar(ScalarMappable(cmap=COLOURS), cax=scale, orientation="horizontal")
-        bar.set_ticks([0.0, 1.0], labels=["none", "most"])
-        scale.tick_params(length=0, labelsize="small", labelcolor=FAINT)
-
-
-# ---- the page ---------------------------------------------------------------------------------------------------
-
-
-class _Page:
-    """A figure whose parts are placed in inches from its upper left corner, within a margin.
-
-    Args:
-        rows: Of training pictures.
-    """
-
-    def __init__(self, *, rows: int) -> None:
-        self.size = (3 * SIDE + 1.0, 4.3 + (0.25 + rows * ROW if rows else 0.0))
-        self.figure = Figure(figsize=self.size)
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Return axes in a box."""
-        across, down = self.size
-        box = ((left + 0.3) / across, 1.0 - (top + height) / down, width / across, height / down)
-        return self.figure.add_axes(box)
-
-    def say(self, left: float, top: float, text: str, *, color: str) -> None:
-        """Write a line."""
-        self.figure.text((left + 0.3) / self.size[0], 1.0 - top / self.size[1], text, va="top", color=color)
-
-
-def _picture(axis: Axes, picture: Pixels) -> Axes:
-    axis.imshow(picture)
-    axis.set_anchor("N")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    return axis
-
-
-def _words(axis: Axes, words: str) -> None:
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, words, ha="center", va="center", color=FAINT, transform=axis.transAxes)
-
-
-def _draw_classes(axis: Axes, prediction: Prediction, target: str, names: Sequence[str]) -> None:
-    """Draw the most probable classes as bars, the target among them even if it is not one of these."""
-    shown = list(prediction.top)
-    if target not in {name for name, _ in shown}:
-        shown[-1:] = [(target, prediction.probs[names.index(target)])]
-    axis.set_title("probability")
-    axis.set_axis_off()
-    axis.set_xlim(0.0, 1.2)
-    axis.set_ylim(TOP, 0)
-    for at, (name, p) in enumerate(shown):
-        axis.text(0.0, at + 0.4, _text(name, 32), va="bottom", fontweight="bold" if name == target else "normal")
-        axis.barh(at + 0.62, p, height=0.34, color=TARGET if name == target else BAR)
-        axis.text(p + 0.02, at + 0.62, f"{p:.1%}", va="center")
-
-
-def _large_config(config: DataConfig) -> DataConfig:
-    """Return the preparation that shows the same part of a picture, larger."""
-    times = max(1.0, SHOWN_SIDE / max(config.image_size))
-    height, width = (round(side * times) for side in config.image_size)
-    return dataclasses.replace(config, image_size=(height, width))
-
-
-def _text(text: str, most: int, *, keep_end: bool = False) -> str:
-    """Return a text of other people's making, fit for one line: nothing unprintable, and not longer than `most`."""
-    clean = "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for letter in text.encode("utf-8", "replace").decode("utf-8")
-    )
-    if len(clean) <= most:
-        return clean
-    return f"…{clean[1 - most :]}" if keep_end else f"{clean[: most - 1]}…"
 
 
 def _file_name(path: str, number: int, digits: int) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib import colormaps
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,10 +19,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.predict.predictor import Predictor
 
-__all__ = ["COLOURS", "heatmaps", "overlay"]
-
-COLOURS: Final = "inferno"
-"""Matplotlib's name of the colours: evenly growing brightness, told apart by colour-blind eyes and in grey print."""
+__all__ = ["Heat", "heatmaps"]
 
 BATCH = 16
 """Pictures at once."""
@@ -38,8 +33,8 @@ SKEW = math.log(2)
 Heat = npt.NDArray[np.float32]
 
 
-def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[int] | None = None) -> Heat:
-    """Return how much each place of a picture speaks for a class: Grad-CAM.
+def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[str]) -> Heat:
+    """Return how much each place of a picture speaks for a class, or for what else the model's task tells: Grad-CAM.
 
     Selvaraju et al. 2017 (*Grad-CAM*, section 3): the channels of the last feature map, each weighted by the mean
     gradient of the class's score with respect to it (eq. 1), are summed, and what is negative is cut off (eq. 2). The
@@ -50,16 +45,15 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
     done with the other tokens after the last block), or where the backbone has no one last map, the output of the
     deepest stage that it does depend on takes its place: for such transformers, what the last block is given.
 
-    The score is the logit. For a nearest-neighbour head it is ``log sum exp(cosine / temperature)`` over the training
-    pictures of the class, the vote before it is cut to k neighbours and made a share: once all k agree the share is
-    constant, and its gradient zero.
+    The score is what the task's output part names, of a class its logit; for a nearest-neighbour head it is
+    `NeighbourHead.evidence`.
 
     The model is left as it was: modes, gradients and what requires them.
 
     Args:
         predictor: The model.
         images: ``(B, h, w, 3) uint8``, evaluation views, as `Predictor.decode` gives them.
-        targets: Index of the class of each; by default of the most probable one.
+        targets: The class of each picture, or what else the model's spec names.
 
     Returns:
         ``(B, h, w) float32`` in [0, 1].
@@ -69,48 +63,16 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
             a map of the picture, or the head has no gradient.
     """
     module, size = predictor.module, predictor.info.preprocessing.image_size
-    _check(images, targets, size, module.num_classes)
-    found = [np.zeros((0, *size), dtype=np.float32)]
+    heats = [np.zeros((0, *size), dtype=np.float32)]
     layer: str | None = None
     with evaluation_mode(module), torch.inference_mode(mode=False):
+        places = _places(predictor, images, targets)
         for start in range(0, len(images), BATCH):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH])).to(predictor.device)
             batch = normalise(part, predictor.info.preprocessing)
-            if targets is None:
-                with torch.no_grad():
-                    chosen = predictor.info.calibration.probs(module(batch).float()).argmax(dim=1)
-            else:
-                chosen = torch.tensor(targets[start : start + BATCH], device=predictor.device)
-            layer, heat = _explain(module, batch, chosen, layer)
-            found.append(heat.cpu().numpy())
-    return np.concatenate(found)
-
-
-def overlay(
-    image: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating], *, strength: float = 0.6
-) -> npt.NDArray[np.uint8]:
-    """Return a picture with a heat map laid over it, ``(h, w, 3) uint8``.
-
-    The picture is shown in grey, so that every colour is one of the map's; the more evidence, the denser.
-
-    Args:
-        image: ``(h, w, 3) uint8``.
-        heat: ``(h, w)`` in [0, 1].
-        strength: Share of the colour where there is most evidence, in [0, 1].
-
-    Raises:
-        ConfigError: The two are not of one size.
-    """
-    if image.shape != (*heat.shape, 3):
-        raise ConfigError(
-            f"a heat map {heat.shape} does not fit a picture {image.shape}, expected (h, w) and (h, w, 3) - resize one"
-        )
-    grey = image @ np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
-    share = strength * np.clip(heat, 0.0, 1.0)[..., None]
-    colours = colormaps[COLOURS](np.clip(heat, 0.0, 1.0))[..., :3] * 255.0
-    mixed = (1.0 - share) * grey[..., None] + share * colours
-    laid: npt.NDArray[np.uint8] = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    return laid
+            layer, heat = _explain(module, batch, places[start : start + BATCH].to(predictor.device), layer)
+            heats.append(heat.cpu().numpy())
+    return np.concatenate(heats)
 
 
 # ---- the method -------------------------------------------------------------------------------------------------
@@ -218,7 +180,13 @@ def _differentiate(
         return None
     with torch.enable_grad():
         leaf = maps.detach().requires_grad_()
-        score = _scores(module.head, rest(leaf), targets).sum()  # of each picture by itself: eval mode mixes none
+        features, head = rest(leaf), module.head
+        scores = (
+            head.evidence(features, targets)  # its outputs have no gradient where all neighbours agree
+            if isinstance(head, NeighbourHead)
+            else module.task.output.explained(head(features).float(), targets)
+        )
+        score = scores.sum()  # of each picture by itself: eval mode mixes none
         if not score.requires_grad:
             raise ConfigError(
                 f"no heat map: the head {type(module.head).__name__} has no gradient - explain by the nearest training "
@@ -228,16 +196,6 @@ def _differentiate(
         (gradients,) = torch.autograd.grad(score, leaf, allow_unused=True)
     gradients = torch.zeros_like(leaf) if gradients is None else torch.nan_to_num(gradients)
     return to_grid(maps.detach()).float(), to_grid(gradients).float(), bool(gradients.any())
-
-
-def _scores(head: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-    """Return the score ``(B,)`` of each picture's target."""
-    if isinstance(head, NeighbourHead):
-        queries = functional.normalize((features.float() - head.mean) / head.scale, dim=1)
-        votes = (queries @ head.rows.T / head.temperature).masked_fill(head.labels != targets[:, None], -math.inf)
-        return votes.logsumexp(dim=1)
-    logits: Tensor = head(features)
-    return logits.float().gather(1, targets[:, None])[:, 0]
 
 
 # ---- grids ------------------------------------------------------------------------------------------------------
@@ -274,14 +232,17 @@ def _grid_of(maps: Tensor, module: TransferModule, images: Tensor) -> Callable[[
     return lambda maps: maps[:, prefix:].transpose(1, 2).reshape(len(maps), maps.shape[2], rows, -1)
 
 
-def _check(images: npt.NDArray[np.uint8], targets: Sequence[int] | None, size: tuple[int, int], classes: int) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != (*size, 3):
+def _places(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[str]) -> Tensor:
+    """Return the places ``(B,)`` of targets among the names of the model's spec."""
+    height, width = predictor.info.preprocessing.image_size
+    if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3):
         raise ConfigError(
-            f"images are {images.shape} {images.dtype}, expected (B, {size[0]}, {size[1]}, 3) uint8 - take what "
+            f"images are {images.shape} {images.dtype}, expected (B, {height}, {width}, 3) uint8 - take what "
             "Predictor.decode returns"
         )
-    if targets is not None and (len(targets) != len(images) or not all(0 <= target < classes for target in targets)):
+    places = {name: place for place, name in enumerate(predictor.class_names)}
+    if len(targets) != len(images) or not places.keys() >= set(targets):
         raise ConfigError(
-            f"targets are {list(targets)[:5]}... for {len(images)} pictures, expected one class index below {classes} "
-            "for each"
+            f"targets are {list(targets)[:5]}... for {len(images)} pictures, expected one of the model's names for each"
         )
+    return torch.tensor([places[target] for target in targets], dtype=torch.int64)

@@ -18,7 +18,7 @@ from transferkit.core.files import sha256_of_file
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
-from transferkit.data.index.targets import ClassTargets
+from transferkit.data.index.targets import Targets
 from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures
@@ -31,7 +31,6 @@ __all__ = [
     "Limits",
     "compare",
     "export_pictures",
-    "outputs_agree",
 ]
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ Rows: TypeAlias = npt.NDArray[np.float32]
 
 Exported: TypeAlias = Callable[[npt.NDArray[Any]], tuple[Rows, Rows | None]]
 """The reloaded model: ``(B, 3, H, W) float32, normalised`` (or ``(B, H, W, 3) uint8`` of any size, where it prepares
-pictures itself) to probabilities and, where it gives them, logits, each ``(B, C)``."""
+pictures itself) to predictions, of classification probabilities, and, where it gives them, outputs, each ``(B, C)``."""
 
 _SIZES = (1, 2, 7)
 """Batch sizes that are tried first, then `_BATCH`."""
@@ -49,8 +48,6 @@ _TIMED = 8
 _ROUNDS = 3
 CALIBRATING: Final = 128
 """Pictures that int8 ranges are measured on, at most."""
-_TIE = 1e-6
-"""Probabilities nearer than this are equal: either class is the right one."""
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
@@ -71,12 +68,12 @@ class ExportPictures:
     origin: str
 
 
-def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, most: int) -> ExportPictures:
+def export_pictures(run: Path, targets: Targets, *, data: str | None, most: int) -> ExportPictures:
     """Choose pictures: of `data`; without it the run's validation pictures, as `pictures.csv` or `predictions.csv` say.
 
     Args:
         run: The run directory.
-        class_names: Of the model, in index order.
+        targets: What labels mean to the model.
         data: Labelled pictures.
         most: Pictures to compare on, at most.
 
@@ -86,7 +83,7 @@ def export_pictures(run: Path, class_names: Sequence[str], *, data: str | None, 
         StorageError: A table of the run cannot be read.
     """
     if data is not None:
-        splits = labelled_pictures(data, ClassTargets(tuple(class_names)), skip_bad=True).splits
+        splits = labelled_pictures(data, targets, skip_bad=True).splits
         name = next(iter(splits))
         held = [picture.path for picture in splits[name]]
         compared = _spread(held, most)
@@ -181,20 +178,6 @@ class Comparison:
         return "; ".join(problems) or None
 
 
-def outputs_agree(probs: Rows, expected: Rows) -> tuple[npt.NDArray[np.bool_], float]:
-    """Compare what an exported model says of pictures with what the run says.
-
-    Args:
-        probs: ``(B, C)``, of the exported model.
-        expected: ``(B, C)``, of the run.
-
-    Returns:
-        Which pictures get the same class, ``(B,)``, and the largest difference of a probability; NaN where one is.
-    """
-    same = expected[np.arange(len(expected)), probs.argmax(axis=1)] >= expected.max(axis=1) - _TIE
-    return same, float(np.abs(probs - expected).max())
-
-
 def compare(
     exported: Exported,
     predictor: Predictor,
@@ -217,6 +200,7 @@ def compare(
     Raises:
         ExportError: None of the pictures can be read.
     """
+    task = predictor.module.task
     agreed: dict[int, bool] = {}
     largest = farthest = 0.0
     apart: float | None = None
@@ -230,10 +214,11 @@ def compare(
                 f"the reloaded model returns {' probabilities and '.join(map(str, shapes))} logits for a batch of "
                 f"{len(shown)}, expected {expected.shape} of each - this backbone cannot be exported in this format"
             )
-        same, off = outputs_agree(probs, predictor.info.calibration.probs(torch.from_numpy(expected)).numpy())
-        for place, agrees in zip(places, same.tolist(), strict=True):
+        predictions = task.predictions(torch.from_numpy(expected), predictor.info.calibration).numpy()
+        for place, agrees in zip(places, task.output.agree(probs, predictions).tolist(), strict=True):
             agreed[place] = agrees and agreed.get(place, True)
-        farthest = float(np.maximum(farthest, off))  # `max` and `fmax` would pass over NaN
+        # `max` and `fmax` would pass over NaN
+        farthest = float(np.maximum(farthest, np.abs(probs - predictions).max()))
         if logits is not None:
             apart = float(np.maximum(apart or 0.0, np.abs(logits - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
@@ -296,7 +281,7 @@ def _speed(exported: Exported, predictor: Predictor, example: npt.NDArray[Any], 
                 images = normalise(torch.from_numpy(np.stack([transform(picture) for picture in example])), config)
             else:
                 images = torch.from_numpy(example).to(memory_format=torch.channels_last)
-            predictor.info.calibration.probs(predictor.module(images))
+            predictor.module.task.predictions(predictor.module(images), predictor.info.calibration)
 
     sides: tuple[Callable[[], object], ...] = (lambda: exported(example), eager)
     seconds: tuple[list[float], list[float]] = ([], [])

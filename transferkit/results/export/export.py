@@ -14,9 +14,9 @@ from torch import nn
 
 from transferkit.core.errors import ConfigError, ExportError, gather
 from transferkit.core.files import atomic_write, write_atomically
-from transferkit.core.records import DataConfig
 from transferkit.features.probe.classifier_file import CLASSIFIER
 from transferkit.models.artifact import INFO, WEIGHTS, ModelInfo, load_model
+from transferkit.models.task import task_named
 from transferkit.options.results import ExportConfig
 from transferkit.results.export import onnx, program, skops, timm
 from transferkit.results.export.check import Comparison, ExportPictures, compare, export_pictures
@@ -83,7 +83,7 @@ def export(config: ExportConfig, *, head: nn.Module | None = None) -> Path:
             verified, info = _export_network(config, out, head, progress)
     if example is not None:
         inside = config.preprocessing == "inside"
-        atomic_write(example, _example(out.name, example.name, info.preprocessing, inside=inside))
+        atomic_write(example, _example(out.name, example.name, info, inside=inside))
     if not config.quiet:
         _print(out, example, verified)
     return out
@@ -112,7 +112,7 @@ def _export_network(
     module, info = load_model(run, head=head)
     facts = export_facts(config, info)
     facts |= format.supports(run, module, info) or {}
-    pictures = export_pictures(run, info.class_names, data=config.data, most=config.pictures)
+    pictures = export_pictures(run, info.targets, data=config.data, most=config.pictures)
     ways = INT8_WAYS if config.precision == "int8" else ("",)
     results: list[Comparison] = []
 
@@ -167,7 +167,7 @@ def _check_head(run: Path, head: nn.Module | None) -> None:
         )
 
 
-def _example(file: str, example: str, preprocessing: DataConfig, *, inside: bool) -> str:
+def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("transferkit.results"),
         trim_blocks=True,
@@ -175,9 +175,13 @@ def _example(file: str, example: str, preprocessing: DataConfig, *, inside: bool
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # it is Python
     )
-    squash = preprocessing.crop_mode == "squash"
-    template = environment.get_template("onnx_example.py.j2")
-    return template.render(file=json.dumps(file), example=json.dumps(example), inside=inside, squash=squash)
+    return environment.get_template("onnx_example.py.j2").render(
+        file=json.dumps(file),
+        example=json.dumps(example),
+        inside=inside,
+        squash=info.preprocessing.crop_mode == "squash",
+        names_one=task_named(info.task).output.names_one,
+    )
 
 
 def _print(out: Path, example: Path | None, verified: _Verified) -> None:

@@ -31,7 +31,9 @@ FACTS: Final = "transferkit.json"
 
 
 class ExportNetwork(nn.Module):
-    """``(B, 3, H, W) float32, normalised`` to calibrated probabilities and logits, each ``(B, C) float32``.
+    """``(B, 3, H, W) float32, normalised`` to predictions (of classification, calibrated probabilities) and logits.
+
+    Each is ``(B, C) float32``.
 
     Args:
         module: The model; it is not changed.
@@ -44,7 +46,7 @@ class ExportNetwork(nn.Module):
         self.backbone = copy.deepcopy(module.backbone).half() if half else module.backbone
         self.head = module.head
         self.takes_maps = module.head_takes_maps
-        self.calibration = info.calibration
+        self.task, self.calibration = module.task, info.calibration
         self.half_precision = half
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,7 @@ class ExportNetwork(nn.Module):
         images = images.half() if self.half_precision else images
         features = self.backbone.forward_maps(images) if self.takes_maps else self.backbone(images)
         logits = self.head(features.float()).float()
-        return self.calibration.probs(logits), logits
+        return self.task.predictions(logits, self.calibration), logits
 
 
 def trace(module: TransferModule, info: ModelInfo, *, half: bool = False) -> torch.export.ExportedProgram:

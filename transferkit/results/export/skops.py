@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline
 
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import write_atomically
+from transferkit.data.index.targets import ClassTargets
 from transferkit.features.probe.classifier_file import CLASSIFIER, FACTS, pack_classifier, read_classifier
 from transferkit.features.probe.estimators import estimator_probs
 from transferkit.features.sklearn.extractor import FeatureExtractor
@@ -28,7 +29,7 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
-from transferkit.results.export.check import Comparison, Exported, Limits, export_pictures, outputs_agree
+from transferkit.results.export.check import Comparison, Exported, Limits, export_pictures
 from transferkit.results.export.format import Format, Subject, which_weights
 from transferkit.runs.files import RunFiles
 
@@ -72,8 +73,10 @@ def linear_pipeline(module: TransferModule, info: ModelInfo) -> Pipeline:
     """Return a linear head as a scikit-learn pipeline: features ``(N, D)`` to class names and calibrated probabilities.
 
     Raises:
-        ExportError: The head is not linear.
+        ExportError: The head is not linear, or gives no classes.
     """
+    if not module.task.output.names_one:
+        raise ExportError(f"--format skops writes classifiers, and {info.task} is none - use --format onnx or torch")
     if not isinstance(module.head, LinearHead):
         raise ExportError(
             f"--format skops writes linear heads and scikit-learn's own classifiers, but the head is "
@@ -157,7 +160,7 @@ def export_classifier(config: ExportConfig, out: Path) -> tuple[Comparison, str,
     if "classes" not in own_facts:
         raise CheckpointError(f"{run / CLASSIFIER}: does not tell its classes - run `transferkit probe` again")
     names = tuple(json.loads(own_facts["classes"]))
-    pictures = export_pictures(run, names, data=config.data, most=config.pictures)
+    pictures = export_pictures(run, ClassTargets(names), data=config.data, most=config.pictures)
     features = _features(run, pictures.compared)
     data = pack_classifier(named_pipeline(pipeline, names, features), {**own_facts, **facts})
     results: list[Comparison] = []
@@ -215,7 +218,7 @@ def _compare(
     expected, probs = (estimator_probs(_indexed(one, names), features, len(names)) for one in (pipeline, reloaded))
     best = names[expected.argmax(axis=1)]
     as_before = np.array([predicted.get(path, label) == label for path, label in zip(paths, best, strict=True)])
-    return Comparison(len(paths), int((same & as_before).sum()), outputs_agree(probs, expected)[1])
+    return Comparison(len(paths), int((same & as_before).sum()), float(np.abs(probs - expected).max()))
 
 
 def _indexed(pipeline: Any, names: Rows) -> Any:

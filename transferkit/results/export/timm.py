@@ -47,7 +47,7 @@ def timm_arguments(module: TransferModule, info: ModelInfo) -> dict[str, Any]:
         )
     arguments = {
         "model_name": info.backbone.removeprefix(_PREFIX),
-        "num_classes": len(info.class_names),
+        "num_classes": module.head.linear.out_features,
         **info.backbone_args,
     }
     config = getattr(module.backbone.model, "pretrained_cfg", {})
@@ -93,7 +93,7 @@ def _load(subject: Subject, path: Path) -> Exported:
     def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         with torch.inference_mode():
             logits = network(torch.from_numpy(images).to(memory_format=torch.channels_last))
-            return info.calibration.probs(logits).numpy(), logits.numpy()
+            return subject.module.task.predictions(logits, info.calibration).numpy(), logits.numpy()
 
     return run
 

@@ -20,6 +20,9 @@ __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row"]
 
 Array = npt.NDArray[np.float32]
 
+_TIE = 1e-6
+"""Probabilities nearer than this are equal."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -51,6 +54,7 @@ class ClassOutput:
     """The part of classification that makes predictions of logits: a class for each picture, with its probability."""
 
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
+    names_one: bool = True
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the softmax of logits ``(..., C)``."""
@@ -114,6 +118,24 @@ class ClassOutput:
             "abstained": record.abstained,
             "set": list(record.classes),
         }
+
+    def answer(self, record: Prediction, spec: TargetSpec) -> str:
+        """Return the most probable class."""
+        return record.top[0][0]
+
+    def shares(self, record: Prediction, spec: TargetSpec) -> dict[str, float]:
+        """Return the probability of every class, the most probable ones first."""
+        return {**dict(record.top), **dict(zip(spec.names, record.probs, strict=True))}
+
+    def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
+        """Return the logit of each picture's class."""
+        return outputs.gather(1, places[:, None])[:, 0]
+
+    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+        """Return which pictures get the same class; of equally probable ones either is the right one."""
+        chosen: Array = expected[np.arange(len(expected)), predictions.argmax(axis=1)]
+        agrees: npt.NDArray[np.bool_] = chosen >= expected.max(axis=1) - _TIE
+        return agrees
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from transferkit.models.figures.paired import Outcomes, compare
 from transferkit.results.evaluate.plots import FEW, reliability_chart
-from transferkit.results.explain.thumbnails import mistake_pictures, sample_pictures
+from transferkit.results.explain.pictures import mistake_pictures, sample_pictures
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, macros
 from transferkit.results.report.svg import drawn

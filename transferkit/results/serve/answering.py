@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
-from transferkit.data.images.resize import fit
 from transferkit.models.task import Request
-from transferkit.results.explain.gradcam import heatmaps, overlay
-from transferkit.results.explain.thumbnails import thumbnail
+from transferkit.results.explain.gradcam import heatmaps
+from transferkit.results.explain.pictures import data_uri, enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.predictor import Output, Predictor
@@ -36,7 +31,7 @@ from transferkit.results.serve.batching import Batcher
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 
-__all__ = ["Answer", "Answerer", "Guess", "NotCalibrated", "Similar"]
+__all__ = ["Answer", "Answerer", "Guess", "NotCalibrated", "Similar", "TaskAnswer"]
 
 Array = npt.NDArray[np.float32]
 Made = TypeVar("Made")
@@ -83,16 +78,28 @@ class Answer(BaseModel):
     notes: Annotated[list[str] | None, Field(description="what was asked for and could not be given")] = None
 
 
+class TaskAnswer(BaseModel):
+    """What a model of another task says about one picture: the values of its records, and these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(description="name of the run")
+    ms: float = Field(description="time from the whole picture to the answer, in milliseconds")
+    heatmap: str | None = None
+    neighbours: list[Similar] | None = None
+    notes: list[str] | None = None
+
+
 class NotCalibrated(Exception):
     """A coverage for a model without held-out probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A decoded picture: as the network sees it; and, to be explained, large enough to be looked at, and its digest."""
+    """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest."""
 
     pixels: Pixels
-    shown: Pixels | None = None
+    shown: Pixels
     sha256: str = ""
 
 
@@ -124,9 +131,8 @@ class Answerer:
         count: int = 0,
     ) -> None:
         self.predictor = predictor
+        self.output = predictor.module.task.output
         self.name = name
-        self.count = count if neighbours is not None else 0
-        self._neighbours = neighbours
         self._transform = eval_transform(predictor.info.preprocessing)
         # As in `Predictor`, but never compiled: that would stop every answer for half a minute, and have a lone picture
         # wait for a whole batch.
@@ -137,8 +143,10 @@ class Answerer:
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         batcher = partial(Batcher, wait_s=wait_s, executor=self._model)
         self.logits: Batcher[Pixels, Array] = batcher(self._forward, batch_size=batch_size)
-        self._heat: Batcher[tuple[Pixels, int], Array] = batcher(self._explain, batch_size=EXPLAINED_AT_ONCE)
-        self._near: Batcher[tuple[Pixels, str], list[Neighbour]] = batcher(self._find, batch_size=batch_size)
+        self._heat: Batcher[tuple[Pixels, str], Array] = batcher(self._explain, batch_size=EXPLAINED_AT_ONCE)
+        self._near: Batcher[tuple[Pixels, str], list[Neighbour]] | None = None
+        if neighbours is not None:
+            self._near = batcher(partial(_nearest, neighbours, count), batch_size=batch_size)
         self._thumbnail = lru_cache(maxsize=1024)(thumbnail)
         self._abstention = lru_cache(maxsize=64)(partial(Abstention, predictor.info, by="sets"))
 
@@ -147,7 +155,9 @@ class Answerer:
         """Whether conformal sets can be given."""
         return self.predictor.info.calibration.held_out is not None
 
-    async def answer(self, data: bytes, *, top_k: int, coverage: float | None = None, explain: bool = False) -> Answer:
+    async def answer(
+        self, data: bytes, *, top_k: int, coverage: float | None = None, explain: bool = False
+    ) -> Answer | TaskAnswer:
         """Return what the model says about one picture.
 
         Args:
@@ -165,22 +175,17 @@ class Answerer:
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
         logits = await self.logits.submit(view.pixels)
-        names, abstention = self.predictor.class_names, None if coverage is None else self._abstention(coverage)
-        prediction = self.predictor.record(Output("", logits), Request(top_k=top_k, abstention=abstention))
-        label, probability = prediction.top[0]
-        answer = Answer(
-            label=label, probability=probability, model=self.name, ms=0.0,
-            top=[Guess(label=name, probability=share) for name, share in prediction.top],
-        )  # fmt: skip
-        if coverage is not None:
-            answer.abstained, answer.set = prediction.abstained, list(prediction.classes)
+        abstention = None if coverage is None else self._abstention(coverage)
+        record = self.predictor.record(Output("", logits), Request(top_k=top_k, abstention=abstention))
+        answer = self._answer_of(record)
+        if coverage is not None and isinstance(answer, Answer):
+            answer.abstained, answer.set = record.abstained, list(record.classes)
         if explain:
             notes: list[str] = []
-            answer.heatmap = await _or_note(
-                self._heatmap(view, names.index(label)), notes, "There is no heat map for this model."
-            )
-            if self.count:
-                near = self._similar(view.pixels, view.sha256)
+            target = self.output.answer(record, self.predictor.info.target_spec)
+            answer.heatmap = await _or_note(self._heatmap(view, target), notes, "There is no heat map for this model.")
+            if self._near is not None:
+                near = self._similar(self._near.submit((view.pixels, view.sha256)))
                 answer.neighbours = await _or_note(near, notes, "Its training pictures cannot be compared.")
             answer.notes = notes or None
         answer.ms = round((time.perf_counter() - started) * 1e3, 3)
@@ -188,23 +193,34 @@ class Answerer:
 
     async def close(self) -> None:
         """Answer everything that waits, then end the threads."""
-        for batcher in (self.logits, self._heat, self._near):
-            await batcher.close()
+        await self.logits.close()
+        await self._heat.close()
+        if self._near is not None:
+            await self._near.close()
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._model.shutdown(wait=True)
+
+    def _answer_of(self, record: Any) -> Answer | TaskAnswer:
+        """Return a record as an answer, without the time."""
+        if not self.output.names_one:
+            return TaskAnswer.model_validate({**self.output.values(record), "model": self.name, "ms": 0.0})
+        label, probability = record.top[0]
+        return Answer(
+            label=label, probability=probability, model=self.name, ms=0.0,
+            top=[Guess(label=name, probability=share) for name, share in record.top],
+        )  # fmt: skip
 
     # ---- in the event loop -----------------------------------------------------------------------------------
 
     async def _in_thread(self, call: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, call)
 
-    async def _heatmap(self, view: _View, target: int) -> str:
-        assert view.shown is not None
+    async def _heatmap(self, view: _View, target: str) -> str:
         heat = await self._heat.submit((view.pixels, target))
-        return await self._in_thread(partial(_heat_png, view.shown, heat))
+        return await self._in_thread(lambda: data_uri(overlay(view.shown, heat), "png"))
 
-    async def _similar(self, pixels: Pixels, sha256: str) -> list[Similar]:
-        nearest = await self._near.submit((pixels, sha256))
+    async def _similar(self, search: Awaitable[list[Neighbour]]) -> list[Similar]:
+        nearest = await search
         thumbnails = [await self._in_thread(partial(self._thumbnail, near.path)) for near in nearest]
         return [
             Similar(label=near.label, similarity=round(float(near.similarity), 4), thumbnail=thumbnail)
@@ -217,11 +233,8 @@ class Answerer:
         config = self.predictor.info.preprocessing
         pixels = self._transform(decode_image(data, min_side=config.decode_side, name="picture"), 0)
         if not explain:
-            return _View(pixels)
-        scale = max(1.0, SHOWN_SIDE / max(config.image_size))
-        height, width = (round(side * scale) for side in config.image_size)
-        large = replace(config, image_size=(height, width))
-        shown = fit(decode_image(data, min_side=large.decode_side, name="picture"), large)
+            return _View(pixels, pixels)
+        shown = enlarged(data, config, SHOWN_SIDE, name="picture")
         return _View(pixels, shown, hashlib.sha256(data).hexdigest())
 
     def _forward(self, pictures: Sequence[Pixels]) -> list[Array | Exception]:
@@ -229,13 +242,14 @@ class Answerer:
         reason = "the model returns NaN or infinity for it"
         return [row[None] if np.isfinite(row).all() else UnreadableImage(reason) for row in logits]
 
-    def _explain(self, items: Sequence[tuple[Pixels, int]]) -> list[Array]:
-        return list(heatmaps(self.predictor, np.stack([pixels for pixels, _ in items]), [at for _, at in items]))
+    def _explain(self, items: Sequence[tuple[Pixels, str]]) -> list[Array]:
+        pictures, targets = zip(*items, strict=True)
+        return list(heatmaps(self.predictor, np.stack(pictures), targets))
 
-    def _find(self, items: Sequence[tuple[Pixels, str]]) -> list[list[Neighbour]]:
-        assert self._neighbours is not None
-        pictures, hashes = zip(*items, strict=True)
-        return self._neighbours.nearest(pictures, self.count, sha256s=hashes)
+
+def _nearest(neighbours: TrainingNeighbours, count: int, items: Sequence[tuple[Pixels, str]]) -> list[list[Neighbour]]:
+    pictures, hashes = zip(*items, strict=True)
+    return neighbours.nearest(pictures, hashes, count)
 
 
 async def _or_note(work: Awaitable[Made], notes: list[str], note: str) -> Made | None:
@@ -249,11 +263,3 @@ async def _or_note(work: Awaitable[Made], notes: list[str], note: str) -> Made |
         log.exception(note)
     notes.append(note)
     return None
-
-
-def _heat_png(shown: Pixels, heat: Array) -> str:
-    height, width = shown.shape[:2]
-    large: Array = np.asarray(cv2.resize(heat, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
-    stream = io.BytesIO()
-    Image.fromarray(overlay(shown, large)).save(stream, "PNG", compress_level=4)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -7,9 +7,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from transferkit import __version__
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.scan.formats import sniff_format
-from transferkit.results.serve.answering import Answer, Answerer, NotCalibrated
+from transferkit.results.serve.answering import Answer, Answerer, NotCalibrated, TaskAnswer
 from transferkit.results.serve.batching import BatcherClosed
 from transferkit.results.serve.guards import Guards, Limits
 
@@ -107,6 +107,7 @@ def build_app(
 
     @app.post(
         "/predict",
+        response_model=Answer if answerer.output.names_one else TaskAnswer,
         response_model_exclude_none=True,
         response_description="what the model says",
         responses=PROBLEMS,
@@ -120,7 +121,7 @@ def build_app(
             Query(gt=0.0, lt=1.0, description="give the conformal set of this coverage; calibrated runs only"),
         ] = None,
         explain: Annotated[bool, Query(description="add a heat map and the nearest training pictures")] = False,
-    ) -> Answer:
+    ) -> Answer | TaskAnswer:
         """Classify one picture: JPEG, PNG, WebP, BMP, GIF or TIFF."""
         data = await _picture(request, limits)
         try:
@@ -156,8 +157,8 @@ def build_app(
     )
 
     @app.get("/", include_in_schema=False)
-    async def start() -> HTMLResponse:
-        return _page(page)
+    async def start() -> Response:
+        return _page(page) if answerer.output.names_one else RedirectResponse("/docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
