@@ -80,7 +80,7 @@ class _Trial:
 
     Args:
         module: The model.
-        targets: ``(N, ...)``, of any pictures.
+        targets: ``(N, ...)``, of any pictures, as the task reads them.
         device: Where to try.
         half: Under bf16 autocast.
     """
@@ -130,6 +130,6 @@ class _Trial:
         images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
         targets = self.targets[torch.arange(size) % len(self.targets)].to(self.device)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
-            logits = self.module(images.contiguous(memory_format=torch.channels_last))
-        loss: torch.Tensor = self.module.loss(logits.float(), targets)
+            outputs = self.module(images.contiguous(memory_format=torch.channels_last))
+        loss: torch.Tensor = self.module.loss(outputs.float(), targets)
         return loss

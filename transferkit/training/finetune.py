@@ -177,7 +177,7 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
     solved = of_first(SolvedProbe({**solved.figures, "computed": computed}, solved.head))
     module.head.load_state_dict(solved.head)
-    log.info("probe solved in %.1f s: val accuracy %s", solved.figures["time_s"], solved.figures["val_acc"])
+    log.info("probe solved in %.1f s: val loss %s", solved.figures["time_s"], solved.figures["val_loss"])
     return solved
 
 

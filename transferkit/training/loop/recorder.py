@@ -56,10 +56,10 @@ class RunRecorder(Checkpoint):
     ) -> None:
         self.schedule = schedule
         self.selection = selection
-        running = ("loss", *module.task.objective.running)
-        self.history = History(
-            run / "history.csv", [f"{split}_{name}" for split in ("train", "val") for name in running]
-        )
+        objective = module.task.objective
+        train, val = ("loss", *objective.running), ("loss", *objective.watched[:1])
+        columns = [*(f"train_{name}" for name in train), *(f"val_{name}" for name in val)]
+        self.history = History(run / "history.csv", columns)
         self.checkpoints = Checkpoints(run)
         self._module = module
         self._interruption = Interruption(flag)
