@@ -13,11 +13,14 @@ from transferkit.training.schedules.schedules import (
     Triangular,
     Triangular2,
     simulate,
-    simulate_momentum,
 )
 
 STEPS = 11_000
 MODES = [("triangular", Triangular), ("triangular2", Triangular2), ("exp_range", ExpRange)]
+
+
+def simulate_momentum(schedule, steps, steps_per_epoch=1):
+    return [schedule.momentum(step, steps, steps_per_epoch) for step in range(steps)]
 
 
 def torch_traces(steps, make):

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.options.fields import POSITIVE, type_problem
 from transferkit.training.schedules.schedules import SGDR, Cosine, Schedule, make_schedule
 
 __all__ = ["HEAD", "PRESETS", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
@@ -138,8 +139,8 @@ def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str
         problems.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
     problems += phase.curve.problems(phase.epochs)
     for pattern, lr in phase.group_lrs.items():
-        if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
-            problems.append(f"group_lrs[{pattern!r}] is {lr!r}, expected a finite number above 0")
+        if type_problem("", lr, float) or not POSITIVE.holds(lr):
+            problems.append(f"group_lrs[{pattern!r}] is {lr!r}, expected {POSITIVE.words}")
     if group_names is not None:
         for pattern in (*phase.patterns, *phase.group_lrs):
             if not any(fnmatchcase(name, pattern) for name in group_names):
@@ -174,14 +175,10 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
         own = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
         implied = {"epochs": 0, "train": HEAD} if value.get("solve") is True else {}
         own += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
-        for key in ("solve", "test_view"):
-            if key in value and not isinstance(value[key], bool):
-                own.append(f"{where}: {key} is {value[key]!r}, expected true or false")
+        for key, kind in (("solve", bool), ("test_view", bool), ("lr", float), ("layer_decay", float)):
+            own += type_problem(f"{where}: {key}", value[key], kind) if key in value else []
         if not isinstance(value.get("group_lrs", {}), Mapping):
             own.append(f"{where}: group_lrs is {value['group_lrs']!r}, expected LRs by layer group")
-        for key, kinds, expected in (("lr", (int, float), "a number"), ("layer_decay", (int, float), "a number")):
-            if key in value and (isinstance(value[key], bool) or not isinstance(value[key], kinds)):
-                own.append(f"{where}: {key} is {value[key]!r}, expected {expected}")
         train = value.get("train", "all")
         if not isinstance(train, str) and not (
             isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)

@@ -13,16 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from transferkit.training.schedules.base import (
-    Schedule,
-    lr_min_problem,
-    number_problem,
-    ramp,
-    share_problem,
-    warmup_problem,
-    warmup_steps,
-    whole_problem,
-)
+from transferkit.options.fields import NOT_NEGATIVE, POSITIVE, Range, at_least
+from transferkit.training.schedules.base import LOWER, SHARE, WARMUP, Schedule, ramp, ranged, warmup_steps
 
 __all__ = ["Constant", "Cosine", "Exponential", "InverseSqrt", "Plateau", "Polynomial", "Step"]
 
@@ -36,13 +28,10 @@ class Constant(Schedule):
     """
 
     name = "constant"
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = ranged(0.0, WARMUP)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         return ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        return warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -57,9 +46,10 @@ class Step(Schedule):
     """
 
     name = "step"
-    step_epochs: int = 0
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
+    lengths = ("step_epochs", "warmup_epochs")
+    step_epochs: int = ranged(0, at_least(0))
+    gamma: float = ranged(0.1, SHARE)
+    warmup_epochs: float = ranged(0.0, WARMUP)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         if self.step_epochs:
@@ -67,12 +57,6 @@ class Step(Schedule):
         else:
             drops = (2 * step >= steps) + (4 * step >= 3 * steps)
         return float(self.gamma**drops) * ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = whole_problem("step_epochs", self.step_epochs, 0)
-        if not problems and self.step_epochs > epochs:
-            problems.append(f"step_epochs is {self.step_epochs}, longer than the phase of {epochs} epochs")
-        return problems + share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -85,15 +69,12 @@ class Exponential(Schedule):
     """
 
     name = "exponential"
-    gamma: float = 0.9
-    warmup_epochs: float = 0.0
+    gamma: float = ranged(0.9, SHARE)
+    warmup_epochs: float = ranged(0.0, WARMUP)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
         return ramp(step, warmup) * float(self.gamma ** (max(0, step - warmup) / steps_per_epoch))
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        return share_problem("gamma", self.gamma) + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -109,8 +90,8 @@ class Cosine(Schedule):
     """
 
     name = "cosine"
-    warmup_epochs: float = 0.0
-    lr_min_ratio: float = 0.0
+    warmup_epochs: float = ranged(0.0, WARMUP)
+    lr_min_ratio: float = ranged(0.0, LOWER)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
@@ -118,9 +99,6 @@ class Cosine(Schedule):
             return ramp(step, warmup)
         position = (step - warmup) / max(1, steps - warmup)
         return self.lr_min_ratio + (1.0 - self.lr_min_ratio) * 0.5 * (1.0 + math.cos(math.pi * position))
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        return warmup_problem(self.warmup_epochs, epochs) + lr_min_problem(self.lr_min_ratio)
 
 
 @dataclass(frozen=True)
@@ -136,9 +114,9 @@ class Polynomial(Schedule):
     """
 
     name = "polynomial"
-    power: float = 1.0
-    lr_min_ratio: float = 0.0
-    warmup_epochs: float = 0.0
+    power: float = ranged(1.0, POSITIVE)
+    lr_min_ratio: float = ranged(0.0, LOWER)
+    warmup_epochs: float = ranged(0.0, WARMUP)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         warmup = warmup_steps(self.warmup_epochs, steps_per_epoch)
@@ -146,10 +124,6 @@ class Polynomial(Schedule):
             return ramp(step, warmup)
         left = (steps - step) / max(1, steps - warmup)
         return self.lr_min_ratio + (1.0 - self.lr_min_ratio) * float(left**self.power)
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = number_problem("power", self.power, lambda power: 0 < power < math.inf, "a finite number above 0")
-        return problems + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -166,8 +140,8 @@ class InverseSqrt(Schedule):
     """
 
     name = "inverse_sqrt"
-    warmup_epochs: float = 0.0
-    timescale_epochs: float = 0.0
+    warmup_epochs: float = ranged(0.0, WARMUP)
+    timescale_epochs: float = ranged(0.0, NOT_NEGATIVE)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         warmup = max(1, warmup_steps(self.warmup_epochs, steps_per_epoch))
@@ -175,13 +149,6 @@ class InverseSqrt(Schedule):
             return ramp(step, warmup)
         timescale = max(1, round((self.timescale_epochs or self.warmup_epochs or 1.0) * steps_per_epoch))
         return math.sqrt(timescale / (timescale + step + 1 - warmup))
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        expected = "a finite number of at least 0"
-        problems = number_problem(
-            "timescale_epochs", self.timescale_epochs, lambda value: 0 <= value < math.inf, expected
-        )
-        return problems + warmup_problem(self.warmup_epochs, epochs)
 
 
 @dataclass(frozen=True)
@@ -203,12 +170,12 @@ class Plateau(Schedule):
 
     name = "plateau"
     needs_values = True
-    gamma: float = 0.1
-    patience: int = 2
-    threshold: float = 1e-4
-    cooldown: int = 0
-    lr_min_ratio: float = 0.0
-    warmup_epochs: float = 0.0
+    gamma: float = ranged(0.1, SHARE)
+    patience: int = ranged(2, at_least(0))
+    threshold: float = ranged(1e-4, Range("a ratio in [0, 1)", LOWER.holds))
+    cooldown: int = ranged(0, at_least(0))
+    lr_min_ratio: float = ranged(0.0, LOWER)
+    warmup_epochs: float = ranged(0.0, WARMUP)
     levels: tuple[float, ...] = field(default=(1.0,), init=False)
     """LR over peak LR, without warmup, of every finished epoch and of the one after."""
 
@@ -234,11 +201,8 @@ class Plateau(Schedule):
         return known
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = share_problem("gamma", self.gamma)
-        whole = whole_problem("patience", self.patience, 0)
-        if not whole and self.patience >= epochs and self.patience != type(self).patience:  # the usual one may be idle
+        problems = super().problems(epochs)
+        if not problems and self.patience >= epochs and self.patience != type(self).patience:  # the usual one may idle
             expected = f"expected less than the phase of {epochs} epochs, or the LR cannot drop"
-            whole.append(f"patience is {self.patience}, {expected}")
-        problems += whole + whole_problem("cooldown", self.cooldown, 0)
-        problems += number_problem("threshold", self.threshold, lambda ratio: 0.0 <= ratio < 1.0, "a ratio in [0, 1)")
-        return problems + lr_min_problem(self.lr_min_ratio) + warmup_problem(self.warmup_epochs, epochs)
+            problems.append(f"patience is {self.patience}, {expected}")
+        return problems

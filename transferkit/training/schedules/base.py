@@ -7,24 +7,40 @@ need no more than the step. A schedule that follows the validation loss gets it 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self, get_type_hints
+
+from transferkit.options.fields import NOT_NEGATIVE, Range, type_problem
 
 __all__ = [
+    "LOWER",
+    "SHARE",
+    "SWITCH",
+    "WARMUP",
     "Schedule",
-    "flag_problem",
-    "lr_min_problem",
-    "number_problem",
     "option_types",
     "ramp",
-    "share_problem",
-    "warmup_problem",
+    "ranged",
+    "too_long",
     "warmup_steps",
-    "whole_problem",
 ]
+
+SHARE = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
+"""Of what is left of an LR."""
+
+LOWER = Range("a ratio in [0, 1) of the peak LR, which is 1.0 times `lr`", lambda value: 0.0 <= value < 1.0)
+"""Of the lowest LR over the peak."""
+
+WARMUP = Range("a number of at least 0", NOT_NEGATIVE.holds)
+
+SWITCH = Range("true or false", lambda value: True)
+
+
+def ranged(default: Any, within: Range) -> Any:
+    """Declare an option of a schedule: its default and the values that it takes, besides being of its type."""
+    return field(default=default, metadata={"within": within})
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Schedule(ABC):
     name: ClassVar[str]
     needs_values: ClassVar[bool] = False
     """Whether it goes by the values that `with_values` takes."""
+    lengths: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
+    """Options that are no longer than the phase, where a schedule has them."""
 
     @abstractmethod
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -48,9 +66,19 @@ class Schedule(ABC):
             A number in [0, 1]; 1 is the peak LR of the group.
         """
 
-    @abstractmethod
     def problems(self, epochs: int) -> list[str]:
-        """Return what is wrong with this schedule for a phase of `epochs` epochs; empty when nothing is."""
+        """Return what is wrong with this schedule for a phase of `epochs` epochs; empty when nothing is.
+
+        Here it is what each option's declaration says; subclasses add what options have to do with each other.
+        """
+        problems = []
+        for name, kind in option_types(type(self)).items():
+            value, within = getattr(self, name), type(self).__dataclass_fields__[name].metadata["within"]
+            if type_problem(name, value, kind) or not within.holds(value):
+                problems.append(f"{name} is {value!r}, expected {within.words}")
+            elif name in self.lengths:
+                problems += too_long(name, value, epochs)
+        return problems
 
     def momentum(self, step: int, steps: int, steps_per_epoch: int) -> float | None:
         """Return the momentum of one step: of SGD the momentum, of Adam the first beta.
@@ -78,10 +106,11 @@ class Schedule(ABC):
         return {"name": self.name, **{name: getattr(self, name) for name in option_types(type(self))}}
 
 
-def option_types(kind: type[Schedule]) -> dict[str, str]:
-    """Return a schedule's options and the name of each one's type, its own before those that cyclic ones share."""
-    options = [field for field in fields(kind) if field.init]
-    return {option.name: str(option.type) for option in sorted(options, key=lambda option: bool(option.kw_only))}
+def option_types(kind: type[Schedule]) -> dict[str, Any]:
+    """Return a schedule's options and their types, its own before those that cyclic ones share."""
+    hints = get_type_hints(kind)
+    options = sorted((item for item in fields(kind) if item.init), key=lambda item: bool(item.kw_only))
+    return {option.name: hints[option.name] for option in options}
 
 
 def warmup_steps(warmup_epochs: float, steps_per_epoch: int) -> int:
@@ -94,40 +123,6 @@ def ramp(step: int, warmup: int) -> float:
     return (step + 1) / warmup if step < warmup else 1.0
 
 
-def number_problem(name: str, value: float, fits: Callable[[float], bool], expected: str) -> list[str]:
-    """Return a sentence when `value` is no number or does not fit; NaN must not fit."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return [] if number and fits(value) else [f"{name} is {value!r}, expected {expected}"]
-
-
-def flag_problem(name: str, value: object) -> list[str]:
-    """Return a sentence when `value` is neither true nor false."""
-    return [] if isinstance(value, bool) else [f"{name} is {value!r}, expected true or false"]
-
-
-def whole_problem(name: str, value: int, least: int) -> list[str]:
-    """Return a sentence when `value` is no whole number of at least `least`."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    return [] if whole else [f"{name} is {value!r}, expected a whole number of at least {least}"]
-
-
-def share_problem(name: str, value: float) -> list[str]:
-    """Return a sentence when `value`, what is left of an LR, is not in (0, 1]."""
-    return number_problem(name, value, lambda ratio: 0.0 < ratio <= 1.0, "a ratio in (0, 1]")
-
-
-def lr_min_problem(value: float) -> list[str]:
-    """Return a sentence when `lr_min_ratio` is not in [0, 1); above the peak both ends are named."""
-    expected = "a ratio in [0, 1)"
-    if isinstance(value, int | float) and value >= 1.0:
-        expected += f": the lower LR would be {value} times the peak LR, which is 1.0 times `lr`"
-    return number_problem("lr_min_ratio", value, lambda ratio: 0.0 <= ratio < 1.0, expected)
-
-
-def warmup_problem(warmup_epochs: float, limit: int, where: str = "the phase") -> list[str]:
-    """Return a sentence when a warmup is negative or longer than the `limit` epochs of `where`."""
-    name, expected = "warmup_epochs", "a number of at least 0"
-    problems = number_problem(name, warmup_epochs, lambda epochs: 0 <= epochs < math.inf, expected)
-    if not problems and warmup_epochs > limit:
-        problems.append(f"{name} is {warmup_epochs}, longer than {where} of {limit} epochs")
-    return problems
+def too_long(name: str, value: float, limit: int, where: str = "the phase") -> list[str]:
+    """Return a sentence when an option is longer than the `limit` epochs of `where`."""
+    return [f"{name} is {value}, longer than {where} of {limit} epochs"] if value > limit else []

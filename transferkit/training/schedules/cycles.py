@@ -9,19 +9,22 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
+from transferkit.options.fields import BELOW_ONE, POSITIVE, Range, at_least
 from transferkit.training.schedules.base import (
+    LOWER,
+    SHARE,
+    SWITCH,
+    WARMUP,
     Schedule,
-    flag_problem,
-    lr_min_problem,
-    number_problem,
     ramp,
-    share_problem,
-    warmup_problem,
+    ranged,
+    too_long,
     warmup_steps,
-    whole_problem,
 )
 
 __all__ = ["SGDR", "Cyclic", "ExpRange", "OneCycle", "Triangular", "Triangular2"]
+
+RATIO = Range("a finite number of at least 1", lambda value: 1.0 <= value < math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,9 @@ class Cyclic(Schedule):
         momentum_max: Momentum at the lowest LR, in [0, 1).
     """
 
-    cycle_momentum: bool = False
-    momentum_min: float = 0.85
-    momentum_max: float = 0.95
+    cycle_momentum: bool = ranged(False, SWITCH)
+    momentum_min: float = ranged(0.85, BELOW_ONE)
+    momentum_max: float = ranged(0.95, BELOW_ONE)
 
     @abstractmethod
     def height(self, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -48,9 +51,7 @@ class Cyclic(Schedule):
         return self.momentum_max - (self.momentum_max - self.momentum_min) * self.height(step, steps, steps_per_epoch)
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = flag_problem("cycle_momentum", self.cycle_momentum)
-        for name, value in (("momentum_min", self.momentum_min), ("momentum_max", self.momentum_max)):
-            problems += number_problem(name, value, lambda momentum: 0.0 <= momentum < 1.0, "a number in [0, 1)")
+        problems = super().problems(epochs)
         if not problems and self.momentum_min > self.momentum_max:
             problems.append(f"momentum_min is {self.momentum_min}, above momentum_max, which is {self.momentum_max}")
         return problems
@@ -68,9 +69,9 @@ class OneCycle(Cyclic):
     """
 
     name = "one_cycle"
-    pct_start: float = 0.3
-    div_factor: float = 25.0
-    final_div_factor: float = 1e4
+    pct_start: float = ranged(0.3, Range("a share in (0, 1)", lambda value: 0.0 < value < 1.0))
+    div_factor: float = ranged(25.0, RATIO)
+    final_div_factor: float = ranged(1e4, RATIO)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         rising = step <= self.pct_start * steps - 1.0
@@ -83,21 +84,13 @@ class OneCycle(Cyclic):
             return 0.5 * (1.0 - math.cos(math.pi * step / top)) if top > 0 else 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (step - top) / (end - top))) if end > top else 1.0
 
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = number_problem("pct_start", self.pct_start, lambda share: 0.0 < share < 1.0, "a share in (0, 1)")
-        for name, value in (("div_factor", self.div_factor), ("final_div_factor", self.final_div_factor)):
-            problems += number_problem(
-                name, value, lambda over: 1.0 <= over < math.inf, "a finite number of at least 1"
-            )
-        return problems + super().problems(epochs)
-
 
 @dataclass(frozen=True)
 class _Triangle(Cyclic):
     """Straight up and straight down, again and again (Smith 2017, section 3)."""
 
-    step_size_epochs: float = 0.5
-    lr_min_ratio: float = 0.25
+    step_size_epochs: float = ranged(0.5, POSITIVE)
+    lr_min_ratio: float = ranged(0.25, LOWER)
 
     @abstractmethod
     def scale(self, cycle: int, step: int) -> float:
@@ -112,13 +105,11 @@ class _Triangle(Cyclic):
         return min(place, 2 * half - place) / half * self.scale(cycle, step)
 
     def problems(self, epochs: int) -> list[str]:
-        size, name = self.step_size_epochs, "step_size_epochs"
-        problems = number_problem(name, size, lambda value: 0 < value < math.inf, "a finite number above 0")
+        problems, size = super().problems(epochs), self.step_size_epochs
         if not problems and 2 * size > epochs:
-            problems.append(
-                f"{name} is {size}, half a cycle of {2 * size} epochs, longer than the phase of {epochs} epochs"
-            )
-        return problems + lr_min_problem(self.lr_min_ratio) + super().problems(epochs)
+            half = f"half a cycle of {2 * size} epochs"
+            problems.append(f"step_size_epochs is {size}, {half}, longer than the phase of {epochs} epochs")
+        return problems
 
 
 @dataclass(frozen=True)
@@ -168,13 +159,10 @@ class ExpRange(_Triangle):
     """
 
     name = "exp_range"
-    gamma: float = 0.99994
+    gamma: float = ranged(0.99994, SHARE)
 
     def scale(self, cycle: int, step: int) -> float:  # noqa: D102
         return float(self.gamma**step)
-
-    def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        return super().problems(epochs) + share_problem("gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -195,11 +183,12 @@ class SGDR(Cyclic):
     """
 
     name = "sgdr"
-    cycle_epochs: int = 1
-    cycle_mult: int = 1
-    cycle_decay: float = 1.0
-    lr_min_ratio: float = 0.0
-    warmup_epochs: float = 0.0
+    lengths = ("cycle_epochs",)
+    cycle_epochs: int = ranged(1, at_least(1))
+    cycle_mult: int = ranged(1, at_least(1))
+    cycle_decay: float = ranged(1.0, SHARE)
+    lr_min_ratio: float = ranged(0.0, LOWER)
+    warmup_epochs: float = ranged(0.0, WARMUP)
 
     def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:  # noqa: D102
         warm = ramp(step, warmup_steps(self.warmup_epochs, steps_per_epoch))
@@ -231,10 +220,5 @@ class SGDR(Cyclic):
         return tuple(ends)
 
     def problems(self, epochs: int) -> list[str]:  # noqa: D102
-        problems = whole_problem("cycle_epochs", self.cycle_epochs, 1) + whole_problem("cycle_mult", self.cycle_mult, 1)
-        problems += share_problem("cycle_decay", self.cycle_decay) + lr_min_problem(self.lr_min_ratio)
-        if not problems and self.cycle_epochs > epochs:
-            problems.append(f"cycle_epochs is {self.cycle_epochs}, longer than the phase of {epochs} epochs")
-        if not problems:
-            problems += warmup_problem(self.warmup_epochs, self.cycle_epochs, "the first cycle")
-        return problems + super().problems(epochs)
+        warmup = "warmup_epochs"
+        return super().problems(epochs) or too_long(warmup, self.warmup_epochs, self.cycle_epochs, "the first cycle")

@@ -1,6 +1,6 @@
 """Every learning-rate schedule by name, from a recipe, and as a curve.
 
-Schedules are pure functions of the step, in whole numbers: `schedule_base` says what one is, `annealing` holds those
+Schedules are pure functions of the step, in whole numbers: `base` says what one is, `annealing` holds those
 that go one way and `cycles` those that come back.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.options.fields import type_problem
 from transferkit.training.schedules.annealing import (
     Constant,
     Cosine,
@@ -41,7 +42,6 @@ __all__ = [
     "Triangular2",
     "make_schedule",
     "simulate",
-    "simulate_momentum",
 ]
 
 KINDS: tuple[type[Schedule], ...] = (
@@ -89,23 +89,14 @@ def make_schedule(value: str | Mapping[str, Any] | Schedule) -> Schedule:
             problems.append(
                 f"schedule {name!r} has no option {key!r}.{did_you_mean(str(key), known)} Known: {', '.join(known)}."
             )
-        elif expected := _expected(known[key], option):
-            problems.append(f"option {key!r} of schedule {name!r} is {option!r}, expected {expected}")
+            continue
+        numeral = isinstance(option, str) and re.fullmatch(r"[-+\d.]+e[-+]?\d+", option.lower())
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if numeral and known[key] is float else ""
+        wrong = type_problem(f"option {key!r} of schedule {name!r}", option, known[key])
+        problems += [problem + hint for problem in wrong]
     if problems:
         raise ConfigError(gather(problems))
     return kind(**options)
-
-
-def _expected(kind: str, option: Any) -> str:
-    """Return what an option of type `kind` should have been; nothing when it is."""
-    if kind == "bool":
-        return "" if isinstance(option, bool) else "true or false"
-    if kind == "int":
-        return "" if isinstance(option, int) and not isinstance(option, bool) else "a whole number"
-    if isinstance(option, int | float) and not isinstance(option, bool):
-        return ""
-    numeral = isinstance(option, str) and re.fullmatch(r"[-+\d.]+e[-+]?\d+", option.lower())
-    return "a number (YAML reads 1e-3 as text: write 1.0e-3)" if numeral else "a number"
 
 
 def simulate(schedule: Schedule, steps: int, *, steps_per_epoch: int = 1) -> list[float]:
@@ -117,14 +108,3 @@ def simulate(schedule: Schedule, steps: int, *, steps_per_epoch: int = 1) -> lis
         steps_per_epoch: Optimizer steps in one epoch.
     """
     return [schedule.factor(step, steps, steps_per_epoch) for step in range(steps)]
-
-
-def simulate_momentum(schedule: Schedule, steps: int, *, steps_per_epoch: int = 1) -> list[float | None]:
-    """Return the momentum of every step of a phase, ``None`` where the optimizer's own is left alone.
-
-    Args:
-        schedule: What to run.
-        steps: Length of the phase in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch.
-    """
-    return [schedule.momentum(step, steps, steps_per_epoch) for step in range(steps)]
