@@ -28,8 +28,8 @@ from transferkit.models.module import TransferModule
 from transferkit.models.task import Task, task_named
 from transferkit.options.training import TrainingOptions
 from transferkit.show.progress import counting_bar, progress_console, waiting
-from transferkit.training.plan.options import resolve_phases
-from transferkit.training.plan.phases import Phase
+from transferkit.training.plan.options import lacks_solver, resolve_phases
+from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import by_first, gather, local_world
 
@@ -132,6 +132,11 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     data = _data(config, task, backbone, workers, console)
     module = _module(config, task, backbone, data)
     phases = resolve_phases(config, module.group_names())
+    if isinstance(config.phases, str) and phases[0].patterns == (HEAD,) and lacks_solver(config):
+        trained = f"the head is trained for {phases[0].epochs} epochs: {task.name} has no solver for it"
+        log.info(trained)
+        if console is not None:
+            console.print(trained)
     _require_val(config, data, phases)
     if config.init_from is not None and fresh:
         load_weights_from(Path(config.init_from), module)

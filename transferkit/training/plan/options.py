@@ -17,7 +17,7 @@ from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["USUAL_LR", "replace_lr", "resolve_options", "resolve_phases"]
+__all__ = ["USUAL_LR", "lacks_solver", "replace_lr", "resolve_options", "resolve_phases"]
 
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out", "overwrite", "quiet", "resume",
                        "strategy", "workers"})  # fmt: skip
@@ -84,10 +84,11 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     Raises:
         ConfigError: With everything that is wrong.
     """
-    lr = USUAL_LR if isinstance(config.lr, str) else config.lr
+    lr, task = USUAL_LR if isinstance(config.lr, str) else config.lr, task_named(config.task)
     if isinstance(config.phases, str):
-        probe = Phase("probe", 0 if config.solves_probe else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
-                      lr=config.probe_lr or PROBE_LR, solve=config.solves_probe)  # fmt: skip
+        solve = config.solves_probe and not lacks_solver(config)
+        probe = Phase("probe", 0 if solve else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
+                      lr=config.probe_lr or PROBE_LR, solve=solve)  # fmt: skip
         tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
         phases = preset_phases(config.phases, probe, tuning, group_names or ("backbone", HEAD))
     else:
@@ -97,12 +98,19 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
         phases += (Phase("fixres", epochs=config.fixres_epochs, train=HEAD, lr=FIXRES_LR * lr, schedule=Cosine(),
                          test_view=True),)  # fmt: skip
     problems = check_phases(phases, group_names)
-    if any(phase.solve for phase in phases) and config.head != "linear":
-        problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
+    if any(phase.solve for phase in phases):
+        task.require("solver", "a solved phase")
+        if config.head != "linear":
+            problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
     problems += _craft_problems(config, phases) + _monitor_problems(config)
     if problems:
         raise ConfigError(gather(problems))
     return phases
+
+
+def lacks_solver(config: TrainingOptions) -> bool:
+    """Whether a head that would be solved unasked is trained, because its task has no solver."""
+    return config.probe == "auto" and config.solves_probe and task_named(config.task).solver is None
 
 
 def _monitor_problems(config: TrainingOptions) -> list[str]:

@@ -1,0 +1,51 @@
+"""From options to a training, for a task that is not the package's own."""
+
+import dataclasses
+import logging
+
+import pytest
+from small_runs import make_module
+
+from transferkit.core.errors import ConfigError
+from transferkit.models import task as tasks
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
+from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.interruption import SignalFlag
+from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.loop.recorder import RunRecorder
+from transferkit.training.plan.options import resolve_options
+from transferkit.training.plan.phases import Phase
+from transferkit.training.setup import prepare
+
+
+@pytest.fixture
+def options(quick, monkeypatch):
+    """Options of a task whose heads can only be trained."""
+    task = dataclasses.replace(tasks.task_named("classification"), name="unsolved", solver=None)
+    monkeypatch.setitem(tasks._REGISTERED, "unsolved", task)
+    return {**quick, "task": "unsolved", "probe_epochs": None}
+
+
+def test_without_a_solver_the_head_is_trained_and_one_line_says_so(options, caplog):
+    with caplog.at_level(logging.INFO, "transferkit"):
+        training = prepare(make_config(FinetuneConfig, options), quiet=True)
+    assert [(phase.name, phase.epochs, phase.solve) for phase in training.phases] == [
+        ("probe", 3, False), ("finetune", 2, False)
+    ]  # fmt: skip
+    assert "the head is trained for 3 epochs: unsolved has no solver for it" in caplog.messages
+
+
+@pytest.mark.parametrize("phases", ["probe-finetune", [{"name": "a", "solve": True}]])
+def test_a_solved_phase_needs_a_solver(options, phases):
+    with pytest.raises(ConfigError, match="a solved phase has no solver for unsolved - train the head by steps"):
+        resolve_options({**options, "phases": phases, "probe": "solve"})
+
+
+def test_a_phase_ends_with_the_first_figure_that_its_task_watches(tmp_path):
+    module = make_module()
+    objective = dataclasses.replace(module.task.objective, running=(), watched=("f1_macro", "acc"))
+    module.task = dataclasses.replace(module.task, objective=objective)
+    selection = Selection("val_loss", higher_is_better=False, patience=None)
+    recorder = RunRecorder(tmp_path, module, PhaseSchedule([Phase("all", 1)]), selection, SignalFlag())
+    assert recorder.history.figures == ("train_loss", "val_loss", "val_f1_macro")
