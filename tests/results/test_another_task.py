@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from export_runs import draw_pictures, make_run, run_example
 
 from transferkit.core.csv import read_csv
@@ -17,6 +18,7 @@ from transferkit.options.results import ExplainConfig, ExportConfig
 from transferkit.results.explain import page
 from transferkit.results.explain.explain import explain
 from transferkit.results.export.export import export
+from transferkit.results.export.program import ExportNetwork
 from transferkit.results.export.skops import linear_pipeline
 from transferkit.results.predict.predictor import load
 
@@ -97,7 +99,13 @@ def test_explain(run, pictures, values, tmp_path, monkeypatch):
     assert titles[:2] == ["level", "evidence for level"]
 
 
-@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_what_an_export_computes(run):
+    module, info = load_model(run)
+    predictions, outputs = ExportNetwork(module, info).eval()(torch.zeros(2, 3, 32, 32))
+    assert outputs.shape == (2, 1) and torch.equal(predictions, outputs * 2)
+
+
+@pytest.mark.parametrize("format", [pytest.param("torch", marks=pytest.mark.slow), "safetensors"])
 def test_export(run, format, tmp_path, capsys):
     out = export(ExportConfig(run=str(run), format=format, out=str(tmp_path / "model"), pictures=5))
     assert out.is_file() and "100.0% the same on 5 validation pictures" in capsys.readouterr().out
@@ -108,6 +116,7 @@ def test_a_number_is_no_scikit_learn_classifier(run):
         linear_pipeline(*load_model(run))
 
 
+@pytest.mark.slow
 def test_export_as_onnx(run, pictures, values, tmp_path):
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     export(ExportConfig(run=str(run), out=str(tmp_path / "model.onnx"), pictures=5, quiet=True))

@@ -1,14 +1,14 @@
 """Command lines and recipes to options by field name, with every mistake in one error.
 
-jsonargparse makes the flags, the recipes and the help out of a verb's dataclass. It stops at the first mistake, and
-tells it in a sentence without saying which field is meant. So nothing here reads its sentences: where it refuses a
-command line, flags and keys are looked at one by one and described in the words of `options.fields`. Its own sentence
-is shown only where that finds nothing, such as for a word too many.
+jsonargparse makes help, recipes and values out of a verb's dataclass. It stops at the first mistake, and tells it in a
+sentence without saying which field is meant. So words are taken one by one here, and each value is handed to it alone:
+what it refuses is described in the words of `options.fields`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 from transferkit.cli.verbs import VERBS, Verb
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.text import one_line
-from transferkit.options.fields import REQUIRED, default_of, flag, make_config, type_problem
+from transferkit.options.fields import REQUIRED, default_of, flag, option_problems, type_problem
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -66,7 +66,7 @@ def build_parser(verb: Verb) -> ArgumentParser:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """Return the options that were given, by field name.
+    """Return the options of a command line, by field name; not yet whether they go together.
 
     Args:
         name: Of the verb.
@@ -75,85 +75,93 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: With every unknown flag, unknown key and bad value at once.
     """
-    verb = VERBS[name]
-    parser = build_parser(verb)
-    try:
-        options: dict[str, Any] = parser.parse_args(list(words), defaults=False).as_dict()
-    except ConfigError as error:
-        problems = _Diagnosis(parser, verb).problems(words) or [str(error)]
-        raise ConfigError(f"{gather(problems)}; see transferkit {name} --help") from error
-    options.pop("config", None)
-    if not (name == "finetune" and options.get("resume")):  # a resume has its options from the run directory
-        make_config(verb.options, options)
-    return options
+    reading = _Reading(VERBS[name])
+    reading.take(words)
+    if reading.problems:
+        # A recipe that cannot be read may hold the data.
+        stand_in = {"data": "-"} if "data" in reading.fields else {}
+        problems = reading.problems + option_problems(reading.verb.options, {**stand_in, **reading.options})
+        raise ConfigError(f"{gather(problems)}; see transferkit {name} --help")
+    return reading.options
 
 
-class _Diagnosis:
-    """All mistakes of a command line that the parser refused."""
+class _Reading:
+    """Options from words, one by one.
 
-    def __init__(self, parser: ArgumentParser, verb: Verb) -> None:
-        self.parser = parser
+    Attributes:
+        options: Values that are of their types, by field name.
+        problems: A sentence for every mistake.
+    """
+
+    def __init__(self, verb: Verb) -> None:
         self.verb = verb
+        self.parser = build_parser(verb)
         self.fields = {item.name: item for item in dataclasses.fields(verb.options)}
-        self.sound: dict[str, Any] = {}
-        """Values that are of their types, by field name."""
+        self.options: dict[str, Any] = {}
+        self.problems: list[str] = []
 
-    def problems(self, words: Sequence[str]) -> list[str]:
-        """Return a sentence for every mistake."""
-        names = {flag(name): name for name in self.fields}
-        leading = next((at for at, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
-        problems = self._places(words[:leading])
-        for at, word in enumerate(words[leading:], leading):
-            option, equals, text = word.partition("=")
-            if not option.startswith("--"):
+    def take(self, words: Sequence[str]) -> None:
+        """Read a command line."""
+        names, rest = {flag(name): name for name in self.fields}, deque(words)
+        loose: list[str] = []
+        strange = False
+        while rest:
+            word = rest.popleft()
+            if word == "--":
+                loose += rest
+                break
+            if not word.startswith("-") or word == "-":
+                loose.append(word)
                 continue
+            option, equals, text = word.partition("=")
             name = names.get(option)
             if name is None and option != CONFIG:
-                problems.append(f"unknown flag {option}.{did_you_mean(option, [*names, CONFIG])}")
-                continue
-            if name is not None and _is_switch(self.fields[name]):
-                problems += [f"{option} takes no value"] if equals else []
-                continue
-            if not equals:
-                text = words[at + 1] if at + 1 < len(words) else ""
-            if not text or (not equals and text.startswith("--")):
-                problems.append(f"{option} needs a value")
+                strange = True
+                self.problems.append(f"unknown flag {option}.{did_you_mean(option, [*names, CONFIG])}")
+            elif name is not None and _is_switch(self.fields[name]):
+                self.options[name] = True
+                self.problems += [f"{option} takes no value"] if equals else []
+            elif not equals and (not rest or rest[0].startswith("--")):
+                self.problems.append(f"{option} needs a value")
             else:
-                problems += self._recipe(text) if name is None else self._value(name, option, text)
-        stand_in = {"data": "-"} if "data" in self.fields else {}  # a recipe that cannot be read may hold it
-        try:
-            make_config(self.verb.options, {**stand_in, **self.sound})
-        except ConfigError as error:
-            problems.append(str(error))
-        return problems
+                text = text if equals else rest.popleft()
+                if name is None:
+                    self._take_recipe(text)
+                else:
+                    self._take_value(name, option, text)
+        self._take_places(loose, strange=strange)
 
-    def _places(self, words: Sequence[str]) -> list[str]:
-        """Look at the words before the first flag."""
-        problems = []
-        for place, word in zip(self.verb.places, words, strict=False):
+    def _take_places(self, words: Sequence[str], *, strange: bool) -> None:
+        """Read the words that are no flags; after a strange flag one too many may be its value."""
+        for at, place in enumerate(self.verb.places):
             several = isinstance(default_of(self.fields[place]), list)
-            problems += self._value(place, place.upper(), [word] if several else word)
-        return problems
+            if words[at:]:
+                self._take_value(place, place.upper(), list(words[at:]) if several else words[at])
+            if several:
+                return
+        if words[len(self.verb.places) :] and not strange:
+            self.problems.append(f"{words[len(self.verb.places)]!r} is a word too many")
 
-    def _recipe(self, path: str) -> list[str]:
+    def _take_recipe(self, path: str) -> None:
         try:
             values = _load_yaml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            return [f"{CONFIG} {path}: {error.strerror}, expected a YAML file"]
+            self.problems.append(f"{CONFIG} {path}: {error.strerror}, expected a YAML file")
+            return
         except ValueError as error:
-            return [f"{CONFIG} {path}: {one_line(error)}"]
+            self.problems.append(f"{CONFIG} {path}: {one_line(error)}")
+            return
         if not isinstance(values, dict):
-            return [f"{CONFIG} {path}: holds no options, expected 'name: value' lines"]
-        problems = []
+            self.problems.append(f"{CONFIG} {path}: holds no options, expected 'name: value' lines")
+            return
         for key, value in values.items():
             if key in self.fields:
-                problems += self._value(key, flag(key), value)
+                self._take_value(key, flag(key), value)
             else:
-                problems.append(f"unknown key {key!r} in the recipe.{did_you_mean(str(key), self.fields)}")
-        return problems
+                self.problems.append(f"unknown key {key!r} in the recipe.{did_you_mean(str(key), self.fields)}")
 
-    def _value(self, name: str, place: str, value: Any) -> list[str]:
-        """Try one value alone, and keep it where it is of its type.
+    def _take_value(self, name: str, place: str, value: Any) -> None:
+        """Read one value: where it is not of its type, say so in our words.
 
         Args:
             name: Of the field.
@@ -162,11 +170,10 @@ class _Diagnosis:
         """
         others = {"run": "-"} if "run" in self.verb.places else {}  # the parser insists on it
         try:
-            self.sound[name] = self.parser.parse_object({**others, name: value}, defaults=False)[name]
+            self.options[name] = self.parser.parse_object({**others, name: value}, defaults=False).as_dict()[name]
         except ConfigError as error:
             hint = get_type_hints(self.verb.options)[name]
-            return type_problem(place, value, hint) or [f"{place}: {error}"]
-        return []
+            self.problems += type_problem(place, value, hint) or [f"{place}: {error}"]
 
 
 def _is_switch(item: dataclasses.Field[Any]) -> bool:

@@ -62,9 +62,11 @@ class Verb:
             TransferkitError: As the work says.
             SystemExit: On SIGTERM.
         """
+        # A resume has its options from the run directory.
+        config = None if self.as_given and options.get("resume") else make_config(self.options, options)
         work = _find(self.work) if isinstance(self.work, str) else self.work
         with _stopped_by_sigterm(), _features_are_kept() if self.keeps_features else nullcontext():
-            work(options if self.as_given else make_config(self.options, options))
+            work(options if self.as_given else config)
 
 
 def _find(home: str) -> Callable[[Any], object]:

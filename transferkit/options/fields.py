@@ -23,6 +23,7 @@ __all__ = [
     "flag",
     "make_config",
     "option",
+    "option_problems",
     "type_problem",
 ]
 
@@ -100,18 +101,24 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: A name is unknown, a value has the wrong type or is out of range.
     """
+    problems = option_problems(kind, options)
+    if problems:
+        raise ConfigError(gather(problems))
+    return _build(kind, options)
+
+
+def option_problems(kind: type[Options], options: Mapping[str, Any]) -> list[str]:
+    """Return what `make_config` would raise, a sentence for each mistake; empty where it builds."""
     hints = get_type_hints(kind)
     problems = [f"unknown option {key!r}.{did_you_mean(key, hints)}" for key in options if key not in hints]
-    problems += [
-        text for key, hint in hints.items() if key in options for text in type_problem(key, options[key], hint)
-    ]
-    if problems:
-        raise ConfigError(gather(problems))
-    config = kind(**{key: _plain(value, hints[key]) for key, value in options.items()})
-    problems = config.problems()
-    if problems:
-        raise ConfigError(gather(problems))
-    return config
+    for key, hint in hints.items():
+        problems += type_problem(key, options[key], hint) if key in options else []
+    return problems or _build(kind, options).problems()
+
+
+def _build(kind: type[Config], options: Mapping[str, Any]) -> Config:
+    hints = get_type_hints(kind)
+    return kind(**{key: _plain(value, hints[key]) for key, value in options.items()})
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -185,11 +185,6 @@ class ServeConfig(RunOptions):
     quiet: bool = option(False, "no line per request")
 
 
-def views_of(tta: str) -> str | int:
-    """Return test-time augmentation as ``"none"``, ``"flip"``, ``"5crop"`` or a number of augmented views."""
-    return int(tta) if tta.isdecimal() else tta
-
-
 def _tta_problems(tta: str) -> list[str]:
     if tta in TTA or (tta.isdecimal() and 1 <= int(tta) <= 100):
         return []

@@ -63,7 +63,7 @@ def everything_below(folder):
 
 
 def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path, run, capsys):  # fault 83, 90, 92
-    names = ["=1+1.png", "a/..b.png", "b/..b.png", "$x_y.png", "new\nline \x1b[31m.png"]
+    names = ["=$x_y$.png", "a/..b.png", "b/..b.png", "new\nline \x1b[31m.png"]
     files = []
     for number, name in enumerate(names):
         files.append(tmp_path / "in" / name)
@@ -73,9 +73,9 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
     bad.write_bytes(b"words")
     paths = [str(path) for path in (*files[:2], bad, *files[2:])]
     before = everything_below(tmp_path)
-    with pytest.raises(ExportError, match=r"1 of 6 pictures could not be read; their rows in .*explain\.csv say why"):
+    with pytest.raises(ExportError, match=r"1 of 5 pictures could not be read; their rows in .*explain\.csv say why"):
         explain(ExplainConfig(**{**options, "quiet": False}, paths=paths, neighbours=2))
-    assert "5 pictures explained in" in capsys.readouterr().out
+    assert "4 pictures explained in" in capsys.readouterr().out
     out = tmp_path / "out"
     rows = read_csv(out / "explain.csv")
     assert [row["path"] for row in rows] == paths
@@ -84,7 +84,7 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
         "neighbour_1", "label_1", "similarity_1", "neighbour_2", "label_2", "similarity_2", "error",
     ]  # fmt: skip
     drawn = [row["png"] for row in rows if row["png"]]
-    assert drawn == ["0001-1_1.png", "0002-b.png", "0004-b.png", "0005-x_y.png", "0006-new_line_31m.png"]
+    assert drawn == ["0001-x_y.png", "0002-b.png", "0004-b.png", "0005-new_line_31m.png"]
     new = everything_below(tmp_path) - before
     assert {name for name in new if not name.startswith("store")} == {
         "out", "out/explain.csv", *(f"out/{page}" for page in drawn)
