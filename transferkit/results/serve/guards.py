@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -108,6 +108,8 @@ class Guards:
             return
         started = time.perf_counter()
         status = 0
+        problem: HTTPException | None = None
+        facts: dict[str, str] = {}
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -119,44 +121,47 @@ class Guards:
 
         try:
             async with asyncio.timeout(self.limits.answer_s):
-                refusal = await self._checked(scope, receive, answer)
+                await self._admit(scope, receive, answer)
+        except HTTPException as error:
+            problem = error
         except TimeoutError:
-            refusal = _error(504, f"no answer within {self.limits.answer_s:g} s - try again later")
+            problem = HTTPException(504, f"no answer within {self.limits.answer_s:g} s - try again later")
         except Exception:  # a bug of ours: the traceback stays here
-            identifier = secrets.token_hex(6)
-            logging.getLogger("transferkit.serve").exception("request %s failed", identifier)
-            refusal = _error(500, "internal error; the server's log has it under this id", id=identifier)
-        if refusal is not None:
+            facts["id"] = secrets.token_hex(6)
+            logging.getLogger("transferkit.serve").exception("request %s failed", facts["id"])
+            problem = HTTPException(500, "internal error; the server's log has it under this id")
+        if problem is not None:
             if status:  # too late to say anything: cut the connection, so that nobody takes a part for the whole
                 raise ConnectionAbortedError("the response had already begun")
-            await refusal(scope, receive, answer)
+            said = JSONResponse({"error": problem.detail, **facts}, problem.status_code, problem.headers)
+            await said(scope, receive, answer)
         if self.log is not None:
             path = ascii(scope["path"])[1:-1][:80]  # escaped: a terminal must not obey a stranger's path
             self.log(f"{scope['method']} {path} {status} {(time.perf_counter() - started) * 1e3:.0f} ms")
 
-    async def _checked(self, scope: Scope, receive: Receive, answer: Send) -> JSONResponse | None:
-        """Have a request answered; what is returned is the answer to one that is refused."""
+    async def _admit(self, scope: Scope, receive: Receive, answer: Send) -> None:
+        """Have a request answered by the service.
+
+        Raises:
+            HTTPException: It is refused.
+        """
         headers = Headers(scope=scope)
+        self._check_host(headers)
+        if scope["method"] in ("GET", "HEAD"):
+            await self.app(scope, receive, answer)
+            return
+        _check_origin(headers)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.limits.picture_bytes + MULTIPART_OVERHEAD:
+            raise self.limits.too_large()
+        if self.under_way >= self.limits.requests:
+            message = f"{self.under_way} requests are under way, try again in a second"
+            raise HTTPException(503, message, {"retry-after": "1"})
+        self.under_way += 1
         try:
-            self._check_host(headers)
-            if scope["method"] in ("GET", "HEAD"):
-                await self.app(scope, receive, answer)
-                return None
-            _check_origin(headers)
-            length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self.limits.picture_bytes + MULTIPART_OVERHEAD:
-                raise self.limits.too_large()
-            if self.under_way >= self.limits.requests:
-                message = f"{self.under_way} requests are under way, try again in a second"
-                raise HTTPException(503, message, {"retry-after": "1"})
-            self.under_way += 1
-            try:
-                await self.app(scope, self._limited(receive), answer)
-            finally:
-                self.under_way -= 1
-        except HTTPException as error:
-            return _error(error.status_code, error.detail, error.headers)
-        return None
+            await self.app(scope, self._limited(receive), answer)
+        finally:
+            self.under_way -= 1
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -192,10 +197,6 @@ class Guards:
             return message
 
         return limited
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None, **facts: str) -> JSONResponse:
-    return JSONResponse({"error": message, **facts}, status, headers)
 
 
 def _check_origin(headers: Headers) -> None:
