@@ -326,6 +326,24 @@ class Task:
         values = self.scores.measure(predictions, targets, spec, plain=plain, seed=seed)
         return {**values, "n": len(targets), "figures": [figure.to_dict() for figure in self.scores.figures(values)]}
 
+    def plain_figures(self, names: Sequence[str], outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return figures of held-out outputs as an epoch reports them, in double precision where they are means.
+
+        Args:
+            names: ``"loss"``, for the plain one, or figures that the objective can watch.
+            outputs: ``(N, width)``.
+            targets: ``(N, ...)``.
+        """
+        outputs, objective = outputs.double(), self.objective
+        sums = objective.running_sums(outputs, targets).tolist()
+        values = {name: total / len(targets) for name, total in zip(objective.running, sums, strict=True)}
+        values["loss"] = float(objective.item_losses(outputs, targets).mean())
+        others = objective.metrics([name for name in names if name not in values], outputs.shape[1])
+        for name, metric in others.items():
+            metric.update(self.output.activate(outputs.float()), targets)
+            values[name] = float(metric.compute())
+        return {name: values[name] for name in names}
+
 
 AUTO: Final = "auto"
 CLASSIFICATION: Final = "classification"

@@ -32,7 +32,7 @@ from transferkit.runs.write import environment, write_config, write_data, write_
 from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar
 from transferkit.training.batch_size import choose_batch_size, halved
-from transferkit.training.checks.checks import check_overfit
+from transferkit.training.checks.overfit import check_overfit
 from transferkit.training.craft.batchnorm import recalibrate_bn
 from transferkit.training.craft.interpolation import choose_alpha, load_start
 from transferkit.training.craft.snapshots import measure_snapshots, weights_of
@@ -286,8 +286,7 @@ def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
     if config.interpolate:
         mixed = choose_alpha(module, load_start(run), weights_of(module), data.evaluation_loader("val"), device=device)
         mixed.save(run)
-        results["interpolation"] = {"alpha": mixed.alpha, "alphas": list(mixed.alphas), "val_acc": list(mixed.val_acc),
-                                    "val_loss": list(mixed.val_loss)}  # fmt: skip
+        results["interpolation"] = mixed.to_dict()
     if config.recalibrate_bn:
         trained = {name for phase in training.phases if phase.epochs for name in phase.trained(module.group_names())}
         module.train_groups(tuple(trained))

@@ -46,7 +46,7 @@ def test_a_sound_model_reaches_100_percent_in_both_modes(data):
     start = {name: [p.clone() for _, p in members] for name, members in module.groups()}
     result = run(module, data, progress=lambda done, total: told.append((done, total)))
     assert result.reached
-    assert (result.train_acc, result.eval_acc, result.pictures) == (1.0, 1.0, 12)
+    assert (result.train, result.evaluation, result.pictures) == (1.0, 1.0, 12)
     assert result.advice == ()
     assert result.epochs == len(result.losses) < 60
     assert result.losses[-1] < result.losses[0] / 3
@@ -196,8 +196,8 @@ def test_right_in_train_mode_only_is_batch_norm(data):
             layer.momentum = 0.0  # statistics that never follow
             layer.running_mean.fill_(50.0)
     result = run(module, data, epochs=10)
-    assert (result.reached, result.train_acc) == (False, 1.0)
-    assert result.eval_acc < 1.0
+    assert (result.reached, result.train) == (False, 1.0)
+    assert result.evaluation < 1.0
     said(result, "all pictures are right in train mode, ", "running statistics of batch norm", "--recalibrate-bn")
 
 
@@ -223,19 +223,19 @@ class TwoFaced(nn.Module):
 def test_right_in_train_mode_only_without_batch_norm(data):
     in_features = make_module(backbone="test_vit").backbone.num_features
     result = run(make_module(TwoFaced(in_features, "eval"), backbone="test_vit"), data, batches=1)
-    assert (result.reached, result.train_acc) == (False, 1.0)
+    assert (result.reached, result.train) == (False, 1.0)
     said(result, "all pictures are right in train mode", "`self.training` is not set")
 
 
 def test_right_in_eval_mode_only(data):
     result = run(make_module(TwoFaced(width(), "train")), data, epochs=25, lr=1e-3)
-    assert (result.reached, result.train_acc, result.eval_acc) == (False, 10 / 12, 1.0)
+    assert (result.reached, result.train, result.evaluation) == (False, 10 / 12, 1.0)
     said(result, "all pictures are right in eval mode, 83.3% in train mode", "draws at random in training")
 
 
 def test_a_loss_that_goes_up_and_down():
-    assert "the loss fell, but not to the end, from 1 to 0.7" in _course([1.0, 0.5, 0.7], 1e-3, 3)
-    assert "the loss was still falling" in _course([1.0, 0.7, 0.5], 1e-3, 3)
+    assert "the loss fell, but not to the end, from 1 to 0.7" in _course([1.0, 0.5, 0.7], 1e-3, 1.1)
+    assert "the loss was still falling" in _course([1.0, 0.7, 0.5], 1e-3, 1.1)
 
 
 def test_what_is_still_wrong_is_listed(folder, tmp_path):
@@ -245,7 +245,7 @@ def test_what_is_still_wrong_is_listed(folder, tmp_path):
     odd.write_bytes(circle.read_bytes() + b"more")
     result = run(make_module(), ImageData(root, image_size=32, batch_size=25), batches=1, epochs=40)
     assert not result.reached
-    assert result.eval_acc == pytest.approx(24 / 25)
+    assert result.evaluation == pytest.approx(24 / 25)
     line = said(result, "1 of 25 pictures are still wrong - look at their labels: ")
     assert f"{odd} (square, taken for circle)" in line or f"{circle} (circle, taken for square)" in line
 

@@ -319,9 +319,16 @@ def test_overfit_batches(quick, capsys, tmp_path, monkeypatch):
 
 def test_overfit_batches_that_fail_say_what_to_look_at(quick, monkeypatch):
     result = OverfitResult(
-        reached=False, epochs=50, train_acc=0.5, eval_acc=0.4, losses=(1.0, 1.0), advice=["look here"], pictures=4
+        reached=False,
+        epochs=50,
+        figure="acc",
+        train=0.5,
+        evaluation=0.4,
+        losses=(1.0, 1.0),
+        advice=("look here",),
+        pictures=4,
     )
-    monkeypatch.setattr("transferkit.training.checks.checks.overfit", lambda *_, **__: result)
+    monkeypatch.setattr("transferkit.training.checks.overfit.overfit", lambda *_, **__: result)
     with pytest.raises(
         TrainingError, match=r"could not be learnt by heart in 50 passes: accuracy 50.0% .* - look here"
     ):

@@ -1,6 +1,6 @@
 """WiSE-FT: weights between two states, the choice on validation, the start that a run keeps."""
 
-import csv
+from dataclasses import fields, replace
 from functools import partial
 
 import lightning as L
@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from small_runs import STEPS, make_data, make_module, solve_and_soften, train
 
-from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
+from transferkit.core.csv import read_csv
+from transferkit.core.errors import CheckpointError, Interrupted
 from transferkit.models.figures.classification import classification_metrics
+from transferkit.models.task import Task
 from transferkit.runs.measure import predictions_of
-from transferkit.training.craft import interpolation
 from transferkit.training.craft.interpolation import (
     Interpolation,
     KeepStart,
@@ -82,8 +83,6 @@ def test_states_that_do_not_match_are_refused():
         interpolate_states(state, {"w": torch.zeros(2), "v": torch.zeros(1)}, 0.5)
     with pytest.raises(CheckpointError, match=r"cannot interpolate 'w': \(2,\) torch.float32 at the start, \(3,\)"):
         interpolate_states(state, {"w": torch.zeros(3)}, 0.5)
-    with pytest.raises(ConfigError, match=r"alpha is 1.5, expected a number in \[0, 1\]"):
-        interpolate_states(state, state, 1.5)
 
 
 # ---- the choice -------------------------------------------------------------------------------------------------
@@ -100,9 +99,9 @@ def two(folder, tmp_path_factory):
 def test_each_alpha_is_measured_as_it_is(two):
     start, end, loader = two
     module = make_module(7)
-    found = choose_alpha(module, start, end, loader, alphas=(1.0, 0.0, 0.5))
-    assert found.alphas == (0.0, 0.5, 1.0)
-    for alpha, acc, loss in zip(found.alphas, found.val_acc, found.val_loss, strict=True):
+    mixed = choose_alpha(module, start, end, loader, alphas=(0.0, 0.5, 1.0))
+    assert (mixed.alphas, list(mixed.figures), mixed.monitor) == ((0.0, 0.5, 1.0), ["val_acc", "val_loss"], "val_acc")
+    for alpha, acc, loss in zip(mixed.alphas, *mixed.figures.values(), strict=True):
         other = make_module(8)
         state = {
             name: (1 - alpha) * start[name].double() + alpha * end[name].double()
@@ -113,53 +112,47 @@ def test_each_alpha_is_measured_as_it_is(two):
         measured = classification_metrics(*predictions_of(other, loader), ("a", "b", "c"), resamples=2)
         assert acc == pytest.approx(measured["acc"])
         assert loss == pytest.approx(measured["loss"], rel=1e-4)
-    assert differing(weights_of(module), interpolate_states(start, end, found.alpha)) == []
+    assert differing(weights_of(module), interpolate_states(start, end, mixed.alpha)) == []
 
 
 @pytest.mark.parametrize(
-    ("accs", "losses", "score", "chosen"),
+    ("first", "values", "chosen"),
     [
-        ((0.5, 0.9, 0.7), (1.0, 1.0, 0.5), "acc", 0.5),
-        ((0.9, 0.7, 0.9), (0.1, 1.0, 0.5), "acc", 1.0),  # a tie: the larger, whatever the loss
-        ((0.9, 0.9, 0.8), (0.1, 1.0, 0.5), "acc", 0.5),
-        ((0.5, 0.9, 0.7), (1.0, 1.0, 0.5), "loss", 1.0),
-        ((0.5, 0.9, 0.7), (0.5, 1.0, 0.5), "loss", 1.0),
-        ((0.5, 0.9, 0.7), (0.4, 1.0, 0.5), "loss", 0.0),
+        ("acc", (0.5, 0.9, 0.7), 0.5),
+        ("acc", (0.9, 0.7, 0.9), 1.0),  # a tie: the larger, whatever the loss
+        ("acc", (0.9, 0.9, 0.8), 0.5),
+        ("ece", (0.5, 0.1, 0.7), 0.5),  # the lower, the better
+        ("ece", (0.5, 1.0, 0.5), 1.0),
     ],
 )
-def test_what_is_chosen(two, monkeypatch, accs, losses, score, chosen):
+def test_what_is_chosen(two, first, values, chosen):
+    """By the first figure that the task watches, in its direction."""
     start, end, loader = two
-    figures = iter(zip(accs, losses, strict=True))
-    monkeypatch.setattr(interpolation, "_measure", lambda probs, targets: next(figures))
+    results = iter(values)
+
+    class Scripted(Task):
+        def plain_figures(self, names, outputs, targets):
+            return {names[0]: next(results), "loss": 0.5}
+
     module = make_module(7)
-    found = choose_alpha(module, start, end, loader, alphas=(0.0, 0.5, 1.0), score=score)
-    assert found == Interpolation((0.0, 0.5, 1.0), accs, losses, chosen, score)
+    parts = {item.name: getattr(module.task, item.name) for item in fields(Task)}
+    module.task = Scripted(**{**parts, "objective": replace(module.task.objective, watched=(first,))})
+    mixed = choose_alpha(module, start, end, list(loader)[:1], alphas=(0.0, 0.5, 1.0))
+    figures = {f"val_{first}": values, "val_loss": (0.5, 0.5, 0.5)}
+    assert mixed == Interpolation((0.0, 0.5, 1.0), figures, chosen, f"val_{first}")
     assert differing(weights_of(module), interpolate_states(start, end, chosen)) == []
 
 
 def test_eleven_alphas_by_default(two):
     start, end, loader = two
-    found = choose_alpha(make_module(7), start, end, list(loader)[:1])
-    assert found.alphas == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    assert found.score == "acc"
-
-
-def test_bad_arguments_are_refused(two):
-    start, end, loader = two
-    module = make_module(7)
-    with pytest.raises(ConfigError, match=r"unknown score 'los'. Did you mean 'loss'\? Known: acc, loss"):
-        choose_alpha(module, start, end, loader, score="los")
-    with pytest.raises(ConfigError, match="there are no alphas to try"):
-        choose_alpha(module, start, end, loader, alphas=())
-    with pytest.raises(ConfigError, match="alpha is -0.5"):
-        choose_alpha(module, start, end, loader, alphas=(-0.5, 1.0))
+    mixed = choose_alpha(make_module(7), start, end, list(loader)[:1])
+    assert mixed.alphas == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def test_the_curve_is_saved(tmp_path, real_figures):
-    Interpolation((0.0, 0.5, 1.0), (0.25, 0.75, 0.5), (1.5, 0.5, 1.0), 0.5, "acc").save(tmp_path)
-    with (tmp_path / "interpolation.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert rows == [
+    figures = {"val_acc": (0.25, 0.75, 0.5), "val_loss": (1.5, 0.5, 1.0)}
+    Interpolation((0.0, 0.5, 1.0), figures, 0.5, "val_acc").save(tmp_path)
+    assert read_csv(tmp_path / "interpolation.csv") == [
         {"alpha": "0.0", "val_acc": "0.25", "val_loss": "1.5", "chosen": "0"},
         {"alpha": "0.5", "val_acc": "0.75", "val_loss": "0.5", "chosen": "1"},
         {"alpha": "1.0", "val_acc": "0.5", "val_loss": "1.0", "chosen": "0"},

@@ -24,9 +24,10 @@ from transferkit.training.finetune import Run, finetune
 from transferkit.training.search import search as module
 from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
 from transferkit.training.search.search import run_search, search
-from transferkit.training.search.space import plan_search
+from transferkit.training.search.space import Monitor, plan_search
 from transferkit.training.search.study import TRIES, Study
 
+ACC = Monitor("val_acc", higher_is_better=True, unit="share")
 SPACE = {"lr": {"low": 1e-5, "high": 1e-1, "log": True}, "augment": ["none", "light"]}
 
 
@@ -64,7 +65,7 @@ class Fake:
             (run / name).parent.mkdir(exist_ok=True)
             (run / name).write_text("x")
         value = self.value(options)
-        metrics = {"val": {"acc": value, "loss": value}}
+        metrics = {"val": dict.fromkeys(("acc", "balanced_acc", "ece", "loss"), value) | {"acc_top5": None}}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return Run(run, metrics)
 
@@ -203,16 +204,16 @@ def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
     assert [(phase["name"], phase["epochs"]) for phase in phases] == [("probe", 5)]
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_a_head_on_cached_features_is_the_head_of_a_run(short, tmp_path, head):
+@pytest.mark.parametrize(("head", "monitor"), [("linear", "val_loss"), ("mlp", "val_balanced_acc")])
+def test_a_head_on_cached_features_is_the_head_of_a_run(short, tmp_path, head, monitor):
     """Without augmented views and clipping, finetune takes the same steps."""
     options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "augment": "none",
-               "epochs": 3, "monitor": "val_loss", "head": head}  # fmt: skip
+               "epochs": 3, "monitor": monitor, "head": head}  # fmt: skip
     space = {"lr": [3e-3, 1e-2], "weight_decay": [0.0, 0.1]}
     result = run_search(options, trials=1, space=space, out=tmp_path / "study", quiet=True)
     done = finetune(**options, **result.params, probe="sgd", clip=None, out=str(tmp_path / "run"))
     history = table(done.path / "history.csv")
-    assert result.value == pytest.approx(float(history[-1]["val_loss"]), rel=1e-3)
+    assert result.value == pytest.approx(float(history[-1][monitor]), rel=1e-3)
 
 
 # ---- one study, several calls -----------------------------------------------------------------------------------
@@ -271,10 +272,18 @@ def test_importance_names_what_matters(tmp_path, fake):
     assert run(tmp_path / "few", trials=3).importance == {}
 
 
-def test_the_lower_loss_is_the_better(tmp_path, fake):
+@pytest.mark.parametrize(("monitor", "best"), [("val_loss", min), ("val_balanced_acc", max), ("val_ece", min)])
+def test_any_figure_of_the_task_in_its_direction(tmp_path, fake, monitor, best):
     fake()
-    result = run(tmp_path / "study", trials=4, options={"monitor": "val_loss"})
-    assert result.value == min(row.value for row in result.trials)
+    result = run(tmp_path / "study", trials=4, options={"monitor": monitor})
+    assert result.value == best(row.value for row in result.trials)
+    assert load(tmp_path / "study").direction.name == {min: "MINIMIZE", max: "MAXIMIZE"}[best]
+
+
+def test_a_figure_that_these_pictures_do_not_have_ends_the_search(tmp_path, fake):
+    fake()
+    with pytest.raises(DataError, match="val_acc_top5 has no value for these pictures - pass another --monitor"):
+        run(tmp_path / "study", trials=1, options={"monitor": "val_acc_top5"})
 
 
 def test_only_the_best_keeps_its_model(tmp_path, fake):
@@ -285,7 +294,7 @@ def test_only_the_best_keeps_its_model(tmp_path, fake):
     assert models == {"1"}
     assert not list((tmp_path / "study").rglob("checkpoints"))
     metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text())
-    assert metrics == {"val": {"acc": 0.9, "loss": 0.9}}
+    assert metrics["val"]["acc"] == 0.9
 
 
 def work(out, log, ready, seconds):
@@ -579,7 +588,7 @@ def test_each_trial_is_a_line(capsys):
     console = Console(file=sys.stdout, force_terminal=True, width=160)
     rows = [TrialRow(0, "finished", 0.5, 2.0, {"lr": 0.00123456, "schedule": {"name": "sgdr"}}),
             TrialRow(1, "failed", None, 1.0, {"lr": 0.1}, "diverged")]  # fmt: skip
-    with SearchBar(console, 4, "val_acc") as bar:
+    with SearchBar(console, 4, ACC) as bar:
         bar.epoch(1, 3, 0.25)
         bar.show(rows, 0)
         bar.show(rows, 1)
@@ -589,7 +598,7 @@ def test_each_trial_is_a_line(capsys):
     assert "best val_acc 50.0% (trial 0)" in shown
 
 
-@pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])
+@pytest.mark.parametrize("monitor", [ACC, Monitor("val_loss", False, "nats")])
 def test_every_state_can_be_drawn(tmp_path, monitor, real_figures):
     rows = [
         TrialRow(0, "finished", 0.5, 1.0, {"lr": 0.1}),
@@ -602,7 +611,7 @@ def test_every_state_can_be_drawn(tmp_path, monitor, real_figures):
     for number, (shown, importance) in enumerate(((rows, {"lr": 0.9, "augment": 0.1}), (rows[1:4], {}), ([], {}))):
         plot_search(shown, importance, tmp_path / f"{number}.png", monitor=monitor)
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
-    assert best_of(rows, monitor).number == (4 if monitor == "val_acc" else 0)
+    assert best_of(rows, monitor).number == (4 if monitor is ACC else 0)
     assert best_of(rows[1:4], monitor) is None
 
 

@@ -1,1 +1,1 @@
-"""Tests of a training itself: overfitting a batch, gradients, resume. Read `checks` first."""
+"""Tests of a training itself: overfitting a batch, gradients, resume. Read `overfit` first."""

@@ -1,4 +1,4 @@
-"""The first check of a training set-up: a small sample must be learned by heart, and if it is not, what to look at."""
+"""`--overfit-batches`, the first check: a small sample must be learnt by heart; if it is not, what to look at."""
 
 from __future__ import annotations
 
@@ -6,21 +6,36 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from rich.console import Console
 from timm.layers.drop import DropBlock2d, DropPath
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from transferkit.core.errors import ConfigError, gather
+from transferkit.core.errors import ConfigError, TrainingError, gather
 from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups
+from transferkit.options.training import FinetuneConfig
+from transferkit.show.progress import counting_bar
+from transferkit.training.plan.options import USUAL_LR
+from transferkit.training.setup import Training
 
-__all__ = ["OverfitResult", "choose_evenly", "overfit"]
+__all__ = ["OverfitResult", "check_overfit", "choose_evenly", "overfit"]
+
+EPOCHS = 50
+"""Passes over the few batches, at least; `--epochs` can ask for more."""
+
+ACC = "acc"
+"""The running figure of a task that counts right answers: their share."""
+
+LEARNT = 0.01
+"""Share of its first value that the loss of any other task has to come down to."""
 
 # Noise against overfitting: off, since overfitting is the aim.
 _NOISE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
@@ -37,10 +52,12 @@ class OverfitResult:
     """How far a sample was learnt by heart.
 
     Attributes:
-        reached: Whether every picture was right, in train mode over a whole epoch and in eval mode after it.
+        reached: Whether every picture was right, in train mode over a whole epoch and in eval mode after it; of a task
+            that counts no right answers, whether its loss came down to `LEARNT`.
         epochs: Epochs trained.
-        train_acc: Accuracy in train mode over the last epoch, each batch before its step; in [0, 1].
-        eval_acc: Accuracy in eval mode after the last epoch.
+        figure: What says so: ``"acc"``, in [0, 1], or ``"loss"``.
+        train: Its value in train mode over the last epoch, each batch before its step.
+        evaluation: Its value in eval mode after the last epoch.
         losses: Mean plain loss of each epoch, in train mode, before the steps.
         pictures: Number of pictures in the sample.
         advice: What to look at, a sentence each. Never empty when it was not reached; when it was, empty unless
@@ -49,11 +66,17 @@ class OverfitResult:
 
     reached: bool
     epochs: int
-    train_acc: float
-    eval_acc: float
+    figure: str
+    train: float
+    evaluation: float
     losses: tuple[float, ...]
     pictures: int
     advice: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: ``reached``, ``epochs``, and the figure in both modes, such as ``train_acc``."""
+        values = {f"train_{self.figure}": self.train, f"eval_{self.figure}": self.evaluation}
+        return {"reached": self.reached, "epochs": self.epochs, **values}
 
 
 @dataclass
@@ -64,13 +87,49 @@ class _Sample:
     labels: list[tuple[str, str]]  # path and label
     conflicts: list[tuple[str, str, str, str]]  # path, label, other path, other label
     spec: TargetSpec
+    figure: str
     losses: list[float] = field(default_factory=list)
-    train_acc: float = 0.0
+    train: float = 0.0
+    evaluation: float = 0.0
     wrong: list[tuple[str, str, str]] = field(default_factory=list)  # path, label, prediction
 
-    @property
-    def eval_acc(self) -> float:
-        return 1 - len(self.wrong) / len(self.labels)
+    def learnt(self, value: float) -> bool:
+        """Whether a value of the figure says that all pictures are known by heart."""
+        return value == 1.0 if self.figure == ACC else value <= LEARNT * self.losses[0]
+
+
+def check_overfit(training: Training[FinetuneConfig]) -> dict[str, Any]:
+    """Learn a few batches by heart, and say what came of it.
+
+    Args:
+        training: With ``overfit_batches``; its module is used up.
+
+    Returns:
+        See `OverfitResult.to_dict`.
+
+    Raises:
+        TrainingError: They could not be learnt; the message says what to look at.
+    """
+    config = training.config
+    batches = config.overfit_batches or 0
+    lr = USUAL_LR if isinstance(config.lr, str) else config.lr
+    with counting_bar(training.console, "overfitting") as progress:
+        result = overfit(
+            training.module, training.data, batches=batches, epochs=max(EPOCHS, config.epochs), lr=lr, progress=progress
+        )
+    train, evaluation = (_text(result.figure, value) for value in (result.train, result.evaluation))
+    if not result.reached:
+        reached = f"{'accuracy ' * (result.figure == ACC)}{train} in training, {evaluation} in evaluation"
+        raise TrainingError(
+            f"{batches} batch(es) could not be learnt by heart in {result.epochs} passes: {reached} - "
+            f"{'; '.join(result.advice)}"
+        )
+    if not config.quiet:
+        both = "100 % in training and" if result.figure == ACC else f"{train} in training, {evaluation}"
+        sentence = f"learnt {batches} batch(es) by heart in {result.epochs} passes at LR {lr:g}: {both} in evaluation"
+        for line in (sentence, *(f"but {advice}" for advice in result.advice)):
+            Console(highlight=False).print(line, soft_wrap=True)
+    return result.to_dict()
 
 
 def overfit(
@@ -85,8 +144,8 @@ def overfit(
     """Train all of a model on a few batches of training pictures until it knows them by heart.
 
     Pictures are as they are evaluated, always in the same batches; the loss is the plain one, the LR constant.
-    Weight decay, label smoothing, dropout and drop path are off. A set-up that cannot reach 100 % here has a fault that
-    no amount of data will mend. The result is a function of the module and the data's seed.
+    Weight decay, label smoothing, dropout and drop path are off. A set-up that cannot learn them has a fault that no
+    amount of data will mend. The result is a function of the module and the data's seed.
 
     Args:
         module: Is trained in place: throw it away afterwards. Its optimizer is the one used.
@@ -97,7 +156,7 @@ def overfit(
         progress: Called with epochs done and epochs in all.
 
     Raises:
-        ConfigError: An argument is out of range, or the data have another number of classes.
+        ConfigError: An argument is out of range, or the data have other classes.
         DataError: There are no training pictures, or one cannot be read any more.
     """
     sizes = (("batches", batches, 1), ("epochs", epochs, 1), ("batch_size", data.batch_size, 2))
@@ -106,11 +165,13 @@ def overfit(
     ]
     if not (math.isfinite(lr) and lr > 0):
         problems.append(f"lr is {lr}, expected a finite number above 0")
-    if not problems and data.num_classes != module.num_classes:
-        problems.append(f"the data have {data.num_classes} classes, the model {module.num_classes} - expected the same")
+    task = module.task
+    if not problems and (width := task.heads.width(data.index.targets.spec)) != module.num_classes:
+        problems.append(f"the data have {width} classes, the model {module.num_classes} - expected the same")
     if problems:
         raise ConfigError(gather(problems))
-    sample = _take(data, batches * data.batch_size, module.device)
+    figure = ACC if ACC in task.objective.running else "loss"
+    sample = _take(data, batches * data.batch_size, module.device, figure)
     module.train_groups(module.group_names())
     groups = param_groups(module.groups(), weight_decay=0.0)
     optimizer = build_optimizer(groups=groups, **{**module.optimizer_options, "lr": lr})  # type: ignore[arg-type]
@@ -125,13 +186,14 @@ def overfit(
                 progress(len(sample.losses), epochs)
             if not goes_on:
                 break
-            reached = sample.train_acc == 1.0 and _evaluate(module, sample) == 1.0
+            reached = sample.learnt(sample.train) and sample.learnt(_evaluate(module, sample))
         _evaluate(module, sample)
     return OverfitResult(
         reached=reached,
         epochs=len(sample.losses),
-        train_acc=sample.train_acc,
-        eval_acc=sample.eval_acc,
+        figure=figure,
+        train=sample.train,
+        evaluation=sample.evaluation,
         losses=tuple(sample.losses),
         pictures=len(sample.labels),
         advice=tuple(_advice(module, sample, silent, lr, reached)),
@@ -151,13 +213,14 @@ def choose_evenly(targets: Sequence[int], count: int, seed: int) -> list[int]:
     return [position for _, position in sorted(turns, key=lambda pair: pair[0])][:count]
 
 
-def _take(data: ImageData, count: int, device: torch.device) -> _Sample:
+def _take(data: ImageData, count: int, device: torch.device, figure: str) -> _Sample:
     dataset = data.dataset("train")
     labels = [record.label for record in data.index.split("train")]
     positions = choose_evenly(data.index.targets.strata(labels).tolist(), count, data.seed)
     if len(positions) % data.batch_size == 1:
         positions = positions[:-1]  # batch norm cannot train on a single picture
-    sample = _Sample([], [(dataset.pictures[at].name, labels[at]) for at in positions], [], data.index.targets.spec)
+    names = [(dataset.pictures[at].name, labels[at]) for at in positions]
+    sample = _Sample([], names, [], data.index.targets.spec, figure)
     first: dict[bytes, tuple[str, str]] = {}
     for start in range(0, len(positions), data.batch_size):
         images, targets = dataset.batch(positions[start : start + data.batch_size]).labelled()
@@ -180,8 +243,9 @@ def _epoch(module: TransferModule, optimizer: torch.optim.Optimizer, sample: _Sa
     for images, targets in sample.batches:
         outputs = module(images).float()
         loss = objective.item_losses(outputs, targets).mean()
-        right = objective.running_sums(outputs, targets)[0]
-        total += torch.stack((loss.detach() * len(targets), right))
+        total[0] += loss.detach() * len(targets)
+        if sample.figure == ACC:
+            total[1] += objective.running_sums(outputs, targets)[objective.running.index(ACC)]
         if not loss.requires_grad:
             learns = False
             continue
@@ -193,22 +257,27 @@ def _epoch(module: TransferModule, optimizer: torch.optim.Optimizer, sample: _Sa
         optimizer.step()
     mean_loss, accuracy = (total / len(sample.labels)).tolist()
     sample.losses.append(mean_loss)
-    sample.train_acc = round(accuracy * len(sample.labels)) / len(sample.labels)  # 1.0 where all are right
+    right = round(accuracy * len(sample.labels)) / len(sample.labels)  # 1.0 where all are right
+    sample.train = right if sample.figure == ACC else mean_loss
     return learns and math.isfinite(mean_loss)
 
 
 def _evaluate(module: TransferModule, sample: _Sample) -> float:
-    """Note what is wrong in eval mode, and return the accuracy."""
+    """Note what is wrong in eval mode, and return the figure."""
     module.eval()
-    output = module.task.output
+    output, count = module.task.output, len(sample.labels)
     with torch.no_grad():
-        rows = [row for images, targets in sample.batches
-                for row in output.rows(output.activate(module(images).float()).cpu(), targets.cpu(), sample.spec)
-                ]  # fmt: skip
+        batches = [(module(images).float().cpu(), targets.cpu()) for images, targets in sample.batches]
+    if sample.figure != ACC:
+        losses = [module.task.objective.item_losses(outputs, targets) for outputs, targets in batches]
+        sample.evaluation = float(torch.cat(losses).mean())
+        return sample.evaluation
+    rows = [row for outputs, targets in batches for row in output.rows(output.activate(outputs), targets, sample.spec)]
     sample.wrong = [
         (path, label, row[1]) for (path, label), row in zip(sample.labels, rows, strict=True) if row[0] != row[1]
     ]
-    return sample.eval_acc
+    sample.evaluation = 1 - len(sample.wrong) / count
+    return sample.evaluation
 
 
 def _advice(module: TransferModule, sample: _Sample, silent: set[str], lr: float, reached: bool) -> list[str]:
@@ -235,14 +304,14 @@ def _advice(module: TransferModule, sample: _Sample, silent: set[str], lr: float
         return advice
     if len(silent) == len(module.groups()):
         return advice
-    if sample.train_acc == 1.0:
-        advice.append(_modes_differ(module, sample.eval_acc))
+    if sample.learnt(sample.train):
+        advice.append(_modes_differ(module, _text(sample.figure, sample.evaluation)))
     else:
-        advice.append(_course(losses, lr, module.num_classes))
-        if sample.eval_acc == 1.0:
+        advice.append(_course(losses, lr, _guessing(module, sample)))
+        if sample.learnt(sample.evaluation):
             advice.append(
-                f"all pictures are right in eval mode, {sample.train_acc:.1%} in train mode - look for a layer of your "
-                "own that draws at random in training; without one give it more epochs"
+                f"all pictures are right in eval mode, {_text(sample.figure, sample.train)} in train mode - look for a "
+                "layer of your own that draws at random in training; without one give it more epochs"
             )
     if 0 < len(sample.wrong) <= max(1, len(sample.labels) // 10):
         listed = "; ".join(f"{path} ({label}, taken for {guess})" for path, label, guess in sample.wrong[:_FEW])
@@ -251,8 +320,8 @@ def _advice(module: TransferModule, sample: _Sample, silent: set[str], lr: float
     return advice
 
 
-def _modes_differ(module: TransferModule, eval_acc: float) -> str:
-    what = f"all pictures are right in train mode, {eval_acc:.1%} in eval mode"
+def _modes_differ(module: TransferModule, evaluation: str) -> str:
+    what = f"all pictures are right in train mode, {evaluation} in eval mode"
     if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
         return (
             f"{what}: the running statistics of batch norm are not those of these pictures yet - give it more epochs, "
@@ -261,9 +330,20 @@ def _modes_differ(module: TransferModule, eval_acc: float) -> str:
     return f"{what} - look for a layer of your own that does something else where `self.training` is not set"
 
 
-def _course(losses: Sequence[float], lr: float, classes: int) -> str:
+def _guessing(module: TransferModule, sample: _Sample) -> float:
+    """Return the mean plain loss of outputs of 0, which know nothing of a picture."""
+    losses = [module.task.objective.item_losses(torch.zeros(len(targets), module.num_classes), targets.cpu())
+              for _, targets in sample.batches]  # fmt: skip
+    return float(torch.cat(losses).mean())
+
+
+def _text(figure: str, value: float) -> str:
+    return f"{value:.1%}" if figure == ACC else f"loss {value:.3g}"
+
+
+def _course(losses: Sequence[float], lr: float, guessing: float) -> str:
     first, last, count = losses[0], losses[-1], len(losses)
-    what = f"from {first:.3g} to {last:.3g} in {count} epochs at LR {lr:g} (guessing costs {math.log(classes):.3g})"
+    what = f"from {first:.3g} to {last:.3g} in {count} epochs at LR {lr:g} (guessing costs {guessing:.3g})"
     if count == 1:
         return f"a single epoch is too few to learn anything (loss {first:.3g}) - give it more"
     if last > 1.5 * first:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
+from transferkit.core.csv import csv_text
+from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write
 from transferkit.models.module import HEAD, TransferModule
-from transferkit.runs.measure import predictions_of
+from transferkit.runs.files import followed_figures
+from transferkit.runs.measure import network_outputs
 from transferkit.show.charts import Line, Lines, save_charts
+from transferkit.show.words import mid_sentence
 from transferkit.training.craft.snapshots import load_weights, read_weights, weights_of, write_weights
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
 from transferkit.training.plan.plan import Plan
@@ -26,7 +27,6 @@ from transferkit.training.plan.plan import Plan
 __all__ = ["Interpolation", "KeepStart", "choose_alpha", "interpolate_states", "load_start"]
 
 ALPHAS = tuple(number / 10 for number in range(11))
-SCORES = ("acc", "loss")
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,37 @@ class Interpolation:
 
     Attributes:
         alphas: Ascending, in [0, 1].
-        val_acc: Of each, in [0, 1].
-        val_loss: Negative log-likelihood of each.
+        figures: Of each alpha, by name as in `history.csv`: ``val_acc``, ``val_loss``.
         alpha: The one that was chosen.
-        score: What it was chosen by, ``"acc"`` or ``"loss"``.
+        monitor: The figure that it was chosen by.
     """
 
     alphas: tuple[float, ...]
-    val_acc: tuple[float, ...]
-    val_loss: tuple[float, ...]
+    figures: Mapping[str, tuple[float, ...]]
     alpha: float
-    score: str
+    monitor: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `metrics.json`."""
+        figures = {name: list(values) for name, values in self.figures.items()}
+        return {"alpha": self.alpha, "alphas": list(self.alphas), **figures}
 
     def save(self, run: Path) -> None:
         """Write `interpolation.csv` and `interpolation.png`. Raises `StorageError`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("alpha", "val_acc", "val_loss", "chosen"))
-        for alpha, acc, loss in zip(self.alphas, self.val_acc, self.val_loss, strict=True):
-            writer.writerow((alpha, acc, loss, int(alpha == self.alpha)))
-        atomic_write(run / "interpolation.csv", text.getvalue())
-        charts = [
-            Lines([Line(label, self.alphas, values)], "alpha: 0 is the start of fine-tuning, 1 its end",
-                  percent=percent, fractions=True, chosen=(self.alpha, f"chosen by val {self.score}"))
-            .chart(label, f"{label} of the mixed weights", f"{label} over {len(self.alphas)} values of alpha")
-            for label, values, percent in (("val accuracy", self.val_acc, True), ("val loss", self.val_loss, False))
-        ]  # fmt: skip
+        rows = zip(
+            self.alphas, *self.figures.values(), (int(alpha == self.alpha) for alpha in self.alphas), strict=True
+        )
+        atomic_write(run / "interpolation.csv", csv_text([("alpha", *self.figures, "chosen"), *rows]))
+        charts = []
+        for figure in reversed(followed_figures([self.figures], {})):
+            label = f"val {mid_sentence(figure.label)}"
+            lines = Lines(
+                [Line(label, self.alphas, self.figures[f"val_{figure.key}"])],
+                "alpha: 0 is the start of fine-tuning, 1 its end", percent=figure.unit == "share", fractions=True,
+                chosen=(self.alpha, f"chosen by {self.monitor.replace('_', ' ')}"),
+            )  # fmt: skip
+            title = f"{label} of the mixed weights"
+            charts.append(lines.chart(label, title, f"{label} over {len(self.alphas)} values of alpha"))
         save_charts(charts, run / "interpolation.png")
 
 
@@ -76,11 +81,8 @@ def interpolate_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], a
         alpha: In [0, 1].
 
     Raises:
-        ConfigError: `alpha` is out of range.
         CheckpointError: Names, shapes or types differ.
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ConfigError(f"alpha is {alpha}, expected a number in [0, 1]")
     strangers = sorted(start.keys() ^ end.keys())
     if strangers:
         raise CheckpointError(
@@ -109,47 +111,35 @@ def choose_alpha(
     *,
     device: str = "cpu",
     alphas: Sequence[float] = ALPHAS,
-    score: str = "acc",
 ) -> Interpolation:
     """Measure weights between two states on validation pictures, and leave the best in the module.
 
-    Of equally good ones the largest alpha is taken: what was trained is changed only where that shows. The figures of
-    the chosen one are optimistic, as those of every choice made on the validation split.
+    They are compared by the first figure that the task watches: of classification the accuracy. Of equally good ones
+    the largest alpha is taken: what was trained is changed only where that shows. The figures of the chosen one are
+    optimistic, as those of every choice made on the validation split.
 
     Args:
         module: Takes the weights; in eval mode on `device` afterwards.
         start: Backbone and head as fine-tuning began, from `load_start`.
         end: Backbone and head as it ended, from `weights_of`.
-        loader: Gives ``(B, H, W, 3) uint8`` pictures and labels.
+        loader: Gives ``(B, H, W, 3) uint8`` pictures and targets.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        alphas: What to try, in [0, 1].
-        score: ``"acc"``, the higher the better, or ``"loss"``, the lower the better.
+        alphas: What to try, ascending, in [0, 1].
 
     Raises:
-        ConfigError: The score is unknown, or there are no alphas, or one is out of range.
         CheckpointError: The states are not of one model, or not of this one.
     """
-    if score not in SCORES:
-        raise ConfigError(f"unknown score {score!r}.{did_you_mean(score, SCORES)} Known: {', '.join(SCORES)}.")
-    tried = tuple(sorted({float(alpha) for alpha in alphas}))
-    if not tried:
-        raise ConfigError("there are no alphas to try, expected at least one in [0, 1]")
+    task = module.task
+    first = task.objective.watched[0]
     measured = []
-    for alpha in tried:
+    for alpha in alphas:
         load_weights(module, interpolate_states(start, end, alpha), source=f"alpha {alpha:g}")
-        measured.append(_measure(*predictions_of(module, loader, device=device)))
-    accs, losses = zip(*measured, strict=True)
-    merits = accs if score == "acc" else tuple(-loss for loss in losses)
-    chosen = max(zip(merits, tried, strict=True))[1]
+        measured.append(task.plain_figures((first, "loss"), *network_outputs(module, loader, device=device)))
+    sign = 1 if task.objective.monitors[first] else -1
+    chosen = max((sign * values[first], alpha) for values, alpha in zip(measured, alphas, strict=True))[1]
     load_weights(module, interpolate_states(start, end, chosen), source=f"alpha {chosen:g}")
-    return Interpolation(tried, accs, losses, chosen, score)
-
-
-def _measure(probs: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Accuracy and negative log-likelihood."""
-    own = probs.double().gather(1, targets[:, None]).squeeze(1)
-    loss = -own.clamp_min(torch.finfo(torch.float32).tiny).log().mean()
-    return float((probs.argmax(dim=1) == targets).double().mean()), float(loss)
+    figures = {f"val_{name}": tuple(values[name] for values in measured) for name in measured[0]}
+    return Interpolation(tuple(alphas), figures, chosen, f"val_{first}")
 
 
 # ---- the start --------------------------------------------------------------------------------------------------

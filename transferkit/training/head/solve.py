@@ -22,7 +22,6 @@ from transferkit.models.module import TransferModule
 from transferkit.models.solver import Solution, Solver
 from transferkit.models.task import Task
 from transferkit.training.head.features import SplitFeatures, training_rows
-from transferkit.training.head.train import plain_figures
 
 __all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe"]
 
@@ -151,4 +150,4 @@ def _measured(
     if not len(table):
         return {f"{split}_{name}": None for name in names}
     outputs, targets = torch.from_numpy(solution.outputs(table.X)), torch.from_numpy(table.y)
-    return {f"{split}_{name}": value for name, value in plain_figures(task, names, outputs, targets).items()}
+    return {f"{split}_{name}": value for name, value in task.plain_figures(names, outputs, targets).items()}

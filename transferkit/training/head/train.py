@@ -17,12 +17,11 @@ from transferkit.machine.random import undisturbed
 from transferkit.models.freezing import restored_modes
 from transferkit.models.heads import takes_maps
 from transferkit.models.optimizers import build_optimizer, param_groups
-from transferkit.models.task import Task
 from transferkit.options.training import TrainingOptions
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
 
-__all__ = ["HeadTraining", "feature_batches", "in_steps", "plain_figures", "train_head"]
+__all__ = ["HeadTraining", "feature_batches", "in_steps", "train_head"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -152,26 +151,6 @@ def train_head(
                 optimizer.step()
     finally:
         optimizer.zero_grad(set_to_none=True)
-
-
-def plain_figures(task: Task, names: Sequence[str], outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return figures of held-out outputs as an epoch reports them, in double precision where they are means.
-
-    Args:
-        task: The task.
-        names: ``"loss"``, for the plain one, or figures that the task's objective can watch.
-        outputs: ``(N, width)``.
-        targets: ``(N, ...)``.
-    """
-    outputs, objective = outputs.double(), task.objective
-    sums = objective.running_sums(outputs, targets).tolist()
-    values = {name: total / len(targets) for name, total in zip(objective.running, sums, strict=True)}
-    values["loss"] = float(objective.item_losses(outputs, targets).mean())
-    others = objective.metrics([name for name in names if name not in values], outputs.shape[1])
-    for name, metric in others.items():
-        metric.update(task.output.activate(outputs.float()), targets)
-        values[name] = float(metric.compute())
-    return {name: values[name] for name in names}
 
 
 def _epoch_batches(rows: int, batch_size: int) -> int:

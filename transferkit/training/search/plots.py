@@ -22,7 +22,7 @@ from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
 from transferkit.show.charts import ACCENT, FONT, MUTED, SECOND, Chart, in_percent, save_charts
 from transferkit.show.words import duration
-from transferkit.training.search.space import SearchPlan
+from transferkit.training.search.space import Monitor, SearchPlan
 
 __all__ = [
     "SearchBar",
@@ -30,7 +30,6 @@ __all__ = [
     "best_of",
     "plot_search",
     "print_trials",
-    "value_text",
     "write_best",
     "write_trials",
 ]
@@ -57,11 +56,11 @@ class TrialRow:
     note: str = ""
 
 
-def best_of(rows: Sequence[TrialRow], monitor: str) -> TrialRow | None:
+def best_of(rows: Sequence[TrialRow], monitor: Monitor) -> TrialRow | None:
     """Return the finished trial with the best value, of equal ones the first; ``None`` when none has finished."""
     finished = [(row.value, row) for row in rows if row.state == "finished" and row.value is not None]
-    sign = 1.0 if monitor == "val_loss" else -1.0
-    return min(finished, key=lambda item: sign * item[0])[1] if finished else None
+    best = max if monitor.higher_is_better else min
+    return best(finished, key=lambda item: item[0])[1] if finished else None
 
 
 def write_best(path: Path, plan: SearchPlan, best: TrialRow, rows: Sequence[TrialRow]) -> None:
@@ -107,22 +106,23 @@ def write_trials(rows: Sequence[TrialRow], names: Sequence[str], path: Path) -> 
     atomic_write(path, csv_text(table))
 
 
-def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path: Path, *, monitor: str) -> None:
+def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path: Path, *, monitor: Monitor) -> None:
     """Plot the value of every trial with the best one so far, and the importance of every option.
 
     Args:
         rows: By number.
         importance: Share of the variance of the values that each option alone explains; empty while it is not known.
         path: The PNG to write.
-        monitor: ``"val_acc"`` or ``"val_loss"``.
+        monitor: What they are compared by.
 
     Raises:
         StorageError: The disk is full or read-only.
     """
     best, finished = best_of(rows, monitor), sum(row.state == "finished" for row in rows)
-    reached = "" if best is None else f", the best of {finished}: {value_text(best.value, monitor)}"
-    charts = [Chart("values", f"{monitor} of {len(rows)} trials", f"{monitor} over {len(rows)} trials{reached}",
-                    ((1.0, partial(_draw_values, rows=rows, best=best, monitor=monitor)),))]  # fmt: skip
+    reached = "" if best is None else f", the best of {finished}: {monitor.text(best.value)}"
+    title, description = f"{monitor.name} of {len(rows)} trials", f"{monitor.name} over {len(rows)} trials{reached}"
+    draw_values = partial(_draw_values, rows=rows, best=best, monitor=monitor)
+    charts = [Chart("values", title, description, ((1.0, draw_values),))]
     if importance:
         title = f"Share of the variance over {finished} finished trials (fANOVA, Hutter et al. 2014)"
         draw = partial(_draw_importance, importance=importance)
@@ -130,20 +130,19 @@ def plot_search(rows: Sequence[TrialRow], importance: Mapping[str, float], path:
     save_charts(charts, path)
 
 
-def _draw_values(axis: Axes, *, rows: Sequence[TrialRow], best: TrialRow | None, monitor: str) -> None:
+def _draw_values(axis: Axes, *, rows: Sequence[TrialRow], best: TrialRow | None, monitor: Monitor) -> None:
     finished = [row for row in rows if row.state == "finished" and row.value is not None]
     pruned = [row for row in rows if row.state == "pruned" and row.value is not None]
     failed = [row for row in rows if row.state == "failed"]
-    lower = monitor == "val_loss"
     if best is not None:
         numbers, reached = [row.number for row in finished], [float(row.value or 0.0) for row in finished]
-        so_far = list(accumulate(reached, min if lower else max))
+        so_far = list(accumulate(reached, max if monitor.higher_is_better else min))
         axis.step([*numbers, rows[-1].number], [*so_far, so_far[-1]], where="post", color=SECOND, label="best so far")
         axis.plot(numbers, reached, "o", markersize=5, color=ACCENT, label="finished")
         axis.annotate(
-            f"trial {best.number}: {value_text(best.value, monitor)}", (best.number, float(best.value or 0.0)),
-            xytext=(0, -16 if lower else 8), textcoords="offset points", fontsize=FONT - 1.5, color=MUTED,
-            ha="right" if 2 * best.number > rows[-1].number else "left",
+            f"trial {best.number}: {monitor.text(best.value)}", (best.number, float(best.value or 0.0)),
+            xytext=(0, 8 if monitor.higher_is_better else -16), textcoords="offset points", fontsize=FONT - 1.5,
+            color=MUTED, ha="right" if 2 * best.number > rows[-1].number else "left",
         )  # fmt: skip
     if pruned:
         axis.plot([row.number for row in pruned], [float(row.value or 0.0) for row in pruned], "v", markersize=5,
@@ -206,10 +205,10 @@ class SearchBar:
     Args:
         console: Where to draw; ``None`` for nowhere.
         total: Trials in all.
-        monitor: ``"val_acc"`` or ``"val_loss"``.
+        monitor: What they are compared by.
     """
 
-    def __init__(self, console: Console | None, total: int, monitor: str) -> None:
+    def __init__(self, console: Console | None, total: int, monitor: Monitor) -> None:
         self.monitor, self.total = monitor, total
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -234,17 +233,14 @@ class SearchBar:
         """
         best = best_of(rows, self.monitor)
         done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
-        note = (
-            "" if best is None else f"best {self.monitor} {value_text(best.value, self.monitor)} (trial {best.number})"
-        )
+        note = "" if best is None else f"best {self.monitor.name} {self.monitor.text(best.value)} (trial {best.number})"
         self.bar.update(self._task, completed=min(done, self.total), note=note)
         for row in rows:
             if row.number == ended and not self.bar.disable:
                 params = "  ".join(f"{name} {_short(value)}" for name, value in row.params.items())
-                value = value_text(row.value, self.monitor)
                 spent = "" if row.seconds is None else duration(row.seconds)
                 self.bar.console.print(
-                    f"trial {row.number:<3} {row.state:<8} {value:>6}  {spent:>7}  {params}",
+                    f"trial {row.number:<3} {row.state:<8} {self.monitor.text(row.value):>6}  {spent:>7}  {params}",
                     soft_wrap=True, highlight=False, markup=False,
                 )  # fmt: skip
 
@@ -256,12 +252,7 @@ class SearchBar:
             epoch: Epochs done.
             value: Its value on val.
         """
-        self.bar.update(self._task, note=f"trial {number}, epoch {epoch}: {value_text(value, self.monitor)}")
-
-
-def value_text(value: float | None, monitor: str) -> str:
-    """Return a monitored value as a person would write it."""
-    return "" if value is None else f"{value:.1%}" if monitor == "val_acc" else f"{value:.4g}"
+        self.bar.update(self._task, note=f"trial {number}, epoch {epoch}: {self.monitor.text(value)}")
 
 
 def _short(value: Any) -> str:

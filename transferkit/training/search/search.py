@@ -32,11 +32,11 @@ from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import SplitFeatures, training_rows
-from transferkit.training.head.train import HeadTraining, plain_figures, train_head
+from transferkit.training.head.train import HeadTraining, train_head
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
-from transferkit.training.search.plots import SearchBar, print_trials, value_text
+from transferkit.training.search.plots import SearchBar, print_trials
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
 from transferkit.training.setup import prepare
@@ -48,9 +48,6 @@ __all__ = ["SearchResult", "TrialReport", "run_search", "search"]
 
 TrialRun = Callable[["optuna.Trial", Mapping[str, Any], SearchBar], float]
 """Runs a trial with the options that were drawn for it; returns its value."""
-
-METRICS = {"val_acc": "acc", "val_loss": "loss"}
-"""Names in `metrics.json` of what can be monitored."""
 
 NO_VAL = "a search compares trials on the validation split, and there is none - pass a --val-split above 0"
 
@@ -115,8 +112,6 @@ def run_search(
         TransferkitError: What else `finetune` raises, apart from a TrainingError, which is the trial's own.
     """
     plan = plan_search(options, space)
-    if plan.config.monitor not in METRICS:
-        raise ConfigError(f"a search compares by {' or '.join(METRICS)}, not by --monitor {plan.config.monitor}")
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna, which is not installed - pip install 'transferkit[search]'")
     usual = Path("runs") / f"{run_stem(plan.config.data, plan.config.backbone)}-search"
@@ -126,7 +121,7 @@ def run_search(
         study = Study(root, plan, sampler=sampler, prune=prune)
         run = _HeadTrials(plan, console).run if plan.head_only else _FinetuneTrials(plan, root).run
         try:
-            with SearchBar(console, trials, plan.config.monitor) as bar:
+            with SearchBar(console, trials, plan.monitor) as bar:
                 bar.show(study.publish().trials)
                 while timeout is None or time.monotonic() - started < timeout:
                     with study.claimed(trials) as claim:
@@ -206,7 +201,7 @@ class TrialReport(Callback):
         if not trainer.limit_val_batches:
             raise DataError(NO_VAL)
         solved = next((item.history.solved for item in trainer.callbacks if isinstance(item, RunRecorder)), None)  # type: ignore[attr-defined]
-        if solved is not None:
+        if solved is not None and self.monitor in solved:
             self._report(float(solved[self.monitor]), 0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -238,16 +233,16 @@ class _FinetuneTrials:
 
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
         """Train, and return the value of the weights that the run chose."""
-        monitor, out = self.plan.config.monitor, self.root / "trials" / str(trial.number)
+        monitor, out = self.plan.monitor, self.root / "trials" / str(trial.number)
         options = {**self.plan.options, **params, "out": str(out), "quiet": True}
         # The test split is not measured: it is used once, for the options that the search chose.
-        metrics = finetune(callbacks=[TrialReport(trial, monitor, bar)], measured=("val",), **options).metrics
+        metrics = finetune(callbacks=[TrialReport(trial, monitor.name, bar)], measured=("val",), **options).metrics
         if "val" not in metrics:
             raise DataError(NO_VAL)
-        values = metrics["val"]
-        if monitor == "val_loss":  # as the epochs report it
-            values = values.get("uncalibrated", values)
-        return float(values[METRICS[monitor]])
+        values = {**metrics["val"], **metrics["val"].get("uncalibrated", {})}  # as the epochs report it
+        if values.get(monitor.key) is None:
+            raise DataError(f"{monitor.name} has no value for these pictures - pass another --monitor")
+        return float(values[monitor.key])
 
 
 class _HeadTrials:
@@ -273,11 +268,10 @@ class _HeadTrials:
             train_head(head, loss, torch.from_numpy(rows.X), torch.from_numpy(rows.y), training)
         with torch.inference_mode():
             outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)
-        name = config.monitor.removeprefix("val_")
-        values = plain_figures(task, ("loss", name), outputs, targets)
+        values = task.plain_figures(("loss", self.plan.monitor.key), outputs, targets)
         if not math.isfinite(values["loss"]):
             raise TrainingError(f"val_loss is {values['loss']} at LR {phase.lr:.2g} - search smaller ones")
-        return values[name]
+        return values[self.plan.monitor.key]
 
     def _extract(self) -> tuple[Task, FeatureTable, FeatureTable]:
         config = self.plan.config
@@ -312,8 +306,8 @@ def _quiet_optuna() -> Iterator[None]:
 
 def _print(result: SearchResult, plan: SearchPlan) -> None:
     """Print the result of a search on standard output."""
-    console, monitor, recipe = Console(highlight=False), plan.config.monitor, result.path / "best.yaml"
-    best = f"trial {result.number}, {monitor} {value_text(result.value, monitor)}"
+    console, recipe = Console(highlight=False), result.path / "best.yaml"
+    best = f"trial {result.number}, {plan.monitor.name} {plan.monitor.text(result.value)}"
     print_trials(result.trials, result.importance, title=f"{result.path}: {best}", best=result.params, console=console)
     if plan.head_only:
         console.print("features computed once; each trial trained a head on them", soft_wrap=True)

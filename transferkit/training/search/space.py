@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads import list_heads, takes_maps
+from transferkit.models.task import task_named
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig
+from transferkit.runs.files import followed_figures
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.options import resolve_options
 from transferkit.training.schedules.schedules import make_schedule
@@ -27,7 +29,17 @@ from transferkit.training.schedules.schedules import make_schedule
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-__all__ = ["DEFAULTS", "DEFAULT_SPACE", "PROBE_SPACE", "Choices", "Range", "SearchPlan", "Space", "plan_search"]
+__all__ = [
+    "DEFAULTS",
+    "DEFAULT_SPACE",
+    "PROBE_SPACE",
+    "Choices",
+    "Monitor",
+    "Range",
+    "SearchPlan",
+    "Space",
+    "plan_search",
+]
 
 DEFAULT_SPACE: Mapping[str, Any] = {
     "lr": {"low": 1e-5, "high": 1e-2, "log": True},
@@ -155,6 +167,37 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Monitor:
+    """The figure of `val` that trials are compared by.
+
+    Attributes:
+        name: As ``--monitor`` has it, such as ``"val_acc"``.
+        higher_is_better: Its direction.
+        unit: See `Figure`.
+    """
+
+    name: str
+    higher_is_better: bool
+    unit: str
+
+    @classmethod
+    def of(cls, config: FinetuneConfig) -> Monitor:
+        """Return the figure that a run with these options is chosen by."""
+        monitors = task_named(config.task).objective.monitors
+        figure = followed_figures([{config.monitor: None}], {})[-1]
+        return cls(config.monitor, monitors[config.monitor.removeprefix("val_")], figure.unit)
+
+    @property
+    def key(self) -> str:
+        """Its name in the metrics of a split."""
+        return self.name.removeprefix("val_")
+
+    def text(self, value: float | None) -> str:
+        """Return a value as a person would write it."""
+        return "" if value is None else f"{value:.1%}" if self.unit == "share" else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
 class SearchPlan:
     """A search, checked.
 
@@ -169,6 +212,11 @@ class SearchPlan:
     config: FinetuneConfig
     space: Space
     head_only: bool
+
+    @property
+    def monitor(self) -> Monitor:
+        """The figure that trials are compared by."""
+        return Monitor.of(self.config)
 
     def recipe(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that repeat a trial anywhere; paths absolute."""

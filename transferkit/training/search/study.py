@@ -53,7 +53,7 @@ class SearchResult:
     Attributes:
         path: The directory: `best.yaml`, `trials.csv`, `importance.png`, `study.log` and the trials' runs.
         number: Of the best trial, from 0; ``None`` while none has finished.
-        value: Its monitored value, the accuracy or loss on val.
+        value: Of the monitored figure on val.
         params: Its options, of those that are searched.
         importance: Share of the variance of the values that each option explains; empty while it is not known.
         trials: All of them, by number.
@@ -106,7 +106,7 @@ class Study:
                 storage=JournalStorage(JournalFileBackend(str(path), lock_obj=lock)),  # type: ignore[arg-type]
                 study_name="search",
                 load_if_exists=True,
-                direction="minimize" if self.plan.config.monitor == "val_loss" else "maximize",
+                direction="maximize" if self.plan.monitor.higher_is_better else "minimize",
                 pruner=MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=wait) if prune else NopPruner(),
             )
             facts = study.user_attrs.get(FACTS)
@@ -194,7 +194,7 @@ class Study:
         Args:
             plot: Draw now; otherwise only when the last picture is some seconds old.
         """
-        monitor = self.plan.config.monitor
+        monitor = self.plan.monitor
         with self._alone():
             self._requeue_orphans()
             rows = self._rows()
