@@ -36,7 +36,7 @@ def test_bytes_that_are_no_text():  # fault 28
 
 @pytest.mark.parametrize("text", ["a,b\n1\n", ""])
 def test_another_file_is_refused(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(StorageError, match="rows differ in length"):
         read_csv(tmp_path / "t.csv")
     with pytest.raises(StorageError, match="No such file"):

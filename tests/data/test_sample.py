@@ -156,13 +156,6 @@ def test_others_may_read_it(tmp_path):
     assert sample_folder().stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("setting", ["", "relative/path"])
-def test_without_a_usable_setting_the_cache_is_in_the_home_folder(monkeypatch, tmp_path, setting):
-    monkeypatch.setenv("XDG_CACHE_HOME", setting)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert sample_folder() == tmp_path / ".cache" / "transferkit" / "sample-v1"
-
-
 def test_several_at_once(monkeypatch):  # fault 36, for the sample set
     """The slower ones meet the folder of the first when they want to put their own in place."""
     unpack, meeting = zipfile.ZipFile.extractall, threading.Barrier(4, timeout=60)

@@ -77,16 +77,10 @@ def test_a_stranger_is_refused_and_nothing_changes():
 # --- frozen_modules ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_frozen_while_all_learn():
-    assert frozen_modules(nn.Sequential(nn.Linear(2, 2), nn.Dropout())) == []
-
-
-def test_a_module_without_parameters_is_not_frozen():
+def test_only_parameters_can_be_frozen_and_a_wholly_frozen_module_is_one_part():
     assert frozen_modules(nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2, affine=False))) == []
-
-
-def test_a_wholly_frozen_module_is_one_part():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    assert frozen_modules(net) == []  # while all learn
     freeze(net, "0")
     assert frozen_modules(net) == [net]
 
@@ -186,13 +180,13 @@ def test_the_activations_behind_a_frozen_prefix_are_those_of_eval_mode(name, cou
     freeze_first(model, count)
     net = model.backbone.model
     last = {"test_resnet": "layer2", "test_vit": "blocks.2", "test_convnext": "stages.1"}[name]
-    seen = []
-    net.get_submodule(last).register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    outputs = []
+    net.get_submodule(last).register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
     with torch.no_grad():
         model.eval()(images())
         model.train()(images())
         model.train()(images())
-    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 def test_the_output_check_fails_without_keep_frozen_eval():

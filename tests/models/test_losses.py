@@ -92,9 +92,9 @@ def test_weights_move_with_the_module_and_are_not_saved(name):
     assert module.state_dict() == {}
     assert module.to("meta")["loss"].class_weights.device.type == "meta"
     assert module.double()["loss"].class_weights.dtype == torch.float64
-    given = torch.tensor([1, 2, 0, 4])  # of whole numbers, and still the caller's own
-    held = make_loss(name, class_weights=given).class_weights
-    given.zero_()
+    whole = torch.tensor([1, 2, 0, 4])  # of whole numbers, and still the caller's own
+    held = make_loss(name, class_weights=whole).class_weights
+    whole.zero_()
     assert held.dtype == torch.float32
     assert held.tolist() == [1.0, 2.0, 0.0, 4.0]
     assert "weighted=True" in repr(loss)

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
+from transferkit.features.extract.extract import make_views
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.registered import RegisteredBackbone
@@ -61,8 +62,7 @@ CLOSE = 1e-5
 
 
 def views_of(backbone, count=0, augment="standard", seed=0):
-    config = backbone.data_config
-    return Views(eval_transform(config), train_transform(augment, config) if count else None, count, seed)
+    return make_views(backbone.data_config, count, augment, seed)
 
 
 def extract(some, backbone, store, *, layer="pooled", pool=None, views=0, progress=None, **options):

@@ -121,7 +121,7 @@ def describe_device(device: str) -> str:
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):  # not Linux
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{device}: {name}"
 

@@ -179,45 +179,29 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
         CheckpointError: A file is missing, damaged, of another kind, or of a newer transferkit.
     """
     folder = Path(directory)
-    values = _read_info(folder)
+    info = _read_info(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights}: missing, expected it beside {INFO} - run `finetune` again")
-    if sha256_of_file(weights) != values["sha256"]:
+    if sha256_of_file(weights) != info.sha256:
         raise CheckpointError(f"{weights}: does not match the sha256 in {INFO} - the file is damaged; copy it again")
-    config = DataConfig.from_dict(values["preprocessing"])
-    chosen = head if head is not None else values["head"]
+    config, spec, task = info.preprocessing, info.target_spec, task_named(info.task)
+    chosen = head if head is not None else info.head
     if chosen is None:
         raise CheckpointError(f"{folder}: the head is a module of your own - pass it: load_model(run, head=...)")
     backbone = create_backbone(
-        values["backbone"], weights="random", image_size=config.image_size, backbone_args=values["backbone_args"]
+        info.backbone, weights="random", image_size=config.image_size, backbone_args=info.backbone_args
     )
     backbone.data_config = config
     if chosen == KNN:
-        chosen = NeighbourHead(backbone.num_features, len(values["classes"]), **values["head_args"])
-    task, spec = _task(values, folder / INFO)
+        chosen = NeighbourHead(backbone.num_features, len(info.class_names), **info.head_args)
     module = TransferModule(
         backbone, task.heads.width(spec), chosen, class_names=spec.names, task=task, target_facts=spec.facts
     )
     try:
         _product(module).load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{weights}: does not fit {values['backbone']} ({error}) - was {INFO} edited?") from error
-    info = ModelInfo(
-        backbone=values["backbone"],
-        head=values["head"],
-        head_args=values["head_args"],
-        class_names=tuple(values["classes"]),
-        preprocessing=config,
-        weights_source=values["weights_source"],
-        calibration=_calibration(values, path=folder / INFO),
-        license=values["license"],
-        backbone_args=values["backbone_args"],
-        versions=values["versions"],
-        sha256=values["sha256"],
-        task=task.name,
-        target_facts=spec.facts,
-    )
+        raise CheckpointError(f"{weights}: does not fit {info.backbone} ({error}) - was {INFO} edited?") from error
     return module.eval(), info
 
 
@@ -237,16 +221,16 @@ def load_weights_from(source: Path, module: TransferModule) -> None:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    kept = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
-    load_backbone_weights(_product(module), kept, source=str(path))
+    product = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
+    load_backbone_weights(_product(module), product, source=str(path))
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+def _read_info(folder: Path) -> ModelInfo:
     path = folder / INFO
     if not path.is_file():
         raise CheckpointError(f"{path}: missing - expected the directory of a finished run")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}) - copy it again") from error
     if not isinstance(values, dict) or "format" not in values:
@@ -262,7 +246,16 @@ def _read_info(folder: Path) -> dict[str, Any]:
     missing = [key for key in needed if key not in values]
     if missing:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")
-    return values
+    task, spec = _task(values, path)
+    return ModelInfo(
+        class_names=spec.names,
+        preprocessing=DataConfig.from_dict(values["preprocessing"]),
+        calibration=_calibration(values, path=path),
+        task=task.name,
+        target_facts=spec.facts,
+        **{name: values[name] for name in ("backbone", "head", "head_args", "weights_source", "license",
+                                           "backbone_args", "versions", "sha256")},
+    )  # fmt: skip
 
 
 def _task(values: Mapping[str, Any], path: Path) -> tuple[Task, TargetSpec]:

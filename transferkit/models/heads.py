@@ -210,22 +210,22 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
         ConfigError: The head fails on `inputs`, or does not return floating-point ``(B, num_classes)``.
     """
     what = "feature maps" if takes_maps(head) else "features"
-    given = f"{what} of shape {tuple(inputs.shape)}"
+    shown = f"{what} of shape {tuple(inputs.shape)}"
     device = next((parameter.device for parameter in head.parameters()), inputs.device)
     try:
         with evaluation_mode(head), torch.no_grad():
             logits = head(inputs.to(device))
     except Exception as error:  # the user's own code: anything may come out of it
         raise ConfigError(
-            f"head {type(head).__name__} fails on {given}: {first_line(error)} - "
+            f"head {type(head).__name__} fails on {shown}: {first_line(error)} - "
             f"a head must accept {what} and return logits (B, {num_classes})"
         ) from error
     expected = (inputs.shape[0], num_classes)
-    seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if seen != expected or not logits.is_floating_point():
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != expected or not logits.is_floating_point():
         kind = f" of {logits.dtype}" if isinstance(logits, Tensor) else ""
         raise ConfigError(
-            f"head {type(head).__name__} returns {seen}{kind} for {given} - it must return float logits {expected}"
+            f"head {type(head).__name__} returns {shape}{kind} for {shown} - it must return float logits {expected}"
         )
 
 

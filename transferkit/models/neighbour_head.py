@@ -49,9 +49,9 @@ class NeighbourHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(B, num_classes)``."""
-        cosine, found = (self._queries(features) @ self.rows.T).topk(self.k, dim=1)
+        cosine, nearest = (self._queries(features) @ self.rows.T).topk(self.k, dim=1)
         votes = ((cosine - cosine[:, :1]) / self.temperature).exp()
-        shares = votes.new_zeros(len(votes), self.num_classes).scatter_add_(1, self.labels[found], votes)
+        shares = votes.new_zeros(len(votes), self.num_classes).scatter_add_(1, self.labels[nearest], votes)
         shares = shares / shares.sum(dim=1, keepdim=True)
         return shares.clamp_min(torch.finfo(torch.float32).tiny).log()
 

@@ -64,30 +64,6 @@ def test_kept_pixels_change_nothing(data):
     assert epoch_of(in_memory.train_dataloader(), 0)[0].equal(epoch_of(read.train_dataloader(), 0)[0])
 
 
-def test_the_sampler_is_a_permutation_that_changes_with_epoch_and_seed():
-    sampler = EpochSampler(10, batch_size=4, seed=0)
-    orders = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        keys = list(sampler)
-        assert {job.views for job in keys} == {(epoch,)}
-        orders.append([job.picture for job in keys])
-        assert sorted(orders[-1]) == list(range(10))
-    other = [job.picture for job in EpochSampler(10, batch_size=4, seed=1)]
-    assert len({tuple(order) for order in (*orders, other)}) == 4
-
-
-@pytest.mark.parametrize(("size", "batch", "expected"), [(9, 4, 8), (8, 4, 8), (10, 4, 10), (1, 4, 1), (3, 1, 3)])
-def test_a_last_batch_of_one_is_left_out(size, batch, expected):  # fault 27
-    sampler = EpochSampler(size, batch_size=batch, seed=0)
-    assert len(sampler) == len(list(sampler)) == expected
-
-
-def test_uneven_ranks_get_the_same_number():
-    lengths = {len(list(EpochSampler(11, batch_size=4, seed=0, rank=rank, world_size=3))) for rank in range(3)}
-    assert lengths == {4}
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_continues_in_mid_epoch(data, workers):  # fault 52
     loader = data(workers=workers).train_dataloader()

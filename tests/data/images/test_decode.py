@@ -201,11 +201,6 @@ def test_grey_is_replicated():  # fault 29
         assert info.grey or kind == "GIF"
 
 
-def test_one_bit():
-    bits = np.array([[True, False, True]])
-    np.testing.assert_array_equal(decode_image(encode(bits, "PNG"))[..., 1], [[255, 0, 255]])
-
-
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(1, 256)
 
 
@@ -222,16 +217,17 @@ def test_16_bit_grey_is_scaled_not_saturated(order):  # fault 18
         assert info.mode.startswith("I;16") and info.grey
 
 
-def test_12_bit_grey_is_scaled_by_its_own_depth():  # fault 18
-    values = np.array([[0, 4095, 2048, 1024]], dtype=np.uint16)
-    packed = bytes.fromhex("000" + "fff" + "800" + "400")
-    got = decode_image(raw_tiff(values, 12, packed=packed))
-    np.testing.assert_array_equal(got[0, :, 0], [0, 255, 128, 64])
-
-
-def test_16_bit_white_is_zero():
-    got = decode_image(raw_tiff(np.array([[0, 65535]], dtype="<u2"), 16, photometric=0))
-    np.testing.assert_array_equal(got[0, :, 0], [255, 0])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(np.array([[True, False, True]]), "PNG"), [255, 0, 255]),
+        (raw_tiff(np.zeros((1, 4), "<u2"), 12, packed=bytes.fromhex("000" + "fff" + "800" + "400")), [0, 255, 128, 64]),
+        (raw_tiff(np.array([[0, 65535]], "<u2"), 16, photometric=0), [255, 0]),  # white is 0
+    ],
+    ids=["1 bit", "12 bits", "white is 0"],
+)
+def test_grey_is_scaled_by_its_own_depth(data, expected):  # fault 18
+    np.testing.assert_array_equal(decode_image(data)[0, :, 1], expected)
 
 
 def test_16_bit_colour_png():

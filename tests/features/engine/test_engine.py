@@ -212,28 +212,47 @@ def world(monkeypatch):
     return World(monkeypatch)
 
 
-def memory(**numbers):
-    memory = Memory({"network": "small"})
-    memory.remember(numbers)
-    return memory
-
-
 # At 0.1 s for 4 pictures and a gain of 1.3, compiling saves left * 0.025 * (1 - 1 / 1.3): 30 s at 5200 pictures.
 BREAK_EVEN = int(COMPILE_S / (0.025 * (1 - 1 / GAIN)))
 
 
-@pytest.mark.parametrize(("left", "pays"), [(0, False), (BREAK_EVEN - 10, False), (BREAK_EVEN + 10, True)])
-def test_compiles_when_the_pictures_pay_for_it(world, small, left, pays):
-    ours = Engine(small, find_taps(small), batch=4)
-    for _ in range(12):
+ENOUGH = 10**9
+
+
+@pytest.mark.parametrize(
+    ("left", "remembered", "compiled_s", "compiling", "compiled", "compilations"),
+    [
+        # It compiles when the pictures still to come pay for it.
+        (0, {}, 0.05, "auto", False, 0),
+        (BREAK_EVEN - 10, {}, 0.05, "auto", False, 0),
+        (BREAK_EVEN + 10, {}, 0.05, "auto", True, 1),
+        # What was measured before decides: twice as fast after 1 s pays from 1 / (0.025 / 2) = 80 pictures on.
+        (79, {"gain": 2.0, "compile_s": 1.0}, 0.05, "auto", False, 0),
+        (81, {"gain": 2.0, "compile_s": 1.0}, 0.05, "auto", True, 1),
+        (ENOUGH, {"gain": 1.0}, 0.05, "auto", False, 0),
+        (ENOUGH, {"gain": 0.5}, 0.05, "auto", False, 0),
+        # Compiled code that is slower is used only where it was asked for.
+        (ENOUGH, {}, 0.2, "auto", False, 1),
+        (ENOUGH, {}, 0.2, "on", True, 1),
+    ],
+)
+def test_when_it_compiles(world, small, left, remembered, compiled_s, compiling, compiled, compilations):
+    world.compiled_s = compiled_s
+    memory = Memory({"network": "small"})
+    memory.remember(remembered)
+    ours = Engine(small, find_taps(small), compiling=compiling, batch=4, memory=memory)
+    for _ in range(20):
         ours.rows(random_images(small, 4), left=left)
-    assert ours.is_compiled == pays
-    assert world.compilations == pays
-    if pays:
-        assert ours.gain == pytest.approx(2.0)
+    assert ours.is_compiled == compiled
+    assert world.compilations == compilations
+    if compilations and compiling == "auto":
+        assert ours.gain == pytest.approx(0.1 / compiled_s)
         assert ours.compile_s == pytest.approx(20.0)
     else:
-        assert (ours.gain, ours.compile_s) == (GAIN, COMPILE_S)
+        assert (ours.gain, ours.compile_s) == (
+            remembered.get("gain", GAIN),
+            remembered.get("compile_s", 20.0 if compiling == "on" else COMPILE_S),
+        )
 
 
 def test_three_batches_are_timed_before_it_decides(world, small):
@@ -243,41 +262,6 @@ def test_three_batches_are_timed_before_it_decides(world, small):
         ours.rows(random_images(small, 4), left=10**9)
         compiled.append(ours.is_compiled)
     assert compiled == [False, False, False, True, True]
-
-
-@pytest.mark.parametrize("gain", [1.0, 0.5])
-def test_a_gain_that_was_none_before_is_not_tried_again(world, small, gain):
-    ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=gain))
-    for _ in range(12):
-        ours.rows(random_images(small, 4), left=10**9)
-    assert world.compilations == 0
-
-
-def test_what_was_measured_before_decides(world, small):
-    """Twice as fast after 1 s: it pays from 1 / (0.025 / 2) = 80 pictures on."""
-    for left, pays in ((79, False), (81, True)):
-        ours = Engine(small, find_taps(small), batch=4, memory=memory(gain=2.0, compile_s=1.0))
-        for _ in range(4):
-            ours.rows(random_images(small, 4), left=left)
-        assert ours.is_compiled == pays
-
-
-def test_compiled_code_that_is_slower_is_not_used(world, small):
-    world.compiled_s = 0.2
-    ours = Engine(small, find_taps(small), batch=4)
-    for _ in range(20):
-        ours.rows(random_images(small, 4), left=10**9)
-    assert not ours.is_compiled
-    assert world.compilations == 1
-    assert ours.gain == pytest.approx(0.5)
-
-
-def test_compiled_code_that_is_slower_is_used_where_it_was_asked_for(world, small):
-    world.compiled_s = 0.2
-    ours = Engine(small, find_taps(small), compiling="on", batch=4)
-    for _ in range(4):
-        ours.rows(random_images(small, 4))
-    assert ours.is_compiled
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

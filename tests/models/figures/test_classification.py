@@ -92,8 +92,8 @@ def test_three_numbers_a_picture_are_enough_for_loss_and_calibration_error(sampl
     probs, targets, names = sample
     metrics = classification_metrics(probs, targets, names, resamples=10)
     confidence, predicted = probs.max(dim=1)
-    found = confidence_metrics(probs.gather(1, targets[:, None]).squeeze(1), confidence, predicted == targets)
-    assert found == {"loss": pytest.approx(metrics["loss"]), "ece": pytest.approx(metrics["ece"])}
+    figures = confidence_metrics(probs.gather(1, targets[:, None]).squeeze(1), confidence, predicted == targets)
+    assert figures == {"loss": pytest.approx(metrics["loss"]), "ece": pytest.approx(metrics["ece"])}
 
 
 def test_a_long_tail_does_not_hide_in_the_accuracy():  # fault 26

@@ -22,7 +22,7 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 
 from transferkit.core.errors import BackboneError, StorageError, TransferkitWarning
-from transferkit.models.weights.downloads import fetch_url, offline, sha256_prefix_in_name
+from transferkit.models.weights.downloads import fetch_url, offline
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.hub import fetch_from_hub, hub_config
 
@@ -67,7 +67,7 @@ def spawn(*args):
 # --- the hub, going right ---
 
 
-def test_fresh_download_then_cached_without_a_second_get(hub, cache):
+def test_fresh_download_then_cached_without_a_second_get(hub, cache, monkeypatch):
     file = fetch_from_hub(REPO)
     assert file.path.is_relative_to(cache)
     assert file.sha256 == hashlib.sha256(weights_bytes(hub)).hexdigest()
@@ -77,7 +77,11 @@ def test_fresh_download_then_cached_without_a_second_get(hub, cache):
     heads = len(hub.paths("HEAD"))
     assert fetch_from_hub(REPO) == file
     assert len(hub.paths("GET")) == 1
-    assert len(hub.paths("HEAD")) == heads + 1  # asked whether it is current, once
+    assert len(hub.paths("HEAD")) == heads + 1  # requests whether it is current, once
+    monkeypatch.setenv("TRANSFERKIT_OFFLINE", "1")
+    requests = len(hub.requests)
+    assert fetch_from_hub(REPO) == file
+    assert len(hub.requests) == requests
 
 
 def test_a_new_version_on_the_hub_is_fetched_and_a_pinned_one_stays(hub):
@@ -85,9 +89,9 @@ def test_a_new_version_on_the_hub_is_fetched_and_a_pinned_one_stays(hub):
     hub.add_timm_repo(REPO, "test_resnet", {"conv.weight": STATE["conv.weight"] + 1})
     new = fetch_from_hub(REPO)
     assert new.sha256 != old.sha256
-    seen = len(hub.requests)
+    requests = len(hub.requests)
     assert fetch_from_hub(REPO, revision=commit) == old
-    assert len(hub.requests) == seen
+    assert len(hub.requests) == requests
 
 
 def test_second_name_when_the_first_does_not_exist(hub, tmp_path):
@@ -141,15 +145,6 @@ def test_offline_is_read_when_called(monkeypatch, switch, value):
     assert not offline()
 
 
-@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFERKIT_OFFLINE"])
-def test_offline_cached(hub, monkeypatch, switch):
-    file = fetch_from_hub(REPO)
-    seen = len(hub.requests)
-    monkeypatch.setenv(switch, "1")
-    assert fetch_from_hub(REPO) == file
-    assert len(hub.requests) == seen
-
-
 def test_offline_not_cached_is_fast_and_silent(hub, cache, monkeypatch):  # fault 31
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -178,35 +173,37 @@ def unreachable_port():
         return probe.getsockname()[1]
 
 
-def test_unreachable_hub_fails_in_seconds(hub, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", f"http://user:secret@127.0.0.1:{unreachable_port()}")
+@pytest.fixture(params=["unreachable", "unresolvable", "silent"])
+def dead_hub(request, monkeypatch):
+    """The address of a hub that does not answer, and what is said of it."""
+    if request.param == "unreachable":
+        yield f"http://user:secret@127.0.0.1:{unreachable_port()}", r"http://127\.0\.0\.1:\d+.*refused"
+    elif request.param == "unresolvable":
+
+        def no_such_host(*args, **kwargs):
+            raise socket.gaierror(-2, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+        yield "http://hub.invalid", r"http://hub.invalid \(Connect"
+    else:
+        monkeypatch.setattr("transferkit.models.weights.hub._CONTACT_TIMEOUT_S", 0.3)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield f"http://127.0.0.1:{silent.getsockname()[1]}", "http.* timed out"
+
+
+def test_a_dead_hub_fails_in_seconds_and_gives_nothing_away(hub, monkeypatch, dead_hub):
+    address, reason = dead_hub
+    monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_TOKEN", "hf_topsecret")
     start = time.perf_counter()
-    with pytest.raises(BackboneError, match=r"cannot fetch .* of 'timm/tiny.test': cannot reach http://127") as caught:
+    with pytest.raises(BackboneError, match=f"cannot fetch .* of 'timm/tiny.test': cannot reach {reason}") as caught:
         fetch_from_hub(REPO)
     assert time.perf_counter() - start < 3
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_unresolvable_host(hub, monkeypatch):
-    def no_such_host(*args, **kwargs):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
-    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
-    with pytest.raises(BackboneError, match=r"cannot reach http://hub.invalid \(Connect"):
-        fetch_from_hub(REPO)
-
-
-def test_silent_server_times_out(hub, monkeypatch):
-    monkeypatch.setattr("transferkit.models.weights.hub._CONTACT_TIMEOUT_S", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = time.perf_counter()
-        with pytest.raises(BackboneError, match=r"cannot reach .*timed out"):
-            fetch_from_hub(REPO)
-        assert time.perf_counter() - start < 3
+    if "refused" in reason:  # and so does a plain address
+        with pytest.raises(BackboneError, match=f"cannot reach {reason}"):
+            fetch_url(f"{address.replace('user:secret@', '')}/net.pth")
 
 
 @pytest.mark.parametrize("reason", ["cannot reach", "the hub says 503"])
@@ -356,20 +353,10 @@ def test_damage_in_the_cache_is_found_and_the_advice_works(hub, monkeypatch, wit
 
 
 def test_cache_that_cannot_be_made(hub, tmp_path):  # fault 37; tests may run as root, so a file stands in the way
-    (tmp_path / "home").write_text("")
+    (tmp_path / "home").write_bytes(b"")
     with pytest.raises(StorageError, match=r"cannot write 'model.safetensors' of .* to the cache .*home/hub") as caught:
         fetch_from_hub(REPO)
     assert caught.value.exit_status == 74
-
-
-def test_read_only_cache(hub, cache, monkeypatch):  # fault 37
-    def refuse(path, *args, **kwargs):
-        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
-
-    monkeypatch.setattr(os, "makedirs", refuse)
-    with pytest.raises(StorageError, match="Read-only file system - make it writable") as caught:
-        fetch_from_hub(REPO)
-    assert str(cache) in str(caught.value)
 
 
 def test_read_only_cache_that_has_the_file(hub, monkeypatch):
@@ -424,15 +411,14 @@ def checkpoints(tmp_path):
 
 
 def test_plain_address_and_its_cache(hub, checkpoints, monkeypatch):
-    url = hub.add_plain("models/net-1234.pth", CONTENT)
-    file = fetch_url(f"{url}?signature=secret", sha256_prefix=DIGEST[:8].upper())
-    assert file.path == checkpoints / "net-1234.pth"
+    url = hub.add_plain(f"models/net-{DIGEST[:8]}.pth", CONTENT)
+    file = fetch_url(f"{url}?signature=secret-00000000.y")
+    assert file.path == checkpoints / f"net-{DIGEST[:8]}.pth"
     assert file.path.read_bytes() == CONTENT
     assert (file.sha256, file.source) == (DIGEST, url)
     monkeypatch.setenv("TRANSFERKIT_OFFLINE", "1")
-    assert fetch_url(url, sha256_prefix=DIGEST[:8]).path == file.path
+    assert fetch_url(url) == file
     assert len(hub.requests) == 1
-    assert fetch_url(url).sha256 == DIGEST
     with pytest.raises(BackboneError, match=r"'other.pth' is not in the cache .* offline mode is on"):
         fetch_url(f"{hub.url}/models/other.pth")
     assert len(hub.requests) == 1
@@ -457,33 +443,25 @@ def test_plain_short_body(hub, checkpoints, cut_at):  # trap 13
 
 
 def test_plain_wrong_hash_fresh_and_cached(hub, checkpoints):
-    url = hub.add_plain("net.pth", CONTENT)
     with pytest.raises(BackboneError, match=r"are damaged: their sha256 is .*expected 00000000.*removed; run again"):
-        fetch_url(url, sha256_prefix="00000000")
+        fetch_url(hub.add_plain("net-00000000.pth", CONTENT))
     assert list(checkpoints.iterdir()) == []
-    path = fetch_url(url, sha256_prefix=DIGEST[:8]).path
+    url = hub.add_plain(f"net-{DIGEST[:8]}.pth", CONTENT)
+    path = fetch_url(url).path
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(BackboneError, match="are damaged") as caught:
-        fetch_url(url, sha256_prefix=DIGEST[:8])
+        fetch_url(url)
     assert str(caught.value).endswith(f"delete {str(path)!r} and run again")
     path.unlink()
-    assert fetch_url(url, sha256_prefix=DIGEST[:8]).sha256 == DIGEST
+    assert fetch_url(url).sha256 == DIGEST
 
 
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_plain_error_answers(hub, checkpoints, status):
+def test_plain_error_answers(hub, checkpoints):
     url = hub.add_plain("net.pth", CONTENT)
-    hub.fail(status)
-    with pytest.raises(BackboneError, match=f"cannot fetch http://127.* the server says {status}"):
+    hub.fail(403)
+    with pytest.raises(BackboneError, match="cannot fetch http://127.* the server says 403"):
         fetch_url(f"{url}?token=topsecret")
     assert list(checkpoints.iterdir()) == []
-
-
-def test_plain_unreachable(hub):
-    start = time.perf_counter()
-    with pytest.raises(BackboneError, match=r"cannot reach http://127.0.0.1:.*refused"):
-        fetch_url(f"http://127.0.0.1:{unreachable_port()}/net.pth")
-    assert time.perf_counter() - start < 3
 
 
 @pytest.mark.parametrize(
@@ -509,19 +487,6 @@ def test_plain_disk_errors(hub, checkpoints, monkeypatch):
         with pytest.raises(StorageError, match=r"needs 10240 bytes .* has 10239 free"):
             fetch_url(url)
     checkpoints.rmdir()
-    checkpoints.write_text("")
+    checkpoints.write_bytes(b"")
     with pytest.raises(StorageError, match=r"cannot create .*checkpoints"):
         fetch_url(url)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("models/resnet18-f37072fd.pth", "f37072fd"),
-        ("models/resnet18-f37072fd.pth?x=-00000000.y", "f37072fd"),
-        ("vit_b-16.pth", None),
-        ("f37072fd.pth", None),
-    ],
-)
-def test_hash_in_a_name(name, expected):
-    assert sha256_prefix_in_name(f"https://h/{name}") == expected

@@ -43,31 +43,21 @@ def assert_loaded(out, model):
         assert product[f"backbone.model.{name}"].equal(tensor), name
 
 
-def test_pretrained_is_fetched_once_and_then_cached(hub, model, folder, tmp_path, monkeypatch):  # fault 31
-    repo = model.pretrained_cfg["hf_hub_id"]
-    hub.add_timm_repo(repo, "test_resnet", model.state_dict(), model.pretrained_cfg)
-    assert finetune(folder, tmp_path / "a", "pretrained") == 0
-    assert_loaded(tmp_path / "a", model)
-    source = json.loads((tmp_path / "a" / "model.json").read_text())["weights_source"]
-    assert repo.split("/")[-1] in source
-    fetched = len(hub.paths("GET"))
-    assert finetune(folder, tmp_path / "b", "pretrained") == 0
-    assert len(hub.paths("GET")) == fetched
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = len(hub.requests)
-    assert finetune(folder, tmp_path / "c", "pretrained") == 0
-    assert len(hub.requests) == before
-    assert_loaded(tmp_path / "c", model)
-
-
-def test_a_repository_by_its_id(hub, model, folder, tmp_path):
-    cfg = {**model.pretrained_cfg, "mean": [0.1, 0.2, 0.3]}
-    hub.add_timm_repo("acme/tiny", "test_resnet", model.state_dict(), cfg)
-    assert finetune(folder, tmp_path / "run", "hf-hub:acme/tiny") == 0
-    assert_loaded(tmp_path / "run", model)
-    described = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert described["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
-    assert described["weights_source"].startswith("hf-hub:acme/tiny@")
+@pytest.mark.parametrize("weights", ["pretrained", "hf-hub:acme/tiny", "w.pth"])
+def test_weights_arrive_and_are_fetched_once(hub, model, folder, tmp_path, monkeypatch, weights):  # fault 31
+    repo = "acme/tiny" if weights.startswith("hf-hub") else model.pretrained_cfg["hf_hub_id"]
+    hub.add_timm_repo(repo, "test_resnet", model.state_dict(), {**model.pretrained_cfg, "mean": [0.1, 0.2, 0.3]})
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path / "first", tmp_path / "offline")[: 2 if weights == "pretrained" else 1]:
+        assert finetune(folder, out, weights) == 0
+        assert_loaded(out, model)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    facts = json.loads((tmp_path / "first" / "model.json").read_text(encoding="utf-8"))
+    assert facts["weights_source"].startswith("file:w.pth" if weights == "w.pth" else f"hf-hub:{repo}")
+    assert (facts["preprocessing"]["mean"] == [0.1, 0.2, 0.3]) == (repo == "acme/tiny")  # it brings its own facts
+    gets = hub.paths("GET")
+    assert len(gets) == len(set(gets)) == {"pretrained": 1, "hf-hub:acme/tiny": 2, "w.pth": 0}[weights]
 
 
 @pytest.mark.parametrize(
@@ -98,25 +88,3 @@ def test_weights_that_cannot_be_had(hub, folder, tmp_path, capsys, monkeypatch, 
     assert words in err
     assert state == "there" or hub.requests == []
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "corrupt"])
-def test_damage_on_the_way_is_found_and_mended_by_the_next_call(
-    hub, model, folder, tmp_path, capsys, damage
-):  # fault 36
-    hub.add_timm_repo(model.pretrained_cfg["hf_hub_id"], "test_resnet", model.state_dict(), model.pretrained_cfg)
-    if damage == "cut":
-        hub.cut(1000)
-    else:
-        hub.corrupt()
-    assert finetune(folder, tmp_path / "run", "pretrained") == 4
-    assert capsys.readouterr().err.count("\n") == 1
-    hub.heal()
-    assert finetune(folder, tmp_path / "run", "pretrained") == 0
-    assert_loaded(tmp_path / "run", model)
-
-
-def test_a_local_file(model, folder, tmp_path):
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    assert finetune(folder, tmp_path / "run", tmp_path / "w.pth") == 0
-    assert_loaded(tmp_path / "run", model)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -160,7 +160,7 @@ def make_compute(
     accelerator: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
-    compiling: str = "auto",
+    compiling: Literal["auto", "on", "off"] = "auto",
     batch_size: int | None = None,
 ) -> Compute:
     """Set this process up and return what to compute with.
@@ -171,14 +171,7 @@ def make_compute(
     chosen = choose_accelerator(accelerator)
     decoders, threads = choose_workers(workers, chosen)
     tune_process(threads)
-    return Compute(
-        device_of(chosen),
-        precision,
-        "on" if compiling == "on" else "off" if compiling == "off" else "auto",
-        decoders,
-        available_cores(),
-        batch_size,
-    )
+    return Compute(device_of(chosen), precision, compiling, decoders, available_cores(), batch_size)
 
 
 def table_of(

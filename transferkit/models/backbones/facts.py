@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
+from transferkit.core.text import first_line
 from transferkit.models.weights.checkpoint import Checkpoint, read_file
 
-__all__ = ["MINI", "BackboneFacts", "Request"]
+__all__ = ["MINI", "BackboneFacts", "Request", "construction"]
 
 MINI = "transferkit/mini"
 """The backbone whose weights come with the package."""
 
 _HUB = "hf-hub:"
+
+
+@contextlib.contextmanager
+def construction(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a network's constructor raises in the block into a `BackboneError` that shows its arguments."""
+    try:
+        yield
+    except Exception as error:  # TypeError for unknown names; for unfit values whatever the constructor meets
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "none"
+        raise BackboneError(
+            f"backbone {name!r} cannot be built with the arguments {shown} ({first_line(error)}) - "
+            "correct backbone_args or the image size"
+        ) from error
 
 
 @dataclass(frozen=True)

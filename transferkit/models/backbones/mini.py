@@ -8,8 +8,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
-from transferkit.core.text import first_line
-from transferkit.models.backbones.facts import Request
+from transferkit.models.backbones.facts import Request, construction
 from transferkit.models.backbones.timm import TimmBackbone
 from transferkit.models.weights.checkpoint import read_file
 from transferkit.models.weights.loading import load_backbone_weights
@@ -34,7 +33,7 @@ def build_mini(request: Request) -> TimmBackbone:
     name, unknown = request.name, sorted(set(request.arguments) - set(_ARGUMENTS))
     if unknown:
         raise BackboneError(f"backbone {name!r} does not take {', '.join(unknown)} - it takes {', '.join(_ARGUMENTS)}")
-    try:
+    with construction(name, request.arguments):
         model = ResNet(
             BasicBlock,  # type: ignore[arg-type]  # timm's hint names the instance; the class is what it wants
             (1, 1, 1, 1),
@@ -42,10 +41,6 @@ def build_mini(request: Request) -> TimmBackbone:
             num_classes=0,
             **request.arguments,
         )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise BackboneError(
-            f"backbone {name!r} cannot be built ({first_line(error)}) - correct backbone_args"
-        ) from error
     checkpoint = request.checkpoint(lambda: read_file(str(_FILE), source="bundled", license_=MINI_LICENSE))
     if checkpoint is not None:
         load_backbone_weights(model, checkpoint.state, source=checkpoint.source, classifier=("fc",))

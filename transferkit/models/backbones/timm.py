@@ -211,7 +211,7 @@ def _pretrained_weights(name: str, cfg: PretrainedCfg) -> WeightsFile:
             return hub.fetch_from_hub(repo, revision=revision or None, filenames=(cfg.hf_hub_filename,))
         return hub.fetch_from_hub(repo, revision=revision or None)
     if isinstance(cfg.url, str) and cfg.url and not cfg.custom_load:
-        return downloads.fetch_url(cfg.url, sha256_prefix=downloads.sha256_prefix_in_name(cfg.url))
+        return downloads.fetch_url(cfg.url)
     tags = timm.list_models(f"{cfg.architecture}.*", pretrained=True)
     others = f" (weights exist for {', '.join(tags)})" if tags else ""
     raise BackboneError(

@@ -18,7 +18,7 @@ from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
-from transferkit.core.text import first_line
+from transferkit.models.backbones.facts import construction
 from transferkit.models.weights.checkpoint import Checkpoint
 from transferkit.models.weights.loading import load_backbone_weights
 
@@ -34,14 +34,8 @@ def build_network(name: str, cfg: PretrainedCfg, arguments: Mapping[str, Any]) -
     Raises:
         BackboneError: timm or the network does not accept the arguments.
     """
-    try:
+    with construction(name, arguments):
         return _create(cfg, arguments, num_classes=0)
-    except Exception as error:  # TypeError for unknown names; for unfit values whatever the constructor meets
-        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "none"
-        raise BackboneError(
-            f"backbone {name!r} cannot be built with the arguments {shown} ({first_line(error)}) - "
-            "correct backbone_args or the image size"
-        ) from error
 
 
 def load_network(model: nn.Module, cfg: PretrainedCfg, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -16,8 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
-from transferkit.core.text import first_line
-from transferkit.models.backbones.facts import BackboneFacts, Request
+from transferkit.models.backbones.facts import BackboneFacts, Request, construction
 from transferkit.models.backbones.groups import LayerGroup, named_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.weights import downloads
@@ -142,7 +141,7 @@ def build_torchvision(request: Request) -> TorchvisionBackbone:
 
     def pretrained() -> Checkpoint:
         url, license_ = pretrained_torchvision(request)
-        return read_fetched(downloads.fetch_url(url, sha256_prefix=downloads.sha256_prefix_in_name(url)), license_)
+        return read_fetched(downloads.fetch_url(url), license_)
 
     checkpoint = request.checkpoint(pretrained)
     facts = request.facts(_data_config(request.architecture), checkpoint)
@@ -183,14 +182,8 @@ def _network(request: Request, image_size: tuple[int, int]) -> tuple[nn.Module, 
     if architecture in ("googlenet", "inception_v3"):
         # As with their pretrained weights: pictures arrive in ImageNet's normalisation and are rescaled inside.
         options |= {"aux_logits": False, "transform_input": True, "init_weights": False}
-    try:
+    with construction(name, options):
         model: nn.Module = torchvision.models.get_model(architecture, weights=None, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise BackboneError(
-            f"backbone {name!r} cannot be built with the arguments {shown} ({first_line(error)}) - "
-            "correct backbone_args or the image size"
-        ) from error
     return model, (_cut(model), "AuxLogits", "aux1", "aux2")
 
 

@@ -20,6 +20,8 @@ from rich.progress import Progress
 
 from transferkit.core.errors import BackboneError, StorageError
 from transferkit.core.files import sha256_of_file, storage_errors, write_atomically
+from transferkit.core.locks import nearest_existing
+from transferkit.core.text import first_line
 
 __all__ = [
     "OFFLINE_SWITCHES",
@@ -28,9 +30,8 @@ __all__ = [
     "check_room",
     "fetch_url",
     "offline",
-    "one_line",
     "public_address",
-    "sha256_prefix_in_name",
+    "without_token",
 ]
 
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFERKIT_OFFLINE")
@@ -59,15 +60,15 @@ def offline() -> bool:
     return any(os.environ.get(name, "").strip().upper() in {"1", "ON", "TRUE", "YES"} for name in OFFLINE_SWITCHES)
 
 
-def fetch_url(url: str, *, sha256_prefix: str | None = None) -> WeightsFile:
+def fetch_url(url: str) -> WeightsFile:
     """Return the file at a plain address, from torch.hub's cache folder or downloaded into it.
 
     The file appears in ``$TORCH_HOME/hub/checkpoints`` only when it is complete (as long as the server announced)
-    and has the hash. A cached file of that name is used without asking the server, after its hash was checked.
+    and has the hash in its name, by torch.hub's convention (``resnet18-f37072fd.pth``), which timm and torchvision
+    follow. A cached file of that name is used without asking the server, after its hash was checked.
 
     Args:
         url: ``http`` or ``https``.
-        sha256_prefix: First hex digits of the content's sha256; see `sha256_prefix_in_name`.
 
     Raises:
         BackboneError: The address is not usable or cannot be reached, the download broke off, or the content does
@@ -87,7 +88,8 @@ def fetch_url(url: str, *, sha256_prefix: str | None = None) -> WeightsFile:
     name = PurePosixPath(unquote(parts.path)).name
     if Path(name).name != name or name in ("", ".."):
         raise BackboneError(f"cannot store weights as {name!r} - expected a file name without folders")
-    source, prefix = public_address(url), (sha256_prefix or "").lower()
+    source, named = public_address(url), re.search(r"-([0-9a-f]{8,64})\.[^./]*$", parts.path)
+    prefix = named[1] if named else ""
     target = _torch_cache() / name
     with storage_errors("read", target):
         digest = sha256_of_file(target) if target.is_file() else None
@@ -114,16 +116,6 @@ def fetch_url(url: str, *, sha256_prefix: str | None = None) -> WeightsFile:
     return WeightsFile(target, source, hasher.hexdigest())
 
 
-def sha256_prefix_in_name(url: str) -> str | None:
-    """Return the hash in a name like ``resnet18-f37072fd.pth``, by torch.hub's convention; ``None`` without one.
-
-    torchvision's files all follow it. Elsewhere eight digits may be a date: pass the result on only for a source
-    known to follow the convention.
-    """
-    match = re.search(r"-([0-9a-f]{8,64})\.[^./]*$", urlsplit(url).path)
-    return match[1] if match else None
-
-
 def _body(url: str, folder: Path, name: str) -> Iterator[bytes]:
     """Yield the content at `url` in pieces, with a progress bar on a terminal."""
     source = public_address(url)
@@ -145,7 +137,7 @@ def _body(url: str, folder: Path, name: str) -> Iterator[bytes]:
         raise BackboneError(f"cannot fetch {source}: the server says {error.code} - {WAY_OUT}") from error
     except (OSError, http.client.HTTPException) as error:
         what = f"the download of {source} broke off after {received} bytes" if received else f"cannot reach {source}"
-        raise BackboneError(f"{what} ({one_line(error)}) - {WAY_OUT}") from error
+        raise BackboneError(f"{what} ({without_token(error)}) - {WAY_OUT}") from error
     if size is not None and received != size:
         raise BackboneError(f"the download of {source} broke off: {received} of {size} bytes came - run again")
 
@@ -169,8 +161,7 @@ def check_room(folder: Path, size: int | None) -> None:
     if size is None:
         return
     with storage_errors("read", folder):
-        home = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(home).free
+        free = shutil.disk_usage(nearest_existing(folder)).free
     if free < size:
         raise StorageError(
             f"the download needs {size} bytes and the cache {str(folder)!r} has {free} free - free space, or set "
@@ -184,7 +175,6 @@ def public_address(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def one_line(error: BaseException) -> str:
-    """Return the kind and the text of an error as one short line, without the access token."""
-    words = re.sub(r"Bearer .*", "Bearer ***", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {words[:150]}" if words else type(error).__name__
+def without_token(error: BaseException) -> str:
+    """Return the kind and the first line of an error, without the access token that it may hold."""
+    return re.sub(r"Bearer .*", "Bearer ***", first_line(error))

@@ -26,8 +26,8 @@ from transferkit.models.weights.downloads import (
     WeightsFile,
     check_room,
     offline,
-    one_line,
     public_address,
+    without_token,
 )
 
 __all__ = ["fetch_from_hub", "hub_config"]
@@ -128,14 +128,14 @@ def _ask_hub(repo_id: str, filename: str, revision: str | None) -> HfFileMetadat
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise BackboneError(f"{repo_id!r} is not a hub id: {one_line(error)} - expected 'owner/name'") from error
+        raise BackboneError(f"{repo_id!r} is not a hub id: {without_token(error)} - expected 'owner/name'") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 404 and error.response.headers.get("X-Error-Code") is None:  # a plain mirror
             return None
         raise _HubRefusal(_meaning(status, revision)) from error
     except Exception as error:  # requests' or httpx's own, by huggingface_hub's version
-        raise _HubRefusal(f"cannot reach {public_address(_endpoint())} ({one_line(error)}) - {WAY_OUT}") from error
+        raise _HubRefusal(f"cannot reach {public_address(_endpoint())} ({without_token(error)}) - {WAY_OUT}") from error
     if metadata.commit_hash is None or metadata.etag is None:
         raise _HubRefusal(
             f"{public_address(_endpoint())} does not answer like a model hub - check HF_ENDPOINT and the proxy"
@@ -170,7 +170,7 @@ def _current(repo_id: str, filename: str, revision: str | None, metadata: HfFile
                 f"cannot write {what} to the cache {str(cache)!r}: {error.strerror} - make it writable, free "
                 f"{metadata.size or 'enough'} bytes, or set HF_HOME to another folder"
             ) from error
-        raise BackboneError(f"the download of {what} broke off ({one_line(error)}) - run again") from error
+        raise BackboneError(f"the download of {what} broke off ({without_token(error)}) - run again") from error
     return _verified(repo_id, filename, Path(path), fresh=present is None, etag=metadata.etag)
 
 
@@ -212,7 +212,7 @@ def _cached(repo_id: str, filename: str, revision: str | None) -> Path | None:
         with storage_errors("read", _hub_cache()):
             path = try_to_load_from_cache(repo_id, filename, cache_dir=_hub_cache(), revision=revision)
     except HFValidationError as error:
-        raise BackboneError(f"{repo_id!r} is not a hub id: {one_line(error)} - expected 'owner/name'") from error
+        raise BackboneError(f"{repo_id!r} is not a hub id: {without_token(error)} - expected 'owner/name'") from error
     return Path(path) if isinstance(path, str) else None
 
 
