@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.freezing import evaluation_mode
 
-__all__ = ["ALL", "POOLED", "POOLS", "Pool", "Tap", "find_taps", "pool_maps"]
-
-Pool = Literal["avg", "max", "avgmax", "cls"]
+__all__ = ["ALL", "POOLED", "POOLS", "Tap", "find_taps", "pool_maps"]
 
 POOLED: Final = "pooled"
 """The penultimate layer: what the backbone hands to a head."""

@@ -135,8 +135,7 @@ class FeatureSet:
             failures: Reason by row key, for pictures that have no row.
 
         Raises:
-            NonFiniteFeatures: Rows hold NaN or infinity. Nothing is written.
-            StoreError: The width is not the set's. Nothing is written.
+            StoreError: Rows hold NaN or infinity, or their width is not the set's. Nothing is written.
             StorageError: The disk is full, read-only or failing. Rows that were there stay.
         """
         packed = pack_keys(keys)

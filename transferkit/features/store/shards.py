@@ -25,7 +25,6 @@ __all__ = [
     "DamagedShard",
     "KeyIndex",
     "Manifest",
-    "NonFiniteFeatures",
     "Shard",
     "ShardContent",
     "State",
@@ -48,18 +47,6 @@ _KEYS = np.dtype(f"S{KEY_BYTES}")
 
 class DamagedShard(Exception):
     """A shard is missing or not what the manifest says; the message completes "the shard ..."."""
-
-
-class NonFiniteFeatures(StoreError):
-    """Rows hold NaN or infinity.
-
-    Attributes:
-        positions: Which rows, ascending.
-    """
-
-    def __init__(self, message: str, positions: Sequence[int]) -> None:
-        super().__init__(message)
-        self.positions = tuple(positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +77,17 @@ def checked_rows(rows: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray
     """Return rows as float32, if they can be stored.
 
     Raises:
-        NonFiniteFeatures: They hold NaN or infinity.
-        StoreError: Their shape is not (`count`, D).
+        StoreError: Their shape is not (`count`, D), or they hold NaN or infinity.
     """
     if rows.ndim != 2 or len(rows) != count:
         raise StoreError(f"{count} row keys came with features of shape {rows.shape}, expected ({count}, D)")
     with np.errstate(over="ignore"):  # what is too large for float32 is found just below
         rows = np.asarray(rows, dtype=np.float32)
-    positions = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
-    if positions:
-        raise NonFiniteFeatures(
+    positions = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(positions):
+        raise StoreError(
             f"{len(positions)} of {count} rows of features hold NaN or infinity, the first at position {positions[0]} "
-            "- extract with --precision 32, and check the weights",
-            positions,
+            "- extract with --precision 32, and check the weights"
         )
     return rows
 

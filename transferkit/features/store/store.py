@@ -11,10 +11,10 @@ from transferkit.core.errors import StorageError, StoreError
 from transferkit.core.files import storage_errors, user_cache
 from transferkit.core.locks import nearest_existing
 from transferkit.features.store.featureset import FeatureSet
-from transferkit.features.store.shards import NonFiniteFeatures, parse_state, read_state_bytes
+from transferkit.features.store.shards import parse_state, read_state_bytes
 from transferkit.features.store.spec import FeatureSpec
 
-__all__ = ["FeatureSet", "FeatureStore", "NonFiniteFeatures"]
+__all__ = ["FeatureSet", "FeatureStore"]
 
 _RESERVE = 64 * 2**20  # bytes that stay free: manifests grow, and other programs want to live
 
