@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from transferkit import __version__
-from transferkit.cli.messages import show_warnings
 from transferkit.cli.parser import build_parser, parse_options
 from transferkit.cli.verbs import VERBS
-from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
+from transferkit.core.errors import ConfigError, TransferkitError, TransferkitWarning, did_you_mean
 from transferkit.core.text import one_line
 
 __all__ = ["main"]
@@ -80,8 +81,21 @@ def _run(words: list[str]) -> None:
     if any(word.startswith("--print_config") for word in rest):
         build_parser(VERBS[name]).parse_args(rest)  # prints the recipe and exits
     options = parse_options(name, rest)
-    show_warnings()
+    _show_warnings()
     # Compute threads that sleep at barriers instead of spinning: no slower on a quiet machine, and half as fast again
     # beside one busy core (tests/bench/RESULTS.md). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     VERBS[name].run(options)
+
+
+def _show_warnings() -> None:
+    """Print transferkit's own warnings in one line each from now on, as errors are; leave the rest to Python."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if issubclass(category, TransferkitWarning):
+            print(f"transferkit: warning: {one_line(message)}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show

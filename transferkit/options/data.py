@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, option
@@ -29,14 +30,10 @@ class DataOptions(Options):
     allow_leaks: bool = option(False, "go on although the same picture is in two splits or has two labels")
     seed: int = option(0, "seed of splits, initialisation, sample order and augmentation", SEED)
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
-            problems.append(
-                f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
-            )
-        return problems
+            yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,12 +39,10 @@ class FeatureOptions(DataOptions):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
     workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.views and self.augment == "none":
-            problems.append("--views without augmentation are all the same - pass --augment light, standard or heavy")
-        return problems
+            yield "--views without augmentation are all the same - pass --augment light, standard or heavy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +78,15 @@ class ProbeConfig(FeatureOptions):
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
     quiet: bool = option(False, "no progress bars, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if "." not in self.classifier and self.classifier not in CLASSIFIERS:
-            problems.append(
+            yield (
                 f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "
                 f"{', '.join(CLASSIFIERS)} or the import path of a scikit-learn classifier, such as sklearn.svm.SVC"
             )
         if self.layer == "all":
-            problems.append("--layer all gives several sets of features - name one, or pass --depth to compare them")
-        return problems
+            yield "--layer all gives several sets of features - name one, or pass --depth to compare them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +99,10 @@ class StoreConfig(Options):
     dry_run: bool = option(False, "gc: only say what would be removed")
     quiet: bool = option(False, "no progress bar")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.action != "gc" and (self.unused_days is not None or self.dry_run):
-            problems.append(f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'")
-        return problems
+            yield f"--unused-days and --dry-run belong to 'store gc', not to 'store {self.action}'"
 
 
 @dataclass(frozen=True, kw_only=True)

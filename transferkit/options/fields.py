@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -74,10 +74,7 @@ class Options:
     """Base of every verb's options."""
 
     def problems(self) -> list[str]:
-        """Return everything that is wrong with the values, a sentence each; empty when they can be tried.
-
-        Here it is what each option's declaration says; subclasses add what options have to do with each other.
-        """
+        """Return everything that is wrong with the values, a sentence each; empty when they can be tried."""
         problems = []
         for item in fields(self):
             value, within = getattr(self, item.name), item.metadata["range"]
@@ -85,7 +82,11 @@ class Options:
                 problems.append(item.metadata["missing"])
             elif within is not None and isinstance(value, int | float) and not within.holds(value):
                 problems.append(f"{flag(item.name)} is {value}, expected {within.words}")
-        return problems
+        return [*problems, *self._conflicts()]
+
+    def _conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with values beside each other; a subclass adds its own to those of its base."""
+        yield from ()
 
 
 Config = TypeVar("Config", bound=Options)

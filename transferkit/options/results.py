@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ __all__ = [
 TTA = ("none", "flip", "5crop")
 
 NO_RUN = "RUN is missing, expected a run directory"
+NO_DATA = "DATA is missing, expected a labelled folder, a manifest or 'sample'"
 NO_PATHS = "PATH is missing, expected pictures, folders, globs or -"
 RATE = Range("a rate in (0, 1), such as 0.95", lambda value: 0.0 < value < 1.0)
 PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
@@ -44,9 +46,8 @@ class EvaluateConfig(RunOptions):
     """Measure a run on a labelled folder or manifest; writes a directory with metrics, tables, plots and a report."""
 
     data: str = option(
-        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a manifest, or 'sample'",
-        missing="DATA is missing, expected a labelled folder, a manifest or 'sample'",
-    )  # fmt: skip
+        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a manifest, or 'sample'", missing=NO_DATA
+    )
     split: Literal["auto", "train", "val", "test", "all"] = option(
         "auto", "which pictures of data with splits: auto takes every split but train, all takes them together"
     )
@@ -61,9 +62,9 @@ class EvaluateConfig(RunOptions):
     overwrite: bool = option(False, "replace what is in --out; it is deleted only when the new one is done")
     quiet: bool = option(False, "no progress bars, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        return super().problems() + _tta_problems(self.tta)
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        yield from _tta_problems(self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,9 @@ class PredictConfig(RunOptions):
     seed: int = option(0, "seed of K augmented views")
     quiet: bool = option(False, "no progress bar")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        return super().problems() + _tta_problems(self.tta)
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        yield from _tta_problems(self.tta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +106,10 @@ class CalibrateConfig(RunOptions):
     seed: int = option(0, "seed of the folds")
     quiet: bool = option(False, "no progress bar, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if not self.data and self.method != "none":
-            problems.append("DATA is missing, expected a labelled folder, a manifest or 'sample'")
-        return problems
+            yield NO_DATA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +161,10 @@ class ExportConfig(Options):
     overwrite: bool = option(False, "replace the file in --out")
     quiet: bool = option(False, "no progress bar, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.format != "onnx" and (self.precision != "32" or self.preprocessing != "outside"):
-            problems.append(f"--precision and --preprocessing are for --format onnx, not for {self.format}")
-        return problems
+            yield f"--precision and --preprocessing are for --format onnx, not for {self.format}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +182,6 @@ class ServeConfig(RunOptions):
     quiet: bool = option(False, "no line per request")
 
 
-def _tta_problems(tta: str) -> list[str]:
-    if tta in TTA or (tta.isdecimal() and 1 <= int(tta) <= 100):
-        return []
-    return [f"--tta is {tta!r}, expected {', '.join(TTA)} or a number of views from 1 to 100"]
+def _tta_problems(tta: str) -> Iterator[str]:
+    if not (tta in TTA or (tta.isdecimal() and 1 <= int(tta) <= 100)):
+        yield f"--tta is {tta!r}, expected {', '.join(TTA)} or a number of views from 1 to 100"

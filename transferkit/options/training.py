@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -127,16 +128,14 @@ class TrainingOptions(CraftOptions):
     )
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.probe == "solve":
             if self.head != "linear":
-                problems.append(f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd")
+                yield f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd"
             for name in ("probe_epochs", "probe_lr"):
                 if getattr(self, name) is not None:
-                    problems.append(f"{flag(name)} belongs to --probe sgd; a solved probe has none")
-        return problems
+                    yield f"{flag(name)} belongs to --probe sgd; a solved probe has none"
 
     @property
     def solves_probe(self) -> bool:
@@ -167,18 +166,16 @@ class FinetuneConfig(TrainingOptions):
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
     quiet: bool = option(False, "no progress bars, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.resume and self.overwrite:
-            problems.append("--resume and --overwrite exclude each other, expected at most one of them")
+            yield "--resume and --overwrite exclude each other, expected at most one of them"
         if self.resume and self.out is None:
-            problems.append("--resume needs --out, the run directory to go on with")
+            yield "--resume needs --out, the run directory to go on with"
         modes = {"--dry-run": self.dry_run, "--resume": self.resume, "--overfit-batches": self.overfit_batches}
         chosen = [name for name, value in modes.items() if value]
         if len(chosen) > 1:
-            problems.append(f"{' and '.join(chosen)} exclude each other, expected at most one of them")
-        return problems
+            yield f"{' and '.join(chosen)} exclude each other, expected at most one of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +200,10 @@ class LRFindConfig(TrainingOptions):
     out: str | None = option(None, "directory for lr.csv and lr.png; default: runs/<data>-<backbone>-lr")
     quiet: bool = option(False, "no progress bars, no summary")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        problems = super().problems()
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if not (0 < self.lr_min < self.lr_max and math.isfinite(self.lr_max)):
-            problems.append(f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max")
-        return problems
+            yield f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +234,7 @@ class SelftestConfig(Options):
     seed: int = option(0, "of the points")
     quiet: bool = option(False, "no progress, no table")
 
-    def problems(self) -> list[str]:
-        """Return everything that is wrong with the values."""
-        return super().problems() + ([] if self.resume else ["nothing to test - pass --resume"])
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        if not self.resume:
+            yield "nothing to test - pass --resume"
