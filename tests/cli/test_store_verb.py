@@ -37,8 +37,6 @@ def test_features_are_exported_and_told(folder, store, tmp_path, command):
     [
         (["--layer", "stage7"], 2, "transferkit/mini has no layer 'stage7'. Did you mean 'stage4'"),
         (["--out", "x.npy"], 2, "unknown ending '.npy'. Did you mean '.npz'"),
-        (["--views", "1", "--augment", "none"], 2, "--views without augmentation are all the same"),
-        (["--precision", "16"], 2, "--precision"),
         (["--data", "nowhere"], 3, "nothing found at 'nowhere'"),
         (["--backbone", "resnet1"], 4, "unknown backbone 'resnet1'"),
     ],
@@ -72,12 +70,6 @@ def test_list_verify_and_gc(store, command):
     assert command("store", "gc", "--store", store)[0] == 0
     assert not shard.exists()
     assert command("store", "verify", "--store", store)[0] == 0
-
-
-def test_options_of_gc_belong_to_gc(command, tmp_path):
-    status, _, err = command("store", "list", "--dry-run", "--store", tmp_path)
-    assert status == 2
-    assert "--unused-days and --dry-run belong to 'store gc', not to 'store list'" in err
 
 
 @pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "SIGINT"), (SystemExit, 143, "SIGTERM")])

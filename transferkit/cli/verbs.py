@@ -40,8 +40,8 @@ class Verb:
         help: A line for `--help`.
         places: Options that are words instead of flags, in order.
         keeps_features: Whether what it has computed when it is stopped is in the feature store.
-        as_given: Whether the work takes the options as they were given instead of their record: a resume has the others
-            from the run directory, and `search` does not search what is given.
+        by_name: Whether the work takes the options of the command line by name, not the record of all: a resume has the
+            others from the run directory, and `search` does not search what the user has set.
     """
 
     name: str
@@ -50,23 +50,23 @@ class Verb:
     help: str
     places: tuple[str, ...] = ()
     keeps_features: bool = False
-    as_given: bool = False
+    by_name: bool = False
 
     def run(self, options: Mapping[str, Any]) -> None:
         """Do the work.
 
         Args:
-            options: Those that were given, by field name.
+            options: Those of the command line, by field name.
 
         Raises:
             TransferkitError: As the work says.
             SystemExit: On SIGTERM.
         """
         # A resume has its options from the run directory.
-        config = None if self.as_given and options.get("resume") else make_config(self.options, options)
+        config = None if self.by_name and options.get("resume") else make_config(self.options, options)
         work = _find(self.work) if isinstance(self.work, str) else self.work
         with _stopped_by_sigterm(), _features_are_kept() if self.keeps_features else nullcontext():
-            work(options if self.as_given else config)
+            work(options if self.by_name else config)
 
 
 def _find(home: str) -> Callable[[Any], object]:
@@ -101,7 +101,7 @@ VERBS = {
     for verb in (
         Verb(
             "finetune", FinetuneConfig, _finetune,
-            "fine-tune a pretrained backbone on a folder of pictures", as_given=True,
+            "fine-tune a pretrained backbone on a folder of pictures", by_name=True,
         ),
         Verb("plan", PlanConfig, _plan, "what finetune would do: phases, learning rates, predicted time and memory"),
         Verb(
@@ -110,7 +110,7 @@ VERBS = {
         ),
         Verb(
             "search", SearchConfig, _search,
-            "search for options with Optuna; the best ones become a recipe", as_given=True,
+            "search for options with Optuna; the best ones become a recipe", by_name=True,
         ),
         Verb(
             "features", FeaturesConfig, "transferkit.cli.features.extract_features",

@@ -32,7 +32,6 @@ from transferkit.results.predict.predictor import load
 from transferkit.results.serve.answering import Answerer
 from transferkit.results.serve.guards import Limits, allowed_hosts, is_loopback
 from transferkit.results.serve.serve import open_port, serve
-from transferkit.training.finetune import finetune
 
 
 @pytest.fixture(scope="module")
@@ -595,18 +594,27 @@ def test_a_stopping_server_answers_what_it_has(answerer, held):
 
 
 @pytest.mark.slow
-def test_the_command_serves_a_trained_run(quick, tmp_path, folder):
-    run = tmp_path / "run"
-    finetune(**quick, out=str(run), report="off")
+def test_the_command_serves_a_trained_run(probed_run, tmp_path, folder):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "transferkit", "serve", str(run), "--port", "0", "--accelerator", "cpu", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "transferkit",
+        "serve",
+        str(probed_run),
+        "--port",
+        "0",
+        "--accelerator",
+        "cpu",
+        "--quiet",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
         try:
             line = server.stdout.readline()
-            port = int(re.search(r"serving  run at http://127.0.0.1:(\d+)", line)[1])
-            predictor = load(run)
+            port = int(re.search(r"serving  probed at http://127.0.0.1:(\d+)", line)[1])
+            predictor = load(probed_run)
             for path in sorted((folder / "val").rglob("*.png")):
                 answer = ask(port, "/predict?explain=true", path.read_bytes())[2]
                 (expected,) = predictor.predict(path)

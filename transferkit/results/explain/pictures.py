@@ -95,12 +95,12 @@ def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str])
 
     Args:
         pictures: Rows of `pictures.csv`, of which those of ``train`` are shown; of an evaluation its predictions.
-        names: Classes in the order wanted; the first dozen is shown.
+        names: Classes in order; the first dozen is shown.
 
     Returns:
-        ``rows``, a class each with its ``pictures``; ``shown`` and ``wanted``, how many there are and should be.
+        ``rows``, a class each with its ``pictures``; ``shown`` and ``expected``, how many there are and should be.
     """
-    rows, shown, wanted = [], 0, 0
+    rows, shown, expected = [], 0, 0
     trained = [row for row in pictures if row["split"] == "train"] or list(pictures)
     for name in names[:SAMPLE_CLASSES]:
         inside = sorted(
@@ -108,12 +108,14 @@ def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str])
         )
         made: list[str] = []
         for row in inside[:TRIES]:
-            if len(made) < SAMPLES and (shown or not wanted):  # nothing of the first class is left: the folder is gone
+            if len(made) < SAMPLES and (
+                shown or not expected
+            ):  # nothing of the first class is left: the folder is gone
                 made += [uri for uri in [thumbnail(row["path"])] if uri is not None]
-        wanted += min(SAMPLES, len(inside))
+        expected += min(SAMPLES, len(inside))
         shown += len(made)
         rows.append({"name": name, "pictures": made})
-    return {"rows": rows, "shown": shown, "wanted": wanted}
+    return {"rows": rows, "shown": shown, "expected": expected}
 
 
 def mistake_pictures(rows: Sequence[Mapping[str, Any]], model_run: Path | None) -> dict[str, Any]:

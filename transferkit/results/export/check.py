@@ -96,9 +96,9 @@ def export_pictures(run: Path, targets: Targets, *, data: str | None, most: int)
     there = [path for path in digests if Path(path).is_file()]
     compared = [path for path in _spread(there, most) if digests[path] in ("", sha256_of_file(path))]
     if not compared:
-        seen = f"{len(digests)} validation pictures, none of which is there unchanged" if digests else "none"
+        listed = f"{len(digests)} validation pictures, none of which is there unchanged" if digests else "none"
         raise ExportError(
-            f"{run}: an export is compared on real pictures before it appears, but the run lists {seen} - "
+            f"{run}: an export is compared on real pictures before it appears, but the run lists {listed} - "
             "pass --data with labelled pictures"
         )
     trained = [row["path"] for row in files.pictures if row["split"] == "train" and Path(row["path"]).is_file()]
