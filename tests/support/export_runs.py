@@ -67,9 +67,9 @@ def make_run(
 ) -> Path:
     """Write a run directory with a model of random weights, 20 validation and 12 training pictures."""
     run.mkdir(parents=True)
-    given = {"backbone": "test_resnet", "weights": "random", "image_size": 32, **options}
+    options = {"backbone": "test_resnet", "weights": "random", "image_size": 32, **options}
     torch.manual_seed(0)
-    module = TransferModule(given.pop("backbone"), len(classes), class_names=classes, **given).eval()
+    module = TransferModule(options.pop("backbone"), len(classes), class_names=classes, **options).eval()
     rows = [("split", "label", "path", "sha256")]
     for split, count, seed in (("val", 20, 1), ("train", 12, 2)):
         for path in draw_pictures(run.parent / f"{run.name}-pictures" / split / "cat", count, seed):

@@ -106,14 +106,14 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
 def test_targets(options, picture, monkeypatch):
     drawn = []
     monkeypatch.setattr(pages, "save_figure", lambda figure, path: drawn.append(figure))
-    asked = []
+    explained = []
     monkeypatch.setattr(
-        explaining, "heatmaps", lambda predictor, views, targets: asked.append(targets) or np.zeros(views.shape[:3])
+        explaining, "heatmaps", lambda predictor, views, targets: explained.append(targets) or np.zeros(views.shape[:3])
     )
     out = explain(ExplainConfig(**options, paths=[picture], neighbours=0, target="$a_b$ $"))
     (row,) = read_csv(out / "explain.csv")
     assert row["target"] == "$a_b$ $" and list(row) == ["path", "label", "probability", "target", "png", "error"]
-    assert asked == [["$a_b$ $"]]
+    assert explained == [["$a_b$ $"]]
     words = [text.get_text() for axis in drawn[0].axes for text in (axis.title, axis.xaxis.label, *axis.texts)]
     assert "evidence for $a_b$ $" in words and "no place speaks for it" in words
     # The target is among the bars, whatever its probability.
@@ -171,7 +171,7 @@ def test_a_model_without_heat_maps(options, picture, tmp_path, monkeypatch):
     info = save_model(tmp_path, module)
     monkeypatch.setattr(explaining, "load", lambda run, **others: Predictor(module, info))
     monkeypatch.setattr(explaining, "AT_ONCE", 1)
-    with pytest.warns(TransferkitWarning, match="pages without heat maps: no heat map: no stage of vectors") as told:
+    with pytest.warns(TransferkitWarning, match="pages without heat maps: no heat map: no stage of vectors") as warned:
         explain(ExplainConfig(**options, paths=[picture, picture], neighbours=0))
-    assert len(told) == 1
+    assert len(warned) == 1
     assert len(list((tmp_path / "out").glob("*.png"))) == 2

@@ -63,24 +63,24 @@ def finished(grids, size):
 def by_hooks(predictor, layer, images, targets, grid):
     """The definition, by hooks on a copy and `backward`, picture by picture; tokens (B, N, C) without their prefix."""
     module = copy.deepcopy(predictor.module)
-    seen = {}
+    stages = {}
 
     def hook(stage, inputs, output):
         output.retain_grad()
-        seen["maps"] = output
+        stages["maps"] = output
 
     module.backbone.get_submodule(f"model.{layer}").register_forward_hook(hook)
-    found = []
+    heats = []
     for image, target in zip(images, targets, strict=True):
         module(normalise(torch.from_numpy(image[None]), predictor.info.preprocessing))[0, target].backward()
-        maps, gradient = seen["maps"].detach(), seen["maps"].grad
+        maps, gradient = stages["maps"].detach(), stages["maps"].grad
         if maps.ndim == 4:
             heat = (gradient.mean(dim=(2, 3))[:, :, None, None] * maps).sum(dim=1)
         else:
             prefix = module.backbone.prefix_tokens
             heat = (gradient[:, prefix:].mean(dim=1, keepdim=True) * maps[:, prefix:]).sum(dim=2)
-        found.append(heat.reshape(grid).numpy())
-    return np.stack(found)
+        heats.append(heat.reshape(grid).numpy())
+    return np.stack(heats)
 
 
 # ---- the method -------------------------------------------------------------------------------------------------

@@ -84,12 +84,12 @@ def by_definition(predictor, paths, train, k):
             return predictor.module.backbone(normalise(view, predictor.info.preprocessing))[0].double().numpy()
 
     rows = np.stack([features(path) for path in train])
-    found = []
+    nearest = []
     for path in paths:
         query = features(path)
         cosines = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
-        found.append([(str(train[at]), float(cosines[at])) for at in np.argsort(-cosines, kind="stable")[:k]])
-    return found
+        nearest.append([(str(train[at]), float(cosines[at])) for at in np.argsort(-cosines, kind="stable")[:k]])
+    return nearest
 
 
 def nearest(known, predictor, paths, k):

@@ -396,8 +396,8 @@ def test_classifiers_that_would_have_to_be_trusted_are_not_kept(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
     svc = make_pipeline(SVC()).fit(X, y)
     assert keep_classifier(tmp_path, svc, CLASSES) == "yes"
-    kept, facts = read_classifier(tmp_path / CLASSIFIER)
-    assert kept.predict(X).tolist() == svc.predict(X).tolist() and json.loads(facts["classes"]) == list(CLASSES)
+    classifier, facts = read_classifier(tmp_path / CLASSIFIER)
+    assert classifier.predict(X).tolist() == svc.predict(X).tolist() and json.loads(facts["classes"]) == list(CLASSES)
     monkeypatch.setitem(sys.modules, "skops", None)
     monkeypatch.setitem(sys.modules, "skops.io", None)
     assert "pip install 'transferkit[sklearn]'" in keep_classifier(tmp_path, svc, CLASSES)

@@ -49,18 +49,18 @@ def pictures(run):
 @pytest.fixture(scope="module")
 def made(run, tmp_path_factory):
     """The file of the verb and the network in it, made once: tracing takes seconds."""
-    out, kept = tmp_path_factory.mktemp("out") / "it's.onnx", []
+    out, networks = tmp_path_factory.mktemp("out") / "it's.onnx", []
 
-    def build(*given, **more):
-        kept.append(build_onnx(*given, **more).SerializeToString())
-        return onnx.load_from_string(kept[0])
+    def build(*arguments, **options):
+        networks.append(build_onnx(*arguments, **options).SerializeToString())
+        return onnx.load_from_string(networks[0])
 
     import onnx
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_format, "build_onnx", build)
         assert export(ExportConfig(run=str(run), out=str(out), quiet=True)) == out
-    return out, onnx.load_from_string(kept[0])
+    return out, onnx.load_from_string(networks[0])
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,9 @@ def test_outputs_are_those_of_torch_for_batches_of_any_size(run, exported, pictu
         images = np.stack([normalised(path, info.preprocessing) for path in pictures[:size]])
         probabilities, logits = session.run(["probabilities", "logits"], {"images": images})
         with torch.inference_mode():
-            wanted = module(torch.from_numpy(images)).numpy()
-        assert np.abs(logits - wanted).max() <= 1e-4
-        powers = np.exp(wanted / TEMPERATURE - (wanted / TEMPERATURE).max(axis=1, keepdims=True))
+            expected = module(torch.from_numpy(images)).numpy()
+        assert np.abs(logits - expected).max() <= 1e-4
+        powers = np.exp(expected / TEMPERATURE - (expected / TEMPERATURE).max(axis=1, keepdims=True))
         assert np.abs(probabilities - powers / powers.sum(axis=1, keepdims=True)).max() <= 1e-5
     assert len(set(logits.argmax(axis=1).tolist())) > 1  # the pictures tell models apart
 
@@ -113,8 +113,8 @@ def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, export
     facts = session_of(exported).get_modelmeta().custom_metadata_map
     assert json.loads(facts["classes"]) == list(CLASSES)
     half = (0.5, 0.5, 0.5)
-    wanted = DataConfig((32, 32), half, half, crop_pct=0.95)
-    assert DataConfig.from_dict(json.loads(facts["preprocessing"])) == wanted == load_model(run)[1].preprocessing
+    expected = DataConfig((32, 32), half, half, crop_pct=0.95)
+    assert DataConfig.from_dict(json.loads(facts["preprocessing"])) == expected == load_model(run)[1].preprocessing
     assert json.loads(facts["preprocessing"])["decode_side"] == 64
     assert float(facts["temperature"]) == TEMPERATURE and json.loads(facts["calibration"])["method"] == "temperature"
     assert facts["backbone"] == "test_resnet" and facts["head"] == "linear"
@@ -139,13 +139,13 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
     with Image.open(clear) as image:
         image.putalpha(100)
         image.save(clear)
-    given = [*pictures, turned, clear, grey, small]
+    paths = [*pictures, turned, clear, grey, small]
     script = exported.with_name("it's_example.py")
-    told = run_example(script, given)
-    wanted = predictor.predict(given)
-    assert [row[:2] for row in told] == [[item.path, item.label] for item in wanted]
-    assert [float(row[2]) for row in told] == pytest.approx([item.probability for item in wanted], abs=5e-3)
-    assert len({row[1] for row in told}) > 1
+    rows = run_example(script, paths)
+    expected = predictor.predict(paths)
+    assert [row[:2] for row in rows] == [[item.path, item.label] for item in expected]
+    assert [float(row[2]) for row in rows] == pytest.approx([item.probability for item in expected], abs=5e-3)
+    assert len({row[1] for row in rows}) > 1
     lines = [line for line in script.read_text().splitlines()[1:] if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 25
 
@@ -173,8 +173,8 @@ def test_the_graph_fits_pictures_as_evaluation_does(interpolation, mode):
         pictures = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
         (images,) = session.run(None, {"pictures": pictures})
         levels = (images.transpose(0, 2, 3, 1) * config.std + config.mean) * 255
-        wanted = np.stack([fit(picture, config) for picture in pictures])
-        apart = np.abs(levels - wanted)
+        expected = np.stack([fit(picture, config) for picture in pictures])
+        apart = np.abs(levels - expected)
         shrinks = (
             min(height / 24, width / 30) * config.crop_pct >= 1 if mode == "center" else height >= 24 and width >= 30
         )
@@ -230,10 +230,10 @@ def test_families_in_every_precision(backbone, precision, preprocessing, tmp_pat
     config = ExportConfig(run=str(run), precision=precision, preprocessing=preprocessing, quiet=True)
     out = export(config)
     pictures = sorted((tmp_path / "run-pictures/val/cat").glob("*.jpg"))
-    told = run_example(run / "run_example.py", pictures)
-    wanted = [item.label for item in load(run).predict(pictures)]
+    rows = run_example(run / "run_example.py", pictures)
+    expected = [item.label for item in load(run).predict(pictures)]
     assert out == run / "run.onnx"
-    assert np.mean([row[1] == label for row, label in zip(told, wanted, strict=True)]) >= 0.95
+    assert np.mean([row[1] == label for row, label in zip(rows, expected, strict=True)]) >= 0.95
 
 
 @pytest.mark.slow
@@ -307,8 +307,8 @@ def test_a_mismatch_leaves_no_file_and_an_old_one_as_it_was(
 
 
 def test_what_onnxruntime_does_not_take_is_told(run, prepared, tmp_path, monkeypatch):  # fault 85
-    def truncated(model, path, *given, **more):
-        write_onnx(model, path, *given, **more)
+    def truncated(model, path, *arguments, **options):
+        write_onnx(model, path, *arguments, **options)
         path.write_bytes(path.read_bytes()[:5000])
 
     monkeypatch.setattr(onnx_format, "write_onnx", truncated)
@@ -323,15 +323,15 @@ def test_int8_falls_back_to_ranges_per_batch(run, prepared, core, tmp_path, monk
         onnx_format, "quantise", lambda model, predictor, paths, *, static: ways.append((static, len(paths))) or core
     )
     results = iter([Comparison(20, 15, 0.1, 0.1), Comparison(20, 20, 0.01, 0.01, ratio=2.0, timed=8)])
-    monkeypatch.setattr("transferkit.results.export.export.compare", lambda *given, **more: next(results))
+    monkeypatch.setattr("transferkit.results.export.export.compare", lambda *arguments, **options: next(results))
     export(ExportConfig(run=str(run), out=str(tmp_path / "a.onnx"), precision="int8"))
     assert ways == [(True, 12), (False, 12)]  # measured on the training pictures
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert (
-        "int8 dynamic, ranges per batch" in told and "int8 static was tried before and kept 75.0% of the labels" in told
+        "int8 dynamic, ranges per batch" in text and "int8 static was tried before and kept 75.0% of the labels" in text
     )
-    assert "100.0% the same on 20 validation pictures of the run" in told and "2.00 times torch" in told
-    assert str(tmp_path / "a_example.py") in told
+    assert "100.0% the same on 20 validation pictures of the run" in text and "2.00 times torch" in text
+    assert str(tmp_path / "a_example.py") in text
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

@@ -68,8 +68,8 @@ class Visit:
             viewport={"width": width, "height": 800}, color_scheme=scheme, has_touch=touch, is_mobile=touch
         )
         self.page = self.context.new_page()
-        self.asked, self.complaints = [], []
-        self.page.on("request", lambda request: self.asked.append((request.method, request.url)))
+        self.requests, self.complaints = [], []
+        self.page.on("request", lambda request: self.requests.append((request.method, request.url)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(self.base)
@@ -143,7 +143,7 @@ def test_a_dropped_picture_is_answered(visit, predictor, width, scheme):
     here.shot(f"heat-{width}-{scheme}")
     assert here.has_no_sideways_scroll()
     assert here.complaints == []
-    assert {url.partition("?")[0] for _, url in here.asked if not url.startswith(("data:", "blob:"))} == {
+    assert {url.partition("?")[0] for _, url in here.requests if not url.startswith(("data:", "blob:"))} == {
         f"{here.base}/",
         f"{here.base}/predict",
     }
@@ -191,10 +191,10 @@ def test_what_cannot_be_answered_is_told(visit):
     assert not here.page.locator("#result").is_visible()  # no answer of an earlier picture beside it
     assert here.page.get_by_role("switch").is_disabled()
     here.shot("error")
-    sent = len(here.asked)
+    sent = len(here.requests)
     here.give(b"\0" * (LIMITS.picture_bytes + 1))
     here.page.get_by_text("more than the limit of 0.3 MB").wait_for(timeout=20_000)
-    assert len(here.asked) == sent  # nothing was sent in vain
+    assert len(here.requests) == sent  # nothing was sent in vain
     here.give(png(1))
     here.answered()
     assert not error.is_visible()
@@ -227,5 +227,5 @@ def test_the_documentation_needs_no_network(visit, width, scheme):
     here.page.get_by_role("heading", name="POST /predict").wait_for(timeout=20_000)
     here.shot(f"docs-{width}-{scheme}")
     assert here.has_no_sideways_scroll()
-    assert {url for _, url in here.asked if not url.startswith("data:")} == {f"{here.base}/", f"{here.base}/docs"}
+    assert {url for _, url in here.requests if not url.startswith("data:")} == {f"{here.base}/", f"{here.base}/docs"}
     assert here.complaints == []

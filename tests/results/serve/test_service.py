@@ -156,7 +156,7 @@ def test_explanations_are_pictures_not_paths(site, neighbours):
     assert heat.size == (448, 448)
     assert answer["neighbours"][0]["similarity"] == 0.75
     assert [near["label"] for near in answer["neighbours"]] == [CLASSES[2], "square"]
-    assert neighbours.asked[-1] == hashlib.sha256(png(1)).hexdigest()  # so that it is not its own neighbour
+    assert neighbours.hashes[-1] == hashlib.sha256(png(1)).hexdigest()  # so that it is not its own neighbour
     thumbnail = decoded(answer["neighbours"][0]["thumbnail"], "jpeg")
     assert max(thumbnail.size) <= 224
     assert "thumbnail" not in answer["neighbours"][1]  # the file is gone
@@ -179,7 +179,7 @@ def test_what_cannot_be_explained_is_still_answered(port, answerer, monkeypatch,
         raise DataError("no store in /home/secret")
 
     monkeypatch.setattr(answerer._near, "_run", broken)
-    monkeypatch.setattr(answerer._heat, "_run", lambda asked: 1 / 0)
+    monkeypatch.setattr(answerer._heat, "_run", lambda items: 1 / 0)
     status, _, answer = ask(port, "/predict?explain=true", png(1))
     assert status == 200
     assert answer["label"] in CLASSES
