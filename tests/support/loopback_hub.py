@@ -194,11 +194,11 @@ class LoopbackHub:
 
     def _send(self, handler, method: str, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
         start = 0
-        asked = handler.headers.get("Range")
-        if asked:
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
+        range_ = handler.headers.get("Range")
+        if range_:
+            start = int(range_.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        handler.send_response(206 if asked else 200)
+        handler.send_response(206 if range_ else 200)
         for name, value in {**headers, "Content-Length": str(len(content) - start), "Connection": "close"}.items():
             handler.send_header(name, value)
         handler.end_headers()

@@ -14,7 +14,7 @@ class ImageRecord:
     """One labelled picture of a data set.
 
     Attributes:
-        path: Where the file lies, as given by the user (not resolved).
+        path: Where the file lies, as the user wrote it (not resolved).
         label: Class name.
         split: ``"train"``, ``"val"`` or ``"test"``.
         sha256: Hex digest of the file's bytes.
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """How pictures must be prepared for a backbone: the facts that travel with its weights.
+    """The preparation of pictures for a backbone: the facts that travel with its weights.
 
     Attributes:
         image_size: ``(height, width)`` in pixels.

@@ -11,7 +11,7 @@ __all__ = ["TargetSpec"]
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What the answers of a data set mean; it travels in `model.json`.
+    """The meaning of the answers of a data set; it travels in `model.json`.
 
     Attributes:
         names: Of the classes, labels or numbers, in index order.

@@ -47,7 +47,7 @@ TRIAL_BATCH = 32
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes with.
+    """The means by which a run computes.
 
     Attributes:
         accelerator: ``"cpu"``, ``"gpu"`` or ``"mps"``.

@@ -32,7 +32,7 @@ SPREAD = 0.1
 """The two shortest times of each way must agree within this share."""
 
 _SESSION: dict[Path, dict[str, float | None]] = {}
-"""What cannot be or must not be written down, but holds for this process: it computes all its rows alike."""
+"""Numbers that cannot or must not be written down, but hold for this process: it computes all its rows alike."""
 
 
 class Memory:

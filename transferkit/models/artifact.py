@@ -39,7 +39,7 @@ WEIGHTS, INFO = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What `model.json` holds.
+    """The content of `model.json`.
 
     Attributes:
         backbone: Name for `create_backbone`.
@@ -73,12 +73,12 @@ class ModelInfo:
 
     @property
     def target_spec(self) -> TargetSpec:
-        """What the model's answers mean."""
+        """The meaning of the model's answers."""
         return TargetSpec(self.class_names, self.target_facts)
 
     @property
     def targets(self) -> Targets:
-        """What labels mean to the model."""
+        """The meaning that labels have to the model."""
         return task_named(self.task).targets.of(self.target_spec)
 
 

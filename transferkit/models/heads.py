@@ -165,7 +165,7 @@ def build_head(
         num_classes: Number of classes C, at least 1.
         drop_rate: Share of the inputs (``mlp``: of the hidden units) set to zero in training, in [0, 1); for built-in
             heads only.
-        hidden: Width of the hidden layer of ``mlp``; `in_features` unless told.
+        hidden: Width of the hidden layer of ``mlp``; `in_features` when ``None``.
 
     Raises:
         ConfigError: The name is unknown, a number is out of range, an option does not belong to this head, or the

@@ -137,7 +137,7 @@ class TransferModule(L.LightningModule):
 
     @property
     def data_config(self) -> DataConfig:
-        """How pictures must be prepared for this model."""
+        """The preparation of pictures for this model."""
         return self.backbone.data_config
 
     def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:

@@ -1,1 +1,1 @@
-"""What a person sees: progress bars, words for numbers, plots. Read `progress` first."""
+"""The things that a person sees: progress bars, words for numbers, plots. Read `progress` first."""

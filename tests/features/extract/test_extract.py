@@ -94,7 +94,7 @@ def test_no_options_go_unnoticed(folder, options):
         extract_features(folder, backbone="resnet1", **options)
 
 
-def test_what_is_wrong_with_the_folder_is_told_before_any_work(data, options, decoded):
+def test_a_folder_that_is_wrong_is_refused_before_any_work(data, options, decoded):
     shutil.copy(data / "train" / "circle" / "000.png", data / "val" / "circle" / "copy.png")
     with pytest.raises(DataError, match="in more than one split"):
         extract_features(data, **options)

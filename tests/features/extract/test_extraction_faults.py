@@ -59,7 +59,7 @@ def bad_picture(folder, name="bad.png", content=b"no picture"):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("views", [0, 2])
-def test_a_bad_picture_is_told_and_the_rest_is_kept(shapes, backbone, store, tmp_path, workers, views):  # fault 69
+def test_a_bad_picture_is_named_and_the_rest_is_stored(shapes, backbone, store, tmp_path, workers, views):  # fault 69
     some = [*shapes[:7], bad_picture(tmp_path), *shapes[7:12]]
     result = run(some, backbone, store, views=views, workers=workers)
     assert list(result.failures) == [7]
@@ -301,7 +301,7 @@ def test_an_interrupt_between_a_batch_and_its_names(shapes, backbone, store, mon
     assert error(only(result)[0], plain_rows(backbone, [each.name for each in shapes])) <= CLOSE
 
 
-def test_no_space_is_told_before_anything_is_computed(shapes, backbone, store, monkeypatch, decoded):  # fault 68
+def test_no_space_is_said_before_anything_is_computed(shapes, backbone, store, monkeypatch, decoded):  # fault 68
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 2**26 + 100))
     with pytest.raises(StorageError, match=r"needs [\d,]+ bytes and a reserve of .*free some space, or give another"):

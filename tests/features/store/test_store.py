@@ -301,7 +301,7 @@ def test_sets(store):
     for spec in specs:
         store.open(spec).add(keys_of([1]), rows_of([1]))
     (store.root / "notes").mkdir()
-    (store.root / "file").write_text("")
+    (store.root / "file").write_text("", encoding="utf-8")
     sets = store.sets()
     assert [each.spec for each in sets] == sorted(specs, key=lambda spec: spec.folder)
     assert all(isinstance(each, FeatureSet) and has_all(each, [1]) for each in sets)

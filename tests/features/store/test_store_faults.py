@@ -252,7 +252,9 @@ def test_a_mended_description_does_not_bring_back_the_old_manifest(store, target
 @pytest.mark.parametrize("name", ["set.json", "manifest.json"])
 def test_a_newer_format_is_refused(store, target, name):
     path = target.path / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2, "future": True}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "format": 2, "future": True}), encoding="utf-8"
+    )
     before = files(target.path)
     message = rf"{name}: has format 2, transferkit \S+ reads formats up to 1 - update transferkit"
     for use in (
@@ -437,14 +439,14 @@ def test_the_next_write_clears_the_manifest_of_known_damage(store, target, monke
 
 
 def test_a_file_in_the_place_of_the_store(tmp_path):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     store = FeatureStore(tmp_path / "file")
     assert missing_of(store.open(SPEC), [1]) == [0]
     with pytest.raises(StorageError, match="cannot write to the feature set"):
         add(store.open(SPEC), [1])
     with pytest.raises(StorageError, match="cannot list"):
         store.sets()
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 # --- read-only stores

@@ -130,7 +130,7 @@ def test_verify_finds_keys_that_are_there_twice(store, target):
 def test_verify_finds_what_is_not_listed(store, target):
     (target.path / ORPHAN).write_bytes(b"x")
     (target.path / f".{ORPHAN}.abc.tmp").write_bytes(b"x")
-    (target.path / "notes.txt").write_text("mine")
+    (target.path / "notes.txt").write_text("mine", encoding="utf-8")
     (store.root / f".{SPEC.folder}.abc.tmp").mkdir()
     assert verify(store) == [
         Problem(f".{SPEC.folder}.abc.tmp", "", "is a leftover of a removed set"),
@@ -151,7 +151,7 @@ def test_verify_finds_damaged_descriptions(store, target, name):
 
 def test_verify_finds_newer_formats(store, target):
     path = target.path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "format": 7}), encoding="utf-8")
     assert [what.split(": ")[1].split(",")[0] for _, what in problems_of(store)] == ["has format 7"]
 
 
@@ -253,7 +253,7 @@ def test_gc_of_empty_sets(store, target):
     )
     killed = store.open(replace(SPEC, layer="c")).path  # as left by a writer killed before its first file
     killed.mkdir()
-    (killed / "lock").write_text("")
+    (killed / "lock").write_text("", encoding="utf-8")
     assert [removal.folder for removal in gc(store).removed] == sorted(
         [replace(SPEC, layer="a").folder, replace(SPEC, layer="c").folder]
     )
@@ -284,9 +284,9 @@ def test_gc_leaves_a_busy_set_alone(store, target):
 def test_gc_removes_only_what_is_the_stores(store, target):
     own = store.root / "photos-0123456789abcdef"
     own.mkdir()
-    (own / "cat.jpg").write_text("")
+    (own / "cat.jpg").write_text("", encoding="utf-8")
     (store.root / "notes").mkdir()
-    (target.path / "thesis.tex").write_text("dear")
+    (target.path / "thesis.tex").write_text("dear", encoding="utf-8")
     os.utime(target.path / "set.json", (0, 0))
     report = gc(store, unused_days=1)
     assert report.removed == () and "holds files that are not the store's" in report.skipped[0]

@@ -56,7 +56,7 @@ class ImageData(L.LightningDataModule):
         skip_bad: Drop unreadable pictures instead of raising.
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
-        reader: Says what labels mean: the ``targets`` of a task; names of classes unless told otherwise.
+        reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
     Raises:

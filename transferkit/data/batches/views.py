@@ -1,4 +1,4 @@
-"""How a decoded picture is shown to a network: as in evaluation, or augmented by a seed of its content and a number."""
+"""The views of a decoded picture: as in evaluation, or augmented by a seed of its content and a number."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ LOST = re.compile(
     r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|Pin memory thread exited"
     r"|dataloader's workers are out of shared memory|shared memory object|</torch_.*No space left on device"
 )
-"""What torch says, as a bare `RuntimeError`, when a worker was killed or has no room to send a batch in."""
+"""The words of torch, in a bare `RuntimeError`, when a worker was killed or has no room to send a batch in."""
 
 
 def start_worker(worker: int) -> None:

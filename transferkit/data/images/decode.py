@@ -58,7 +58,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 """``(H, W, 3) uint8``, RGB, upright."""
 
 BACKGROUND: Final = (255, 255, 255)
-"""What shows through transparent pixels: white, as on a page."""
+"""The colour that shows through transparent pixels: white, as on a page."""
 
 MAX_PIXELS: Final = 100_000_000
 """The largest picture decoded, in pixels; about 300 MB as RGB."""
@@ -106,7 +106,7 @@ class UnreadableImage(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header of a picture says.
+    """The facts in the header of a picture.
 
     Attributes:
         format: ``"JPEG"``, ``"PNG"``, ``"WEBP"``, ``"BMP"``, ``"GIF"`` or ``"TIFF"``.

@@ -31,7 +31,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """What reading one file gave.
+    """The result of reading one file.
 
     Attributes:
         path: The file.

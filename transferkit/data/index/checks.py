@@ -1,4 +1,4 @@
-"""What makes a data set unfit, thin or odd: classes without pictures, leaks between splits, special pictures."""
+"""Checks for data sets that are unfit, thin or odd: empty classes, leaks between splits, special pictures."""
 
 from __future__ import annotations
 

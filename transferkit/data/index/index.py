@@ -36,7 +36,7 @@ class ImageIndex:
     """The pictures of a data set.
 
     Attributes:
-        root: The data set, as given by the user.
+        root: The data set, as the user wrote it.
         targets: What the labels mean, as far as the training split tells.
         records: Sorted by path.
         skipped: What is not part of the index, and why.

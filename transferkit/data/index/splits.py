@@ -1,4 +1,4 @@
-"""Which split a picture belongs to: a seeded hash of its content.
+"""The split of a picture: a seeded hash of its content.
 
 A picture's place follows from its own bytes (or its group) and the seed alone, so adding files never moves old ones,
 renaming files moves nothing, and equal files share a split. Every stratum (a class, say) is cut by the same hash, so

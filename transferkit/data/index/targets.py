@@ -1,4 +1,4 @@
-"""What a label means: the one place where the text of a record becomes what is trained on."""
+"""The meaning of labels: the one place where the text of a record becomes what is trained on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets"]
 
 
 class Targets(Protocol):
-    """What the labels of one data set or model mean."""
+    """The meaning of the labels of one data set or model."""
 
     @property
     def spec(self) -> TargetSpec:
-        """What a model's outputs mean; it travels in `model.json`."""
+        """The meaning of a model's outputs; it travels in `model.json`."""
 
     @property
     def stratum_names(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class ClassTargets:
 
     @property
     def spec(self) -> TargetSpec:
-        """What a model's outputs mean."""
+        """The meaning of a model's outputs."""
         return TargetSpec(self.class_names)
 
     @property

@@ -29,7 +29,7 @@ SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 
 @dataclass(slots=True)
 class _Report:
-    """What is noticed on the way."""
+    """Notes on the way."""
 
     skipped: list[SkippedFile] = field(default_factory=list)
     extensions: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""What a scan gives: the files of a data set by class and split, before anything is opened, and findings by kind."""
+"""The result of a scan: the files of a data set by class and split, before anything is opened, and findings by kind."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ScannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What lies in a data set.
+    """The content of a data set.
 
     Attributes:
         class_names: In index order; from the training split where there are splits. A class may have no file.

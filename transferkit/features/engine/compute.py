@@ -1,4 +1,4 @@
-"""What features are computed with: device, precision, and a frozen backbone with its engines."""
+"""The means by which features are computed: device, precision, and a frozen backbone with its engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU_CHUNK, GPU_CHUNK = 512, 8192
 
 @dataclass(frozen=True)
 class Compute:
-    """What features are computed with.
+    """The means by which features are computed.
 
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.

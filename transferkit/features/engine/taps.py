@@ -1,4 +1,4 @@
-"""Where features are taken from a backbone: which layer, and how its map or tokens become one vector."""
+"""The places where features are taken from a backbone: which layer, and how its map or tokens become one vector."""
 
 from __future__ import annotations
 

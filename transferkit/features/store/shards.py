@@ -1,4 +1,4 @@
-"""What a set is made of on disk: immutable shards of rows, and the manifest that lists them."""
+"""The parts of a set on disk: immutable shards of rows, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _file_name(sha256: str) -> str:
 
 @dataclass(frozen=True)
 class KeyIndex:
-    """Where each row is: sorted keys (N,), and for each the position of its shard in `shards` and its row there."""
+    """The place of each row: sorted keys (N,), and for each the position of its shard in `shards` and its row there."""
 
     shards: tuple[Shard, ...] = ()
     keys: Keys = field(default_factory=lambda: np.empty(0, _KEYS))
@@ -188,7 +188,7 @@ class KeyIndex:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a set holds: width D (``None`` without rows), shards, and hex keys of unreadable pictures with reasons."""
+    """The content of a set: width D (``None`` without rows), shards, hex keys of unreadable pictures with reasons."""
 
     width: int | None = None
     shards: tuple[Shard, ...] = ()

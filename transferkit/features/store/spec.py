@@ -1,4 +1,4 @@
-"""What a set of features is the function of: its key, and the key of a row."""
+"""The facts that a set of features is the function of: its key, and the key of a row."""
 
 from __future__ import annotations
 

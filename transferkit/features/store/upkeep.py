@@ -76,7 +76,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class GcReport:
-    """What `gc` removed, or would remove; and a sentence for each set that it had to leave alone."""
+    """The removals of `gc`, done or only planned; and a sentence for each set that it had to leave alone."""
 
     removed: tuple[Removal, ...]
     skipped: tuple[str, ...]

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 BUILDER = "registered"
-"""Where weights come from that a builder loads itself."""
+"""The source of weights that a builder loads itself."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Where weights come from, how they are fetched, and how strictly they are loaded. Read `loading` first."""
+"""Weights: their sources, how they are fetched, and how strictly they are loaded. Read `loading` first."""
