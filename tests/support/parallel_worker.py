@@ -52,7 +52,7 @@ class Ranks:
         self.processes = []
         for rank, file in enumerate(self.files):
             place = torchrun_environment(rank, world, port) if world > 1 else {}
-            place |= {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(env or {})}
+            place |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(directory)), **(env or {})}
             self.processes.append(context.Process(target=_work, args=(place, file, job, args)))
             self.processes[-1].start()
 
@@ -172,7 +172,7 @@ def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
     run = finetune(callbacks=[spy], **options)
     return {
         "metrics": dict(run.metrics), "ends": spy.ends, "reduced": spy.reduced, "seen": spy.seen, "path": str(run.path),
-        "weights": spy.weights, "threads": torch.get_num_threads(),
+        "weights": spy.weights,
     }  # fmt: skip
 
 

@@ -39,32 +39,47 @@ def odd(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def options(odd, tmp_path):
+def small(odd, root):
     """A run without batch norm, whose head is trained by SGD; two ranks of batch 4 are one of batch 8."""
     return {
         "data": str(odd), "backbone": "test_vit", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2,
         "probe_epochs": 1, "probe": "sgd", "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
-        "augment": "standard", "out": str(tmp_path / "run"), "store": str(tmp_path / "store"),
+        "augment": "standard", "out": str(root / "run"), "store": str(root / "store"),
         "calibrate": "none",  # nine pictures are too few
     }  # fmt: skip
 
 
+NORMED = {"backbone": "test_resnet", "ema": 0.9, "drop_rate": 0.3, "phases": "finetune", "epochs": 3}
+"""With batch norm and everything that a process has of its own: statistics, their average, dropout."""
+
+
+@pytest.fixture
+def options(odd, tmp_path):
+    return small(odd, tmp_path)
+
+
 @pytest.fixture
 def normed(options):
-    """With batch norm and everything that a process has of its own: statistics, their average, dropout."""
-    return {**options, "backbone": "test_resnet", "ema": 0.9, "drop_rate": 0.3, "phases": "finetune", "epochs": 3}
+    return {**options, **NORMED}
+
+
+@pytest.fixture(scope="module")
+def whole(odd, tmp_path_factory):
+    """The results of two ranks in a run of `NORMED` that nothing disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    return worker.run_ranks(2, root, worker.finetune_watched, {**small(odd, root), **NORMED})
 
 
 # ---- weights and metrics ----------------------------------------------------------------------------------------
 
 
-def test_every_phase_gives_equal_weights_and_those_of_one_process(options, tmp_path):  # fault 78, fault 77
-    two = worker.run_ranks(2, tmp_path, worker.finetune_watched, {**options, "phases": "gradual"})
-    one = worker.run_ranks(
-        1, tmp_path, worker.finetune_watched,
-        {**options, "phases": "gradual", "batch_size": 8, "out": str(tmp_path / "one")},
-    )[0]  # fmt: skip
+def test_every_phase_gives_equal_weights_and_those_of_one_process(options, tmp_path):  # fault 77, fault 78, fault 80
+    options["phases"] = "gradual"
+    two = worker.run_ranks(2, tmp_path, worker.finetune_watched, options, (), 0.1, True)
+    alone = {**options, "batch_size": 8, "out": str(tmp_path / "one")}
+    one = worker.run_ranks(1, tmp_path, worker.finetune_watched, alone)[0]
+    assert two[0]["path"] == two[1]["path"] == options["out"]  # the first writes, and the others wait for it
+    assert two[0]["metrics"] == two[1]["metrics"]
     assert two[0]["ends"] == two[1]["ends"]
     assert len(set(two[0]["ends"])) == 3
     # What the reducer knows is what learns, phase by phase: the head alone, some groups, more of them.
@@ -80,16 +95,15 @@ def test_every_phase_gives_equal_weights_and_those_of_one_process(options, tmp_p
     for split in ("val", "test"):
         assert two[1]["metrics"][split]["loss"] == pytest.approx(one["metrics"][split]["loss"], abs=1e-6)
         assert two[1]["metrics"][split]["n"] == 9
-    plan = json.loads((Path(two[0]["path"]) / "plan.json").read_text())
+    plan = json.loads((Path(two[0]["path"]) / "plan.json").read_text(encoding="utf-8"))
     assert plan["steps_per_epoch"] == 3
 
 
-def test_batch_norm_statistics_are_one_at_the_end_of_every_epoch(normed, tmp_path):  # fault 78
-    two = worker.run_ranks(2, tmp_path, worker.finetune_watched, normed)
-    assert two[0]["ends"] == two[1]["ends"]
-    assert two[0]["seen"] != two[1]["seen"]
-    for name, value in two[0]["weights"].items():  # those of the EMA
-        np.testing.assert_array_equal(two[1]["weights"][name], value, err_msg=name)
+def test_batch_norm_statistics_are_one_at_the_end_of_every_epoch(whole):  # fault 78
+    assert whole[0]["ends"] == whole[1]["ends"]
+    assert whole[0]["seen"] != whole[1]["seen"]
+    for name, value in whole[0]["weights"].items():  # those of the EMA
+        np.testing.assert_array_equal(whole[1]["weights"][name], value, err_msg=name)
 
 
 def test_recalibrated_statistics_are_those_of_all_pictures(normed, tmp_path):
@@ -208,14 +222,6 @@ def test_validation_is_exact_for_any_number_of_pictures(tmp_path):  # fault 77, 
 # ---- one run ----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_rank_writes_and_the_others_wait_for_it(options, tmp_path):  # fault 80
-    options |= {"phases": "finetune", "epochs": 1}
-    results = worker.run_ranks(2, tmp_path, worker.finetune_watched, options, (), 0.5, True)
-    assert results[0]["path"] == results[1]["path"] == options["out"]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert (Path(options["out"]) / "metrics.json").exists()
-
-
 def test_the_probe_is_solved_once_for_all(options, tmp_path):  # fault 81
     del options["probe"], options["probe_epochs"]
     two = worker.run_ranks(2, tmp_path, worker.finetune_watched, options)
@@ -239,7 +245,7 @@ def test_what_is_measured_is_measured_by_the_first_rank(options, tmp_path):  # f
 
 def test_a_run_directory_that_is_taken_ends_all_with_one_message(options, tmp_path):  # fault 59
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "notes.txt").write_text("mine", encoding="utf-8")
     results = worker.run_ranks(2, tmp_path, worker.command, ["finetune", *_flags(options)])
     assert [status for status, _, _ in results] == [6, 6]
     assert results[0][2].startswith("transferkit: error[checkpoint]: ")
@@ -250,8 +256,7 @@ def test_a_run_directory_that_is_taken_ends_all_with_one_message(options, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(normed, tmp_path, number):  # fault 47
-    whole = worker.run_ranks(2, tmp_path, worker.finetune_watched, {**normed, "out": str(tmp_path / "whole")})
+def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(normed, whole, tmp_path, number):  # fault 47
     stopped = worker.Ranks(2, tmp_path, worker.finetune_watched, normed, [(1, 1, 0, int(number))]).results()
     assert [code for code, _ in stopped] == [128 + number] * 2
     assert sorted(value[0] for _, value in stopped) == ["Interrupted", "PeerError"]
@@ -262,7 +267,7 @@ def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(normed, tmp_path, 
         assert ours["ends"] == expected["ends"][-len(ours["ends"]) :]
         for name, value in expected["weights"].items():
             np.testing.assert_array_equal(ours["weights"][name], value, err_msg=name)
-    ours, expected = (_history(Path(run)) for run in (normed["out"], tmp_path / "whole"))
+    ours, expected = (_history(Path(run)) for run in (normed["out"], whole[0]["path"]))
     for row, other in zip(ours, expected, strict=True):
         assert {**row, "images_per_s": ""} == {**other, "images_per_s": ""}
 
@@ -326,16 +331,15 @@ def test_features_are_extracted_once_and_exported_by_the_first(odd, tmp_path):  
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
-def test_predict_covers_every_input_once_in_order(options, odd, tmp_path):  # fault 81
-    worker.run_ranks(1, tmp_path, worker.finetune_watched, {**options, "phases": "probe"})
-    words = ["predict", options["out"], str(odd / "test"), "--accelerator", "cpu", "--batch-size", "2"]
+def test_predict_covers_every_input_once_in_order(finished_run, folder, tmp_path):  # fault 81
+    words = ["predict", str(finished_run), str(folder / "test"), "--accelerator", "cpu", "--batch-size", "2"]
     one = worker.run_ranks(1, tmp_path, worker.command, words)[0]
     results = worker.run_ranks(2, tmp_path, worker.command, words)  # nine pictures
     assert results[0][0] == one[0] == 0
     assert results[1] == (0, "", "")
-    whole, shared = (list(csv.DictReader(said.splitlines())) for said in (one[1], results[0][1]))
-    assert [row["path"] for row in whole] == sorted(map(str, (odd / "test").rglob("*.png")))
-    for there, here in zip(shared, whole, strict=True):  # other batches, so another rounding of the last digit
+    alone, shared = (list(csv.DictReader(out.splitlines())) for out in (one[1], results[0][1]))
+    assert [row["path"] for row in alone] == sorted(map(str, (folder / "test").rglob("*.png")))
+    for there, here in zip(shared, alone, strict=True):  # other batches, so another rounding of the last digit
         numbers = [name for name in here if name.startswith("probability")]
         assert len(numbers) == 3
         for name in numbers:
@@ -343,37 +347,30 @@ def test_predict_covers_every_input_once_in_order(options, odd, tmp_path):  # fa
         assert there == here
 
 
-def test_predict_ends_with_one_status_where_a_picture_is_unreadable(options, odd, tmp_path):  # fault 81
-    worker.run_ranks(1, tmp_path, worker.finetune_watched, {**options, "phases": "probe"})
+def test_predict_ends_with_one_status_where_a_picture_is_unreadable(finished_run, tmp_path):  # fault 81
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    words = ["predict", options["out"], str(tmp_path / "good.png"), str(tmp_path / "bad.png"), "--accelerator", "cpu",
-             "--out", str(tmp_path / "found.csv")]  # fmt: skip
+    pictures = [str(tmp_path / name) for name in ("good.png", "bad.png")]
+    words = ["predict", str(finished_run), *pictures, "--accelerator", "cpu", "--out", str(tmp_path / "rows.csv")]
     results = worker.run_ranks(2, tmp_path, worker.command, words)
     assert [status for status, _, _ in results] == [8, 8]
     assert sorted(err.count("error[export]") for _, _, err in results) == [0, 1]
-    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()))
     assert [bool(row["error"]) for row in rows] == [False, True]
 
 
 # ---- who starts them --------------------------------------------------------------------------------------------
 
 
-def test_slurm_in_the_environment_does_not_disturb_one_process(options, tmp_path, monkeypatch):  # fault 63
+def test_a_batch_system_in_the_environment_does_not_disturb_one_process(options, tmp_path):  # fault 63
+    """Nor are its checkpoints places to go on from: in an earlier run of this name, beside it, in the run itself."""
     slurm = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_PROCID": "0",
              "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "LOCAL_RANK": "1"}  # fmt: skip
     for place in (tmp_path, Path(options["out"])):
         place.mkdir(exist_ok=True)
         (place / "hpc_ckpt_7.ckpt").write_bytes(b"of another job")
-    (Path(options["out"]) / "config.yaml").write_text("data: other\n")
+    (Path(options["out"]) / "config.yaml").write_text("data: other\n", encoding="utf-8")
     options |= {"phases": "finetune", "epochs": 1, "overwrite": True}
-    result = worker.run_ranks(1, tmp_path, worker.finetune_watched, options, env=slurm)[0]
-    assert result["metrics"]["phases"][0]["epochs"] == 1
-
-
-def test_a_stray_checkpoint_of_a_batch_system_is_no_place_to_go_on_from(options, tmp_path):  # fault 63
-    slurm = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1"}
-    options |= {"phases": "finetune", "epochs": 1}
     result = worker.run_ranks(1, tmp_path, worker.finetune_beside_hpc_checkpoint, options, env=slurm)[0]
     assert result["metrics"]["phases"][0]["epochs"] == 1
 
@@ -492,12 +489,12 @@ class Command:
         try:
             out, _ = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {timeout} s: {self.errors.read_text()}")
+            pytest.fail(f"still running after {timeout} s: {self.errors.read_text(encoding='utf-8')}")
         until = time.monotonic() + 20
         while self.ranks() and time.monotonic() < until:
             time.sleep(0.2)
         assert self.ranks() == {}
-        return self.process.returncode, out, self.errors.read_text()
+        return self.process.returncode, out, self.errors.read_text(encoding="utf-8")
 
     def ranks(self):
         """Return the process of each rank, by its environment in /proc: torchrun's are no longer in our session."""
@@ -526,9 +523,9 @@ class Command:
         while time.monotonic() < until:
             if (run / "history.csv").exists() and len(_history(run)) >= count:
                 return
-            assert self.process.poll() is None, self.errors.read_text()
+            assert self.process.poll() is None, self.errors.read_text(encoding="utf-8")
             time.sleep(0.05)
-        pytest.fail(f"no epoch {count}: {self.errors.read_text()}")
+        pytest.fail(f"no epoch {count}: {self.errors.read_text(encoding='utf-8')}")
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -640,4 +637,4 @@ def _flags(options):
 
 
 def _history(run):
-    return list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    return list(csv.DictReader((run / "history.csv").read_text(encoding="utf-8").splitlines()))
