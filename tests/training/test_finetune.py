@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import parallel_worker as worker
 import pytest
@@ -19,27 +18,25 @@ from transferkit.cli.main import main
 from transferkit.core.errors import BackboneError, CheckpointError, DataError, TransferkitWarning
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.artifact import load_model
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
+from transferkit.training.setup import prepare
 
 
-@pytest.fixture(scope="module")
-def finished(finished_run):
-    return finished_run
-
-
-def test_the_run_directory_is_the_contract(finished):
-    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+def test_the_run_directory_is_the_contract(finished_run):
+    names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "plan.json", "data.json", "history.csv", "metrics.json", "curves.png", "model.safetensors",
         "model.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "pictures.csv", "predictions.csv",
         "report.html",
     }  # fmt: skip
-    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_history_has_a_row_per_epoch(finished):
-    with (finished / "history.csv").open() as stream:
+def test_history_has_a_row_per_epoch(finished_run):
+    with (finished_run / "history.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["phase"] for row in rows] == ["probe", "finetune", "finetune"]
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
@@ -54,8 +51,8 @@ def test_history_has_a_row_per_epoch(finished):
     assert rows[0]["lr_layer4"] == "0.0"
 
 
-def test_metrics(finished):
-    metrics = json.loads((finished / "metrics.json").read_text())
+def test_metrics(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
     assert {"val", "test", "phases", "time_s", "environment"} <= set(metrics)
     for split, count in (("val", 12), ("test", 9)):
         values = metrics[split]
@@ -66,59 +63,42 @@ def test_metrics(finished):
     assert metrics["environment"]["torch"] == torch.__version__
 
 
-def test_plan_and_data(finished):
-    plan = json.loads((finished / "plan.json").read_text())
+def test_plan_and_data(finished_run):
+    plan = json.loads((finished_run / "plan.json").read_text(encoding="utf-8"))
     total = sum(group["parameters"] for group in plan["groups"])
     assert [phase["trainable_parameters"] for phase in plan["phases"]] == [plan["groups"][-1]["parameters"], total]
     assert len(plan["lr"]["step"]) == len(plan["lr"]["head"]) == 18
-    data = json.loads((finished / "data.json").read_text())
+    data = json.loads((finished_run / "data.json").read_text(encoding="utf-8"))
     assert data["classes"] == ["circle", "square", "stripes"]
     assert data["counts"]["train"] == {"circle": 8, "square": 8, "stripes": 8}
 
 
-def test_checkpoints_hold_no_code(finished):
-    for path in (finished / "checkpoints").iterdir():
+def test_checkpoints_hold_no_code(finished_run):
+    for path in (finished_run / "checkpoints").iterdir():
         assert "state_dict" in torch.load(path, weights_only=True)
 
 
-def test_the_config_repeats_the_run(finished, tmp_path, monkeypatch):
+def test_the_config_repeats_the_run(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["finetune", "--config", str(finished / "config.yaml"), "--quiet"]) == 0
+    assert main(["finetune", "--config", str(finished_run / "config.yaml"), "--quiet"]) == 0
     (again,) = (tmp_path / "runs").iterdir()
     assert again.name == "shapes-test_resnet-1"
-    assert (again / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
-    ours, theirs = (json.loads((path / "metrics.json").read_text()) for path in (again, finished))
+    assert (again / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+    ours, theirs = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in (again, finished_run))
     assert (ours["val"], ours["test"]) == (theirs["val"], theirs["test"])  # fault 51
 
 
-def test_the_product_gives_the_runs_own_accuracy(finished, folder):  # fault 84
-    module, info = load_model(finished)
+def test_the_product_gives_the_runs_own_accuracy(finished_run, folder):  # fault 84
+    module, info = load_model(finished_run)
     data = ImageData(folder, data_config=info.preprocessing)
     probs, targets = predictions_of(module, data.val_dataloader())
     accuracy = (probs.argmax(dim=1) == targets).double().mean().item()
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
     assert accuracy == pytest.approx(metrics["val"]["acc"], abs=1e-7)
     records = data.index.split("val")
-    predictions = tk.load(finished).predict([record.path for record in records])
+    predictions = tk.load(finished_run).predict([record.path for record in records])
     right = [item.label == record.label for item, record in zip(predictions, records, strict=True)]
     assert sum(right) / len(right) == pytest.approx(metrics["val"]["acc"], abs=1e-7)
-
-
-def test_predict_verb(finished, folder, tmp_path, capsys):
-    good, bad = folder / "val" / "circle" / "000.png", tmp_path / "bad, name.jpg"
-    bad.write_text("no picture")
-    assert main(["predict", str(finished), str(good), str(bad)]) == 8
-    captured = capsys.readouterr()
-    rows = list(csv.DictReader(captured.out.splitlines()))
-    assert [row["path"] for row in rows] == [str(good), str(bad)]
-    assert rows[0]["label"] in ("circle", "square", "stripes")
-    assert 0 < float(rows[0]["probability"]) <= 1
-    assert rows[1]["label"] == ""
-    assert rows[1]["error"].startswith("not a picture of a known format")
-    assert "1 of 2 pictures could not be read" in captured.err
-    assert main(["predict", str(finished), str(folder / "val"), "--out", str(tmp_path / "p.csv")]) == 0
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 13
-    assert main(["predict", str(finished), str(tmp_path / "none")]) == 3
 
 
 @pytest.mark.parametrize(
@@ -130,31 +110,32 @@ def test_predict_verb(finished, folder, tmp_path, capsys):
         (lambda run: (run / "model.safetensors").write_bytes(b"x"), "does not match the sha256 in model.json"),
         (
             lambda run: (run / "model.json").write_text(
-                (run / "model.json").read_text().replace('"format": 1', '"format": 99')
+                (run / "model.json").read_text(encoding="utf-8").replace('"format": 1', '"format": 99')
             ),
             "newer than this one",
         ),
     ],
 )
-def test_a_damaged_product_is_an_error(finished, tmp_path, damage, message):  # fault 87
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_a_damaged_product_is_an_error(finished_run, tmp_path, damage, message):  # fault 87
+    run = shutil.copytree(finished_run, tmp_path / "run")
     damage(run)
     with pytest.raises(CheckpointError, match=message):
         load_model(run)
 
 
-def test_a_taken_directory_is_refused(finished, capsys):  # fault 40
-    status = main(["finetune", "--data", "sample", "--out", str(finished)])
+def test_a_taken_directory_is_refused(finished_run, capsys):  # fault 40
+    status = main(["finetune", "--data", "sample", "--out", str(finished_run)])
     assert status == 6
     assert "go on with it by --resume, replace it by --overwrite" in capsys.readouterr().err
 
 
-def test_overwrite_replaces_a_run(finished, quick, tmp_path):  # fault 40
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_overwrite_replaces_a_run_and_quiet_says_nothing(finished_run, quick, tmp_path, capfd):  # fault 40
+    run = shutil.copytree(finished_run, tmp_path / "run")
     before = (run / "model.safetensors").read_bytes()
     finetune(**{**quick, "seed": 5}, out=run, overwrite=True)
     assert (run / "model.safetensors").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_data_creates_nothing(quick, tmp_path):  # fault 1
@@ -171,9 +152,9 @@ def test_bad_pictures_stop_or_are_dropped(quick, folder, tmp_path):  # fault 11
         finetune(**{**quick, "data": data}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     finetune(**{**quick, "data": data}, skip_bad=True, out=tmp_path / "run")
-    (row,) = csv.DictReader((tmp_path / "run" / "bad_files.csv").read_text().splitlines())
+    (row,) = csv.DictReader((tmp_path / "run" / "bad_files.csv").read_text(encoding="utf-8").splitlines())
     assert row["path"] == str(victim)
-    described = json.loads((tmp_path / "run" / "data.json").read_text())
+    described = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
     assert [item["path"] for item in described["skipped"]] == [str(victim)]
     assert described["counts"]["train"]["circle"] == 7
 
@@ -186,58 +167,50 @@ def test_weights_that_cannot_be_had_stop_before_anything_is_written(quick, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_init_from_starts_where_a_run_ended(finished, quick, tmp_path):  # fault 61
-    source = finished / "model.safetensors"
-    for start in (finished, source, finished / "checkpoints" / "best.ckpt"):
-        run = finetune(
-            **{**quick, "phases": "probe", "epochs": 1, "probe_lr": 1e-12, "augment": "none"}, init_from=start,
-            out=tmp_path / start.name,
-        )  # fmt: skip
-        before = json.loads((finished / "metrics.json").read_text())["val"]
-        assert run.metrics["val"]["loss"] == pytest.approx(before["loss"], abs=1e-4)
+def test_init_from_starts_where_a_run_ended(finished_run, quick):  # fault 61
+    expected = load_model(finished_run)[0].state_dict()
+    for start in (finished_run, finished_run / "model.safetensors", finished_run / "checkpoints" / "best.ckpt"):
+        module = prepare(make_config(FinetuneConfig, {**quick, "init_from": str(start)}), quiet=True).module
+        state = module.state_dict()
+        assert [name for name in expected if not state[name].equal(expected[name])] == []
 
 
-def test_init_from_another_model_is_refused(finished, quick, tmp_path):  # fault 34
+def test_init_from_another_model_is_refused(finished_run, quick, tmp_path):  # fault 34
     with pytest.raises(BackboneError, match="tensors matched"):
-        finetune(**{**quick, "backbone": "test_vit", "image_size": 160}, init_from=finished, out=tmp_path / "run")
+        finetune(**{**quick, "backbone": "test_vit", "image_size": 160}, init_from=finished_run, out=tmp_path / "run")
 
 
-def test_a_weights_only_checkpoint_is_not_resumed(quick, tmp_path, finished):  # fault 61
-    run = shutil.copytree(finished, tmp_path / "run")
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (  # fault 61
+            lambda saved: {"state_dict": saved["state_dict"]},
+            "holds weights only, a resume needs the optimizer too - pass it to --init",
+        ),
+        (  # fault 60
+            lambda saved: {**saved, "transferkit": {"version": "9.0.0", "format": 99}},
+            r"written by transferkit 9\.0\.0, newer than this one",
+        ),
+        (  # fault 88
+            lambda saved: {"state_dict": {}, "x": Malicious()},
+            "holds objects other than tensors and plain data, refused",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_resumed(finished_run, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "metrics.json").unlink()
     for path in (run / "checkpoints").iterdir():
-        checkpoint = torch.load(path, weights_only=True)
-        torch.save({"state_dict": checkpoint["state_dict"]}, path)
-    with pytest.raises(
-        CheckpointError, match="holds weights only, a resume needs the optimizer too - pass it to --init"
-    ):
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(CheckpointError, match=message):
         finetune(out=run, resume=True, quiet=True)
-
-
-def test_a_checkpoint_of_a_newer_release_is_refused(tmp_path, finished):  # fault 60
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / "metrics.json").unlink()
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["transferkit"] = {"version": "9.0.0", "format": 99}
-    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"written by transferkit 9\.0\.0, newer than this one"):
-        finetune(out=run, resume=True, quiet=True)
-
-
-def test_a_checkpoint_with_code_is_refused(tmp_path, finished):  # fault 88
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / "metrics.json").unlink()
-    marker = tmp_path / "marker"
-
-    class Malicious:
-        def __reduce__(self):
-            return os.mkdir, (str(marker),)
-
-    for name in ("last.ckpt", "best.ckpt"):
-        torch.save({"state_dict": {}, "x": Malicious()}, run / "checkpoints" / name)
-    with pytest.raises(CheckpointError, match="holds objects other than tensors and plain data, refused"):
-        finetune(out=run, resume=True, quiet=True)
-    assert not marker.exists()
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_set_without_validation_runs_on_training_loss(folder, quick, tmp_path):
@@ -263,7 +236,7 @@ def test_leaks_stop_or_warn(folder, quick, tmp_path):  # fault 24
     with pytest.raises(DataError, match="1 pictures in more than one split"):
         finetune(**{**quick, "data": data}, out=tmp_path / "run")
     with pytest.warns(TransferkitWarning, match="1 pictures in more than one split"):
-        finetune(**{**quick, "data": data, "epochs": 1}, allow_leaks=True, out=tmp_path / "run")
+        prepare(make_config(FinetuneConfig, {**quick, "data": str(data), "allow_leaks": True}), quiet=True)
 
 
 def flags(options, out):
@@ -337,10 +310,10 @@ def test_sigkill_leaves_a_run_to_resume(quick, tmp_path):  # fault 47
     started = start({**quick, "phases": phases, "probe_epochs": "null"}, tmp_path / "run")
     os.kill(started.pid, signal.SIGKILL)
     assert started.end()[0] == -signal.SIGKILL
-    before = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    before = (tmp_path / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
     assert len(before) < 14
     finetune(out=tmp_path / "run", resume=True, quiet=True)
-    after = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    after = (tmp_path / "run" / "history.csv").read_text(encoding="utf-8").splitlines()
     assert after[: len(before)] == before
     assert [int(row["epoch"]) for row in csv.DictReader(after)] == list(range(13))
 
@@ -352,16 +325,10 @@ def test_the_run_directory_vanishes(quick, tmp_path):  # fault 58
     assert code == 74, err
 
 
-def test_quiet_says_nothing(quick, tmp_path, capfd):
-    finetune(**quick, out=tmp_path / "run")
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err == ""
-
-
-def test_the_summary_names_the_next_command(quick, tmp_path, capsys):
-    finetune(**{**quick, "quiet": False}, out=tmp_path / "my run")
+def test_the_summary_names_the_next_command(finished_run, tmp_path, capsys):  # fault 57
+    run = shutil.copytree(finished_run, tmp_path / "my run")
+    finetune(out=run, resume=True)
     out = capsys.readouterr().out
+    assert "already complete" in out
     assert "95 % interval" in out
-    assert f"transferkit predict '{tmp_path / 'my run'}' PICTURE..." in out
-    assert Path(tmp_path / "my run" / "model.safetensors").exists()
+    assert f"transferkit predict '{run}' PICTURE..." in out

@@ -24,8 +24,8 @@ class KillsAWorker(Callback):
 def test_the_run_ends_keeps_its_checkpoint_and_goes_on(quick, tmp_path, two_cores):  # fault 45
     out = tmp_path / "run"
     quick |= {"phases": "finetune", "workers": 1, "out": out}
-    told = r"lost \(DataLoader worker \(pid \d+\) is killed by signal: Killed\), .* reduce --workers or raise shm"
-    with pytest.raises(StorageError, match=told) as caught:
+    message = r"lost \(DataLoader worker \(pid \d+\) is killed by signal: Killed\), .* reduce --workers or raise shm"
+    with pytest.raises(StorageError, match=message) as caught:
         finetune(callbacks=[KillsAWorker()], **quick)
     assert caught.value.exit_status == 74
     assert (out / "checkpoints" / "last.ckpt").exists()
