@@ -153,7 +153,6 @@ def build_head(
     num_classes: int,
     *,
     drop_rate: float = 0.0,
-    hidden: int | None = None,
 ) -> nn.Module:
     """Return the head that `head` names, or `head` itself when it is a module.
 
@@ -165,13 +164,12 @@ def build_head(
         num_classes: Number of classes C, at least 1.
         drop_rate: Share of the inputs (``mlp``: of the hidden units) set to zero in training, in [0, 1); for built-in
             heads only.
-        hidden: Width of the hidden layer of ``mlp``; `in_features` when ``None``.
 
     Raises:
-        ConfigError: The name is unknown, a number is out of range, an option does not belong to this head, or the
-            head does not return ``(B, num_classes)``.
+        ConfigError: The name is unknown, a number is out of range, the head has dropout of its own, or it does not
+            return ``(B, num_classes)``.
     """
-    problems = _problems(head, in_features, num_classes, drop_rate, hidden)
+    problems = _problems(head, in_features, num_classes, drop_rate)
     if problems:
         raise ConfigError(gather(problems))
     match head:
@@ -180,7 +178,7 @@ def build_head(
         case "linear":
             built = LinearHead(in_features, num_classes, drop_rate=drop_rate)
         case "mlp":
-            built = MLPHead(in_features, num_classes, hidden=hidden or in_features, drop_rate=drop_rate)
+            built = MLPHead(in_features, num_classes, hidden=in_features, drop_rate=drop_rate)
         case "cosine":
             built = CosineHead(in_features, num_classes, drop_rate=drop_rate)
         case _:
@@ -229,22 +227,18 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
         )
 
 
-def _problems(
-    head: str | nn.Module, in_features: int, num_classes: int, drop_rate: float, hidden: int | None
-) -> list[str]:
+def _problems(head: str | nn.Module, in_features: int, num_classes: int, drop_rate: float) -> list[str]:
     problems = []
     if isinstance(head, str) and head not in list_heads():
         known = list_heads()
         problems.append(f"unknown head {head!r}.{did_you_mean(head, known)} Known: {', '.join(known)}")
-    for name, value in (("in_features", in_features), ("num_classes", num_classes), ("hidden", hidden)):
-        if value is not None and value < 1:
+    for name, value in (("in_features", in_features), ("num_classes", num_classes)):
+        if value < 1:
             problems.append(f"{name} must be at least 1, not {value}")
     if not 0 <= drop_rate < 1:
         problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
     elif drop_rate and head not in _BUILT_IN:
         problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into the head")
-    if hidden is not None and head != "mlp":
-        problems.append(f"hidden={hidden} belongs to the head 'mlp' - leave it out here")
     return problems
 
 

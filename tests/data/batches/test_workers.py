@@ -41,7 +41,8 @@ def test_a_lost_worker_ends_with_what_to_do(monkeypatch, folder, harm, timeout, 
         return batch(self, keys)
 
     monkeypatch.setattr(ImageDataset, "batch", harmed)
-    loader = ImageLoader(dataset, 4, workers=1, timeout=timeout)
+    monkeypatch.setattr(loader_module, "TIMEOUT_S", timeout)
+    loader = ImageLoader(dataset, 4, workers=1)
     started, sizes = time.monotonic(), []
     with pytest.raises(StorageError, match=rf"^{reason}, as when .* reduce --workers or raise shm") as caught:
         sizes += [len(images) for images, _ in loader]
@@ -55,7 +56,7 @@ def test_a_killed_worker_is_found_without_torchs_signal_handler(monkeypatch, fol
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", True)
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        loader = ImageLoader(ImageData(folder, image_size=32).dataset("train"), 4, workers=1, timeout=300)
+        loader = ImageLoader(ImageData(folder, image_size=32).dataset("train"), 4, workers=1)
         batches = iter(loader)
         next(batches)
         os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)

@@ -31,16 +31,16 @@ def load_batches(
         DataError: An indexed file is gone, or its content has changed.
         StorageError: A worker was killed, or they are silent.
     """
-    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory, TIMEOUT_S))  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory))  # type: ignore[arg-type]
     yield from from_workers(loader, TIMEOUT_S)
 
 
-def _settings(workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
+def _settings(workers: int, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "collate_fn": _as_is,
         "pin_memory": pin_memory,
-        "timeout": min(LOOK_S, timeout) if workers else 0,
+        "timeout": min(LOOK_S, TIMEOUT_S) if workers else 0,
         "worker_init_fn": start_worker,
         # Workers are seeded per picture. Without a generator of its own, every iterator would draw from the global
         # one, and a run resumed between two epochs would go on from another random state.
@@ -62,7 +62,6 @@ class ImageLoader(DataLoader[Any]):
         sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
         workers: Processes.
         pin_memory: For copies to a GPU that do not block.
-        timeout: Seconds after which silent workers are an error.
 
     Raises:
         DataError: While iterated, when a picture cannot be decoded, is gone, or has changed since it was indexed.
@@ -79,23 +78,21 @@ class ImageLoader(DataLoader[Any]):
         sampler: EpochSampler | EvaluationSampler | None = None,
         workers: int = 0,
         pin_memory: bool = False,
-        timeout: float = TIMEOUT_S,
     ) -> None:
         super().__init__(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             persistent_workers=workers > 0,
-            **_settings(workers, pin_memory, timeout),
+            **_settings(workers, pin_memory),
         )
-        self._silence = timeout
         self._yielded = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
         # Lightning has told the sampler the epoch.
         self._yielded = 0
-        for loaded in from_workers(super().__iter__(), self._silence):
+        for loaded in from_workers(super().__iter__(), TIMEOUT_S):
             batch = loaded.labelled()
             self._yielded += 1
             yield batch

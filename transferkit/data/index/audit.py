@@ -59,23 +59,17 @@ def audit(
     return index, findings
 
 
-def print_audit(
-    options: DataOptions,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    console: Console | None = None,
-) -> None:
+def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | None = None) -> None:
     """Print the pictures of each class and split, and every finding.
 
     Args:
         options: Where the data set lies, how it is split, and what is not an error.
         progress: Called with pictures read and pictures in all.
-        console: Where to print.
 
     Raises:
         DataError: After printing, when `finetune` would refuse the folder with these options.
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     index, findings = audit(options, progress=progress)
     counts = index.counts()
     table = Table(title=options.data, title_justify="left", title_style="bold")

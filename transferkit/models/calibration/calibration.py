@@ -22,6 +22,9 @@ __all__ = ["METHODS", "Calibration", "cannot_calibrate", "fit_calibration"]
 METHODS: Final = ("none", "temperature", "vector")
 MIN_PICTURES: Final = 10
 
+FOLDS: Final = 5
+"""Of the cross-fitting; at most one per two pictures are made."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -166,7 +169,6 @@ def fit_calibration(
     targets: Tensor,
     *,
     method: str = "temperature",
-    folds: int = 5,
     seed: int = 0,
     fitted_on: str = "val",
 ) -> tuple[Calibration, Tensor]:
@@ -186,7 +188,6 @@ def fit_calibration(
         logits: ``(N, C) float32``.
         targets: ``(N,) int64`` in [0, C).
         method: ``"temperature"``, ``"vector"`` or ``"none"``.
-        folds: Of the cross-fitting, at least 2; at most one per two pictures are made.
         seed: Of the folds.
         fitted_on: The pictures, in words.
 
@@ -200,8 +201,6 @@ def fit_calibration(
     """
     if method not in METHODS:
         raise ConfigError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    if folds < 2:
-        raise ConfigError(f"folds is {folds}, expected at least 2")
     _check_shapes(logits, targets)
     logits, targets = logits.detach().float().cpu(), targets.cpu().long()
     before = logits.softmax(dim=1)
@@ -211,7 +210,7 @@ def fit_calibration(
     if reason is not None:
         warnings.warn(f"probabilities are not calibrated: {reason}", TransferkitWarning, stacklevel=2)
         return Calibration(), before
-    places = stratified_folds(targets, folds, seed=seed)
+    places = stratified_folds(targets, FOLDS, seed=seed)
     after = torch.empty_like(before)
     for fold in np.unique(places):
         held = torch.from_numpy(places == fold)
