@@ -120,30 +120,28 @@ def test_targets(options, picture, monkeypatch):
     assert "$a_b$ $" in words and f"{row['label']}, {float(row['probability']):.1%}" in words
 
 
-def test_an_unknown_target(options, picture, tmp_path):
-    with pytest.raises(ConfigError, match=r"--target 'plane' is no class of this model\. Did you mean 'plain'\?"):
-        explain(ExplainConfig(**options, paths=[picture], target="plane"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_directory_with_something_in_it(options, picture, tmp_path):
-    (tmp_path / "out").mkdir()
-    explain(ExplainConfig(**options, paths=[picture], neighbours=0))  # an empty one will do
-    with pytest.raises(CheckpointError, match="out: is there already, expected a new or empty directory"):
-        explain(ExplainConfig(**options, paths=[picture], neighbours=0))
-
-
-def test_runs_that_do_not_say_what_they_were_trained_on(options, picture, run, tmp_path):
-    bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("pictures.csv"))
-    with pytest.raises(CheckpointError, match=r"has no pictures\.csv.*--neighbours 0"):
-        explain(ExplainConfig(**{**options, "run": str(bare)}, paths=[picture]))
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_pictures(options, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"target": "plane"}, ConfigError, r"--target 'plane' is no class of this model\. Did you mean 'plain'\?"),
+        ({"run": "bare"}, CheckpointError, r"has no pictures\.csv.*--neighbours 0"),
+        ({"paths": ["empty"]}, DataError, "empty"),
+        ({"out": "bare"}, CheckpointError, "bare: is there already, expected a new or empty directory"),
+    ],
+)
+def test_refusals_come_before_any_file(options, picture, run, tmp_path, monkeypatch, change, kind, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "bare", ignore=shutil.ignore_patterns("pictures.csv"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError):
-        explain(ExplainConfig(**options, paths=[str(tmp_path / "empty")]))
+    before = everything_below(tmp_path)
+    with pytest.raises(kind, match=message):
+        explain(ExplainConfig(**{**options, "paths": [picture], **change}))
+    assert {name for name in everything_below(tmp_path) - before if not name.startswith("store")} == set()
+
+
+def test_an_empty_directory_will_do(options, picture, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert explain(ExplainConfig(**options, paths=[picture], neighbours=0)).samefile(tmp_path / "out")
 
 
 def test_a_file_that_goes_meanwhile(options, picture, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,7 +75,7 @@ def serve(config: ServeConfig) -> None:
             limits=Limits(picture_bytes=int(config.max_upload_mb * 1e6), requests=config.max_requests),
             hosts=allowed_hosts(host),
             top_k=config.top_k,
-            log=None if config.quiet else _log,
+            log=None if config.quiet else partial(print, file=sys.stderr, flush=True),
         )
         if not is_loopback(host):
             shown = ", and see training pictures (--neighbours 0 shows none)" if neighbours is not None else ""
@@ -129,10 +130,6 @@ def _neighbours(config: ServeConfig, predictor: Predictor) -> TrainingNeighbours
     except TransferkitError as error:
         warnings.warn(f"no nearest training pictures: {error}", TransferkitWarning, stacklevel=3)
         return None
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def make_server(app: Any, started: Any) -> Server:
