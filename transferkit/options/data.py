@@ -1,13 +1,13 @@
-"""The options that every verb on pictures shares: where they come from and how they are split; and those of `check`."""
+"""The options that verbs on pictures share: where they come from, their splits, what looks at them; and `check`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, option
+from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
 
-__all__ = ["CheckConfig", "DataOptions"]
+__all__ = ["BackboneOptions", "CheckConfig", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 
@@ -34,6 +34,17 @@ class DataOptions(Options):
         yield from super()._conflicts()
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
             yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions(DataOptions):
+    """The network that looks at the pictures."""
+
+    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
+    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
+    image_size: int | None = option(
+        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

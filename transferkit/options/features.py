@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transferkit.core.errors import did_you_mean
-from transferkit.options.data import DataOptions
+from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 
 __all__ = ["BackbonesConfig", "FeatureOptions", "FeaturesConfig", "ProbeConfig", "StoreConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(DataOptions):
+class FeatureOptions(BackboneOptions):
     """Features of the pictures, their store, and the machine they are computed on."""
 
-    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
-    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
-    image_size: int | None = option(
-        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
-    )
     layer: str = option(
         "pooled", "{pooled|stageN|NAME|all}: the penultimate layer, a stage, or every depth in one pass"
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from transferkit.options.data import DataOptions
+from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Options, Range, at_least, flag, option
 
 __all__ = [
@@ -26,19 +26,14 @@ RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DataOptions):
-    """Backbone, head and the pictures' size."""
+class ModelOptions(BackboneOptions):
+    """The backbone's start and the head."""
 
-    backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
-    weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
     init_from: str | None = option(
         None, "start from the weights of this run directory, model.safetensors or checkpoint"
     )
     head: str = option("linear", "linear, mlp, cosine or a registered head")
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
-    image_size: int | None = option(
-        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
