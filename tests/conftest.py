@@ -121,6 +121,14 @@ def one_thread():
 
 
 @pytest.fixture
+def pets(tmp_path):
+    """Two classes of twenty pictures of noise each."""
+    import data_sets
+
+    return data_sets.folder(tmp_path / "pets")
+
+
+@pytest.fixture
 def store(tmp_path):
     """A feature store of this test's own."""
     from transferkit.features.store.store import FeatureStore

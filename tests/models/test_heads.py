@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from contracts import MapHead
 from torch import nn
 
 from transferkit.core.errors import ConfigError
@@ -29,17 +30,6 @@ def own_registry(monkeypatch):
 
 def features(count=5, width=8):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
-
-
-class MapHead(nn.Module):
-    takes_maps = True
-
-    def __init__(self, in_features, num_classes):
-        super().__init__()
-        self.conv = nn.Conv2d(in_features, num_classes, 1)
-
-    def forward(self, maps):
-        return self.conv(maps).amax(dim=(2, 3))
 
 
 # --- what they compute -------------------------------------------------------------------------------------------

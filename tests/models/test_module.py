@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from contracts import MapHead
 from torch import nn
 
 from transferkit.core.errors import CheckpointError, ConfigError
@@ -20,17 +21,6 @@ def build():
 
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-class MapHead(nn.Module):
-    takes_maps = True
-
-    def __init__(self, channels, classes):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, maps):
-        return self.conv(maps).mean(dim=(2, 3))
 
 
 def test_a_head_may_take_the_map(build):

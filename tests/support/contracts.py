@@ -24,6 +24,19 @@ def build(name, **options):
     return create_backbone(name, weights="random", image_size=SIDE, **options)
 
 
+class MapHead(nn.Module):
+    """A head that takes the feature map."""
+
+    takes_maps = True
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, maps):
+        return self.conv(maps).amax(dim=(2, 3))
+
+
 class Model(nn.Module):
     """A backbone and a head, as the Lightning module has them: frozen parts stay in eval mode through `.train()`."""
 

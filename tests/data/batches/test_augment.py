@@ -100,13 +100,6 @@ def test_squash_keeps_the_border_that_the_centre_crop_loses():
     assert cropped.max() == 0
 
 
-def test_eval_is_not_random():
-    transform = eval_transform(SMALL)
-    image = texture(50, 70)
-    assert len({digest(transform(image, seed)) for seed in range(5)}) == 1
-    assert digest(train_transform("none", SMALL)(image, 3)) == digest(transform(image))
-
-
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("target", [(32, 32), (16, 48), (8, 200)])
 def test_any_picture_size(name, target):  # fault 21
@@ -153,14 +146,10 @@ def test_a_wide_input_is_not_fed_squeezed_crops():
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "least"), [("light", 195), ("standard", 195), ("heavy", 195)])
-def test_augmentations_differ_per_seed(name, least):
+@pytest.mark.parametrize("name", ["light", "standard", "heavy"])
+def test_augmentations_differ_per_seed(name):
     transform, image = train_transform(name, SMALL), texture(160, 200)
-    assert len({digest(transform(image, seed)) for seed in range(200)}) >= least
-
-
-def test_neighbouring_and_negative_seeds_are_their_own():
-    transform, image = train_transform("standard", SMALL), texture(160, 200)
+    assert len({digest(transform(image, seed)) for seed in range(200)}) >= 195
     seeds = [0, 1, -1, 2**32, 2**63, -(2**63) + 1, 5, -5]
     assert len({digest(transform(image, seed)) for seed in seeds}) == len(seeds)
 
@@ -243,6 +232,7 @@ def test_every_preset_changes_the_picture_and_leaves_the_input(name):
     image = texture(120, 90)
     before = image.copy()
     plain = eval_transform(SMALL)(image)
+    assert (train_transform("none", SMALL)(image, 3) == plain).all()  # in which nothing is random
     transform = train_transform(name, SMALL)
     assert all((transform(image, seed) != plain).any() for seed in range(10))
     assert (image == before).all()

@@ -4,16 +4,11 @@ import threading
 
 import numpy as np
 import pytest
-from data_sets import draw, folder
+from data_sets import draw
 
 from transferkit.data.images import reading
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.reading import read_images
-
-
-@pytest.fixture
-def pets(tmp_path):
-    return folder(tmp_path / "pets")
 
 
 def test_results_are_in_order_for_any_number_of_workers(pets):

@@ -23,11 +23,6 @@ from transferkit.data.scan.records import Kind
 from transferkit.data.scan.scan import scan_data
 
 
-@pytest.fixture
-def pets(tmp_path):
-    return folder(tmp_path / "pets")
-
-
 def of_kind(indexed, kind):
     """Items of the findings of a kind."""
     return [finding.items for finding in indexed.findings if finding.kind == kind]

@@ -15,11 +15,6 @@ from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.records import Kind
 
 
-@pytest.fixture
-def pets(tmp_path):
-    return folder(tmp_path / "pets")
-
-
 def deny(monkeypatch, end):
     scandir = os.scandir
 

@@ -7,14 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_sets import draw, folder, index, refused, table
+from data_sets import draw, index, refused, table
 
 from transferkit.data.scan.records import Kind
-
-
-@pytest.fixture
-def pets(tmp_path):
-    return folder(tmp_path / "pets")
 
 
 def test_a_manifest_without_splits_is_split_like_the_folder(pets):

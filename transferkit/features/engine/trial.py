@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -25,25 +26,24 @@ LEAVES = 40
 """Rectangles of each."""
 
 
+@dataclass
 class FeatureTrial:
     """A frozen backbone in fp32 and in bf16, for `choose_precision`.
 
     The pictures are drawn: the answer depends on the network and the machine alone, not on the data that come first.
 
-    Args:
+    Attributes:
         backbone: The backbone.
         digest: What identifies its weights.
         taps: Where features are taken.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
     """
 
-    work = f"a forward pass of {PICTURES}"
-
-    def __init__(self, backbone: Backbone, digest: str, taps: Sequence[Tap], device: str) -> None:
-        self.backbone = backbone
-        self.digest = digest
-        self.taps = taps
-        self.device = device
+    backbone: Backbone
+    digest: str
+    taps: Sequence[Tap]
+    device: str
+    work: str = f"a forward pass of {PICTURES}"
 
     @property
     def memory(self) -> Memory:

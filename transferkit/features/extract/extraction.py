@@ -77,11 +77,7 @@ def extract_pictures(
     unique = list(distinct.values())
     choice = frozen.choose_precision(taps, compute)
     rows = StoredRows(unique, views, specs(frozen, taps, views, choice.precision), store)
-
-    def engine() -> Engine:
-        return frozen.engine(taps, choice.precision, compute)
-
-    rows.allocate(rows.widths() or engine().widths)
+    rows.allocate(rows.widths() or frozen.engine(taps, choice.precision, compute).widths)
     missing = rows.read(range(len(unique)))
     computed = 0
     if missing:
@@ -89,7 +85,8 @@ def extract_pictures(
         dataset = ImageDataset(unique, views, threads=compute.threads)
         try:
             with worker_errors():
-                computed = _Computation(rows, engine(), dataset, compute, len(missing), progress).run(missing)
+                engine = frozen.engine(taps, choice.precision, compute)
+                computed = _Computation(rows, engine, dataset, compute, len(missing), progress).run(missing)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory while extracting features in batches of {compute.batch} - pass a smaller batch size "
@@ -107,25 +104,18 @@ def extract_pictures(
     )
 
 
+@dataclass
 class _Computation:
     """The computing of what the store has not, chunk by chunk."""
 
-    def __init__(
-        self,
-        rows: StoredRows,
-        engine: Engine,
-        dataset: ImageDataset,
-        compute: Compute,
-        total: int,
-        progress: Progress | None,
-    ) -> None:
-        self.rows = rows
-        self.engine = engine
-        self.dataset = dataset
-        self.compute = compute
-        self.total = total
-        self.progress = progress
-        self.done = self.computed = 0
+    rows: StoredRows
+    engine: Engine
+    dataset: ImageDataset
+    compute: Compute
+    total: int
+    progress: Progress | None
+    done: int = 0
+    computed: int = 0
 
     def run(self, missing: dict[int, set[int]]) -> int:
         """Compute what this process claims first; wait for the rest and read it. Return the pictures computed."""
