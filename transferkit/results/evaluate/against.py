@@ -100,15 +100,15 @@ class Paired:
                 first, second, self._targets.strata(labels), self._targets.stratum_names, names=self._names,
                 seed=config.seed,
             )  # fmt: skip
-            met = trained_pictures(self.run, shared)
-            if met:
+            trained = trained_pictures(self.run, shared)
+            if trained:
                 warnings.warn(
-                    f"{self.run} was trained on {met:,} of the {len(shared):,} {split} pictures, which favours it - "
-                    "compare on pictures that are new to both",
+                    f"{self.run} was trained on {trained:,} of the {len(shared):,} {split} pictures, which favours it"
+                    " - compare on pictures that are new to both",
                     TransferkitWarning,
                     stacklevel=4,
                 )
-            self.splits[split] |= {"left_out": len(pictures) - len(places), "seen_in_training": met}
+            self.splits[split] |= {"left_out": len(pictures) - len(places), "seen_in_training": trained}
         return [SkippedFile(file.path, f"{self.run.name}: {file.reason}") for file in bad]
 
     def results(self) -> dict[str, Any]:

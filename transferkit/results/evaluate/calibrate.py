@@ -130,9 +130,9 @@ def _unseen(run: Path, labelled: Labelled, config: CalibrateConfig) -> tuple[lis
         )
         known = {}
     unused = ("test",) if config.split == "auto" else ()
-    met = Counter(known.get(picture.sha256) for picture in pictures)
-    left_out = [f"{met['train']:,} that the run was trained on"] if met["train"] else []
-    left_out += [f"{met[split]:,} of the run's {split} split" for split in unused if met[split]]
+    counts = Counter(known.get(picture.sha256) for picture in pictures)
+    left_out = [f"{counts['train']:,} that the run was trained on"] if counts["train"] else []
+    left_out += [f"{counts[split]:,} of the run's {split} split" for split in unused if counts[split]]
     if labelled.unknown:
         names = listing(list(labelled.unknown), limit=5)
         left_out.append(f"{sum(labelled.unknown.values()):,} of classes that the model lacks ({names})")

@@ -158,15 +158,15 @@ def _unseen(labelled: Labelled, config: EvaluateConfig) -> tuple[Labelled, dict[
         if not len(labelled):
             raise DataError(f"{config.data}: the run was trained on every picture of it - leave --unseen-only out, or "
                             "name other pictures")  # fmt: skip
-    met = Counter(known.get(picture.sha256) for pictures in labelled.splits.values() for picture in pictures)
-    if met["train"]:
+    counts = Counter(known.get(picture.sha256) for pictures in labelled.splits.values() for picture in pictures)
+    if counts["train"]:
         warnings.warn(
-            f"the run was trained on {met['train']:,} of these {len(labelled):,} pictures, so their figures say little "
-            "about new ones - pass --unseen-only to leave them out",
+            f"the run was trained on {counts['train']:,} of these {len(labelled):,} pictures, so their figures say "
+            "little about new ones - pass --unseen-only to leave them out",
             TransferkitWarning,
             stacklevel=3,
         )
-    return labelled, {"seen_in_training": met["train"], "seen_in_val": met["val"]}
+    return labelled, {"seen_in_training": counts["train"], "seen_in_val": counts["val"]}
 
 
 def _measure(

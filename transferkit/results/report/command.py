@@ -33,18 +33,20 @@ def repeat_commands(files: RunFiles) -> list[dict[str, str]]:
     """
     if not files.config:
         return []
-    found = []
+    commands = []
     places = PLACES.get(files.kind, ())
     if not places:
         recipe = ["transferkit", files.kind, "--config", str(files.run / "config.yaml"), "--out", OUT]
-        found.append({"name": "With the options as the run wrote them down", "command": shlex.join(recipe)})
+        commands.append({"name": "With the options as the run wrote them down", "command": shlex.join(recipe)})
     words = ["transferkit", files.kind]
     options = changed_options(files.kind, files.config, group_names(files))
     words += [str(options.pop(name)) for name in places if name in options]
     for name, value in options.items():
         words += flag_words(name, value)
-    found.append({"name": "With flags, those at their default left out", "command": shlex.join([*words, "--out", OUT])})
-    return found
+    commands.append(
+        {"name": "With flags, those at their default left out", "command": shlex.join([*words, "--out", OUT])}
+    )
+    return commands
 
 
 def group_names(files: RunFiles) -> list[str]:
@@ -92,14 +94,14 @@ def named_phases(config: Mapping[str, Any], groups: Sequence[str]) -> Any:
     options = {name: value for name, value in config.items() if name in known}
     for preset in ("probe-finetune", *PRESETS):
         try:
-            wanted = make_config(FinetuneConfig, {**options, "phases": preset})
-            if _told(resolve_phases(wanted, groups or None)) == _told(make_phases(phases)):
+            preset_options = make_config(FinetuneConfig, {**options, "phases": preset})
+            if _spelled(resolve_phases(preset_options, groups or None)) == _spelled(make_phases(phases)):
                 return preset
         except TransferkitError:  # this preset does not go with the other options
             continue
     return phases
 
 
-def _told(phases: Sequence[Phase]) -> list[dict[str, Any]]:
+def _spelled(phases: Sequence[Phase]) -> list[dict[str, Any]]:
     """Return phases as a recipe writes them, which is all that counts; a solved one has no LR there."""
     return [phase.to_dict() for phase in phases]

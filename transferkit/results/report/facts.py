@@ -130,9 +130,9 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
     bounds, gain = interval(figure), final - probe
     points = f"{100 * gain:+.1f} points" if figure.unit == "share" else f"{gain:+.3f}"
     change = f"{points} on val".replace("-", MINUS)
-    kept = (files.metrics.get("selection") or {}).get("kept")
+    product = (files.metrics.get("selection") or {}).get("kept")
     side = "below" if probe < final else "above"
-    if kept == "the solved probe":
+    if product == "the solved probe":
         verdict = "No epoch of fine-tuning was better on val than the probe, so the probe was kept."
     elif bounds is None:
         verdict = f"{change}."
@@ -147,7 +147,11 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
     return {
         "rows": [
             {"name": "Probe: the head alone, on frozen features", "value": probe, "ci": None},
-            {"name": "Kept, the probe" if kept == "the solved probe" else "Fine-tuned", "value": final, "ci": bounds},
+            {
+                "name": "Kept, the probe" if product == "the solved probe" else "Fine-tuned",
+                "value": final,
+                "ci": bounds,
+            },
         ],
         "unit": figure.unit,
         "verdict": verdict,
