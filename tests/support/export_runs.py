@@ -62,14 +62,13 @@ def make_run(
     calibration: Calibration | None = None,
     metrics: dict | None = None,
     config: dict | None = None,
-    classes: tuple[str, ...] = CLASSES,
     **options,
 ) -> Path:
     """Write a run directory with a model of random weights, 20 validation and 12 training pictures."""
     run.mkdir(parents=True)
     options = {"backbone": "test_resnet", "weights": "random", "image_size": 32, **options}
     torch.manual_seed(0)
-    module = TransferModule(options.pop("backbone"), len(classes), class_names=classes, **options).eval()
+    module = TransferModule(options.pop("backbone"), len(CLASSES), class_names=CLASSES, **options).eval()
     rows = [("split", "label", "path", "sha256")]
     for split, count, seed in (("val", 20, 1), ("train", 12, 2)):
         for path in draw_pictures(run.parent / f"{run.name}-pictures" / split / "cat", count, seed):

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from export_runs import run_example
 from PIL import Image
 from torch.nn import functional
 from torchmetrics import MeanAbsoluteError
 
 import transferkit as tk
 from transferkit.core.csv import read_csv
-from transferkit.core.errors import ConfigError
+from transferkit.core.errors import ConfigError, ExportError
 from transferkit.core.targets import TargetSpec
+from transferkit.models.artifact import load_model
 from transferkit.models.figures.figure import Figure
 from transferkit.models.task import Task, register_task
+from transferkit.results.export.program import ExportNetwork
+from transferkit.results.export.skops import linear_pipeline
 
 
 # ---- the task: the brightness of a picture, as a number -----------------------------------------------------------
@@ -84,7 +88,7 @@ class Value:
 
 
 class Plain:
-    columns = ("label", "predicted")
+    columns, names_one = ("label", "predicted"), False
 
     def activate(self, outputs):
         return outputs
@@ -111,6 +115,18 @@ class Plain:
 
     def values(self, record):
         return {"value": record.value}
+
+    def answer(self, record, spec):
+        return spec.names[0]
+
+    def shares(self, record, spec):
+        return {}
+
+    def explained(self, outputs, places):
+        return outputs[:, 0]
+
+    def agree(self, predictions, expected):
+        return np.abs(predictions - expected)[:, 0] < 1e-3
 
 
 class Errors:
@@ -160,7 +176,7 @@ def test_the_task_is_short():
     from pathlib import Path
 
     lines = Path(__file__).read_text(encoding="utf-8").split("# ---- ")[1].splitlines()
-    assert 40 < len(lines) < 110
+    assert 40 < len(lines) < 120
     assert sum(bool(line.strip()) for line in lines) < 80
 
 
@@ -196,6 +212,59 @@ def test_evaluate_and_the_page(run, data, tmp_path, command):
     assert "mean error" in printed.lower()
     for page in (out / "report.html", run.path / "report.html"):
         assert "Mean error" in page.read_text(encoding="utf-8")
+
+
+def test_explain(run, data, tmp_path, command, monkeypatch):
+    figures, out = [], tmp_path / "why"
+    monkeypatch.setattr("transferkit.results.explain.page.save_figure", lambda figure, path: figures.append(figure))
+    words = ["explain", str(run.path), str(data / "0.png"), str(data / "1.png"), "--out", str(out), "--neighbours", "0"]
+    assert command(*words)[0] == 0
+    rows = read_csv(out / "explain.csv")
+    assert list(rows[0]) == ["path", "brightness", "target", "png", "error"]
+    predictions = tk.load(run.path).predict([data / "0.png", data / "1.png"])
+    assert [float(row["brightness"]) for row in rows] == pytest.approx([one.value for one in predictions], abs=1e-4)
+    assert [axis.get_title() for axis in figures[0].axes][:2] == ["brightness", "evidence for brightness"]
+
+
+@pytest.mark.parametrize(
+    "format",
+    ["safetensors", pytest.param("torch", marks=pytest.mark.slow), pytest.param("onnx", marks=pytest.mark.slow)],
+)
+def test_export(run, data, format, tmp_path, command):
+    out, pictures = tmp_path / "model", [data / "0.png", data / "1.png"]
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    status, printed, err = command("export", run.path, "--format", format, "--out", out, "--pictures", "5")
+    assert (status, err) == (0, "")
+    assert "100.0% the same on 5 validation pictures" in printed
+    if format == "onnx":
+        shown = [float(row[1]) for row in run_example(tmp_path / "model_example.py", pictures)]
+        assert shown == pytest.approx([one.value for one in tk.load(run.path).predict(pictures)], abs=0.01)
+
+
+def test_what_an_export_computes_and_what_it_cannot_be(run):
+    module, info = load_model(run.path)
+    predictions, outputs = ExportNetwork(module, info).eval()(torch.zeros(2, 3, 32, 32))
+    assert outputs.shape == (2, 1) and torch.equal(predictions, outputs)
+    with pytest.raises(ExportError, match="--format skops writes classifiers, and brightness is none"):
+        linear_pipeline(module, info)
+
+
+def test_serve(run, data):
+    pytest.importorskip("fastapi", reason="the serve extra is not installed")
+    from live_server import ask, serving
+
+    from transferkit.results.serve.answering import Answerer
+
+    predictor = tk.load(run.path)
+    with serving(Answerer(predictor, name="run", batch_size=8, wait_s=0.001, threads=1)) as port:
+        status, _, answer = ask(port, "/predict?explain=true", (data / "0.png").read_bytes())
+        assert status == 200 and answer.keys() == {"value", "model", "ms", "heatmap"}
+        assert answer["value"] == pytest.approx(predictor.predict(data / "0.png")[0].value, abs=1e-4)
+        assert ask(port, "/health")[2]["classes"] == ["brightness"]
+        status, headers, _ = ask(port, "/")
+        assert (status, headers["location"]) == (307, "/docs")  # the page to drop pictures on shows classes
+        assert "TaskAnswer" in ask(port, "/docs")[2]
 
 
 def test_a_verb_that_needs_a_part_it_lacks_says_so(run, data, tmp_path, command):
