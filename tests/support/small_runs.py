@@ -32,6 +32,13 @@ def make_module(seed=0, **options):
     return TransferModule(create_backbone("test_resnet", weights="random", image_size=32), 3, **options)
 
 
+def make_trainer(root, *callbacks, **options):
+    """A Trainer on the CPU that shows and saves nothing by itself."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options = {"accelerator": "cpu", "max_epochs": -1, "num_sanity_val_steps": 0, **silent, **options}
+    return L.Trainer(callbacks=list(callbacks), default_root_dir=root, **options)
+
+
 class SignalAt(L.Callback):
     """Sends this process a signal during an optimizer step, counted from 1; `finetune` catches it."""
 
@@ -68,11 +75,8 @@ def train(run, data, phases, *callbacks, module=None, checkpoint=None, stop_at=N
     recorder = RunRecorder(run, module, schedule, selection, flag, own)
     if solved is not None:
         recorder.begin_with("probe", solved.figures, solved.head)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, callbacks=in_order(schedule, made, [SignalAt(stop_at)], recorder),
-        plugins=[AtomicCheckpointIO()], default_root_dir=run, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
+    callbacks = in_order(schedule, made, [SignalAt(stop_at)], recorder)
+    trainer = make_trainer(run, *callbacks, plugins=[AtomicCheckpointIO()], enable_checkpointing=True, **options)
     with flag.installed():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return module, recorder

@@ -5,7 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from small_runs import SignalAt
+from small_runs import SignalAt, make_trainer
 
 from transferkit.cli.job import finetune
 from transferkit.cli.main import main
@@ -69,12 +69,9 @@ def test_a_step_does_not_wait_for_the_device(folder, tmp_path):
     module = TransferModule(backbone, 3).to(memory_format=torch.channels_last)
     data = ImageData(folder, image_size=32, batch_size=4, workers=1)
     guard = NoSync()
-    trainer = L.Trainer(
-        accelerator="gpu", devices=1, precision="bf16-mixed", gradient_clip_val=1.0, logger=False, max_epochs=-1,
-        callbacks=[PhaseSchedule([Phase("probe", 1, "head"), Phase("all", 1)]), guard], num_sanity_val_steps=0,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-        limit_val_batches=0,
-    )  # fmt: skip
+    schedule = PhaseSchedule([Phase("probe", 1, "head"), Phase("all", 1)])
+    options = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    trainer = make_trainer(tmp_path, schedule, guard, limit_val_batches=0, **options)
     trainer.fit(module, datamodule=data)
     assert len(guard.seen) == 12
     assert set(guard.seen) == {("cuda", True)}

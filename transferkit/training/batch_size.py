@@ -11,12 +11,13 @@ import torch
 from transferkit.core.errors import TrainingError, TransferkitWarning
 from transferkit.machine.cores import free_memory
 from transferkit.models.module import TransferModule
-from transferkit.options.training import FinetuneConfig
+from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.show.progress import waiting
 from transferkit.training.loop.trainer import is_out_of_memory
+from transferkit.training.ranks.parallel import by_first
 from transferkit.training.setup import Options, Training
 
-__all__ = ["SIZES", "choose_batch_size", "halved"]
+__all__ = ["SIZES", "choose_batch_size", "halved", "with_batch_size"]
 
 SIZES = (8, 16, 32, 64, 128, 256)
 """Larger batches need another LR and, on the few pictures of transfer learning, leave too few steps."""
@@ -64,6 +65,17 @@ def choose_batch_size(training: Training[Options]) -> int:
             f"not even a batch of {SIZES[0]} pictures fits into memory - try a smaller --image-size or --backbone"
         )
     return largest
+
+
+def with_batch_size(training: Training[Options]) -> Training[Options]:
+    """Return the training with the batch size that fits, where it is ours to choose; of several processes the first's.
+
+    Raises:
+        TrainingError: Not even the smallest size fits.
+    """
+    if training.config.batch_size != AUTO:
+        return training
+    return training.in_batches_of(by_first(choose_batch_size)(training))
 
 
 def halved(config: FinetuneConfig) -> FinetuneConfig:

@@ -31,7 +31,7 @@ from transferkit.runs.summary import print_summary
 from transferkit.runs.write import environment, write_config, write_data, write_metrics, write_plan
 from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar
-from transferkit.training.batch_size import choose_batch_size, halved
+from transferkit.training.batch_size import halved, with_batch_size
 from transferkit.training.checks.overfit import check_overfit
 from transferkit.training.craft.batchnorm import recalibrate_bn
 from transferkit.training.craft.interpolation import choose_alpha, load_start
@@ -122,7 +122,7 @@ def _fine_tune(config: FinetuneConfig, callbacks: Sequence[Callback], measured: 
         if not config.quiet:
             print_summary(run, note="already complete")
         return Run(run, metrics)
-    training = _choose(prepare(config, quiet=config.quiet, fresh=not config.resume))
+    training = with_batch_size(prepare(config, quiet=config.quiet, fresh=not config.resume))
     solved = _solve(training)
     search, training = _tune(training, solved)
     directory = open_run_dir(run, resume=config.resume, overwrite=config.overwrite) if is_writer() else nullcontext(run)
@@ -155,13 +155,6 @@ def _claim(config: FinetuneConfig) -> Path:
 @by_first
 def _metrics_of_complete(run: Path) -> dict[str, Any] | None:
     return RunFiles(run).metrics if is_complete(run) else None
-
-
-def _choose(training: Training[FinetuneConfig]) -> Training[FinetuneConfig]:
-    """Choose the batch size, where it is ours to choose."""
-    if training.config.batch_size != AUTO:
-        return training
-    return training.in_batches_of(by_first(choose_batch_size)(training))
 
 
 def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:

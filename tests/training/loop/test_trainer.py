@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import make_module
+from small_runs import make_module, make_trainer
 
 from transferkit.training.finetune import finetune
 from transferkit.training.loop.early_stop import Selection
@@ -35,23 +35,14 @@ def test_callbacks_run_in_the_order_that_is_written_down(quick, tmp_path):
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    def build(callbacks):
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        return L.Trainer(accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, **options)
-
-    return build
-
-
-@pytest.fixture
 def recorder(tmp_path):
     selection = Selection("val_loss", higher_is_better=False, patience=None)
     return RunRecorder(tmp_path, make_module(), PhaseSchedule([Phase("all", 1)]), selection, SignalFlag())
 
 
-def test_lightning_leaves_that_order_as_it_is(trainer, recorder, tmp_path):
+def test_lightning_leaves_that_order_as_it_is(recorder, tmp_path):
     theirs = [ModelCheckpoint(tmp_path), Order(), ModelCheckpoint(tmp_path, monitor="val_loss"), Order()]
     written = in_order(recorder.schedule, [Order()], theirs, recorder)
-    assert trainer(written).callbacks == written
+    assert make_trainer(tmp_path, *written, enable_checkpointing=True).callbacks == written
     other = [recorder, *(callback for callback in written if callback is not recorder)]
-    assert trainer(other).callbacks != other  # so the comparison can fail
+    assert make_trainer(tmp_path, *other, enable_checkpointing=True).callbacks != other  # so the comparison can fail

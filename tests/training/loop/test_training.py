@@ -1,14 +1,17 @@
 """Phases on a real Trainer: freezing, static groups, learning rates, early stopping, divergence."""
 
+from functools import partial
+
 import lightning as L
 import pytest
+import small_runs
 import torch
+from small_runs import make_trainer
 from torch import nn
 
 from transferkit.core.errors import CheckpointError, ConfigError, TrainingError
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
-from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.freezing import set_trainable
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, check_optimizer_state, param_groups
@@ -24,18 +27,7 @@ def data(folder):
     return ImageData(folder, image_size=32, batch_size=8, augment="none")
 
 
-def make_module(**options):
-    torch.manual_seed(0)
-    backbone = create_backbone("test_resnet", weights="random", image_size=32)
-    return TransferModule(backbone, 3, **{"lr": 1e-2, **options})
-
-
-def make_trainer(tmp_path, *callbacks, **options):
-    return L.Trainer(
-        callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False,
-        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
-        **{"max_epochs": -1, **options},
-    )  # fmt: skip
+make_module = partial(small_runs.make_module, lr=1e-2)
 
 
 class Watch(L.Callback):

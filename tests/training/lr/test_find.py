@@ -11,6 +11,7 @@ import numpy as np
 import parallel_worker as worker
 import pytest
 import torch
+from small_runs import make_trainer
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, StorageError
@@ -271,11 +272,8 @@ def fit(folder, root, *, points=(), checkpoint=None, save=None):
     """Train with a plain Trainer; return the module and the results by point."""
     module, data = build(folder, drop_rate=0.2, batch_size=4, augment="standard")
     looking = Looking(data, points)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=9, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=root,
-        callbacks=[looking, PhaseSchedule(PHASES), *([Saving(save)] if save else [])],
-    )  # fmt: skip
+    callbacks = [looking, PhaseSchedule(PHASES), *([Saving(save)] if save else [])]
+    trainer = make_trainer(root, *callbacks, max_epochs=9)
     torch.manual_seed(7)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=checkpoint is not None)
     return module, looking.results
@@ -379,11 +377,7 @@ def test_ratios_come_from_the_running_optimizer(folder, tmp_path):  # fault 73
                 find_lr(pl_module, data, steps=30)
             trainer.should_stop = True
 
-    L.Trainer(
-        accelerator="cpu", max_epochs=1, max_steps=1, logger=False, enable_checkpointing=False, callbacks=[Shifted()],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
-        limit_val_batches=0,
-    ).fit(module, datamodule=data)  # fmt: skip
+    make_trainer(tmp_path, Shifted(), max_epochs=1, max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
     assert results["moved"].ratios == pytest.approx({"rest": 0.25, "layer4": 0.5, "head": 1.0})
     assert results["warmup"].ratios == pytest.approx({"rest": 0.25, "layer4": 0.5, "head": 1.0})
 

@@ -5,20 +5,14 @@ import math
 
 import pytest
 import torch
+from small_runs import make_module
 from torch import nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError
-from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.models.task import task_named
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
-
-
-def make_module(**options):
-    torch.manual_seed(0)
-    backbone = create_backbone("test_resnet", weights="random", image_size=32)
-    return TransferModule(backbone, 3, **options)
 
 
 def batches(*sizes):
@@ -29,10 +23,10 @@ def batches(*sizes):
     ]
 
 
-def by_hand(module, given):
+def by_hand(module, pictures):
     """One backward pass over all pictures at once, summed up parameter by parameter."""
     module = copy.deepcopy(module).eval().requires_grad_()
-    images, targets = (torch.cat(parts) for parts in zip(*given, strict=True))
+    images, targets = (torch.cat(parts) for parts in zip(*pictures, strict=True))
     functional.cross_entropy(module(images), targets).backward()
     norms = {}
     for name, members in module.groups():
@@ -46,8 +40,8 @@ def by_hand(module, given):
 def test_norms_are_those_computed_by_hand_and_the_module_is_as_before(trained):
     module = make_module(drop_rate=0.5)
     module.train_groups(module.group_names() if trained == "all" else [trained])
-    given = batches(4, 4, 2)  # the mean over pictures, not over batches
-    expected = by_hand(module, given)
+    pictures = batches(4, 4, 2)  # the mean over pictures, not over batches
+    expected = by_hand(module, pictures)
     kept = {p: torch.full_like(p, 0.25) for p in module.parameters() if p.requires_grad}
     for parameter, gradient in kept.items():
         parameter.grad = gradient
@@ -55,7 +49,7 @@ def test_norms_are_those_computed_by_hand_and_the_module_is_as_before(trained):
     modes = [part.training for part in module.modules()]
     grads = [p.requires_grad for p in module.parameters()]
     generator = torch.get_rng_state()
-    rgn = relative_gradient_norms(module, iter(given))
+    rgn = relative_gradient_norms(module, iter(pictures))
     assert list(rgn) == list(module.group_names())
     assert rgn == pytest.approx(expected, rel=1e-4)
     assert all(value > 0 for value in rgn.values())

@@ -182,7 +182,7 @@ class PhaseSchedule(Callback):
         require_groups(module, "PhaseSchedule").train_groups(plan.phases[index].trained(plan.group_names))
         module.train()
         keep_frozen_eval(module)  # where the module's own `train` does not do it
-        wrap_again(trainer)
+        wrap_again(trainer, module)
         self._applied = index
         self._frozen_digest = frozen_state_digest(module)
 

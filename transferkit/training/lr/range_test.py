@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError, TrainingError
+from transferkit.core.text import first_line
 from transferkit.models.module import TransferModule
 from transferkit.training.lr.result import Measure, Spacing
 from transferkit.training.lr.rules import ENOUGH, Smoother
@@ -107,9 +108,8 @@ def detached_copy(model: TransferModule, device: torch.device | str | None) -> T
     try:
         twin = copy.deepcopy(model)  # Lightning leaves the Trainer out of it
     except (RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"the model cannot be copied ({reason}), and an LR is only searched for on a copy - keep tensors with "
+            f"the model cannot be copied ({first_line(error)}), and an LR is only searched for on a copy - keep tensors with "
             "gradients, locks and open files out of its attributes"
         ) from error
     twin.close_boundary()  # of a running phase on cached activations

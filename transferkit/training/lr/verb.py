@@ -11,7 +11,7 @@ from transferkit.core.files import storage_errors
 from transferkit.features.store.store import FeatureStore
 from transferkit.options.training import LRFindConfig
 from transferkit.runs.directory import run_stem
-from transferkit.training.batch_size import choose_batch_size
+from transferkit.training.batch_size import with_batch_size
 from transferkit.training.head.solve import solve_probe
 from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
@@ -36,8 +36,7 @@ def run_lr_find(config: LRFindConfig) -> LRSearch:
     """
     training = prepare(config, quiet=config.quiet)
     phase = _chosen(training.phases, config.phase)
-    if config.batch_size == "auto":
-        training = training.in_batches_of(choose_batch_size(training))
+    training = with_batch_size(training)
     solved = None
     if training.phases[0].solve:
         solved = solve_probe(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transferkit.core.files import storage_errors
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.batches.datamodule import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
 from transferkit.models.module import TransferModule
@@ -23,7 +23,7 @@ from transferkit.runs.write import write_plan
 from transferkit.show.charts import save_charts
 from transferkit.show.progress import waiting
 from transferkit.show.words import duration
-from transferkit.training.batch_size import choose_batch_size
+from transferkit.training.batch_size import with_batch_size
 from transferkit.training.head.solve import solve_probe
 from transferkit.training.lr.start import phase_start
 from transferkit.training.plan.forecast import Forecast, forecast
@@ -57,9 +57,7 @@ def write_preview(
         BackboneError: The backbone is unknown, or its weights cannot be had or do not fit.
         StorageError: The directory cannot be written to.
     """
-    training = prepare(config, quiet=quiet)
-    if config.batch_size == AUTO:
-        training = training.in_batches_of(choose_batch_size(training))
+    training = with_batch_size(prepare(config, quiet=quiet))
     values = training.plan_values
     with waiting(training.console, "timing a few steps of each phase"):
         norms = _frozen_norms(training)
@@ -163,13 +161,9 @@ def _gradient_norms(training: Training[Options]) -> dict[str, Any]:
         config = training.config
         solved = solve_probe(module, data, FeatureStore(config.store), training.compute, seed=config.seed)
     phase_start(training, wider, solved)
-    norms = relative_gradient_norms(module, list(_some_batches(data)))
+    batches = itertools.islice(iter(data.train_dataloader()), RGN_BATCHES)
+    norms = relative_gradient_norms(module, [(normalise(images, data.data_config), y) for images, y in batches])
     return {"norms": norms, "proposed": list(propose_groups(norms, module.group_names()))}
-
-
-def _some_batches(data: ImageData) -> Any:
-    for images, targets in itertools.islice(iter(data.train_dataloader()), RGN_BATCHES):
-        yield normalise(images, data.data_config), targets
 
 
 def _predict(values: dict[str, Any], training: Training[Options], measured: Forecast, norms: list[int]) -> None:

@@ -67,36 +67,30 @@ class PhasedDDP(DDPStrategy):
         super().__init__(timeout=STEP, find_unused_parameters=unused, **buffers)
         self.unused = unused
 
-    def wrap_again(self) -> None:
-        """Make the reducer anew, for the parameters that learn now."""
-        module = self.lightning_module
-        assert module is not None
-        look = self.unused or (isinstance(module, TransferModule) and bool(unused_parameters(module)))
-        self._ddp_kwargs["find_unused_parameters"] = look
-        _wrap_again(self)
+    def look_for_unused(self, module: L.LightningModule) -> None:
+        """Have the next reducer expect parameters without gradients, where there are some."""
+        self._ddp_kwargs["find_unused_parameters"] = self.unused or (
+            isinstance(module, TransferModule) and bool(unused_parameters(module))
+        )
 
 
-def wrap_again(trainer: L.Trainer) -> None:
+def wrap_again(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Have DDP reduce the gradients of the parameters that learn now; nothing to do for other strategies."""
     strategy = trainer.strategy
     if isinstance(strategy, PhasedDDP):
-        strategy.wrap_again()
-    elif isinstance(strategy, DDPStrategy):
-        _wrap_again(strategy)
-
-
-def _wrap_again(strategy: DDPStrategy) -> None:
-    strategy.model = strategy.lightning_module  # with its wrapper goes the old reducer, and with that its hooks
-    strategy.configure_ddp()
+        strategy.look_for_unused(module)
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = module  # with its wrapper goes the old reducer, and with that its hooks
+        strategy.configure_ddp()
 
 
 def unused_parameters(module: TransferModule) -> list[str]:
-    """Return the names of parameters that learn and that the logits do not depend on."""
+    """Return the names of parameters that learn and that the outputs do not depend on."""
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     images = torch.zeros(1, 3, *module.data_config.image_size, device=module.device)
     with evaluation_mode(module), torch.enable_grad():  # neither statistics nor random numbers move
-        logits = module(images)
-        gradients = torch.autograd.grad(logits.sum(), [parameter for _, parameter in learning], allow_unused=True)
+        outputs = module(images)
+        gradients = torch.autograd.grad(outputs.sum(), [parameter for _, parameter in learning], allow_unused=True)
     return [name for (name, _), gradient in zip(learning, gradients, strict=True) if gradient is None]
 
 
@@ -122,7 +116,7 @@ def make_strategy(name: str, processes: int) -> str | Strategy:
 def make_environment(processes: int) -> ClusterEnvironment:
     """Return who starts the processes: torchrun, SLURM's srun where it started just so many, or Lightning.
 
-    Told to Lightning, so that other traces of a batch system in the environment change nothing.
+    Lightning is given it, so that other traces of a batch system in the environment change nothing.
 
     Args:
         processes: In all.
