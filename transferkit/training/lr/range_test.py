@@ -109,8 +109,8 @@ def detached_copy(model: TransferModule, device: torch.device | str | None) -> T
         twin = copy.deepcopy(model)  # Lightning leaves the Trainer out of it
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
-            f"the model cannot be copied ({first_line(error)}), and an LR is only searched for on a copy - keep tensors "
-            "with gradients, locks and open files out of its attributes"
+            f"the model cannot be copied ({first_line(error)}), and an LR is only searched for on a copy - keep "
+            "tensors with gradients, locks and open files out of its attributes"
         ) from error
     twin.close_boundary()  # of a running phase on cached activations
     if world() > 1:  # the same weights everywhere, as DDP has them from its start
