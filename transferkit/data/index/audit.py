@@ -44,11 +44,12 @@ def audit(
     lenient = dataclasses.replace(options, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
     index = index_images(lenient, min_side=CHECK_SIDE, workers=available_cores(), progress=progress)
     findings = sorted(index.findings, key=lambda finding: finding.kind not in (Kind.LEAK, Kind.THIN))
-    sizes = {label: sum(by_class[label] for by_class in index.counts().values()) for label in index.class_names}
-    empty = tuple(label for label, size in sizes.items() if not size)
+    counts = index.counts().values()
+    sizes = {name: sum(of_split[name] for of_split in counts) for name in index.targets.stratum_names}
+    empty = tuple(name for name, size in sizes.items() if not size)
     if empty:
         findings.append(Finding(Kind.EMPTY, f"classes without pictures: {', '.join(empty)}", empty))
-    filled = {label: size for label, size in sizes.items() if size}
+    filled = {name: size for name, size in sizes.items() if size}
     largest, smallest = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
     if filled[largest] >= IMBALANCE * filled[smallest]:
         message = (
@@ -76,10 +77,10 @@ def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | 
     table.add_column("class")
     for column in (*counts, "all"):
         table.add_column(column, justify="right")
-    for label in index.class_names:
-        row = [by_class[label] for by_class in counts.values()]
-        table.add_row(label, *map(str, row), str(sum(row)))
-    totals = [sum(by_class.values()) for by_class in counts.values()]
+    for name in index.targets.stratum_names:
+        row = [of_split[name] for of_split in counts.values()]
+        table.add_row(name, *map(str, row), str(sum(row)))
+    totals = [sum(of_split.values()) for of_split in counts.values()]
     table.add_section()
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)
