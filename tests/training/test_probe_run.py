@@ -25,11 +25,17 @@ from transferkit.results.predict.predictor import load
 from transferkit.training.probe_run import run_probe
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store that the first probe fills and the others read."""
+    return tmp_path_factory.mktemp("probes") / "store"
+
+
 @pytest.fixture
-def options(folder, tmp_path):
+def options(folder, store, tmp_path):
     """Options of a probe that takes a second."""
     return {
-        "data": str(folder), "image_size": 32, "store": str(tmp_path / "store"), "out": str(tmp_path / "run"),
+        "data": str(folder), "image_size": 32, "store": str(store), "out": str(tmp_path / "run"),
         "quiet": True, "precision": "32", "accelerator": "cpu",
     }  # fmt: skip
 
@@ -84,8 +90,8 @@ def test_a_classifier_that_is_no_head_is_measured_only(options):
     assert not (run / "model.safetensors").exists()
 
 
-def test_the_run_directory(options, real_figures):
-    run = probe(options)
+def test_the_run_directory_and_its_recipe_which_repeats_it_from_the_store(options, tmp_path, real_figures):
+    run = probe(options, store=str(tmp_path / "store"))
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "data.json", "metrics.json", "model.json", "model.safetensors", "path.png", "pictures.csv",
             "predictions.csv",
@@ -99,15 +105,10 @@ def test_the_run_directory(options, real_figures):
     with Image.open(run / "path.png") as image:
         assert image.width > 400
     assert yaml.safe_load((run / "config.yaml").read_text())["classifier"] == "logistic"
-
-
-def test_config_repeats_the_run_from_the_store(options, tmp_path, capsys):
-    run = probe(options)
-    again = tmp_path / "again"
-    words = ["--config", str(run / "config.yaml"), "--out", str(again), "--store", options["store"], "--quiet"]
-    assert main(["probe", *words]) == 0
-    first, second = read(run), read(again)
-    assert (second["features"]["computed"], second["val"]) == (0, first["val"])
+    words = ["--config", run / "config.yaml", "--out", tmp_path / "again", "--store", tmp_path / "store", "--quiet"]
+    assert main(["probe", *map(str, words)]) == 0
+    again = read(tmp_path / "again")
+    assert (again["features"]["computed"], again["val"]) == (0, metrics["val"])
 
 
 def test_depth_and_labels(options, capsys, real_figures):
@@ -210,11 +211,6 @@ def test_the_neighbour_head_votes_like_the_neighbours():
     ours = head(torch.from_numpy(queries)).softmax(dim=1).numpy()
     np.testing.assert_allclose(ours, votes.probs(queries), atol=1e-5)
     assert not list(head.parameters())
-
-
-def test_unknown_options_are_told_at_once(options):
-    with pytest.raises(ConfigError, match=r"unknown option 'clasifier'. Did you mean 'classifier'"):
-        make_config(ProbeConfig, {**options, "clasifier": "knn"})
 
 
 def test_a_task_without_a_solver_is_refused(options, monkeypatch):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from transferkit.core.errors import ConfigError
 from transferkit.features.probe.curves import depth_curve, learning_curve, nested_subsets
 from transferkit.features.probe.probe import fit_probe
 from transferkit.features.probe.solver import ClassSolver
@@ -128,19 +127,3 @@ def test_interval_by_groups_is_that_of_the_groups():
         entry = depth_curve({"a": train}, {"a": replace(held, groups=groups)}, SOLVER, SIMPLE)[0]
         width.append(entry["acc_high"] - entry["acc_low"])
     assert width[1] / width[0] == pytest.approx(5**0.5, rel=0.15)
-
-
-def test_guards():
-    rows = drawn(30)
-    with pytest.raises(ConfigError, match=r"\(1\) shares are \[0, 0.5\]; .*; \(2\) repeats is 0"):
-        learning_curve(rows, rows, SOLVER, shares=(0, 0.5), repeats=0)
-    with pytest.raises(ConfigError, match="there are 29 labels for 30 rows of features"):
-        learning_curve(replace(rows, y=rows.y[1:]), rows, SOLVER)
-    with pytest.raises(ConfigError, match="evaluation features have 0 rows for 0 labels"):
-        learning_curve(rows, rows.take(np.arange(0)), SOLVER)
-    with pytest.raises(ConfigError, match=r"evaluation features have the shape \(30, 7\); expected \(8,\)"):
-        learning_curve(rows, first(rows, 7), SOLVER)
-    with pytest.raises(ConfigError, match=r"layers \['a'\], evaluation features \['b'\]; expected the same"):
-        depth_curve({"a": rows}, {"b": rows}, SOLVER)
-    with pytest.raises(ConfigError, match="there are 29 labels for 30 rows"):
-        depth_curve({"a": replace(rows, y=rows.y[1:])}, {"a": rows}, SOLVER)

@@ -164,23 +164,23 @@ def test_groups_that_leak_score_lower_when_kept_together():  # rows of a group a
     groups = np.repeat([f"g{number}" for number in range(40)], 5)
     for classifier in ("logistic", "knn"):
         loose = fit_probe(X.astype(np.float32), y, 2, classifier=classifier)
-        kept = fit_probe(X.astype(np.float32), y, 2, classifier=classifier, groups=groups)
-        best = [max(entry["acc"] for entry in probe.choice["curve"]) for probe in (loose, kept)]
+        together = fit_probe(X.astype(np.float32), y, 2, classifier=classifier, groups=groups)
+        best = [max(entry["acc"] for entry in probe.choice["curve"]) for probe in (loose, together)]
         assert best[0] > 0.95 and best[1] < 0.75
 
 
 def test_the_standardiser_does_not_see_the_validation_rows(monkeypatch):
-    seen = []
+    parts = []
     fit = fitting.Standardiser.fit.__func__
-    spy = classmethod(lambda cls, X, weight=None: seen.append(X.copy()) or fit(cls, X, weight))
+    spy = classmethod(lambda cls, X, weight=None: parts.append(X.copy()) or fit(cls, X, weight))
     monkeypatch.setattr(fitting.Standardiser, "fit", spy)
     X, y = rows(60)
     fit_probe(X, y, 3, seed=2)
     folds = folds_of(y, folds=5, seed=2)
-    assert len(seen) == 6
-    for part, (train, _) in zip(seen, folds, strict=False):
+    assert len(parts) == 6
+    for part, (train, _) in zip(parts, folds, strict=False):
         np.testing.assert_array_equal(part, X[train])
-    np.testing.assert_array_equal(seen[-1], X)
+    np.testing.assert_array_equal(parts[-1], X)
 
 
 def test_folds_keep_groups_and_cover_every_row_once():
@@ -370,8 +370,6 @@ def test_no_convergence_of_a_classifier_is_a_warning():
         ({"classifier_args": {"C": "1"}}, "C is '1'; expected a number above 0"),
         ({"class_weight": "even"}, "class_weight is 'even'; expected None or 'balanced'"),
         ({"folds": 1}, "folds is 1; expected at least 2"),
-        ({"groups": ["a"] * 39}, "39 groups for 40 rows"),
-        ({"weight": np.ones(39)}, r"sample weights are of shape \(39,\); expected one for each of 40 rows"),
         ({"weight": -np.ones(40)}, "sample weights are negative or not finite"),
         ({"weight": np.zeros(40)}, "rows of weight above 0 are of fewer than 2 classes"),
     ],
@@ -383,29 +381,6 @@ def test_wrong_options(options, message):
         fit_probe(X, y, 4, **options)
 
 
-@pytest.mark.parametrize(
-    ("X", "y", "message"),
-    [
-        (np.zeros(4, np.float32), np.arange(4), r"features are float32 of shape \(4,\); expected floats of shape"),
-        (np.zeros((4, 2), np.int64), np.arange(4), "features are int64"),
-        (
-            np.array([[0.0], [np.nan], [1], [np.inf]]),
-            np.arange(4),
-            "features of 2 rows are not finite, the first is row 1",
-        ),
-        (np.zeros((4, 2)), np.zeros(4), "labels are float64"),
-        (np.zeros((4, 2)), np.arange(3), "3 labels for 4 rows"),
-        (np.zeros((4, 2)), np.arange(4) + 1, "labels run from 1 to 4; expected 0 to 3"),
-        (np.zeros((4, 2)), np.zeros(4, np.int64), "all 4 labels are of one class; expected at least 2 classes"),
-    ],
-)
-def test_wrong_arrays(X, y, message):
-    with pytest.raises(ConfigError, match=message):
-        fit_probe(X, y, 4)
-
-
 def test_all_that_is_wrong_comes_in_one_error():
-    with pytest.raises(
-        ConfigError, match=r"\(1\) features .*; \(2\) all 4 labels .*; \(3\) class_weight .*; \(4\) folds"
-    ):
-        fit_probe(np.zeros(4, np.float32), np.zeros(4, np.int64), 4, class_weight="x", folds=0)
+    with pytest.raises(ConfigError, match=r"\(1\) all 4 labels .*; \(2\) class_weight .*; \(3\) folds"):
+        fit_probe(np.zeros((4, 1)), np.zeros(4, np.int64), 4, class_weight="x", folds=0)

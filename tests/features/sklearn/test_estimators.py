@@ -47,6 +47,12 @@ def labels(paths):
     return [path.split("/")[-2] for path in paths]
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store for tests that do not count what is computed."""
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """How many pictures the network was run on; the black one that measures widths is none."""
@@ -158,8 +164,8 @@ def test_rows_are_those_of_extract_features(folder, tmp_path, options):
     np.testing.assert_array_equal(back, table.X[::-1])  # one read from the other's store
 
 
-def test_what_fit_learns(paths, tmp_path):
-    extractor = FeatureExtractor(cache=tmp_path, layer="stage2", **SMALL).fit(paths)
+def test_what_fit_learns(paths, store):
+    extractor = FeatureExtractor(cache=store, layer="stage2", **SMALL).fit(paths)
     assert (extractor.layer_, extractor.pool_, extractor.image_size_) == ("layer2", "avg", (32, 32))
     assert extractor.n_features_out_ == extractor.transform(paths[:2]).shape[1] == 64
     assert extractor.weights_sha256_ == frozen_backbone("transferkit/mini", "pretrained", 32).digest
@@ -172,8 +178,8 @@ def test_fit_reads_no_file_and_runs_no_network(ran, tmp_path):
     assert ran == [0] and not list(tmp_path.iterdir())
 
 
-def test_kinds_of_x_give_equal_rows(paths, tmp_path):
-    extractor = FeatureExtractor(cache=tmp_path, **SMALL)
+def test_kinds_of_x_give_equal_rows(paths, tmp_path, store):
+    extractor = FeatureExtractor(cache=store, **SMALL)
     expected = extractor.transform(paths)
     pictures = [Image.open(path) for path in paths]
     arrays = [np.asarray(picture) for picture in pictures]
@@ -185,7 +191,7 @@ def test_kinds_of_x_give_equal_rows(paths, tmp_path):
     np.testing.assert_array_equal(extractor.transform(held), expected[:3])
 
 
-def test_a_series_is_taken_by_its_values(paths, tmp_path):
+def test_a_series_is_taken_by_its_values(paths, store):
     class Series:
         """As a pandas Series: its labels, not its positions, are what indexing and iteration go by."""
 
@@ -195,7 +201,7 @@ def test_a_series_is_taken_by_its_values(paths, tmp_path):
         def __array__(self, dtype=None, copy=None):
             return np.array(self.values, dtype=object)
 
-    extractor = FeatureExtractor(cache=tmp_path, **SMALL)
+    extractor = FeatureExtractor(cache=store, **SMALL)
     np.testing.assert_array_equal(extractor.transform(Series(paths)), extractor.transform(paths))
 
 
@@ -391,15 +397,15 @@ def test_unknown_backbones_and_missing_accelerators(paths):
             FeatureExtractor(accelerator="gpu").fit(paths)
 
 
-def test_numbers_of_a_grid_may_be_numpys(paths, tmp_path):
+def test_numbers_of_a_grid_may_be_numpys(paths, store):
     sizes = np.array([32, 48])
     for size in sizes:
-        extractor = FeatureExtractor(cache=tmp_path, accelerator="cpu", image_size=size, batch_size=np.int64(4))
+        extractor = FeatureExtractor(cache=store, accelerator="cpu", image_size=size, batch_size=np.int64(4))
         assert extractor.fit(paths).image_size_ == (size, size)
 
 
-def test_stateless_until_fitted(paths, tmp_path):
-    extractor = FeatureExtractor(cache=tmp_path, **SMALL)
+def test_stateless_until_fitted(paths, store):
+    extractor = FeatureExtractor(cache=store, **SMALL)
     rows = extractor.transform(paths)
     with pytest.raises(NotFittedError):
         extractor.get_feature_names_out()
@@ -435,8 +441,8 @@ def test_saved_estimators_name_the_room():
         assert kind.__module__ == "transferkit.features.sklearn"
 
 
-def test_clones_share_the_network_but_nothing_fitted(paths, tmp_path):
-    extractor = FeatureExtractor(cache=tmp_path, **SMALL).fit(paths)
+def test_clones_share_the_network_but_nothing_fitted(paths, store):
+    extractor = FeatureExtractor(cache=store, **SMALL).fit(paths)
     copy = clone(extractor)
     assert copy.get_params() == extractor.get_params() and "n_features_out_" not in vars(copy)
     before = build_once.cache_info().misses
@@ -458,7 +464,7 @@ class Frame:
         self.rows, self.columns = rows, list(columns)
 
 
-def test_output_as_a_table(paths, tmp_path, monkeypatch):
+def test_output_as_a_table(paths, store, monkeypatch):
     class Adapter:  # as scikit-learn's own for pandas, which need not be installed here
         container_lib = "frames"
 
@@ -477,7 +483,7 @@ def test_output_as_a_table(paths, tmp_path, monkeypatch):
             raise NotImplementedError
 
     monkeypatch.setitem(ADAPTERS_MANAGER.adapters, "frames", Adapter())
-    extractor = FeatureExtractor(cache=tmp_path, **SMALL).set_output(transform="frames")
+    extractor = FeatureExtractor(cache=store, **SMALL).set_output(transform="frames")
     frame = extractor.fit_transform(paths)
     assert frame.columns == extractor.get_feature_names_out().tolist() and frame.rows.shape == (len(paths), 256)
 
@@ -505,8 +511,8 @@ def test_a_grid_search_over_layers_runs_it_once_per_layer(ran, paths, labels, tm
     assert ran == [2 * 45] and search.best_params_["featureextractor__layer"] in ("stage1", "stage3")
 
 
-def test_layers_joined(paths, tmp_path):
-    parts = [(layer, FeatureExtractor(cache=tmp_path, layer=layer, **SMALL)) for layer in ("stage2", "pooled")]
+def test_layers_joined(paths, store):
+    parts = [(layer, FeatureExtractor(cache=store, layer=layer, **SMALL)) for layer in ("stage2", "pooled")]
     union = FeatureUnion(parts)
     rows = union.fit_transform(paths)
     assert rows.shape == (45, 64 + 256)
@@ -539,10 +545,10 @@ def test_cross_validation_in_processes(ran, paths, labels, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ the probe
 
 
-def test_the_probe_is_fit_probe_on_the_features(paths, labels, tmp_path):
-    probe = ImageProbe(cache=tmp_path, folds=3, seed=4, **SMALL).fit(paths, labels)
+def test_the_probe_is_fit_probe_on_the_features(paths, labels, store):
+    probe = ImageProbe(cache=store, folds=3, seed=4, **SMALL).fit(paths, labels)
     assert probe.classes_.tolist() == ["circle", "square", "stripes"]
-    X = FeatureExtractor(cache=tmp_path, **SMALL).transform(paths)
+    X = FeatureExtractor(cache=store, **SMALL).transform(paths)
     y = np.unique(labels, return_inverse=True)[1]
     groups = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     expected = fit_probe(LabelledRows(X, y, 3, groups), ProbeOptions(folds=3), seed=4)
@@ -566,19 +572,19 @@ def test_equal_pictures_stay_in_one_fold(paths, labels, tmp_path, monkeypatch):
     ("classifier", "arguments", "choice"),
     [("logistic", {"C": 0.1}, {"C": 0.1}), ("knn", {"k": 3}, {"k": 3}), ("sklearn.svm.SVC", None, {})],
 )
-def test_classifiers(classifier, arguments, choice, paths, labels, tmp_path):
-    probe = ImageProbe(cache=tmp_path, classifier=classifier, classifier_args=arguments, **SMALL).fit(paths, labels)
+def test_classifiers(classifier, arguments, choice, paths, labels, store):
+    probe = ImageProbe(cache=store, classifier=classifier, classifier_args=arguments, **SMALL).fit(paths, labels)
     assert choice.items() <= probe.choice_.items()
     np.testing.assert_allclose(probe.predict_proba(paths).sum(axis=1), 1, atol=1e-5)
     assert probe.score(paths, labels) > 0.5
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(probe)).predict(paths), probe.predict(paths))
 
 
-def test_weights_by_label(paths, labels, tmp_path):
+def test_weights_by_label(paths, labels, store):
     few = [at for at, label in enumerate(labels) if label != "circle" or at % 5 == 0]
     X, y = [paths[at] for at in few], np.array(labels)[few]
     count = {label: float(np.sum(y == label)) for label in set(labels)}
-    options = {"cache": tmp_path, "classifier_args": {"C": 0.1}, **SMALL}
+    options = {"cache": store, "classifier_args": {"C": 0.1}, **SMALL}
     balanced = ImageProbe(class_weight="balanced", **options).fit(X, y).predict_proba(paths)
     by_hand = {label: len(y) / (3 * number) for label, number in count.items()}
     np.testing.assert_allclose(
@@ -613,8 +619,8 @@ def test_labels_are_checked(y, message, paths):
 @pytest.mark.parametrize(
     "y", [np.arange(45) % 3 + 7, np.arange(45) % 2 == 0, np.array(["b", "a", "c"] * 15, dtype=object)]
 )
-def test_labels_keep_their_kind(y, paths, tmp_path):
-    probe = ImageProbe(cache=tmp_path, classifier_args={"C": 1e-3}, **SMALL).fit(paths, y)
+def test_labels_keep_their_kind(y, paths, store):
+    probe = ImageProbe(cache=store, classifier_args={"C": 1e-3}, **SMALL).fit(paths, y)
     assert probe.classes_.tolist() == sorted(set(y.tolist()))
     assert probe.predict(paths).dtype == y.dtype and set(probe.predict(paths)) <= set(y)
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.training.checks.overfit import _course, choose_evenly, overfit
+from transferkit.training.checks.overfit import LEARNT, _course, choose_evenly, overfit
 
 
 @pytest.fixture
@@ -40,11 +41,11 @@ def run(module, data, **options):
 
 def test_a_sound_model_reaches_100_percent_in_both_modes(data):
     """Whatever stands in the way is off: freezing, dropout, drop path, smoothing, weight decay, augmentation."""
-    told = []
+    calls = []
     module = make_module(drop_rate=0.9, label_smoothing=0.3, weight_decay=300.0)
     module.train_groups(["head"])
     start = {name: [p.clone() for _, p in members] for name, members in module.groups()}
-    result = run(module, data, progress=lambda done, total: told.append((done, total)))
+    result = run(module, data, progress=lambda done, total: calls.append((done, total)))
     assert result.reached
     assert (result.train, result.evaluation, result.pictures) == (1.0, 1.0, 12)
     assert result.advice == ()
@@ -52,7 +53,7 @@ def test_a_sound_model_reaches_100_percent_in_both_modes(data):
     assert result.losses[-1] < result.losses[0] / 3
     for name, members in module.groups():
         assert any(not p.equal(was) for (_, p), was in zip(members, start[name], strict=True)), name
-    assert told == [(epoch + 1, 60) for epoch in range(result.epochs)]
+    assert calls == [(epoch + 1, 60) for epoch in range(result.epochs)]
     # Measured again, from the files: the sample is what the module knows by heart.
     positions = choose_evenly(data.targets("train").tolist(), 12, data.seed)
     images, targets = data.dataset("train").batch(positions).labelled()
@@ -72,6 +73,17 @@ def test_it_is_a_function_of_module_and_seed(data):
     assert torch.get_rng_state().equal(before)
     assert first == again
     torch.set_rng_state(state)
+
+
+def test_a_task_that_counts_no_right_answers_is_learnt_by_its_loss(data):
+    module = make_module(backbone="test_vit")
+    module.task = replace(module.task, objective=replace(module.task.objective, running=()))
+    result = run(module, data, batches=1)
+    assert (result.reached, result.figure, result.advice) == (True, "loss", ())
+    assert max(result.train, result.evaluation) <= LEARNT * result.losses[0]
+    assert result.to_dict().keys() == {"reached", "epochs", "train_loss", "eval_loss"}
+    again = run(module, data, batches=1, epochs=1, lr=1e-9)  # a hundredth of what it knows by heart is too much to ask
+    assert (again.reached, again.train) == (False, again.losses[-1])
 
 
 def test_without_batch_norm(data):

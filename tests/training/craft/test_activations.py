@@ -31,16 +31,16 @@ def top(folder, tmp_path):
 @pytest.fixture
 def prefix_pictures(monkeypatch):
     """Pictures that the stem has seen, batch by batch."""
-    seen = []
+    sizes = []
 
     def listened(*args, **options):
         backbone = create_backbone(*args, **options)
         stem = next(backbone.model.children())
-        stem.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        stem.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         return backbone
 
     monkeypatch.setattr("transferkit.training.setup.create_backbone", listened)
-    return seen
+    return sizes
 
 
 def weights(run):
@@ -48,14 +48,14 @@ def weights(run):
 
 
 def test_the_same_training_with_the_frozen_part_run_once(top, prefix_pictures):
-    kept = finetune(**top)
+    with_it = finetune(**top)
     with_kept = list(prefix_pictures)
     prefix_pictures.clear()
     plain = finetune(**{**top, "out": f"{top['out']}-plain", "keep_activations": "off"})
-    assert kept.metrics["val"]["acc"] == plain.metrics["val"]["acc"]
-    assert kept.metrics["val"]["loss"] == pytest.approx(plain.metrics["val"]["loss"], rel=1e-3)
+    assert with_it.metrics["val"]["acc"] == plain.metrics["val"]["acc"]
+    assert with_it.metrics["val"]["loss"] == pytest.approx(plain.metrics["val"]["loss"], rel=1e-3)
     before = weights(plain.path)
-    for name, tensor in weights(kept.path).items():
+    for name, tensor in weights(with_it.path).items():
         torch.testing.assert_close(tensor.float(), before[name].float(), rtol=2e-3, atol=2e-4)
     # 24 training pictures in three epochs of three steps: once each, and a blank one a step, instead of three times.
     assert sum(prefix_pictures) - sum(with_kept) >= 3 * 24 - 24 - 3 * 3 - 24
@@ -90,8 +90,8 @@ def test_phases_of_different_depth_keep_their_own(top, caplog):
     ]
     with caplog.at_level(logging.INFO, "transferkit"):
         run = finetune(**{**top, "phases": phases})
-    told = [record.message.partition("activations of ")[2] for record in caplog.records if "MB of" in record.message]
-    assert told == ["the features", "layer3", "layer2"]
+    stages = [record.message.partition("activations of ")[2] for record in caplog.records if "MB of" in record.message]
+    assert stages == ["the features", "layer3", "layer2"]
     assert [phase["epochs"] for phase in run.metrics["phases"]] == [2, 2, 2, 2]
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import STEPS, make_data, make_module, train
 
-from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
+from transferkit.core.errors import CheckpointError, Interrupted
 from transferkit.runs.measure import network_outputs
 from transferkit.training.craft.snapshots import (
     Snapshots,
@@ -83,16 +83,6 @@ def test_one_at_the_end_of_each_whole_cycle(reference):
     assert not epochs.states[1][name].equal(epochs.states[3][name])
 
 
-@pytest.mark.parametrize("step", [STEPS + 2, 2 * STEPS, 2 * STEPS + 3, 4 * STEPS])
-def test_a_resume_writes_the_same(reference, folder, tmp_path, step):  # fault 52
-    run = tmp_path / "run"
-    with pytest.raises(Interrupted):
-        fit(run, make_data(folder), stop_at=step)
-    assert len(files(run)) == sum(step >= (epoch + 1) * STEPS for epoch in ENDS)
-    fit(run, make_data(folder), checkpoint=run / "checkpoints" / "last.ckpt")
-    assert files(run) == files(reference[0])
-
-
 def test_an_epoch_that_is_repeated_writes_the_same_again(reference, folder, tmp_path):  # fault 52
     run = tmp_path / "run"
     with pytest.raises(KeyError, match="killed"):
@@ -162,20 +152,6 @@ def test_a_failure_gives_the_weights_back(reference, folder):
     with pytest.raises(RuntimeError, match="cable pulled"):
         ensemble(module, run, broken())
     assert all(tensor.equal(own[name]) for name, tensor in weights_of(module).items())
-
-
-def test_a_loader_that_shuffles_is_refused(reference):
-    run, _, module = reference
-
-    class Shuffling:
-        passes = 0
-
-        def __iter__(self):
-            Shuffling.passes += 1
-            yield torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, self.passes])
-
-    with pytest.raises(ConfigError, match="other labels at each pass - use one that does not shuffle"):
-        ensemble(module, run, Shuffling())
 
 
 def test_snapshots_that_are_missing(tmp_path):

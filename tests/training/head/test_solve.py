@@ -1,6 +1,5 @@
 """LP-FT by construction: the head solved on cached features is the live model's head, to the last picture."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_runs import SignalAt
 
+from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.extract.rows import StoredRows
@@ -23,21 +23,34 @@ from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import training_rows
 from transferkit.training.head.solve import START_STD, soften_head, solve_head
 from transferkit.training.loop.phase_schedule import PhaseSchedule
+from transferkit.training.plan.options import resolve_phases
 from transferkit.training.plan.phases import Phase, check_phases, make_phases, preset_phases
+
+
+def options_in(folder, root):
+    """Options of a run whose probe is solved."""
+    return {
+        "data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 2, "precision": "32", "accelerator": "cpu",
+        "workers": 0, "quiet": True, "store": str(root / "store"), "out": str(root / "run"),
+    }  # fmt: skip
 
 
 @pytest.fixture
 def solving(folder, tmp_path):
-    """Options of a run whose probe is solved."""
-    return {
-        "data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 2, "precision": "32", "accelerator": "cpu",
-        "workers": 0, "quiet": True, "store": str(tmp_path / "store"), "out": str(tmp_path / "run"),
-    }  # fmt: skip
+    return options_in(folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run whose probe is solved, its store beside it."""
+    return finetune(**options_in(folder, tmp_path_factory.mktemp("solved")))
 
 
 def build(folder, head="linear", **options):
@@ -48,6 +61,11 @@ def build(folder, head="linear", **options):
 
 def read(run, name="metrics.json"):
     return json.loads((Path(run) / name).read_text())
+
+
+def history(run):
+    rows = read_csv(Path(run) / "history.csv")
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
 
 
 # ---- the head ---------------------------------------------------------------------------------------------------
@@ -141,16 +159,13 @@ def test_views_are_rows_that_weigh_as_much_as_one_picture(folder, tmp_path):
 # ---- runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_begins_with_a_solved_head(solving):
-    run = finetune(**solving)
-    probe, tuned = run.metrics["phases"]
+def test_a_run_begins_with_a_solved_head(whole):
+    probe, tuned = whole.metrics["phases"]
     assert (probe["name"], probe["epochs"], probe["solver"]) == ("probe", 0, "L-BFGS on cached features")
     assert probe["views"] == 2
     assert tuned["epochs"] == 2
-    plan = read(run.path, "plan.json")
-    assert plan["phases"][0]["solve"] is True
-    with (run.path / "history.csv").open() as stream:
-        assert [row["phase"] for row in csv.DictReader(stream)] == ["finetune", "finetune"]
+    assert read(whole.path, "plan.json")["phases"][0]["solve"] is True
+    assert [row["phase"] for row in history(whole.path)] == ["finetune", "finetune"]
 
 
 def test_the_probes_val_accuracy_is_where_finetuning_starts(solving, folder):
@@ -172,18 +187,14 @@ def test_finetuning_starts_from_the_same_decisions_with_less_confidence(folder, 
     assert soften_head(module.head, START_STD / 2) == 1.0  # a head that is soft already is left alone
 
 
-def test_the_kept_probe_keeps_its_confidence(solving):
-    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd", "monitor": "val_loss"})
-    assert run.metrics["selection"]["kept"] == "the solved probe"
-    assert run.metrics["val"]["loss"] == pytest.approx(run.metrics["phases"][0]["val_loss"], abs=1e-3)
-
-
-def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving, real_figures):
-    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd"})
+@pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])
+def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving, real_figures, monitor):
+    """With its confidence, which fine-tuning starts without."""
+    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd", "monitor": monitor})
     assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")  # the best is before the first epoch
-    assert run.metrics["selection"]["kept"] == "the solved probe"
-    assert run.metrics["selection"]["epoch"] is None
+    assert (run.metrics["selection"]["kept"], run.metrics["selection"]["epoch"]) == ("the solved probe", None)
     assert run.metrics["val"]["acc"] == run.metrics["phases"][0]["val_acc"]
+    assert run.metrics["val"]["loss"] == pytest.approx(run.metrics["phases"][0]["val_loss"], abs=1e-3)
 
 
 def test_a_solved_probe_alone_is_a_whole_run(solving, capsys):
@@ -206,11 +217,12 @@ def test_pictures_in_memory_are_not_decoded_again(solving, monkeypatch):
     assert decoded == []
 
 
-def test_sgd_keeps_the_trained_way(solving):
-    for options in ({"probe": "sgd"}, {"probe_epochs": 1}, {"head": "mlp"}):
-        run = finetune(**{**solving, **options, "epochs": 1, "out": f"{solving['out']}-{next(iter(options))}"})
-        assert run.metrics["phases"][0]["epochs"] == (1 if "probe_epochs" in options else 3)
-        assert "solver" not in run.metrics["phases"][0]
+@pytest.mark.parametrize(
+    ("options", "epochs"), [({"probe": "sgd"}, 3), ({"probe_epochs": 1}, 1), ({"head": "mlp"}, 3), ({}, 0)]
+)
+def test_sgd_keeps_the_trained_way(options, epochs):
+    probe = resolve_phases(make_config(FinetuneConfig, {"data": "-", **options}), None)[0]
+    assert (probe.name, probe.epochs, probe.solve) == ("probe", epochs, epochs == 0)
 
 
 @pytest.mark.parametrize(
@@ -233,18 +245,11 @@ def test_options_that_contradict_each_other(solving, options, message):  # fault
 # ---- stops and resumes ------------------------------------------------------------------------------------------
 
 
-def history(run):
-    with (Path(run) / "history.csv").open() as stream:
-        return [{key: value for key, value in row.items() if key != "images_per_s"} for row in csv.DictReader(stream)]
-
-
 @pytest.mark.parametrize("stop_at", [1, 4])
-def test_a_resume_equals_an_undisturbed_run(solving, stop_at):  # fault 52
-    whole = finetune(**solving)
-    other = {**solving, "out": f"{solving['out']}-stopped"}
+def test_a_resume_equals_an_undisturbed_run(whole, solving, stop_at):  # fault 52
     with pytest.raises(Interrupted):
-        finetune(callbacks=[SignalAt(stop_at)], **other)
-    resumed = finetune(out=other["out"], resume=True, quiet=True, store=solving["store"])
+        finetune(callbacks=[SignalAt(stop_at)], **solving)
+    resumed = finetune(out=solving["out"], resume=True, quiet=True, store=solving["store"])
     assert history(resumed.path) == history(whole.path)
     assert resumed.metrics["val"] == whole.metrics["val"]
     assert {**resumed.metrics["phases"][0], "time_s": 0, "computed": 0} == {
@@ -252,7 +257,7 @@ def test_a_resume_equals_an_undisturbed_run(solving, stop_at):  # fault 52
     }  # fmt: skip
 
 
-def test_killed_right_after_the_probe_is_resumable(solving, monkeypatch):
+def test_killed_right_after_the_probe_is_resumable(whole, solving, monkeypatch):
     class Killed(Exception):
         pass
 
@@ -265,7 +270,6 @@ def test_killed_right_after_the_probe_is_resumable(solving, monkeypatch):
     monkeypatch.undo()
     assert (Path(solving["out"]) / "checkpoints" / "best.ckpt").is_file()
     resumed = finetune(out=solving["out"], resume=True, quiet=True)
-    whole = finetune(**{**solving, "out": f"{solving['out']}-whole"})
     assert history(resumed.path) == history(whole.path)
     assert resumed.metrics["val"] == whole.metrics["val"]
 

@@ -22,8 +22,8 @@ from transferkit.options.fields import make_config
 from transferkit.options.training import SearchConfig
 from transferkit.training.finetune import Run, finetune
 from transferkit.training.search import search as module
-from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search, print_trials
-from transferkit.training.search.search import run_search, search
+from transferkit.training.search.plots import SearchBar, TrialRow, best_of, plot_search
+from transferkit.training.search.search import SearchResult, print_search, search
 from transferkit.training.search.space import Monitor, plan_search
 from transferkit.training.search.study import TRIES, Study
 
@@ -80,6 +80,12 @@ def fake(monkeypatch):
         return made
 
     return install
+
+
+def run_search(options, *, sampler="tpe", timeout=None, out=None, **more):
+    """Search as the verb does."""
+    verb = {"search_sampler": sampler, "search_timeout": timeout, "out": out and str(out), **more}
+    return search(make_config(SearchConfig, {**options, **verb}), options)
 
 
 def run(out, **more):
@@ -181,10 +187,10 @@ def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
     def count(layer, inputs):
         forwards[0] += isinstance(layer, Backbone)
 
-    def train(head, loss, X, y, training):
+    def train(head, loss, rows, *rest):
         before.append(forwards[0])
-        assert X.shape[1] == head.linear.in_features
-        train_head(head, loss, X, y, training)
+        assert rows[0].shape[1] == head.linear.in_features
+        train_head(head, loss, rows, *rest)
 
     monkeypatch.setattr(module, "train_head", train)
     options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "epochs": 5}
@@ -616,12 +622,14 @@ def test_every_state_can_be_drawn(tmp_path, monitor, real_figures):
 
 
 def test_the_table_counts_trials_and_sorts_options(capsys):
-    rows = [
+    trials = (
         TrialRow(0, "finished", 0.5, 1.0, {}),
         TrialRow(1, "pruned", 0.2, 61.0, {}),
         TrialRow(2, "stopped", None, 9.0, {}),
-    ]
-    print_trials(rows, {"lr": 0.2, "augment": 0.8}, title="t", best={"lr": 0.1234567, "augment": "none"})
+    )
+    best = {"lr": 0.1234567, "augment": "none"}
+    plan = plan_search({"data": "sample"}, SPACE)
+    print_search(SearchResult(Path("out"), 0, 0.5, best, {"lr": 0.2, "augment": 0.8}, trials), plan)
     shown = capsys.readouterr().out
     assert shown.index("augment") < shown.index("lr")
     assert "0.123" in shown and "80%" in shown

@@ -17,22 +17,22 @@ class Recorder:
     """A trial that takes down what it is asked for, and answers with the lowest or the last value."""
 
     def __init__(self):
-        self.asked = {}
+        self.calls = {}
 
     def suggest_float(self, name, low, high, *, step, log):
-        self.asked[name] = (low, high, step, log)
+        self.calls[name] = (low, high, step, log)
         return low
 
     def suggest_int(self, name, low, high, *, step, log):
-        self.asked[name] = (low, high, step, log)
+        self.calls[name] = (low, high, step, log)
         return low
 
     def suggest_categorical(self, name, choices):
-        self.asked[name] = tuple(choices)
+        self.calls[name] = tuple(choices)
         return choices[-1]
 
 
-def told(space, **options):
+def refusal(space, **options):
     with pytest.raises(ConfigError) as caught:
         plan_search({**BASE, **options}, space)
     return str(caught.value)
@@ -77,7 +77,7 @@ def test_ranges_and_choices_reach_the_trial_as_they_were_written():
     )
     trial = Recorder()
     drawn = plan_search(BASE, space).space.sample(trial)
-    assert trial.asked == {
+    assert trial.calls == {
         "lr": (1e-5, 1e-2, None, True),
         "augment": ("none", "light"),
         "batch_size": (16, 64, 16, False),
@@ -97,9 +97,9 @@ def test_schedules_and_phases_can_be_choices():
     plan = plan_search(BASE, {"schedule": ["cosine", sgdr], "phases": ["finetune", phases]})
     trial = Recorder()
     assert plan.space.sample(trial) == {"schedule": sgdr, "phases": phases}
-    assert all(isinstance(label, str) for labels in trial.asked.values() for label in labels)  # what Optuna can keep
-    kept = {name: labels[-1] for name, labels in trial.asked.items()}
-    assert plan.space.values_of(kept) == {"schedule": sgdr, "phases": phases}
+    assert all(isinstance(label, str) for labels in trial.calls.values() for label in labels)  # what Optuna can keep
+    labels_of = {name: labels[-1] for name, labels in trial.calls.items()}
+    assert plan.space.values_of(labels_of) == {"schedule": sgdr, "phases": phases}
 
 
 def test_optuna_accepts_what_is_suggested():
@@ -112,7 +112,7 @@ def test_optuna_accepts_what_is_suggested():
 
 
 def test_every_mistake_is_in_one_error():
-    message = told(
+    message = refusal(
         {
             "layer_decai": [0.5, 1.0],
             "lr": {"low": 1e-2, "high": 1e-5},
@@ -163,15 +163,15 @@ def test_every_mistake_is_in_one_error():
         ({}, "there is nothing to search"),
     ],
 )
-def test_values_out_of_range_are_told(space, message):
-    assert message in told(space)
+def test_values_out_of_range_are_refused(space, message):
+    assert message in refusal(space)
 
 
 def test_each_value_is_fine_and_two_together_are_not():
     fine = {"warmup_epochs": {"low": 0.0, "high": 3.0}}
     plan_search({**BASE, "epochs": 4}, fine)
     plan_search({**BASE, "warmup_epochs": 0.5}, {"epochs": {"low": 2, "high": 10}})
-    message = told({**fine, "epochs": {"low": 2, "high": 10}})
+    message = refusal({**fine, "epochs": {"low": 2, "high": 10}})
     assert "'warmup_epochs': 3.0, 'epochs': 2" in message
     assert "longer than the phase of 2 epochs" in message
 
@@ -188,8 +188,8 @@ def test_very_many_corners_are_drawn_not_listed():
     assert len({tuple(corner.values()) for corner in corners}) > MOST_CORNERS / 2
 
 
-def test_a_mistake_in_the_other_options_is_told_once():
-    message = told(None, schedule="sgrd")
+def test_a_mistake_in_the_other_options_is_named_once():
+    message = refusal(None, schedule="sgrd")
     assert message.count("unknown schedule 'sgrd'") == 1
     assert "space" not in message
 
@@ -197,23 +197,23 @@ def test_a_mistake_in_the_other_options_is_told_once():
 def test_what_the_options_lack_may_be_in_the_space():
     sgdr = [{"name": "sgdr", "cycle_epochs": 2}, {"name": "sgdr", "cycle_epochs": 5}]
     plan_search({**BASE, "snapshots": True}, {"schedule": sgdr})
-    assert "space: {'schedule': 'cosine'}: snapshots need" in told({"schedule": ["cosine", sgdr[0]]}, snapshots=True)
+    assert "space: {'schedule': 'cosine'}: snapshots need" in refusal({"schedule": ["cosine", sgdr[0]]}, snapshots=True)
 
 
 def test_an_option_is_given_or_searched():
     space = {"lr": {"low": 1e-4, "high": 1e-2}}
-    assert "lr is searched and also given as 0.02, expected one of the two" in told(space, lr=0.02)
+    assert "lr is searched and also given as 0.02, expected one of the two" in refusal(space, lr=0.02)
     plan = plan_search({**BASE, "lr": 1e-3}, space)  # the default, which a verb may pass on
     assert "lr" in plan.space.axes and "lr" not in plan.options
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"dry_run": True}, {"overfit_batches": 2}])
 def test_what_is_no_search_is_refused(options):
-    assert "does not go with a search" in told(None, **options)
+    assert "does not go with a search" in refusal(None, **options)
 
 
 def test_several_devices_are_several_commands():
-    assert "start the same command once for each" in told(None, devices=2)
+    assert "start the same command once for each" in refusal(None, devices=2)
 
 
 # ---- the head alone ---------------------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def test_more_than_a_head_is_never_answered_from_cached_features():
 
 def test_a_solved_probe_has_no_lr():
     solved = {"phases": "probe", "probe": "solve"}
-    assert "a solved probe has no weight_decay to search" in told({"weight_decay": [0.0, 0.1]}, **solved)
-    assert "give a space, or pass --probe sgd" in told(None, **solved)
+    assert "a solved probe has no weight_decay to search" in refusal({"weight_decay": [0.0, 0.1]}, **solved)
+    assert "give a space, or pass --probe sgd" in refusal(None, **solved)
     assert "probe" not in plan_search({**BASE, "phases": "probe"}, {"probe_views": [0, 2]}).options
 
 
@@ -270,12 +270,12 @@ def test_the_recipe_repeats_a_trial_anywhere(tmp_path, monkeypatch):
 def test_differences_are_named():
     before = facts_of(plan_search({**BASE, "epochs": 3}))
     space = {"lr": {"low": 1e-4, "high": 1e-2}, "momentum": [0, 0.5]}
-    found = differences(before, facts_of(plan_search({**BASE, "epochs": 4, "val_split": 0.2}, space)))
-    assert "epochs was 3, is now 4" in found
-    assert "val_split was 0.15, is now 0.2" in found
-    assert "space of lr was {'low': 1e-05, 'high': 0.01, 'log': True}, is now {'low': 0.0001, 'high': 0.01}" in found
-    assert "space of momentum was 'not searched', is now [0, 0.5]" in found
-    assert not any(text.startswith(("lr ", "momentum ", "augment ")) for text in found)
+    changes = differences(before, facts_of(plan_search({**BASE, "epochs": 4, "val_split": 0.2}, space)))
+    assert "epochs was 3, is now 4" in changes
+    assert "val_split was 0.15, is now 0.2" in changes
+    assert "space of lr was {'low': 1e-05, 'high': 0.01, 'log': True}, is now {'low': 0.0001, 'high': 0.01}" in changes
+    assert "space of momentum was 'not searched', is now [0, 0.5]" in changes
+    assert not any(text.startswith(("lr ", "momentum ", "augment ")) for text in changes)
 
 
 def test_where_it_runs_and_what_is_default_anyway_makes_no_difference(tmp_path):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.core.errors import ConfigError, gather
 from transferkit.models.figures.bootstrap import bootstrap_intervals
 from transferkit.models.solver import Array, LabelledRows, ProbeOptions, Progress, Solver
 
@@ -49,17 +48,8 @@ def learning_curve(
         ``acc_max``, and ``repeats``, a list of ``{"rows": ..., "acc": ..., "choice": ...}``.
 
     Raises:
-        ConfigError: A share or the number of repeats is out of range, arrays do not fit each other, or a share holds
-            fewer than two classes.
+        ConfigError: The rows or the options are wrong, or a share holds fewer than two classes.
     """
-    problems = []
-    if not shares or not all(0 < share <= 1 for share in shares):
-        problems.append(f"shares are {list(shares)}; expected numbers above 0 and at most 1")
-    if repeats < 1:
-        problems.append(f"repeats is {repeats}; expected at least 1")
-    problems += train.problems() or _held_problems("evaluation features", train, held)
-    if problems:
-        raise ConfigError(gather(problems))
     shares, key = sorted(set(shares)), solver.figure
     total = sum(1 if share == 1 else repeats for share in shares)
     runs: dict[float, list[dict[str, Any]]] = {share: [] for share in shares}
@@ -142,18 +132,8 @@ def depth_curve(
         ``choice``, what the probe chose.
 
     Raises:
-        ConfigError: The layers or arrays do not fit each other.
+        ConfigError: The rows or the options are wrong.
     """
-    if not train or set(train) != set(held):
-        raise ConfigError(
-            f"training features have the layers {sorted(train)}, evaluation features {sorted(held)}; expected the "
-            "same, and at least one"
-        )
-    problems = []
-    for layer, rows in train.items():
-        problems += rows.problems() or _held_problems(f"evaluation features of layer {layer!r}", rows, held[layer])
-    if problems:
-        raise ConfigError(gather(problems))
     scores, choices, key = [], [], solver.figure
     for layer, rows in train.items():
         probe = solver.fit(rows, options, seed=seed)
@@ -175,11 +155,3 @@ def depth_curve(
         }
         for (layer, rows), own, (low, high), choice in zip(train.items(), scores, intervals, choices, strict=True)
     ]
-
-
-def _held_problems(what: str, train: LabelledRows, held: LabelledRows) -> list[str]:
-    if len(held.X) == 0 or len(held.X) != len(held.y):
-        return [f"{what} have {len(held.X)} rows for {len(held.y)} labels; expected one for each, and at least one"]
-    if held.X.shape[1:] != train.X.shape[1:]:
-        return [f"{what} have the shape {held.X.shape}; expected {train.X.shape[1:]} after the rows, as for training"]
-    return []

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.preprocessing import StandardScaler
 
-from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.core.errors import TransferkitWarning
 from transferkit.models.solver import Array
 
 __all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "softmax"]
@@ -129,7 +129,7 @@ def fit_path(
 
     Args:
         X: (N, D) float32 or float64. Products are computed in this dtype, sums in float64. Standardise before.
-        y: (N,) integers in [0, num_classes).
+        y: (N,) integers in [0, num_classes); at least two classes have rows of positive weight.
         num_classes: Classes in all.
         Cs: Strengths, above 0; larger is weaker regularisation.
         sample_weight: (N,) at least 0; ``None`` for 1 each.
@@ -141,23 +141,13 @@ def fit_path(
     Returns:
         The models, float64, in the order of `Cs`.
 
-    Raises:
-        ConfigError: A strength is not above 0, or fewer than two classes have rows of positive weight.
-
     Warns:
         TransferkitWarning: L-BFGS did not reach `tol`.
     """
-    if not all(np.isfinite(C) and C > 0 for C in Cs):
-        raise ConfigError(f"C is {list(Cs)}; expected numbers above 0 - larger is weaker regularisation")
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if not weight.all():
         X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
     classes, labels = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ConfigError(
-            f"logistic regression got rows of {len(classes)} class with a weight above 0; expected at least 2 - "
-            "add pictures of another class"
-        )
     problem = _Problem(X, labels, weight)
     fitted: dict[float, LinearModel] = {}
     for C in sorted(set(Cs)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,6 @@ def fit_probe(
             f"unknown classifier {name!r}; expected 'logistic', 'knn' or the import path of a scikit-learn "
             f"classifier, such as 'sklearn.svm.SVC'.{did_you_mean(name, ('logistic', 'knn'))}"
         )
-    rows = replace(rows, y=rows.y.astype(np.int64))
     if rows.weight is not None:
         rows = rows.take(np.flatnonzero(rows.weight))
     report = progress or (lambda done, total: None)
@@ -154,20 +153,13 @@ def fit_probe(
 
 
 def _class_problems(rows: LabelledRows) -> list[str]:
-    """Return what is wrong with the labels of rows that have one for each."""
-    y = rows.y
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        return [f"labels are {y.dtype} of shape {y.shape}; expected integers of shape (rows,)"]
-    if len(y) != len(rows) or not len(y):
+    """Return whether there are fewer than two classes in the rows that count."""
+    y = rows.y if rows.weight is None else rows.y[np.asarray(rows.weight) > 0]
+    if len(np.unique(y)) > 1:
         return []
-    if y.min() < 0 or y.max() >= rows.width:
-        return [f"labels run from {y.min()} to {y.max()}; expected 0 to {rows.width - 1}"]
     if rows.weight is None:
-        return [f"all {len(y)} labels are of one class; expected at least 2 classes"] if len(np.unique(y)) < 2 else []
-    weight = np.asarray(rows.weight)
-    if y.shape == weight.shape and (weight >= 0).all() and len(np.unique(y[weight > 0])) < 2:
-        return ["rows of weight above 0 are of fewer than 2 classes; expected at least 2 classes"]
-    return []
+        return [f"all {len(y)} labels are of one class; expected at least 2 classes"]
+    return ["rows of weight above 0 are of fewer than 2 classes; expected at least 2 classes"]
 
 
 def _threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:

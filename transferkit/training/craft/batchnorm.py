@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.core.errors import ConfigError, DataError, TrainingError, did_you_mean, gather
+from transferkit.core.errors import DataError, TrainingError
 from transferkit.models.freezing import evaluation_mode, frozen_modules
 
 __all__ = ["learning_bn_layers", "recalibrate_bn"]
 
 
-def recalibrate_bn(
-    module: nn.Module,
-    batches: Iterable[Tensor],
-    *,
-    device: torch.device | str,
-    layers: Sequence[str] | None = None,
-) -> int:
+def recalibrate_bn(module: nn.Module, batches: Iterable[Tensor], *, device: torch.device | str) -> int:
     """Recompute the running statistics of batch-norm layers: the mean over the batches, each weighing its pictures.
 
     While a network trains, its running statistics are an exponential average over the last batches, of weights that
@@ -28,26 +22,24 @@ def recalibrate_bn(
     BatchNorm*, section 3: "precise batch norm"; torch's `update_bn` does it with all layers, every batch alike). The
     variance is the mean of the unbiased variances of the batches, as torch's running variance is.
 
-    Only the chosen layers use the statistics of the batch; all else is in eval mode, so dropout does not draw, and
-    frozen layers stay what they are. The pass has no random numbers. A batch of a single picture has no statistics and
-    is left out.
+    Only the layers of `learning_bn_layers` use the statistics of the batch; all else is in eval mode, so dropout does
+    not draw, and frozen layers stay what they are. The pass has no random numbers. A batch of a single picture has no
+    statistics and is left out.
 
     Args:
         module: The model, on `device`; which groups train is set. Its weights do not change.
         batches: Images ``(B, 3, H, W) float32, normalised``: the training pictures, as they are evaluated or augmented.
         device: Where to compute.
-        layers: Names of the layers as in ``module.named_modules()``; those of `learning_bn_layers` when ``None``.
 
     Returns:
         The number of layers. With none, no batch is looked at. Layers that ``forward`` does not call are left as they
         are and not counted.
 
     Raises:
-        ConfigError: A name is not that of a batch-norm layer with running statistics.
         DataError: There is no batch of at least two pictures.
         TrainingError: Statistics are not finite. The old ones are back then, as after any other exception.
     """
-    chosen = _chosen(module, learning_bn_layers(module) if layers is None else layers)
+    chosen = learning_bn_layers(module)
     if not chosen:
         return 0
     momenta = [layer.momentum for layer in chosen.values()]
@@ -78,10 +70,13 @@ def recalibrate_bn(
     return len(chosen) - len(missed)
 
 
-def learning_bn_layers(module: nn.Module) -> list[str]:
-    """Return the names of the batch-norm layers that keep running statistics and are in no frozen part of `module`."""
+def learning_bn_layers(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return, by name, the batch-norm layers that keep running statistics and are in no frozen part of `module`."""
     frozen = {id(layer) for part in frozen_modules(module) for layer in part.modules()}
-    return [name for name, layer in module.named_modules() if _is_bn(layer) and id(layer) not in frozen]
+    return {
+        name: layer for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and id(layer) not in frozen
+    }  # fmt: skip
 
 
 class _Weigher:
@@ -108,22 +103,6 @@ def _one_pass(module: nn.Module, batches: Iterable[Tensor], device: torch.device
         raise DataError(
             "there is no batch of at least two pictures to take batch-norm statistics of - use a batch size above 1"
         )
-
-
-def _chosen(module: nn.Module, names: Sequence[str]) -> dict[str, _BatchNorm]:
-    known = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm) and _is_bn(layer)}
-    problems = [
-        f"{name!r} is not a batch-norm layer with running statistics.{did_you_mean(name, known)}"
-        for name in names
-        if name not in known
-    ]
-    if problems:
-        raise ConfigError(gather(problems))
-    return {name: known[name] for name in names}
-
-
-def _is_bn(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
 
 
 def _statistics(layer: _BatchNorm) -> list[Tensor]:

@@ -83,19 +83,16 @@ def interpolate_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], a
     Raises:
         CheckpointError: Names, shapes or types differ.
     """
-    strangers = sorted(start.keys() ^ end.keys())
-    if strangers:
+    kinds = [{name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()} for state in (start, end)]
+    if differing := sorted(name for name in start.keys() | end.keys() if kinds[0].get(name) != kinds[1].get(name)):
+        name = differing[0]
         raise CheckpointError(
-            f"cannot interpolate: {strangers[0]!r} is in one of the two states only - give two of one model"
+            f"cannot interpolate {name!r}: {kinds[0].get(name)} at the start, {kinds[1].get(name)} at the end - "
+            "give two states of one model"
         )
     result = {}
     for name, last in end.items():
         first = start[name]
-        if (first.shape, first.dtype) != (last.shape, last.dtype):
-            raise CheckpointError(
-                f"cannot interpolate {name!r}: {tuple(first.shape)} {first.dtype} at the start, {tuple(last.shape)} "
-                f"{last.dtype} at the end - give two states of one model"
-            )
         if alpha == 1.0 or not last.is_floating_point():
             result[name] = last.clone()
         else:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from transferkit.core.errors import CheckpointError, ConfigError
+from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import one_line
 from transferkit.data.batches.datamodule import ImageData
@@ -35,9 +35,6 @@ __all__ = [
 ]
 
 DIGEST = "transferkit_sha256"
-TOGETHER = ("acc", "acc_ci", "loss", "ece", "n")
-"""Of what a task measures, the figures of the ensemble that `metrics.json` holds; the product has all of them."""
-
 NAME = re.compile(r"snapshot-([1-9]\d*)\.safetensors")
 
 
@@ -198,29 +195,26 @@ def ensemble(
 
     Raises:
         CheckpointError: There are no snapshots, or one is missing, damaged or of another model.
-        ConfigError: The loader's order changes.
     """
     paths, own = snapshot_paths(run), weights_of(module)
     each: list[Tensor] = []
-    answers: list[Tensor] = []
     try:
         for path in paths:
             load_weights(module, read_weights(path), source=str(path))
             outputs, targets = network_outputs(module, loader, device=device)
             each.append(outputs)
-            answers.append(targets)
-            if not torch.equal(targets, answers[0]):
-                raise ConfigError("the loader gives other labels at each pass - use one that does not shuffle")
     finally:
         load_weights(module, own, source="the module's own weights")
     stacked = torch.stack(each)
-    return module.task.output.activate(stacked).mean(dim=0), answers[0], stacked
+    return module.task.output.activate(stacked).mean(dim=0), targets, stacked
 
 
 def measure_snapshots(
     run: Path, module: TransferModule, data: ImageData, splits: Sequence[str], *, device: str, seed: int
 ) -> dict[str, Any]:
-    """Return the figures of the snapshots on each split: of the mean of their predictions, and of each one alone.
+    """Return some figures of the snapshots on each split: of the mean of their predictions, and of each one alone.
+
+    The product has all figures; here are the first that the task watches, with its interval, and the loss.
 
     Args:
         run: The run directory, which holds them.
@@ -231,12 +225,12 @@ def measure_snapshots(
         seed: Of the bootstrap.
     """
     task = module.task
+    first = task.objective.watched[0]
     results: dict[str, Any] = {}
     for split in splits:
         predictions, targets, each = ensemble(module, run, data.evaluation_loader(split), device=device)
         values = task.scores.measure(predictions, targets, module.target_spec, seed=seed)
-        sums = [task.objective.running_sums(outputs, targets).tolist() for outputs in each]
-        results[split] = {key: values[key] for key in TOGETHER if key in values}
-        results[split] |= {f"each_{name}": [float(one[number]) / len(targets) for one in sums]
-                           for number, name in enumerate(task.objective.running)}  # fmt: skip
+        results[split] = {key: values[key] for key in (first, f"{first}_ci", "loss", "ece", "n") if key in values}
+        alone = [task.plain_figures((first,), outputs, targets)[first] for outputs in each]
+        results[split][f"each_{first}"] = alone
     return results

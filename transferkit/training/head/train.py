@@ -4,77 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from transferkit.core.errors import ConfigError, gather
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.machine.random import undisturbed
 from transferkit.models.freezing import restored_modes
-from transferkit.models.heads import takes_maps
 from transferkit.models.optimizers import build_optimizer, param_groups
 from transferkit.options.training import TrainingOptions
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
 
-__all__ = ["HeadTraining", "feature_batches", "in_steps", "train_head"]
+__all__ = ["feature_batches", "in_steps", "train_head"]
 
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadTraining:
-    """How a head is trained on features.
-
-    Attributes:
-        lrs: LR of each step.
-        batch_size: Rows per batch, at least 1.
-        optimizer: ``"adamw"``, ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
-        weight_decay: Of the weights; biases and norms do not decay, as in a run.
-        momentum: For ``sgd`` and ``rmsprop``.
-        nesterov: For ``sgd``.
-        clip: Largest gradient norm; ``None`` for no clipping.
-        accumulate: Batches per step, at least 1.
-        seed: Of the order of the rows, and of dropout.
-    """
-
-    lrs: Sequence[float]
-    batch_size: int
-    optimizer: str
-    weight_decay: float
-    momentum: float = 0.9
-    nesterov: bool = True
-    clip: float | None = None
-    accumulate: int = 1
-    seed: int = 0
-
-    @classmethod
-    def of_phase(cls, config: TrainingOptions, phase: Phase, rows: int, batch_size: int) -> Self:
-        """Return how a run with these options trains the head in a phase of its own.
-
-        Args:
-            config: The options.
-            phase: The phase.
-            rows: Training pictures.
-            batch_size: Pictures per batch.
-        """
-        steps = math.ceil(_epoch_batches(rows, batch_size) / config.accumulate)
-        factors = simulate(phase.curve, phase.epochs * steps, steps_per_epoch=steps)
-        return cls(
-            lrs=[phase.lr * factor for factor in factors],
-            batch_size=batch_size,
-            optimizer=config.optimizer,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            clip=config.clip,
-            accumulate=config.accumulate,
-            seed=config.seed,
-        )
 
 
 def feature_batches(
@@ -109,45 +54,44 @@ def in_steps(epochs: Iterable[Iterator[Batch]], accumulate: int) -> Iterator[Ite
 
 
 def train_head(
-    head: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], X: Tensor, y: Tensor, training: HeadTraining
+    head: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    rows: Batch,
+    config: TrainingOptions,
+    phase: Phase,
+    batch_size: int,
+    pictures: int,
 ) -> None:
-    """Train a head in place on features. Its mode and the random generators are put back, its gradients are gone.
+    """Train a head in place on features, as a run does in a phase that trains the head alone.
+
+    Its mode and the random generators are put back, its gradients are gone.
 
     Args:
-        head: Takes features ``(B, D)``; on the device of `X`. What requires a gradient is trained.
+        head: Takes features ``(B, D)``; on the device of the rows. What requires a gradient is trained.
         loss: From outputs ``(B, C)`` and targets to a scalar.
-        X: (N, D) float32 features, N at least 1.
-        y: (N,) int64 labels in [0, C).
-        training: How.
-
-    Raises:
-        ConfigError: The optimizer is unknown, the head takes feature maps, or `X` and `y` do not fit.
+        rows: (N, D) float32 features and (N, ...) targets.
+        config: Its optimizer, clipping, accumulation and seed are used.
+        phase: Its epochs, LR and schedule are used.
+        batch_size: Rows per batch.
+        pictures: Rows of an epoch: fewer than there are where a picture has several, of which it takes one at a time.
     """
-    problems = []
-    if takes_maps(head):
-        problems.append(f"a {type(head).__name__} takes feature maps, expected a head that takes features")
-    if not len(X) or len(X) != len(y):
-        problems.append(f"X has {len(X)} rows and y {len(y)}, expected as many, and at least one")
-    if training.batch_size < 1:
-        problems.append(f"batch_size is {training.batch_size}, expected at least 1")
-    if problems:
-        raise ConfigError(gather(problems))
-    groups = param_groups([(HEAD, list(head.named_parameters()))], weight_decay=training.weight_decay)
-    optimizer = build_optimizer(
-        training.optimizer, groups, lr=0.0, momentum=training.momentum, nesterov=training.nesterov
-    )
-    epochs = feature_batches(X, y, batch_size=training.batch_size, seed=training.seed)
+    groups = param_groups([(HEAD, list(head.named_parameters()))], weight_decay=config.weight_decay)
+    optimizer = build_optimizer(config.optimizer, groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+    X, y = rows
+    epochs = feature_batches(X, y, batch_size=batch_size, seed=config.seed)
+    steps = math.ceil(_epoch_batches(pictures, batch_size) / config.accumulate)
+    factors = simulate(phase.curve, phase.epochs * steps, steps_per_epoch=steps)
     try:
-        with restored_modes(head), undisturbed(training.seed, X.device):
+        with restored_modes(head), undisturbed(config.seed, X.device):
             head.train()
-            for lr, batches in zip(training.lrs, in_steps(epochs, training.accumulate), strict=False):
+            for factor, batches in zip(factors, in_steps(epochs, config.accumulate), strict=False):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = phase.lr * factor
                 optimizer.zero_grad(set_to_none=True)
                 for features, targets in batches:
-                    torch.autograd.backward(loss(head(features).float(), targets) / training.accumulate)
-                if training.clip is not None:
-                    nn.utils.clip_grad_norm_(head.parameters(), training.clip)
+                    torch.autograd.backward(loss(head(features).float(), targets) / config.accumulate)
+                if config.clip is not None:
+                    nn.utils.clip_grad_norm_(head.parameters(), config.clip)
                 optimizer.step()
     finally:
         optimizer.zero_grad(set_to_none=True)

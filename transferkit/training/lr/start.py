@@ -14,7 +14,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.show.progress import counting_bar
 from transferkit.training.head.features import SplitFeatures
 from transferkit.training.head.solve import SolvedProbe, soften_head
-from transferkit.training.head.train import HeadTraining, train_head
+from transferkit.training.head.train import train_head
 from transferkit.training.lr.find import run_range_test
 from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
@@ -127,11 +127,9 @@ def phase_start(training: Training[Options], phase: Phase, solved: SolvedProbe |
     probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
     if not probes or module.head_takes_maps:
         return
-    X, y = _features(training)
+    rows = _features(training)
     for item in probes:
-        train_head(
-            module.head, module.loss, X, y, HeadTraining.of_phase(config, item, len(y), training.data.batch_size)
-        )
+        train_head(module.head, module.loss, rows, config, item, training.data.batch_size, len(rows[1]))
 
 
 def _features(training: Training[Options]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
@@ -25,14 +24,19 @@ from transferkit.show.words import duration
 from transferkit.training.search.space import Monitor, SearchPlan
 
 __all__ = [
+    "ENDED",
     "SearchBar",
     "TrialRow",
     "best_of",
     "plot_search",
-    "print_trials",
+    "short_text",
     "write_best",
     "write_trials",
 ]
+
+
+ENDED = ("finished", "pruned", "failed")
+"""States of trials that are not run again."""
 
 
 @dataclass(frozen=True)
@@ -168,37 +172,6 @@ def _draw_importance(axis: Axes, *, importance: Mapping[str, float]) -> None:
     in_percent(axis.xaxis)
 
 
-def print_trials(
-    rows: Sequence[TrialRow],
-    importance: Mapping[str, float],
-    *,
-    title: str,
-    best: Mapping[str, Any],
-    console: Console | None = None,
-) -> None:
-    """Print the options of the best trial with their importance on standard output.
-
-    Args:
-        rows: The trials.
-        importance: Of each option.
-        title: Over the table.
-        best: The options of the best trial.
-        console: Where to print.
-    """
-    console = console or Console(highlight=False)
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("option", "best", "importance"):
-        table.add_column(column, justify="left" if column == "option" else "right")
-    for name in sorted(best, key=lambda name: -importance.get(name, 0.0)):
-        share = f"{importance[name]:.0%}" if name in importance else "n/a"
-        table.add_row(name, _short(best[name]), share)
-    console.print(table)
-    counts = {state: sum(row.state == state for row in rows) for state in ("finished", "pruned", "failed", "running")}
-    seconds = sum(row.seconds or 0.0 for row in rows)
-    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    console.print(f"trials   {states}; {duration(seconds)} of work", soft_wrap=True)
-
-
 class SearchBar:
     """The bar over the trials while a search runs, and a line for each that ends.
 
@@ -232,12 +205,12 @@ class SearchBar:
             ended: Number of the one that has just ended.
         """
         best = best_of(rows, self.monitor)
-        done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
+        done = sum(row.state in ENDED for row in rows)
         note = "" if best is None else f"best {self.monitor.name} {self.monitor.text(best.value)} (trial {best.number})"
         self.bar.update(self._task, completed=min(done, self.total), note=note)
         for row in rows:
             if row.number == ended and not self.bar.disable:
-                params = "  ".join(f"{name} {_short(value)}" for name, value in row.params.items())
+                params = "  ".join(f"{name} {short_text(value)}" for name, value in row.params.items())
                 spent = "" if row.seconds is None else duration(row.seconds)
                 self.bar.console.print(
                     f"trial {row.number:<3} {row.state:<8} {self.monitor.text(row.value):>6}  {spent:>7}  {params}",
@@ -255,7 +228,8 @@ class SearchBar:
         self.bar.update(self._task, note=f"trial {number}, epoch {epoch}: {self.monitor.text(value)}")
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
+    """Return an option's value in a few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(_plain(value))
 
 

@@ -9,6 +9,7 @@ import math
 import shlex
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.table import Table
 
 from transferkit.core.errors import ConfigError, DataError, Interrupted, TrainingError
 from transferkit.core.files import storage_errors
@@ -30,13 +32,14 @@ from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.words import duration
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import SplitFeatures, training_rows
-from transferkit.training.head.train import HeadTraining, train_head
+from transferkit.training.head.train import train_head
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
-from transferkit.training.search.plots import SearchBar, print_trials
+from transferkit.training.search.plots import ENDED, SearchBar, short_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
 from transferkit.training.setup import prepare
@@ -44,7 +47,7 @@ from transferkit.training.setup import prepare
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["SearchResult", "TrialReport", "run_search", "search"]
+__all__ = ["SearchResult", "TrialReport", "print_search", "search"]
 
 TrialRun = Callable[["optuna.Trial", Mapping[str, Any], SearchBar], float]
 """Runs a trial with the options that were drawn for it; returns its value."""
@@ -53,36 +56,6 @@ NO_VAL = "a search compares trials on the validation split, and there is none - 
 
 
 def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
-    """Run the search of the `search` verb.
-
-    Args:
-        config: The verb's options, checked.
-        options: Those that the user set; they are not searched by default.
-    """
-    shared = {item.name for item in dataclasses.fields(FinetuneConfig)} - {"out", "quiet"}
-    return run_search(
-        {key: value for key, value in options.items() if key in shared},
-        trials=config.trials,
-        sampler=config.search_sampler,
-        prune=config.prune,
-        space=config.space,
-        timeout=config.search_timeout,
-        out=config.out,
-        quiet=config.quiet,
-    )
-
-
-def run_search(
-    options: Mapping[str, Any],
-    *,
-    trials: int = 20,
-    sampler: str = "tpe",
-    prune: bool = True,
-    space: Mapping[str, Any] | None = None,
-    timeout: float | None = None,
-    out: str | Path | None = None,
-    quiet: bool = False,
-) -> SearchResult:
     """Search for options of `finetune`, at random or by TPE (Bergstra et al. 2011); go on where a study stands.
 
     A trial is a run in `trials/<number>`. Trials are compared by the figure `monitor` of their weights on val: the best
@@ -95,14 +68,8 @@ def run_search(
     not the last one.
 
     Args:
-        options: Of `finetune`; only those that the user set. They are the same in all trials.
-        trials: Trials of the study in all, those of earlier calls and other processes included.
-        sampler: ``"tpe"`` or ``"random"``.
-        prune: Whether a trial is ended that is worse than the median of the others was after as many epochs.
-        space: See `plan_search`.
-        timeout: Start no trial after so many seconds.
-        out: Directory of the study; ``runs/<data>-<backbone>-search`` when ``None``.
-        quiet: No progress, no summary.
+        config: The verb's options, checked.
+        options: Those that the user set; they are the same in all trials, and not searched by default.
 
     Raises:
         ConfigError: An option or the space is wrong, or Optuna is missing.
@@ -111,19 +78,20 @@ def run_search(
         Interrupted: SIGINT or SIGTERM; the trial that was running is done again by the next call.
         TransferkitError: What else `finetune` raises, apart from a TrainingError, which is the trial's own.
     """
-    plan = plan_search(options, space)
+    shared = {item.name for item in dataclasses.fields(FinetuneConfig)} - {"out", "quiet"}
+    plan = plan_search({key: value for key, value in options.items() if key in shared}, config.space)
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna, which is not installed - pip install 'transferkit[search]'")
     usual = Path("runs") / f"{run_stem(plan.config.data, plan.config.backbone)}-search"
-    root = usual if out is None else Path(out)
-    console, started = progress_console(quiet), time.monotonic()
+    root = usual if config.out is None else Path(config.out)
+    console, started, trials = progress_console(config.quiet), time.monotonic(), config.trials
     with _quiet_optuna():
-        study = Study(root, plan, sampler=sampler, prune=prune)
+        study = Study(root, plan, sampler=config.search_sampler, prune=config.prune)
         run = _HeadTrials(plan, console).run if plan.head_only else _FinetuneTrials(plan, root).run
         try:
             with SearchBar(console, trials, plan.monitor) as bar:
                 bar.show(study.publish().trials)
-                while timeout is None or time.monotonic() - started < timeout:
+                while config.search_timeout is None or time.monotonic() - started < config.search_timeout:
                     with study.claimed(trials) as claim:
                         if claim is None:
                             break
@@ -138,8 +106,8 @@ def run_search(
         result = study.publish(plot=True)
     if result.number is None and result.trials and all(row.state != "running" for row in result.trials):
         raise TrainingError(f"{root}: no trial finished; the last one: {result.trials[-1].note} - try another space")
-    if not quiet:
-        _print(result, plan)
+    if not config.quiet:
+        print_search(result, plan)
     return result
 
 
@@ -166,7 +134,7 @@ def _stopped(error: BaseException, study: Study, trials: int) -> Interrupted | N
         return None
     number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
     signum = error.signum if isinstance(error, Interrupted) else number
-    done = sum(states.count(state) for state in ("finished", "pruned", "failed"))
+    done = sum(state in ENDED for state in states)
     place = f"stopped by {signal.Signals(signum).name} after {done} of {trials} trials"
     return Interrupted(f"{place} - run the same command, with --out {study.root}, to go on", signum)
 
@@ -256,16 +224,15 @@ class _HeadTrials:
         """Train a head, and return its value."""
         task, train, val = self._ready = self._ready or self._extract()
         config = make_config(FinetuneConfig, {**self.plan.options, **params})
+        config = dataclasses.replace(config, clip=None)
         (phase,) = resolve_phases(config, None)
-        # Of an epoch: each picture once, in one of its views. The gradients are not clipped.
-        training = HeadTraining.of_phase(config, phase, len(train), int(config.batch_size))
-        training = dataclasses.replace(training, clip=None)
         rows = training_rows(train, POOLED, "sample")
         loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), rows.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             head = build_head(config.head, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
-            train_head(head, loss, torch.from_numpy(rows.X), torch.from_numpy(rows.y), training)
+            labelled = torch.from_numpy(rows.X), torch.from_numpy(rows.y)
+            train_head(head, loss, labelled, config, phase, int(config.batch_size), len(train))
         with torch.inference_mode():
             outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)
         values = task.plain_figures(("loss", self.plan.monitor.key), outputs, targets)
@@ -304,14 +271,25 @@ def _quiet_optuna() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _print(result: SearchResult, plan: SearchPlan) -> None:
-    """Print the result of a search on standard output."""
-    console, recipe = Console(highlight=False), result.path / "best.yaml"
-    best = f"trial {result.number}, {plan.monitor.name} {plan.monitor.text(result.value)}"
-    print_trials(result.trials, result.importance, title=f"{result.path}: {best}", best=result.params, console=console)
-    if plan.head_only:
-        console.print("features computed once; each trial trained a head on them", soft_wrap=True)
-    console.print("chosen   on val, so its figure is optimistic; test was not looked at", soft_wrap=True)
-    console.print(f"plot     {result.path / 'importance.png'}", soft_wrap=True)
-    console.print(f"recipe   {recipe}", soft_wrap=True)
-    console.print(f"next     transferkit finetune --config {shlex.quote(str(recipe))}", soft_wrap=True)
+def print_search(result: SearchResult, plan: SearchPlan) -> None:
+    """Print the options of the best trial with their importance on standard output, and what to do with them."""
+    console, recipe, importance = Console(highlight=False), result.path / "best.yaml", result.importance
+    title = f"{result.path}: trial {result.number}, {plan.monitor.name} {plan.monitor.text(result.value)}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("option", "best", "importance"):
+        table.add_column(column, justify="left" if column == "option" else "right")
+    for name in sorted(result.params, key=lambda name: -importance.get(name, 0.0)):
+        table.add_row(name, short_text(result.params[name]), f"{importance[name]:.0%}" if name in importance else "n/a")
+    console.print(table)
+    counts = Counter(row.state for row in result.trials)
+    states = ", ".join(f"{counts[state]} {state}" for state in (*ENDED, "running") if counts[state])
+    work = duration(sum(row.seconds or 0.0 for row in result.trials))
+    for line in (
+        f"trials   {states}; {work} of work",
+        *(["features computed once; each trial trained a head on them"] if plan.head_only else []),
+        "chosen   on val, so its figure is optimistic; test was not looked at",
+        f"plot     {result.path / 'importance.png'}",
+        f"recipe   {recipe}",
+        f"next     transferkit finetune --config {shlex.quote(str(recipe))}",
+    ):
+        console.print(line, soft_wrap=True)
