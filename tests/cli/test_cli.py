@@ -82,7 +82,7 @@ def test_bad_options(command, tmp_path, monkeypatch, words, message):  # fault 3
 
 def recipe(tmp_path, text):
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -19,7 +19,7 @@ def own(folder, tmp_path):
 
 
 def unreadable(data):
-    (data / "train" / "circle" / "bad.png").write_text("no picture")
+    (data / "train" / "circle" / "bad.png").write_text("no picture", encoding="utf-8")
 
 
 def leaking(data):

@@ -75,9 +75,9 @@ def make_run(
             rows.append((split, "cat", str(path), sha256_of_file(path)))
     enliven(module, [row[2] for row in rows[1:21]])
     save_model(run, module, calibration=calibration)
-    (run / "pictures.csv").write_text(csv_text(rows))
-    (run / "metrics.json").write_text(json.dumps(metrics or {}))
-    (run / "config.yaml").write_text(yaml.safe_dump(config or {}))
+    (run / "pictures.csv").write_text(csv_text(rows), encoding="utf-8")
+    (run / "metrics.json").write_text(json.dumps(metrics or {}), encoding="utf-8")
+    (run / "config.yaml").write_text(yaml.safe_dump(config or {}), encoding="utf-8")
     return run
 
 

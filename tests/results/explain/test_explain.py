@@ -38,7 +38,7 @@ def run(folder, tmp_path_factory):
         ("train", CLASSES[at % 5], str(file), hashlib.sha256(file.read_bytes()).hexdigest())
         for at, file in enumerate(training)
     ]
-    (path / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]))
+    (path / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]), encoding="utf-8")
     return path
 
 
@@ -99,7 +99,7 @@ def test_pages_and_rows_of_pictures_with_hostile_names(options, folder, tmp_path
         assert row["label_1"] in CLASSES and 1.0 >= float(row["similarity_1"]) >= float(row["similarity_2"])
         page = np.asarray(Image.open(out / row["png"]).convert("L"))
         assert page.shape[0] > 600 and page.std() > 20
-    text = (out / "explain.csv").read_text()
+    text = (out / "explain.csv").read_text(encoding="utf-8")
     assert "'=cmd()" in text and ",=cmd()" not in text
 
 

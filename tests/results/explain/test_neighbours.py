@@ -30,7 +30,7 @@ def list_pictures(run, paths):
     rows = [
         (path.parts[-3], path.parts[-2], str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
     ]
-    (run / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]))
+    (run / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]), encoding="utf-8")
     return run
 
 
@@ -163,7 +163,7 @@ def test_all_gone(copied, predictor, tmp_path):
 )
 def test_runs_that_do_not_say(tmp_path, predictor, table, message):
     if table is not None:
-        (tmp_path / "pictures.csv").write_text(table)
+        (tmp_path / "pictures.csv").write_text(table, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         TrainingNeighbours(tmp_path, predictor, tmp_path / "store")
 

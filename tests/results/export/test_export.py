@@ -130,7 +130,7 @@ def test_an_existing_file_stays_without_overwrite(run, tmp_path):
     assert out.read_bytes() == b"an older one"
     export(config(run, format="safetensors", out=str(out), overwrite=True))
     assert load_file(out)
-    example.write_text("mine")
+    example.write_text("mine", encoding="utf-8")
     with pytest.raises(ExportError, match="a_example.py: exists already"):
         export(config(run, out=str(tmp_path / "a.onnx")))
 
@@ -235,7 +235,9 @@ def test_without_pictures_the_flag_is_named(tmp_path):
         export(config(run, format="safetensors"))
     new = draw_pictures(tmp_path / "data/dog", 3)
     rows = f"val,{new[0]},dog,dog,0.9,0.9\ntest,{new[1]},dog,dog,0.9,0.9\n"
-    (run / "predictions.csv").write_text(f"split,path,label,predicted,probability,label_probability\n{rows}")
+    (run / "predictions.csv").write_text(
+        f"split,path,label,predicted,probability,label_probability\n{rows}", encoding="utf-8"
+    )
     assert export_pictures(run, ClassTargets(CLASSES), data=None, most=9).compared == (str(new[0]),)
     chosen = export_pictures(run, ClassTargets(CLASSES), data=str(tmp_path / "data"), most=2)
     assert list(chosen.compared) == list(map(str, new[:2])) and chosen.calibrating == (str(new[2]),)
@@ -263,8 +265,8 @@ def test_without_pictures_the_flag_is_named(tmp_path):
     ],
 )
 def test_which_weights_went_out(metrics, options, text, tmp_path):  # fault 86
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "config.yaml").write_text(json.dumps(options))
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(json.dumps(options), encoding="utf-8")
     assert which_weights(tmp_path) == text
 
 
@@ -287,8 +289,8 @@ def test_a_linear_probe_becomes_a_scikit_learn_classifier(calibration, run, tmp_
     for name in ("model.safetensors", "pictures.csv"):
         (copy / name).write_bytes((run / name).read_bytes())
     save_info(copy, dataclasses.replace(load_model(run)[1], calibration=calibration))
-    (copy / "metrics.json").write_text(json.dumps(PROBE))
-    (copy / "config.yaml").write_text(json.dumps(EXTRACTOR))
+    (copy / "metrics.json").write_text(json.dumps(PROBE), encoding="utf-8")
+    (copy / "config.yaml").write_text(json.dumps(EXTRACTOR), encoding="utf-8")
     export(config(copy, format="skops", out=str(out)))
     classifier = skops.load(out, trusted=[])
     predictor = load(copy)
@@ -362,7 +364,9 @@ def test_a_classifier_of_other_labels_is_not_written(probe, tmp_path):
 def test_only_probes_have_a_classifier(run, tmp_path):
     with pytest.raises(ExportError, match="this run is one of `finetune`"):
         export(config(run, format="skops"))
-    (tmp_path / "metrics.json").write_text(json.dumps({"probe": {"classifier": "x.Forest", "kept": "no: trees"}}))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"probe": {"classifier": "x.Forest", "kept": "no: trees"}}), encoding="utf-8"
+    )
     with pytest.raises(ExportError, match=r"its classifier was not kept \(no: trees\)"):
         export(config(tmp_path, format="skops"))
     other = make_run(tmp_path / "mlp", head="mlp", metrics=PROBE, config=EXTRACTOR)
@@ -370,7 +374,7 @@ def test_only_probes_have_a_classifier(run, tmp_path):
         ExportError, match="writes linear heads and scikit-learn's own classifiers, but the head is 'mlp'"
     ):
         export(config(other, format="skops"))
-    (other / "config.yaml").write_text("{}")
+    (other / "config.yaml").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is not that of a probe"):
         export(config(other, format="skops"))
 
@@ -415,8 +419,8 @@ class Marker:
 
 def test_a_malicious_classifier_runs_no_code(tmp_path):  # fault 88
     marker = tmp_path / "marker"
-    (tmp_path / "metrics.json").write_text(json.dumps(PROBE))
-    (tmp_path / "config.yaml").write_text(json.dumps(EXTRACTOR))
+    (tmp_path / "metrics.json").write_text(json.dumps(PROBE), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(json.dumps(EXTRACTOR), encoding="utf-8")
     call = {"__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "__id__": 1, "content": "system"}
     reduced = {"__class__": "Path", "__module__": "pathlib", "__loader__": "ReduceNode", "__id__": 2,
                "content": [str(marker)]}  # fmt: skip

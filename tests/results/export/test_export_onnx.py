@@ -146,13 +146,17 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
     assert [row[:2] for row in rows] == [[item.path, item.label] for item in expected]
     assert [float(row[2]) for row in rows] == pytest.approx([item.probability for item in expected], abs=5e-3)
     assert len({row[1] for row in rows}) > 1
-    lines = [line for line in script.read_text().splitlines()[1:] if line and not line.startswith(("import", "from"))]
+    lines = [
+        line
+        for line in script.read_text(encoding="utf-8").splitlines()[1:]
+        if line and not line.startswith(("import", "from"))
+    ]
     assert len(lines) <= 25
 
 
 def test_the_example_would_fail_where_it_needed_torch(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import torch")
+    script.write_text("import torch", encoding="utf-8")
     with pytest.raises(AssertionError, match="blocked: torch"):
         run_example(script, [])
 

@@ -40,7 +40,6 @@ class _Graph:
         self.constants: list[Any] = []
 
     def constant(self, values: npt.ArrayLike, kind: npt.DTypeLike = np.float64) -> _Value:
-        """Return a constant."""
         from onnx import numpy_helper
 
         name = f"prep_constant_{len(self.constants)}"
@@ -89,15 +88,12 @@ class _Value:
         return self.node("Div", other)
 
     def cast(self, kind: int) -> _Value:
-        """Return it as another type."""
         return self.node("Cast", to=kind)
 
     def at_least(self, low: _Value | float) -> _Value:
-        """Return the greater one of both, by element."""
         return self.node("Max", low)
 
     def at_most(self, high: _Value | float) -> _Value:
-        """Return the lesser one of both, by element."""
         return self.node("Min", high)
 
     def where_below(self, limit: float, then: _Value, other: _Value | float) -> _Value:
