@@ -109,7 +109,7 @@ def _work(place, file, job, args):
 
 
 def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
-    """Fine-tune; return weights, metrics and what was seen on the way.
+    """Fine-tune; return weights, metrics and what happened on the way.
 
     Args:
         options: Of `finetune`.
@@ -127,10 +127,10 @@ def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
 
     class Spy(Callback):
         def __init__(self):
-            self.ends, self.reduced, self.values, self.seen, self.weights = [], [], [], [], {}
+            self.ends, self.reduced, self.values, self.pictures, self.weights = [], [], [], [], {}
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.seen.append(hashlib.sha256(batch[0].numpy().tobytes()).hexdigest()[:8])
+            self.pictures.append(hashlib.sha256(batch[0].numpy().tobytes()).hexdigest()[:8])
             for rank, epoch, number, action in actions:
                 if (rank, epoch, number) == (trainer.global_rank, trainer.current_epoch, batch_idx):
                     if isinstance(action, str):
@@ -144,8 +144,8 @@ def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch_idx == 0 and trainer.world_size > 1:
                 learning = sum(parameter.requires_grad for parameter in pl_module.parameters())
-                told = trainer.strategy.model._get_ddp_logging_data()
-                self.reduced.append((told["num_parameter_tensors"], learning))
+                logged = trainer.strategy.model._get_ddp_logging_data()
+                self.reduced.append((logged["num_parameter_tensors"], learning))
 
         def on_train_epoch_end(self, trainer, pl_module):
             self.ends.append(state_digest(pl_module))
@@ -171,8 +171,8 @@ def finetune_watched(options, actions=(), slow_writes=0.0, writer_only=False):
     spy = Spy()
     run = finetune(callbacks=[spy], **options)
     return {
-        "metrics": dict(run.metrics), "ends": spy.ends, "reduced": spy.reduced, "seen": spy.seen, "path": str(run.path),
-        "weights": spy.weights,
+        "metrics": dict(run.metrics), "path": str(run.path), "ends": spy.ends, "reduced": spy.reduced,
+        "pictures": spy.pictures, "weights": spy.weights,
     }  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def averaged():
     return torch.equal(same, before), mine.tolist(), whole.item()
 
 
-def told():
+def exchange():
     """Return what ranks tell each other."""
     from transferkit.training.ranks.parallel import agree, gather, is_writer, local_world, on_first, rank, world
 
@@ -274,7 +274,7 @@ def validate(folders, batch_size):
     from transferkit.models.module import TransferModule
 
     warnings.simplefilter("ignore")  # classes without validation pictures
-    found = []
+    results = []
     for folder in folders:
         torch.manual_seed(0)
         data = ImageData(folder, 32, batch_size=batch_size)
@@ -282,8 +282,8 @@ def validate(folders, batch_size):
         world = int(os.environ.get("WORLD_SIZE", "1"))
         trainer = L.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", logger=False,
                             enable_progress_bar=False, enable_checkpointing=False)  # fmt: skip
-        found.append(trainer.validate(module, data, verbose=False)[0])
-    return found
+        results.append(trainer.validate(module, data, verbose=False)[0])
+    return results
 
 
 def phases_in_a_plain_trainer(folder, unused):

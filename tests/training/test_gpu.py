@@ -33,14 +33,14 @@ class NoSync(L.Callback):
     """torch raises on every synchronising call between the first batch's start and the last one's end."""
 
     def __init__(self):
-        self.seen = []
+        self.batches = []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if batch_idx == 1:
             torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.seen.append((batch[0].device.type, batch[0].is_contiguous(memory_format=torch.channels_last)))
+        self.batches.append((batch[0].device.type, batch[0].is_contiguous(memory_format=torch.channels_last)))
         if batch_idx + 1 == trainer.num_training_batches:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -73,8 +73,8 @@ def test_a_step_does_not_wait_for_the_device(folder, tmp_path):
     options = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed", "gradient_clip_val": 1.0}
     trainer = make_trainer(tmp_path, schedule, guard, limit_val_batches=0, **options)
     trainer.fit(module, datamodule=data)
-    assert len(guard.seen) == 12
-    assert set(guard.seen) == {("cuda", True)}
+    assert len(guard.batches) == 12
+    assert set(guard.batches) == {("cuda", True)}
     assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
 
 
@@ -93,7 +93,7 @@ CRAFT = {
 def test_no_option_makes_a_step_wait(on_gpu, tmp_path, craft):
     guard = NoSync()
     finetune(**{**on_gpu, "epochs": 4, **CRAFT[craft]}, out=tmp_path / "run", callbacks=[guard])
-    assert set(guard.seen) == {("cuda", True)}
+    assert set(guard.batches) == {("cuda", True)}
 
 
 def test_resume(on_gpu, tmp_path):  # fault 47

@@ -79,16 +79,16 @@ def test_phases_on_a_plain_trainer(data, tmp_path):
 
 def test_the_optimizer_holds_everything_once_from_step_0(data, tmp_path):
     module = make_module()
-    seen = []
+    steps = []
 
     class Identity(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            seen.append([id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]])
+            steps.append([id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]])
 
     phases = [Phase("probe", epochs=1, train="head"), Phase("all", epochs=1)]
     make_trainer(tmp_path, PhaseSchedule(phases), Identity()).fit(module, data)
-    assert sorted(seen[0]) == sorted(id(parameter) for parameter in module.parameters())
-    assert all(step == seen[0] for step in seen)
+    assert sorted(steps[0]) == sorted(id(parameter) for parameter in module.parameters())
+    assert all(step == steps[0] for step in steps)
 
 
 def test_the_audit_of_a_phase_can_fail(data, tmp_path):  # fault 49
@@ -102,17 +102,17 @@ def test_the_audit_of_a_phase_can_fail(data, tmp_path):  # fault 49
 
 
 def test_modes_at_each_phase_start(data, tmp_path):  # fault 50
-    seen = []
+    modes = []
 
     class Modes(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if batch_idx == 0:
-                seen.append((module.training, module.head.training, module.backbone.model.layer1.training))
+                modes.append((module.training, module.head.training, module.backbone.model.layer1.training))
 
     module = make_module().eval()  # as a feature pass may leave it
     phases = [Phase("probe", epochs=2, train="head"), Phase("all", epochs=1)]
     make_trainer(tmp_path, PhaseSchedule(phases), Modes()).fit(module, data)
-    assert seen == [(True, True, False), (True, True, False), (True, True, True)]
+    assert modes == [(True, True, False), (True, True, False), (True, True, True)]
 
 
 def test_bad_phases_are_refused_before_the_first_batch(data, tmp_path):
@@ -196,11 +196,11 @@ def test_the_trainers_own_limit_comes_first(data, tmp_path):
 
 def test_frozen_backbone_runs_in_inference_mode(monkeypatch):
     module = make_module()
-    seen = []
+    inference = []
     original = type(module.backbone).forward
     monkeypatch.setattr(
         type(module.backbone), "forward",
-        lambda self, images: seen.append(torch.is_inference_mode_enabled()) or original(self, images),
+        lambda self, images: inference.append(torch.is_inference_mode_enabled()) or original(self, images),
     )  # fmt: skip
     module.train_groups(["head"])
     images = torch.randn(2, 3, 32, 32)
@@ -208,7 +208,7 @@ def test_frozen_backbone_runs_in_inference_mode(monkeypatch):
     assert module.head.linear.weight.grad is not None
     module.train_groups(module.group_names())
     module(images).sum().backward()
-    assert seen == [True, False]
+    assert inference == [True, False]
 
 
 def test_param_groups_split_decay_by_kind():
@@ -267,12 +267,12 @@ def test_early_stopping_counts_in_the_last_phase_and_restores_the_best(quick, tm
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch, at_once):  # fault 44
-    original, seen = TransferModule.training_step, []
+    original, batches = TransferModule.training_step, []
 
     def poisoned(self, batch, batch_idx):
         images, targets = batch
-        seen.append((self.current_epoch, batch_idx))
-        return original(self, (images * float("nan") if seen[-1] == (1, 3) else images, targets), batch_idx)
+        batches.append((self.current_epoch, batch_idx))
+        return original(self, (images * float("nan") if batches[-1] == (1, 3) else images, targets), batch_idx)
 
     monkeypatch.setattr(TransferModule, "training_step", poisoned)
     if not at_once:  # as on a GPU, where the mean of the epoch is looked at
@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(quick, tmp_path, monkeypatch, a
     message = r"is nan in epoch 1, step \d+, at LR .*; the last finite state is .*last"
     with pytest.raises(TrainingError, match=message) as caught:
         finetune(**quick, out=tmp_path / "run")
-    assert seen[-1] == ((1, 3) if at_once else (1, 5))
+    assert batches[-1] == ((1, 3) if at_once else (1, 5))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(t.isfinite().all() for t in saved["state_dict"].values())
     assert saved["epoch"] == 0

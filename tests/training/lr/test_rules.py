@@ -49,9 +49,9 @@ def test_steep_measures_over_log_lr_also_where_lrs_rise_linearly():  # trap 24
     lrs = [0.001 + 0.999 * step / 199 for step in range(200)]
     losses = [smooth_step(lr, middle=-1.0) for lr in lrs]
     over_lr = lrs[int(np.argmin(np.gradient(losses, lrs)))]
-    found = steep(lrs, losses)
-    assert found == pytest.approx(0.1, rel=0.15)
-    assert over_lr < 0.75 * found  # against the LR itself the answer is another one
+    answer = steep(lrs, losses)
+    assert answer == pytest.approx(0.1, rel=0.15)
+    assert over_lr < 0.75 * answer  # against the LR itself the answer is another one
 
 
 def test_steep_looks_before_the_minimum_only():
@@ -123,9 +123,9 @@ def test_slide_of_a_curve_shorter_than_its_interval_is_none():
 @pytest.mark.parametrize("rule", RULES)
 def test_units_do_not_matter(rule):
     curve = [smooth_step(lr) if lr < 2e-2 else 4.0 for lr in LRS]
-    found = RULES[rule](LRS, curve)
-    assert RULES[rule](LRS, [3.0 * loss + 5.0 for loss in curve]) == pytest.approx(found)
-    assert RULES[rule]([lr * 20.0 for lr in LRS], curve) == pytest.approx(20.0 * found)
+    answer = RULES[rule](LRS, curve)
+    assert RULES[rule](LRS, [3.0 * loss + 5.0 for loss in curve]) == pytest.approx(answer)
+    assert RULES[rule]([lr * 20.0 for lr in LRS], curve) == pytest.approx(20.0 * answer)
 
 
 def test_the_mean_is_corrected_for_its_start():
@@ -199,14 +199,14 @@ def test_a_flat_loss_suggests_nothing(losses):  # fault 74
 
 
 def test_noise_is_not_a_fall():  # fault 74
-    found = [judge(LRS, noisy([1.0] * 71, 0.1, seed)).reason is None for seed in range(200)]
-    assert sum(found) <= 6
+    falls = [judge(LRS, noisy([1.0] * 71, 0.1, seed)).reason is None for seed in range(200)]
+    assert sum(falls) <= 6
 
 
 def test_a_fall_of_twice_the_noise_is_one():
     curve = [bent(lr, fall=0.2) for lr in LRS]  # by 0.6 in all
-    found = [judge(LRS, noisy(curve, 0.3, seed)).reason is None for seed in range(200)]
-    assert sum(found) >= 120
+    falls = [judge(LRS, noisy(curve, 0.3, seed)).reason is None for seed in range(200)]
+    assert sum(falls) >= 120
 
 
 @pytest.mark.parametrize("points", [2, 5, ENOUGH - 1])

@@ -1,4 +1,4 @@
-"""`--lr auto` and `--batch-size auto`: found before training, and lived with after out-of-memory."""
+"""`--lr auto` and `--batch-size auto`: chosen before training, and lived with after out-of-memory."""
 
 import csv
 import dataclasses
@@ -54,16 +54,16 @@ def test_lr_auto_sets_the_phases_that_fine_tune(quick, tmp_path):
 def test_lr_auto_starts_from_the_head_that_will_be_there(quick):
     ready = prepare(make_config(FinetuneConfig, {**quick, "lr": "auto"}), quiet=True)
     before = {name: tensor.clone() for name, tensor in ready.module.state_dict().items()}
-    seen = {}
+    heads = {}
 
     def watch(module, images):
-        seen.setdefault("head", {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
+        heads.setdefault("head", {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
 
     handle = TransferModule.register_forward_pre_hook(ready.module, watch)
     find_start(ready, None)
     handle.remove()
     assert all(tensor.equal(before[name]) for name, tensor in ready.module.state_dict().items())
-    assert not seen["head"]["linear.weight"].equal(before["head.linear.weight"])  # a trained head, not the first one
+    assert not heads["head"]["linear.weight"].equal(before["head.linear.weight"])  # a trained head, not the first one
 
 
 @pytest.mark.filterwarnings("ignore:--lr auto:transferkit.core.errors.TransferkitWarning")
@@ -72,10 +72,10 @@ def test_lr_auto_of_a_probe_runs_on_cached_features(quick):
     ready = prepare(config, quiet=True)
     forwards = []
     handle = ready.module.backbone.register_forward_hook(lambda *_: forwards.append(1))
-    search, found = find_start(ready, None)
+    search, tuned = find_start(ready, None)
     handle.remove()
     assert len(search.lrs) > len(forwards)
-    assert found.phases[0].lr == pytest.approx(found.config.lr)
+    assert tuned.phases[0].lr == pytest.approx(tuned.config.lr)
 
 
 @pytest.mark.parametrize("phases", ["finetune", "probe"])

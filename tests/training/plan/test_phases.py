@@ -220,9 +220,9 @@ def test_phases_need_two_whole_cycles(schedule, epochs, enough):
     problems = snapshot_problems(phases)
     assert bool(problems) is not enough
     if problems:
-        seen = f"'all' with {schedule.name} and {0 if schedule == Constant() else 1} whole cycle(s)"
+        cycles = f"'all' with {schedule.name} and {0 if schedule == Constant() else 1} whole cycle(s)"
         assert "snapshots need a phase of at least two whole sgdr cycles, saw " in problems[0]
-        assert seen in problems[0]
+        assert cycles in problems[0]
 
 
 def test_a_whole_cycle_in_each_of_two_phases_is_not_enough():

@@ -69,19 +69,19 @@ def test_all_norms_are_frozen_in_a_probe_and_none_at_the_end(written):
 def test_forecast_counts_what_a_phase_does(quick, monkeypatch):
     """The steps that are timed train what the phase trains, and change no weight."""
     ready = prepare(make_config(FinetuneConfig, {**quick, "phases": "probe-finetune"}), quiet=True)
-    seen = []
+    trains = []
     step = type(ready.module).training_step
 
     def watched(self, batch, batch_idx):
-        seen.append(self.backbone.training and any(p.requires_grad for p in self.backbone.parameters()))
+        trains.append(self.backbone.training and any(p.requires_grad for p in self.backbone.parameters()))
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(type(ready.module), "training_step", watched)
     before = {name: tensor.clone() for name, tensor in ready.module.named_parameters()}
     measured = forecast(ready)
     assert len(measured.step_s) == 2
-    assert seen[: len(seen) // 2] == [False] * (len(seen) // 2)
-    assert seen[len(seen) // 2 :] == [True] * (len(seen) // 2)
+    assert trains[: len(trains) // 2] == [False] * (len(trains) // 2)
+    assert trains[len(trains) // 2 :] == [True] * (len(trains) // 2)
     assert all(tensor.equal(before[name]) for name, tensor in ready.module.named_parameters())
 
 

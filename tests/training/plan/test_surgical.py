@@ -42,8 +42,8 @@ def test_norms_are_those_computed_by_hand_and_the_module_is_as_before(trained):
     module.train_groups(module.group_names() if trained == "all" else [trained])
     pictures = batches(4, 4, 2)  # the mean over pictures, not over batches
     expected = by_hand(module, pictures)
-    kept = {p: torch.full_like(p, 0.25) for p in module.parameters() if p.requires_grad}
-    for parameter, gradient in kept.items():
+    gradients = {p: torch.full_like(p, 0.25) for p in module.parameters() if p.requires_grad}
+    for parameter, gradient in gradients.items():
         parameter.grad = gradient
     state = {name: value.clone() for name, value in module.state_dict().items()}
     modes = [part.training for part in module.modules()]
@@ -56,8 +56,8 @@ def test_norms_are_those_computed_by_hand_and_the_module_is_as_before(trained):
     assert all(value.equal(state[name]) for name, value in module.state_dict().items())
     assert [part.training for part in module.modules()] == modes
     assert [p.requires_grad for p in module.parameters()] == grads
-    assert all(p.grad is kept.get(p) for p in module.parameters())
-    assert all((gradient == 0.25).all() for gradient in kept.values())
+    assert all(p.grad is gradients.get(p) for p in module.parameters())
+    assert all((gradient == 0.25).all() for gradient in gradients.values())
     assert torch.get_rng_state().equal(generator)
 
 

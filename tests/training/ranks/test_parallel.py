@@ -101,7 +101,7 @@ def test_every_phase_gives_equal_weights_and_those_of_one_process(options, tmp_p
 
 def test_batch_norm_statistics_are_one_at_the_end_of_every_epoch(whole):  # fault 78
     assert whole[0]["ends"] == whole[1]["ends"]
-    assert whole[0]["seen"] != whole[1]["seen"]
+    assert whole[0]["pictures"] != whole[1]["pictures"]
     for name, value in whole[0]["weights"].items():  # those of the EMA
         np.testing.assert_array_equal(whole[1]["weights"][name], value, err_msg=name)
 
@@ -139,7 +139,7 @@ def test_ranks_average_what_differs_and_leave_what_does_not(tmp_path):
 
 def test_ranks_tell_each_other(tmp_path):
     cores = sorted(os.sched_getaffinity(0))
-    results = worker.run_ranks(2, tmp_path, worker.connect_and, worker.told)
+    results = worker.run_ranks(2, tmp_path, worker.connect_and, worker.exchange)
     assert [item[:6] for item in results] == [
         (True, [0, 1], (1, 0), True, 2, 2), (False, [0, 1], (1, 0), False, 2, 2)
     ]  # fmt: skip
@@ -184,18 +184,18 @@ def test_evaluation_deals_every_picture_once_in_equally_many_batches():  # fault
     dealt = 0
     for size in range(1, 40):
         for ranks in range(1, 6):
-            for wanted in range(1, 9):
-                batch = even_batch_size(size, wanted, ranks)
+            for most in range(1, 9):
+                batch = even_batch_size(size, most, ranks)
                 samplers = [EvaluationSampler(size, rank=number, world_size=ranks) for number in range(ranks)]
                 assert sorted(at for sampler in samplers for at in sampler) == list(range(size))
                 counts = [len(sampler) for sampler in samplers]
                 batches = {-(-count // (batch or 1)) for count in counts}
                 if batch is None:  # then no size would do
                     assert all(len({-(-count // b) for count in counts} - {0}) > 1 or 0 in counts
-                               for b in range(1, wanted + 1))  # fmt: skip
+                               for b in range(1, most + 1))  # fmt: skip
                 else:
                     dealt += 1
-                    assert 1 <= batch <= wanted
+                    assert 1 <= batch <= most
                     assert len(batches) == 1
                     assert 0 not in batches
     assert dealt > 1000
@@ -262,8 +262,8 @@ def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(normed, whole, tmp
     assert sorted(value[0] for _, value in stopped) == ["Interrupted", "PeerError"]
     resumed = worker.run_ranks(2, tmp_path, worker.finetune_watched, {"out": normed["out"], "resume": True})
     for ours, expected in zip(resumed, whole, strict=True):
-        assert 4 < len(ours["seen"]) < len(expected["seen"])  # in the middle of the second epoch
-        assert ours["seen"] == expected["seen"][-len(ours["seen"]) :]
+        assert 4 < len(ours["pictures"]) < len(expected["pictures"])  # in the middle of the second epoch
+        assert ours["pictures"] == expected["pictures"][-len(ours["pictures"]) :]
         assert ours["ends"] == expected["ends"][-len(ours["ends"]) :]
         for name, value in expected["weights"].items():
             np.testing.assert_array_equal(ours["weights"][name], value, err_msg=name)
@@ -498,7 +498,7 @@ class Command:
 
     def ranks(self):
         """Return the process of each rank, by its environment in /proc: torchrun's are no longer in our session."""
-        found = {}
+        processes = {}
         for place in Path("/proc").iterdir():
             try:
                 words = (place / "cmdline").read_bytes().split(b"\0")
@@ -507,8 +507,8 @@ class Command:
                 continue  # not a process, or gone
             if f"TRANSFERKIT_TEST={self.mark}".encode() in lines and b"torch.distributed.run" not in words != [b""]:
                 ranks = [int(line[11:]) for line in lines if line.startswith(b"LOCAL_RANK=")]
-                found[ranks[0] if ranks else 0] = int(place.name)
-        return found
+                processes[ranks[0] if ranks else 0] = int(place.name)
+        return processes
 
     def kill(self):
         """Leave nothing behind."""

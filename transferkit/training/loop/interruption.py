@@ -71,7 +71,7 @@ class Interruption:
     def __init__(self, flag: SignalFlag) -> None:
         self.flag = flag
         self._ask_at = 0
-        self._asked = 0.0
+        self._last_ask = 0.0
 
     def begin(self) -> None:
         """Get ready when training starts."""
@@ -80,7 +80,7 @@ class Interruption:
 
     def start_epoch(self) -> None:
         """Begin to count steps anew."""
-        self._ask_at, self._asked = 0, time.perf_counter()
+        self._ask_at, self._last_ask = 0, time.perf_counter()
 
     def signal_after(self, step: int, processes: int) -> int | None:
         """Return the signal to stop for between two steps; ``None`` for none, or none that all know of yet.
@@ -94,9 +94,9 @@ class Interruption:
         if step < self._ask_at:
             return None
         now = time.perf_counter()
-        steps = min(ASK_STEPS, max(1, round(ASK_S * max(1, step - self._ask_at) / max(now - self._asked, 1e-9))))
+        steps = min(ASK_STEPS, max(1, round(ASK_S * max(1, step - self._ask_at) / max(now - self._last_ask, 1e-9))))
         signum, steps = agree(self.flag.received or 0, steps)
-        self._ask_at, self._asked = step + steps, now
+        self._ask_at, self._last_ask = step + steps, now
         return signum or None
 
     def signal_of_any(self) -> int | None:

@@ -48,7 +48,7 @@ class PhaseProgress(Callback):
         self._task: Any = None
         self._phase: str | None = None
         self._shown = 0.0
-        self._seen = 0
+        self._pictures = 0
         self._since = 0.0
         self._pending: tuple[Tensor, Any] | None = None
         self._validation = ""
@@ -61,19 +61,19 @@ class PhaseProgress(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on to the next phase's bar when this epoch begins one."""
         self._open(trainer)
-        self._seen, self._since = 0, time.perf_counter()
+        self._pictures, self._since = 0, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance, and refresh the figures now and then."""
-        self._seen += len(batch[1]) * trainer.world_size
+        self._pictures += len(batch[1]) * trainer.world_size
         now = time.perf_counter()
         if now - self._shown < REFRESH_S and batch_idx + 1 < trainer.num_training_batches:
             return
         self._shown = now
         done = self._batches_done(trainer, batch_idx + 1)
-        rate = self._seen / max(now - self._since, 1e-9)
+        rate = self._pictures / max(now - self._since, 1e-9)
         self.bar.update(self._task, completed=done, rate=rate, figures=self._figures(self.module.train_sums()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
