@@ -63,10 +63,10 @@ def test_skops_refuses_what_it_does_not_know(pictures, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_says_how_and_what(name):
-    text = (RECIPES / f"{name}.py").read_text()
+    text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
     assert f"#   python recipes/{name}.py\n" in text and "# Measured: 2" in text
 
 
 def test_every_recipe_is_run():
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert NAMES and [name for name in NAMES if f'run("{name}"' not in source] == []

@@ -45,7 +45,7 @@ def probe(options, **more):
 
 
 def read(run):
-    return json.loads((Path(run) / "metrics.json").read_text())
+    return json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def features(options, split, **more):
@@ -85,7 +85,7 @@ def test_a_classifier_that_is_no_head_is_measured_only(options):
     assert metrics["probe"]["exported"].startswith("no: sklearn.svm.SVC is not linear - use it in a pipeline behind")
     assert metrics["probe"]["kept"] == "yes"
     classifier, facts = read_classifier(run / "classifier.skops")  # without trusting it
-    assert json.loads(facts["classes"]) == json.loads((run / "data.json").read_text())["classes"]
+    assert json.loads(facts["classes"]) == json.loads((run / "data.json").read_text(encoding="utf-8"))["classes"]
     assert len(classifier.predict(np.zeros((2, classifier.n_features_in_)))) == 2
     assert not (run / "model.safetensors").exists()
 
@@ -104,7 +104,7 @@ def test_the_run_directory_and_its_recipe_which_repeats_it_from_the_store(option
     assert "5 folds of the training rows" in metrics["probe"]["criterion"]
     with Image.open(run / "path.png") as image:
         assert image.width > 400
-    assert yaml.safe_load((run / "config.yaml").read_text())["classifier"] == "logistic"
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["classifier"] == "logistic"
     words = ["--config", run / "config.yaml", "--out", tmp_path / "again", "--store", tmp_path / "store", "--quiet"]
     assert main(["probe", *map(str, words)]) == 0
     again = read(tmp_path / "again")

@@ -56,7 +56,7 @@ def copy(reference, tmp_path):
 
 
 def test_the_run_has_what_is_hard_to_resume(reference):
-    plan = json.loads((reference / "plan.json").read_text())
+    plan = json.loads((reference / "plan.json").read_text(encoding="utf-8"))
     assert len(plan["phases"]) > 2
     assert plan["phases"][-1]["schedule"]["name"] == "plateau"
     lines, differing = read_trace(reference.with_suffix(".trace"))
@@ -96,38 +96,39 @@ def test_one_bit_of_a_weight_is_seen(reference, copy):
 
 
 def test_other_figures_are_seen(reference, copy):
-    history = (copy / "history.csv").read_text().splitlines()
+    history = (copy / "history.csv").read_text(encoding="utf-8").splitlines()
     history[2] = history[2].replace(",", ",1", 1)
-    (copy / "history.csv").write_text("\n".join(history) + "\n")
-    metrics = json.loads((copy / "metrics.json").read_text())
+    (copy / "history.csv").write_text("\n".join(history) + "\n", encoding="utf-8")
+    metrics = json.loads((copy / "metrics.json").read_text(encoding="utf-8"))
     metrics["val"]["acc"] += 1e-9
-    (copy / "metrics.json").write_text(json.dumps(metrics))
+    (copy / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     assert compare_runs(copy, reference) == ["history.csv differs", "metrics.json differs"]
 
 
 def test_times_do_not_count(reference, copy):
-    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics = json.loads((copy / "metrics.json").read_text(encoding="utf-8"))
     metrics["time_s"] += 1
     metrics["phases"][0]["time_s"] += 1
-    (copy / "metrics.json").write_text(json.dumps(metrics))
+    (copy / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     assert compare_runs(copy, reference) == []
 
 
 def test_other_batches_are_seen(reference, copy):
     trace = copy.with_suffix(".trace")
-    lines = trace.read_text().splitlines()
+    lines = trace.read_text(encoding="utf-8").splitlines()
     values = json.loads(lines[3])
     values["lrs"]["head.decay"] *= 1.0000001
-    trace.write_text("\n".join([*lines[:3], json.dumps(values), *lines[4:]]) + "\n")
+    trace.write_text("\n".join([*lines[:3], json.dumps(values), *lines[4:]]) + "\n", encoding="utf-8")
     assert compare_traces(trace, reference.with_suffix(".trace")) == [
         f"1 of {len(lines)} batches differ in pictures or LR, first ['{values['at']}']"
     ]
     # A repetition that differs from the first time is seen even where one of them is right.
-    trace.write_text("\n".join([*lines, json.dumps(values)]) + "\n")
+    trace.write_text("\n".join([*lines, json.dumps(values)]) + "\n", encoding="utf-8")
     assert compare_traces(trace, reference.with_suffix(".trace")) == [
         f"batch {values['at']} was not repeated as it was"
     ]
-    trace.write_text("\n".join([*lines, '{"at": "9']) + "\n")  # a line that a killed process left unfinished
+    # a line that a killed process left unfinished
+    trace.write_text("\n".join([*lines, '{"at": "9']) + "\n", encoding="utf-8")
     assert compare_traces(trace, reference.with_suffix(".trace")) == []
 
 

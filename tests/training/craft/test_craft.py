@@ -27,7 +27,7 @@ SGDR = {"name": "sgdr", "cycle_epochs": 1}
 
 
 def metrics(run):
-    return json.loads((run.path / "metrics.json").read_text())
+    return json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
 
 
 def weights(run):
@@ -133,7 +133,7 @@ def test_fixres_trains_small_and_ends_at_the_size_of_the_model(quick, tmp_path, 
     run = finetune(**options, out=tmp_path / "run")
     sizes = {epoch: {tuple(images.shape[2:]) for at, images, _ in watcher.batches if at == epoch} for epoch in range(3)}
     assert sizes == {0: {(24, 24)}, 1: {(24, 24)}, 2: {(32, 32)}}
-    info = json.loads((run.path / "model.json").read_text())
+    info = json.loads((run.path / "model.json").read_text(encoding="utf-8"))
     assert info["preprocessing"]["image_size"] == [32, 32]
     assert metrics(run)["phases"][-1]["name"] == "fixres"
 
@@ -225,14 +225,14 @@ def test_plateau_goes_by_validation_and_survives_a_resume(quick, tmp_path):
     schedule = {"name": "plateau", "gamma": 0.5, "patience": 0, "threshold": 0.5}  # hardly ever enough of a gain
     options = {**quick, "phases": "finetune", "epochs": 4, "schedule": schedule}
     run = finetune(**options, out=tmp_path / "run").path
-    lrs = [float(line.split(",")[3]) for line in (run / "history.csv").read_text().splitlines()[1:]]
+    lrs = [float(line.split(",")[3]) for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()[1:]]
     assert lrs[-1] < lrs[0]
     with pytest.raises(Interrupted):
         finetune(callbacks=[SignalAt(12)], **options, out=tmp_path / "part")
     finetune(out=tmp_path / "part", resume=True, quiet=True)
-    again = (tmp_path / "part" / "history.csv").read_text().splitlines()
+    again = (tmp_path / "part" / "history.csv").read_text(encoding="utf-8").splitlines()
     drop = [line.rsplit(",", 1)[0] for line in again]
-    assert drop == [line.rsplit(",", 1)[0] for line in (run / "history.csv").read_text().splitlines()]
+    assert drop == [line.rsplit(",", 1)[0] for line in (run / "history.csv").read_text(encoding="utf-8").splitlines()]
 
 
 # ---- what cannot be -------------------------------------------------------------------------------------------------

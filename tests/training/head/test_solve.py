@@ -60,7 +60,7 @@ def build(folder, head="linear", **options):
 
 
 def read(run, name="metrics.json"):
-    return json.loads((Path(run) / name).read_text())
+    return json.loads((Path(run) / name).read_text(encoding="utf-8"))
 
 
 def history(run):

@@ -63,10 +63,10 @@ class Fake:
         run.mkdir(parents=True)
         for name in ("history.csv", "model.safetensors", "model.json", "checkpoints/best.ckpt"):
             (run / name).parent.mkdir(exist_ok=True)
-            (run / name).write_text("x")
+            (run / name).write_text("x", encoding="utf-8")
         value = self.value(options)
         metrics = {"val": dict.fromkeys(("acc", "balanced_acc", "ece", "loss"), value) | {"acc_top5": None}}
-        (run / "metrics.json").write_text(json.dumps(metrics))
+        (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
         return Run(run, metrics)
 
 
@@ -116,7 +116,7 @@ def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path, real_f
     assert result.value == max(float(row["value"]) for row in rows)
     for row in rows:
         trial = out / "trials" / row["number"]
-        metrics = json.loads((trial / "metrics.json").read_text())
+        metrics = json.loads((trial / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["val"]["acc"] == float(row["value"])
         assert "test" not in metrics
         assert {row["split"] for row in read_csv(trial / "predictions.csv")} == {"val"}  # test is not looked at
@@ -124,7 +124,7 @@ def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path, real_f
         assert (trial / "model.safetensors").exists() is (int(row["number"]) == result.number)
     assert (out / "importance.png").read_bytes().startswith(b"\x89PNG")
 
-    text = (out / "best.yaml").read_text()
+    text = (out / "best.yaml").read_text(encoding="utf-8")
     assert f"trial {result.number}, val_acc {result.value:.6g}" in text
     assert f"#   transferkit finetune --config {out / 'best.yaml'}" in text
     recipe = yaml.safe_load(text)
@@ -139,7 +139,7 @@ def test_a_solved_probe_is_epoch_0(short, tmp_path):
     space = {"lr": [1e-3, 2e-3]}
     run_search({**short, "phases": "probe-finetune"}, trials=1, space=space, out=tmp_path / "study", quiet=True)
     (trial,) = load(tmp_path / "study").trials
-    metrics = json.loads((tmp_path / "study" / "trials" / "0" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "study" / "trials" / "0" / "metrics.json").read_text(encoding="utf-8"))
     solved, trained = metrics["phases"]
     assert trial.intermediate_values == {0: solved["val_acc"], 1: trained["val_acc"]}
     assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
@@ -204,7 +204,7 @@ def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
     assert len({row.params["probe_lr"] for row in first.trials}) == 6
     assert len({row.value for row in first.trials}) > 1
     assert not list((out / "trials").iterdir())
-    recipe = yaml.safe_load((out / "best.yaml").read_text())
+    recipe = yaml.safe_load((out / "best.yaml").read_text(encoding="utf-8"))
     assert recipe["phases"] == "probe" and recipe["probe"] == "sgd" and recipe["probe_lr"] == first.params["probe_lr"]
     phases = finetune(**recipe, out=str(tmp_path / "run"), quiet=True).metrics["phases"]
     assert [(phase["name"], phase["epochs"]) for phase in phases] == [("probe", 5)]
@@ -299,7 +299,7 @@ def test_only_the_best_keeps_its_model(tmp_path, fake):
     models = {path.parent.name for path in (tmp_path / "study" / "trials").glob("*/model.safetensors")}
     assert models == {"1"}
     assert not list((tmp_path / "study").rglob("checkpoints"))
-    metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "study" / "trials" / "1" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["val"]["acc"] == 0.9
 
 
@@ -309,10 +309,10 @@ def work(out, log, ready, seconds):
     def trial(*, callbacks, measured, **options):
         run = Path(options["out"])
         run.mkdir(parents=True)
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()} {run.name} {options['lr']!r}\n")
         time.sleep(seconds)
-        (run / "metrics.json").write_text("{}")
+        (run / "metrics.json").write_text("{}", encoding="utf-8")
         return Run(run, {"val": {"acc": 0.5}})
 
     module.finetune = trial
@@ -366,7 +366,7 @@ def test_two_processes_share_a_study(tmp_path):
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
-    done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    done = [line.split() for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
     rows = rows_of(tmp_path / "study")
     assert len(rows) == len(done) == 12  # exactly, and none of them twice
     assert {pid for pid, _, _ in done} == {str(worker.pid) for worker in workers}
@@ -522,7 +522,7 @@ def test_another_study_is_refused(tmp_path, fake):
 
 def test_a_directory_with_something_else_is_refused(tmp_path, fake):
     fake()
-    (tmp_path / "thesis.tex").write_text("dear")
+    (tmp_path / "thesis.tex").write_text("dear", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"is not empty and holds no study \(no study.log\)"):
         run(tmp_path)
     with pytest.raises(CheckpointError, match="is a file, expected a directory"):
@@ -534,7 +534,7 @@ def test_half_a_line_at_the_end_of_the_study_is_cut_off(tmp_path, fake):
     fake()
     run(tmp_path / "study", trials=2)
     before = rows_of(tmp_path / "study")
-    with (tmp_path / "study" / "study.log").open("a") as stream:
+    with (tmp_path / "study" / "study.log").open("a", encoding="utf-8") as stream:
         stream.write('{"op_code":4,"worker_id":"x","stu')
     assert len(run(tmp_path / "study", trials=3).trials) == 3
     assert rows_of(tmp_path / "study")[:2] == before
@@ -544,8 +544,8 @@ def test_a_damaged_study_is_refused(tmp_path, fake):
     fake()
     run(tmp_path / "study", trials=1)
     log = tmp_path / "study" / "study.log"
-    lines = log.read_text().splitlines()
-    log.write_text("\n".join([lines[0], "not JSON", *lines[1:]]) + "\n")
+    lines = log.read_text(encoding="utf-8").splitlines()
+    log.write_text("\n".join([lines[0], "not JSON", *lines[1:]]) + "\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"study.log: is damaged .* - give another --out"):
         run(tmp_path / "study", trials=2)
 

@@ -89,7 +89,9 @@ def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRo
     if use_views == "average":
         return LabelledRows(views.mean(axis=0, dtype=np.float64).astype(np.float32), train.y, classes, groups)
     weight = np.full(count * len(plain), 1.0 / count)
-    return LabelledRows(views.reshape(-1, views.shape[2]), np.tile(train.y, count), classes, groups * count, weight)
+    return LabelledRows(
+        views.reshape(-1, views.shape[2]), np.concatenate([train.y] * count), classes, groups * count, weight
+    )
 
 
 def row_groups(table: FeatureTable) -> list[str]:
