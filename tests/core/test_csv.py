@@ -9,7 +9,7 @@ from transferkit.core.csv import csv_text, read_csv, safe_cell
 from transferkit.core.errors import StorageError
 
 
-@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+A1", "-A1", "-1-1", "+1%2", "@SUM(A1)", "\tx", "\rx"])
 def test_no_cell_is_a_formula(text):  # fault 92
     assert safe_cell(text) == f"'{text}"
 
@@ -26,8 +26,9 @@ def test_what_is_written_reads_back(tmp_path):  # fault 28, fault 92
     assert read_csv(path) == [{"name": name, "value": str(number)} for number, name in enumerate(names)]
 
 
-def test_numbers_are_not_touched_and_none_is_empty():
-    assert list(csv.reader(io.StringIO(csv_text([(-1.5, None, "-1.5")])))) == [["-1.5", "", "'-1.5"]]
+@pytest.mark.parametrize("number", ["-1", "+1", "-1.5", "1e-5", "-2.5E+3"])
+def test_numbers_are_not_touched_and_none_is_empty(number):
+    assert list(csv.reader(io.StringIO(csv_text([(-1.5, None, number)])))) == [["-1.5", "", number]]
 
 
 def test_bytes_that_are_no_text():  # fault 28

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from transferkit.core.errors import StorageError
+from transferkit.core.errors import StorageError, TransferkitWarning
 from transferkit.core.locks import hold, is_read_only
 
 
@@ -87,3 +87,16 @@ def test_a_lock_file_that_was_removed_while_waiting_is_not_trusted(tmp_path, mon
     monkeypatch.setattr("os.open", opened)
     with hold(path, wait=True) as held, hold(path, wait=False) as again:
         assert held and not again
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_locks_costs_a_warning(tmp_path, monkeypatch, code):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.warns(TransferkitWarning, match="is on a disk without locks"),
+        hold(tmp_path / "lock", wait=False) as it,
+    ):
+        assert it

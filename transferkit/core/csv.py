@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from transferkit.core.text import valid_text
 
 __all__ = ["csv_lines", "csv_text", "read_csv", "safe_cell"]
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def safe_cell(text: str) -> str:
     """Return a text cell that no spreadsheet runs: an apostrophe goes before what could begin a formula.
 
-    One goes before an apostrophe too, so that `read_csv` can take it off again. Bytes of file names that are no UTF-8
-    become escapes.
+    One goes before an apostrophe too, so that `read_csv` can take it off again. A number with its sign is none. Bytes
+    of file names that are no UTF-8 become escapes.
     """
     valid = valid_text(text)
-    return f"'{valid}" if valid.startswith((*_FORMULA, "'")) else valid
+    return f"'{valid}" if valid.startswith((*_FORMULA, "'")) and not _NUMBER.fullmatch(valid) else valid
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +21,33 @@ __all__ = [
     "storage_errors",
     "sync_directory",
     "user_cache",
+    "user_path",
     "write_atomically",
     "write_json",
 ]
 
 
 def user_cache() -> Path:
-    """Return the folder of what can be made anew: ``$XDG_CACHE_HOME/transferkit``, or ``~/.cache/transferkit``."""
+    """Return the folder of what can be made anew: ``$XDG_CACHE_HOME/transferkit``, or ``~/.cache/transferkit``.
+
+    Raises:
+        StorageError: The user has no home folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has a relative path ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "transferkit"
+    if Path(base).is_absolute():  # the XDG specification has a relative path ignored
+        return Path(base) / "transferkit"
+    try:
+        return Path.home() / ".cache" / "transferkit"
+    except RuntimeError as error:
+        raise StorageError(
+            "this user has no home folder to keep features and measurements in - set XDG_CACHE_HOME to a folder that "
+            "can be written, or pass --store"
+        ) from error
+
+
+def user_path(text: str) -> str:
+    """Return a path as a shell would hand it over: ``~`` and ``$NAME`` stand for what they mean to this user."""
+    return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  ~NAME of nobody stays, as in a shell
 
 
 @contextlib.contextmanager
@@ -46,7 +65,8 @@ def storage_errors(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    An earlier file at `path` stays untouched until the new one is complete on disk, and after any failure.
+    An earlier file at `path` stays untouched until the new one is complete on disk, and after any failure. A link is
+    followed to the file that it stands for; a pipe or a device is written to when all is complete.
 
     Args:
         path: The target. Its directory must exist.
@@ -57,14 +77,24 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     """
     target = Path(path)
     with storage_errors("write", target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        if target.is_symlink():
+            target = target.resolve()
+        stream_like = target.exists() and not target.is_file() and not target.is_dir()
+        folder = None if stream_like else target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder)
         os.close(handle)
         temporary = Path(name)
         try:
             write(temporary)
+            if stream_like:
+                with temporary.open("rb") as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                temporary.unlink()
+                return
             umask = os.umask(0)
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; a run directory is shared like any other file
+            with contextlib.suppress(PermissionError):  # some network disks keep the rights of a file to themselves
+                temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; a run directory is shared like any other file
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(target)
@@ -93,12 +123,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Flush a directory's entries, so that a rename survives a power cut. A no-op where the system has no such call."""
+    """Flush a directory's entries, so that a rename survives a power cut, where system and disk know such a call."""
     if os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # network disks flush them by themselves
+            raise
     finally:
         os.close(handle)
 

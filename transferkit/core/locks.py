@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from transferkit.core.errors import StorageError
+from transferkit.core.errors import StorageError, TransferkitWarning
 from transferkit.core.files import storage_errors
 
 __all__ = ["hold", "is_read_only", "is_writable", "nearest_existing"]
 
 _POLL_S = 0.01
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -23,7 +25,8 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold a lock for the time of the block; the file and its folder are made where they are missing.
 
-    The lock belongs to this call: a second one in the same process goes away empty, like any other.
+    The lock belongs to this call: a second one in the same process goes away empty, like any other. A disk without
+    locks, as some networks have them, costs a warning: then nothing is held, and all goes on as if it were.
 
     Args:
         path: The file that is locked. Its holder may remove it.
@@ -37,7 +40,18 @@ def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     """
     lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=_POLL_S, fallback_to_soft=False)
     with storage_errors("lock", path):
-        held = _take(lock, path)
+        try:
+            held = _take(lock, path)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            held = True
+            warnings.warn(
+                f"{str(path.parent)!r} is on a disk without locks: nothing keeps two processes from writing there at "
+                "once - start one at a time, or name another place",
+                TransferkitWarning,
+                stacklevel=4,
+            )
     try:
         yield held
     finally:

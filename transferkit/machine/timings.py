@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,11 @@ class Memory:
     def __init__(self, subject: Mapping[str, Any]) -> None:
         self.subject = json.loads(json.dumps(dict(subject)))
         text = json.dumps(self.subject, sort_keys=True)
-        self.path = user_cache() / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        name = f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        try:
+            self.path = user_cache() / "measured" / name
+        except StorageError:  # nowhere to write: what is measured is known to this process
+            self.path = Path(os.devnull) / name
 
     def recall(self) -> dict[str, float | None]:
         """Return the numbers; empty where none are known or the file is damaged. ``None``: no number can be had now."""
