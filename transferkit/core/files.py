@@ -93,7 +93,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
                 return
             umask = os.umask(0)
             os.umask(umask)
-            with contextlib.suppress(PermissionError):  # some network disks keep the rights of a file to themselves
+            with contextlib.suppress(OSError):  # some network disks keep the rights of a file to themselves
                 temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; a run directory is shared like any other file
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
