@@ -104,3 +104,13 @@ def test_types_and_names_are_checked_all_at_once():
 def test_paths_and_whole_numbers_are_taken(tmp_path):
     config = make_config(FinetuneConfig, {"data": tmp_path, "lr": 1})
     assert (config.data, config.lr) == (str(tmp_path), 1.0)
+
+
+def test_paths_are_the_users(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PLACE", "/data")
+    config = make_config(FinetuneConfig, {"data": "~/d", "out": "$PLACE/r", "store": "~/s", "init_from": "~/r"})
+    places = config.data, config.out, config.store, config.init_from
+    assert places == ("/home/me/d", "/data/r", "/home/me/s", "/home/me/r")
+    assert make_config(PredictConfig, {"run": "~/r", "paths": ["~/a.png", "-"]}).paths == ["/home/me/a.png", "-"]
+    assert make_config(FinetuneConfig, {"data": "d", "backbone": "~x"}).backbone == "~x"  # no path

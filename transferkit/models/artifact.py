@@ -19,7 +19,7 @@ from torch import nn
 
 from transferkit import __version__
 from transferkit.core.errors import CheckpointError, ConfigError
-from transferkit.core.files import atomic_write, sha256_of_file, write_json
+from transferkit.core.files import atomic_write, sha256_of_file, user_path, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import Targets
@@ -178,7 +178,7 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
     Raises:
         CheckpointError: A file is missing, damaged, of another kind, or of a newer transferkit.
     """
-    folder = Path(directory)
+    folder = Path(user_path(str(directory)))
     info = _read_info(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.core.files import user_path
 
 __all__ = [
     "BELOW_ONE",
@@ -26,6 +27,9 @@ __all__ = [
     "option_problems",
     "type_problem",
 ]
+
+_PLACES = frozenset({"against", "data", "init_from", "out", "paths", "run", "runs", "store", "weights"})
+"""Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 
 REQUIRED = ""
 """The default of an option without one: the empty string is never a valid path."""
@@ -119,7 +123,11 @@ def option_problems(kind: type[Options], options: Mapping[str, Any]) -> list[str
 
 def _build(kind: type[Config], options: Mapping[str, Any]) -> Config:
     hints = get_type_hints(kind)
-    return kind(**{key: _plain(value, hints[key]) for key, value in options.items()})
+    values = {key: _plain(value, hints[key]) for key, value in options.items()}
+    for key in _PLACES & values.keys():
+        value = values[key]
+        values[key] = [user_path(path) for path in value] if isinstance(value, list) else value and user_path(value)
+    return kind(**values)
 
 
 def default_of(item: Field[Any]) -> Any:

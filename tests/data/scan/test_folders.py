@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from data_sets import draw, folder, index, labels_of, refused, three_splits
 
+from transferkit.core.errors import DataError
 from transferkit.core.records import SkippedFile
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.records import Kind
+from transferkit.data.scan.scan import scan_data
 
 
 def deny(monkeypatch, end):
@@ -238,3 +240,19 @@ def test_a_class_may_be_called_train(tmp_path):
 def test_the_sample_set_is_a_data_set():
     indexed = index("sample")
     assert len(indexed.records) == 360 and indexed.root == "sample" and indexed.findings == ()
+
+
+def test_paths_are_the_users(pets, monkeypatch):
+    monkeypatch.setenv("HOME", str(pets.parent))
+    assert scan_data(f"~/{pets.name}").files == scan_data(str(pets)).files
+
+
+def test_a_folder_called_sample_is_never_taken_for_the_bundled_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(scan_data("sample").files) == 360
+    for name in ("red", "blue"):
+        (tmp_path / "sample" / name).mkdir(parents=True)
+        (tmp_path / "sample" / name / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"'sample' stands for the bundled pictures, and there is .* pass '\./sample'"):
+        scan_data("sample")
+    assert scan_data("./sample").class_names == ("blue", "red")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from transferkit.core.errors import DataError
+from transferkit.core.files import user_path
 from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.folders import scan_folder
 from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, scan_manifest
@@ -20,10 +22,15 @@ def scan_data(data: str) -> Scan:
         data: Its path, or ``"sample"``.
 
     Raises:
-        DataError: There is nothing at `data`, or nothing that is a data set.
+        DataError: There is nothing at `data`, or nothing that is a data set, or two things go by that name.
         StorageError: The sample set cannot be unpacked.
     """
-    path = str(sample_folder()) if data == SAMPLE else data
+    if data == SAMPLE and Path(data).exists():
+        raise DataError(
+            f"{SAMPLE!r} stands for the bundled pictures, and there is a {str(Path(data).absolute())!r}, too - pass "
+            f"{os.path.join('.', SAMPLE)!r} for yours, or go to another folder for the bundled ones"  # noqa: PTH118
+        )
+    path = str(sample_folder()) if data == SAMPLE else user_path(data)
     if Path(path).is_dir():
         return scan_folder(path)
     if Path(path).is_file():

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from transferkit.core.errors import StorageError, StoreError
-from transferkit.core.files import storage_errors, user_cache
+from transferkit.core.files import storage_errors, user_cache, user_path
 from transferkit.core.locks import nearest_existing
 from transferkit.features.store.featureset import FeatureSet
 from transferkit.features.store.shards import parse_state, read_state_bytes
@@ -27,7 +27,7 @@ class FeatureStore:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        self.root = user_cache() / "features" if root is None else Path(root)
+        self.root = user_cache() / "features" if root is None else Path(user_path(os.fspath(root)))
 
     def open(self, spec: FeatureSpec) -> FeatureSet:
         """Return the set of a spec. Creates nothing before the first write."""
