@@ -75,6 +75,7 @@ class PredictConfig(RunOptions):
         [], "pictures, folders of pictures, globs, or - for a list on standard input", missing=NO_PATHS
     )
     out: str | None = option(None, "file to write, .csv or .jsonl; default: CSV on standard output")
+    overwrite: bool = option(False, "replace the file in --out")
     format: Literal["auto", "csv", "jsonl"] = option("auto", "auto follows the name of --out")
     top_k: int = option(3, "most probable classes to tell", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")

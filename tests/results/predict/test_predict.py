@@ -525,11 +525,13 @@ def test_a_file_appears_when_all_is_done(predict, paths, tmp_path, capsys):  # f
     out.write_text("before")
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
+    with pytest.raises(ConfigError, match="exists already - replace it by --overwrite"):
+        predict(paths[0], out=str(out))
     with pytest.raises(ExportError, match="cannot read picture .*bad.png': the file is empty - replace or remove it"):
-        predict(paths[0], bad, paths[1], out=str(out), strict=True)
+        predict(paths[0], bad, paths[1], out=str(out), strict=True, overwrite=True)
     assert out.read_text() == "before" and sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "p.jsonl"]
     with pytest.raises(ExportError, match="1 of 3"):
-        predict(paths[0], bad, paths[1], out=str(out), quiet=False)
+        predict(paths[0], bad, paths[1], out=str(out), quiet=False, overwrite=True)
     assert predict.out == f"predicted  3 pictures, 1 unreadable, in {out}\n"
     lines = out.read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [paths[0], str(bad), paths[1]]
