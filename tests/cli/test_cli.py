@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import yaml
+from conftest import draw_folder
 
 from transferkit.cli.main import main
 from transferkit.cli.parser import parse_options
@@ -194,3 +195,11 @@ def test_missing_accelerator(command):  # fault 43
     status, _, err = command("finetune", "--data", "sample", "--accelerator", "mps")
     assert status == 2
     assert "--accelerator mps is not on this machine, which has: cpu" in err
+
+
+def test_names_are_printed_as_they_are(tmp_path, command):
+    names = ("[red]a", ":cat:", "[b")
+    for name in names:
+        draw_folder(tmp_path / "data", classes=(name,), per_class=2, size=32, seed=len(name))
+    _, out, err = command("check", "--data", tmp_path / "data")
+    assert all(name in out for name in names), err

@@ -7,12 +7,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-
 from transferkit.features.extract.extract import extract_table
 from transferkit.features.extract.table import FeatureTable, check_export
 from transferkit.options.features import FeaturesConfig
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 from transferkit.show.words import duration
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import gather, is_writer, on_first
@@ -57,7 +55,7 @@ def _print(table: FeatureTable, out: str | None, seconds: float) -> None:
         "store": facts["store"],
         "written": out,
     }
-    console = Console(highlight=False)
+    console = output_console()
     for name, text in lines.items():
         if text is not None:
             console.print(f"{name:<10}{text}", soft_wrap=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from transferkit.core.errors import BackboneError, did_you_mean
 from transferkit.models.backbones.registry import describe_backbone, list_backbones
 from transferkit.options.features import BackbonesConfig
+from transferkit.show.progress import output_console
 
 __all__ = ["print_backbones"]
 
@@ -19,7 +18,7 @@ def print_backbones(config: BackbonesConfig) -> None:
     Raises:
         BackboneError: Nothing matches.
     """
-    console = Console(highlight=False)
+    console = output_console()
     names = list_backbones(config.pattern, pretrained_only=config.pretrained)
     if not names:
         raise BackboneError(
@@ -28,11 +27,11 @@ def print_backbones(config: BackbonesConfig) -> None:
         )
     if not config.describe and len(names) > 1:
         for name in names:
-            console.print(name, soft_wrap=True, markup=False)
+            console.print(name, soft_wrap=True)
         return
     for name in names:
         facts = describe_backbone(name)
-        console.print(f"[bold]{name}[/bold]")
+        console.print(name, style="bold")
         height, width = facts["image_size"]
         rows = {
             "parameters": f"{facts['parameters']:,}",
@@ -44,4 +43,4 @@ def print_backbones(config: BackbonesConfig) -> None:
             "groups": ", ".join(f"{group} ({size:,})" for group, size in facts["layer_groups"].items()),
         }
         for title, text in rows.items():
-            console.print(f"  {title:<12}{text}", soft_wrap=True, markup=False)
+            console.print(f"  {title:<12}{text}", soft_wrap=True)

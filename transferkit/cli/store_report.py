@@ -12,7 +12,7 @@ from transferkit.core.errors import StoreError
 from transferkit.features.store.store import FeatureStore
 from transferkit.features.store.upkeep import Problem, describe, gc, verify
 from transferkit.options.features import StoreConfig
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["print_store"]
 
@@ -24,7 +24,7 @@ def print_store(config: StoreConfig) -> None:
         StoreError: `verify` met damage.
         StorageError: The store cannot be read or written.
     """
-    store, console = FeatureStore(config.store), Console(highlight=False)
+    store, console = FeatureStore(config.store), output_console()
     if config.action == "list":
         _list(store, console)
     elif config.action == "verify":
@@ -57,7 +57,7 @@ def _list(store: FeatureStore, console: Console) -> None:
 
 def _tell_damage(store: FeatureStore, problems: Sequence[Problem], console: Console) -> None:
     for problem in problems:
-        console.print(f"{problem.folder}/{problem.file} {problem.what}", soft_wrap=True, markup=False)
+        console.print(f"{problem.folder}/{problem.file} {problem.what}", soft_wrap=True)
     if problems:
         raise StoreError(
             f"{len(problems)} findings in {str(store.root)!r} - `transferkit store gc` removes them; rows that go with "
@@ -71,9 +71,9 @@ def _gc(store: FeatureStore, config: StoreConfig, console: Console) -> None:
     report = gc(store, unused_days=config.unused_days, dry_run=config.dry_run)
     for removal in report.removed:
         place = f"{removal.folder}/{removal.file}" if removal.file else removal.folder
-        console.print(f"{place}: {removal.why}", soft_wrap=True, markup=False)
+        console.print(f"{place}: {removal.why}", soft_wrap=True)
     for sentence in report.skipped:
-        console.print(sentence, soft_wrap=True, markup=False)
+        console.print(sentence, soft_wrap=True)
     verb = "would be freed" if config.dry_run else "freed"
     console.print(f"{report.freed / 1e6:,.1f} MB {verb}, {len(report.removed)} things")
 

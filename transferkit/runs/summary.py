@@ -13,6 +13,7 @@ from rich.table import Table
 from transferkit.core.text import visible
 from transferkit.models.figures.figure import Figure
 from transferkit.runs.files import RunFiles
+from transferkit.show.progress import output_console
 from transferkit.show.words import duration, mid_sentence, value_text
 
 __all__ = ["figures_text", "headline_text", "print_lines", "print_probe", "print_summary"]
@@ -23,7 +24,7 @@ PLOTS = ("path.png", "depth.png", "learning_curve.png")
 def print_lines(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     """Print lines of text, each behind its name."""
     for name, text in lines:
-        console.print(f"{name:<8} {visible(text)}", soft_wrap=True, markup=False)
+        console.print(f"{name:<8} {visible(text)}", soft_wrap=True)
 
 
 def headline_text(figures: Sequence[Figure], count: int) -> str:
@@ -57,7 +58,7 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
         note: Put into the title, such as "already complete".
         console: Where to print.
     """
-    console = console or Console(highlight=False)
+    console = console or output_console()
     files = RunFiles(run)
     metrics = files.metrics
     table = Table(title=f"{run}" + (f" ({note})" if note else ""), title_justify="left", title_style="bold")
@@ -124,7 +125,7 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
         run: The run directory.
         console: Where to print.
     """
-    console = console or Console(highlight=False)
+    console = console or output_console()
     files = RunFiles(run)
     metrics = files.metrics
     measured = [split for split in ("val", "test") if split in metrics]

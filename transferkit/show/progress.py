@@ -1,4 +1,4 @@
-"""Progress bars: pictures done, pictures per second, time left."""
+"""The terminal: where lines and tables go, and progress bars with pictures done, pictures per second, time left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["RateColumn", "counting_bar", "progress_console", "waiting"]
+__all__ = ["RateColumn", "counting_bar", "output_console", "progress_console", "waiting"]
+
+
+def output_console() -> Console:
+    """Return where results are printed: standard output. A text is printed as it is: names may hold ``[brackets]``."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def progress_console(quiet: bool) -> Console | None:
     """Return where bars are drawn, or ``None``: quiet, or standard error is not a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     return console if console.is_terminal and not quiet else None
 
 
@@ -34,7 +39,13 @@ def counting_bar(console: Console | None, description: str) -> Iterator[Callable
     if console is None:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
 
 from transferkit.core.errors import DataError, gather
@@ -15,7 +14,7 @@ from transferkit.data.index.index import ImageIndex, index_images
 from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
 from transferkit.options.data import CheckConfig, DataOptions
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["audit", "check", "print_audit"]
 
@@ -70,7 +69,7 @@ def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | 
     Raises:
         DataError: After printing, when `finetune` would refuse the folder with these options.
     """
-    console = Console(highlight=False)
+    console = output_console()
     index, findings = audit(options, progress=progress)
     counts = index.counts()
     table = Table(title=options.data, title_justify="left", title_style="bold")
@@ -85,9 +84,9 @@ def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | 
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)
     for finding in findings:
-        console.print(f"- {finding.message}", soft_wrap=True, markup=False)
+        console.print(f"- {finding.message}", soft_wrap=True)
     for file in index.skipped:
-        console.print(f"- skipped {file.path}: {file.reason}", soft_wrap=True, markup=False)
+        console.print(f"- skipped {file.path}: {file.reason}", soft_wrap=True)
     if not findings and not index.skipped:
         console.print("nothing to complain of")
     allowed = {

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_splits
 from transferkit.runs.summary import print_lines
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["calibrate"]
 
@@ -63,9 +62,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         _, info = load_model(run)
         save_info(run, dataclasses.replace(info, calibration=Calibration()))
         if not config.quiet:
-            Console(highlight=False).print(
+            output_console().print(
                 f"{visible(config.run)}: not calibrated any more, probabilities are the softmax of the logits",
-                soft_wrap=True, markup=False,
+                soft_wrap=True,
             )  # fmt: skip
         return Calibration()
     predictor = load(run, accelerator=config.accelerator, precision=config.precision)
@@ -171,7 +170,7 @@ def _print(
     summary: tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]],
     left_out: Sequence[str],
 ) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     lines, columns, rows = summary
     lines = [
         ("run", config.run),

@@ -14,6 +14,7 @@ from transferkit.data.scan.records import SPLITS
 from transferkit.models.task import task_named
 from transferkit.runs.files import RunFiles
 from transferkit.runs.summary import figures_text, headline_text, print_lines
+from transferkit.show.progress import output_console
 from transferkit.show.words import duration
 
 __all__ = ["print_evaluation"]
@@ -29,7 +30,7 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
     Raises:
         CheckpointError: One of its files is missing or damaged.
     """
-    console = console or Console(highlight=False)
+    console = console or output_console()
     files = RunFiles(out)
     metrics = files.metrics
     lines = [("run", f"{metrics['run']} on {metrics['data']}")]

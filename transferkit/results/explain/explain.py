@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from rich.console import Console
 
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import (
@@ -36,7 +35,7 @@ from transferkit.results.explain.page import TOP, Evidence, draw_page
 from transferkit.results.explain.pictures import enlarged
 from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["explain"]
 
@@ -103,9 +102,7 @@ def explain(config: ExplainConfig) -> Path:
     atomic_write(out / TABLE, csv_text([explainer.header, *rows]))
     failed = sum(bool(row[-1]) for row in rows)
     if not config.quiet:
-        Console(highlight=False).print(
-            f"{len(rows) - failed} pictures explained in {out}", soft_wrap=True, markup=False
-        )
+        output_console().print(f"{len(rows) - failed} pictures explained in {out}", soft_wrap=True)
     if failed:
         raise ExportError(f"{failed} of {len(rows)} pictures could not be read; their rows in {out / TABLE} say why")
     return out

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import jinja2
-from rich.console import Console
 from torch import nn
 
 from transferkit.core.errors import ConfigError, ExportError, gather
@@ -22,7 +21,7 @@ from transferkit.results.export import onnx, program, skops, timm
 from transferkit.results.export.check import Comparison, ExportPictures, compare, export_pictures
 from transferkit.results.export.format import Subject, export_facts, need
 from transferkit.results.predict.predictor import Predictor
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["FORMATS", "INT8_WAYS", "export"]
 
@@ -185,7 +184,7 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
 
 
 def _print(out: Path, example: Path | None, verified: _Verified) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     result = verified.comparison
     apart = f"probabilities differ by at most {result.probability:.1e}"
     if result.logits is not None:
@@ -202,4 +201,4 @@ def _print(out: Path, example: Path | None, verified: _Verified) -> None:
     if example is not None:
         lines.append(("next", f"python {example} PICTURE..."))
     for name, text in lines:
-        console.print(f"{name:<9}{text}", soft_wrap=True, markup=False)
+        console.print(f"{name:<9}{text}", soft_wrap=True)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from transferkit.core.errors import CheckpointError, TransferkitError, TransferkitWarning
 from transferkit.core.files import atomic_write
 from transferkit.options.results import ReportConfig
@@ -19,7 +17,7 @@ from transferkit.results.report.page import TaskSections, render
 from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.curves import depth_chart, history_charts, label_chart, path_charts
 from transferkit.runs.files import RunFiles, number, read_run
-from transferkit.show.progress import progress_console, waiting
+from transferkit.show.progress import output_console, progress_console, waiting
 
 __all__ = ["report", "report_on", "write_report"]
 
@@ -83,9 +81,9 @@ def report(config: ReportConfig) -> Path:
         quiet=config.quiet,
     )
     if not config.quiet:
-        console = Console(highlight=False)
-        console.print(f"report   {page}", soft_wrap=True, markup=False)
-        console.print(f"size     {page.stat().st_size / 1e6:.1f} MB, one file", soft_wrap=True, markup=False)
+        console = output_console()
+        console.print(f"report   {page}", soft_wrap=True)
+        console.print(f"size     {page.stat().st_size / 1e6:.1f} MB, one file", soft_wrap=True)
     return page
 
 

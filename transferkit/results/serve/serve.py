@@ -16,13 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-
 from transferkit.core.errors import ConfigError, TransferkitError, TransferkitWarning
 from transferkit.machine.cores import available_cores
 from transferkit.options.results import ServeConfig
 from transferkit.results.serve.guards import Limits, allowed_hosts, is_loopback
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -56,7 +54,7 @@ def serve(config: ServeConfig) -> None:
     from transferkit.results.serve.answering import Answerer
     from transferkit.results.serve.service import build_app
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     with open_port(config.host, config.port) as listener:  # before the model: a taken port is told at once
         host, port = listener.getsockname()[:2]
         predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
@@ -86,7 +84,7 @@ def serve(config: ServeConfig) -> None:
             )
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = make_server(
-            app, lambda: console.print(f"serving  {answerer.name} at {url}   (Ctrl-C ends it)", markup=False)
+            app, lambda: console.print(f"serving  {answerer.name} at {url}   (Ctrl-C ends it)", soft_wrap=True)
         )
         server.run(sockets=[listener])
     console.print("stopped")

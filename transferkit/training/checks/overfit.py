@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
 from timm.layers.drop import DropBlock2d, DropPath
 from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups
 from transferkit.options.training import FinetuneConfig
-from transferkit.show.progress import counting_bar
+from transferkit.show.progress import counting_bar, output_console
 from transferkit.training.plan.options import USUAL_LR
 from transferkit.training.setup import Training
 
@@ -128,7 +127,7 @@ def check_overfit(training: Training[FinetuneConfig]) -> dict[str, Any]:
         both = "100 % in training and" if result.figure == ACC else f"{train} in training, {evaluation}"
         sentence = f"learnt {batches} batch(es) by heart in {result.epochs} passes at LR {lr:g}: {both} in evaluation"
         for line in (sentence, *(f"but {advice}" for advice in result.advice)):
-            Console(highlight=False).print(line, soft_wrap=True)
+            output_console().print(line, soft_wrap=True)
     return result.to_dict()
 
 

@@ -21,7 +21,6 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
@@ -29,7 +28,7 @@ from transferkit.core.errors import CheckpointError, TrainingError, TransferkitW
 from transferkit.models.digest import tensor_digest
 from transferkit.options.training import SelftestConfig
 from transferkit.runs.files import RunFiles
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 from transferkit.training.finetune import finetune
 from transferkit.training.loop.phase_schedule import running_epoch
 
@@ -238,7 +237,7 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def _print(rows: list[tuple[Kill, list[str]]], seconds: float) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     table = Table(title="runs killed by SIGKILL and resumed", title_justify="left", title_style="bold")
     for column in ("kind", "killed at", "resumed run"):
         table.add_column(column)

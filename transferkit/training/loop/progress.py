@@ -37,7 +37,7 @@ class PhaseProgress(Callback):
         self.schedule = schedule
         self.module = module
         self.bar = Progress(
-            TextColumn("[bold]{task.description:<16}"),
+            TextColumn("{task.description:<16}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             TextColumn("{task.fields[figures]}"),

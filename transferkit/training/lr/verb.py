@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from transferkit.core.errors import ConfigError, TrainingError, did_you_mean
 from transferkit.core.files import storage_errors
 from transferkit.features.store.store import FeatureStore
 from transferkit.options.training import LRFindConfig
 from transferkit.runs.directory import run_stem
+from transferkit.show.progress import output_console
 from transferkit.training.batch_size import with_batch_size
 from transferkit.training.head.solve import solve_probe
 from transferkit.training.lr.range_test import RangeTest
@@ -77,7 +76,7 @@ def _chosen(phases: tuple[Phase, ...], name: str | None) -> Phase:
 
 
 def _print(search: LRSearch, phase: Phase, out: Path) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     console.print(f"phase    {phase.name}: {len(search.lrs)} steps, LR {search.lrs[0]:.2g} to {search.lrs[-1]:.2g}"
                   if search.lrs else f"phase    {phase.name}", soft_wrap=True)  # fmt: skip
     for rule, lr in search.suggestions.items():

@@ -21,7 +21,7 @@ from transferkit.runs.curves import rates_chart
 from transferkit.runs.directory import run_stem
 from transferkit.runs.write import write_plan
 from transferkit.show.charts import save_charts
-from transferkit.show.progress import waiting
+from transferkit.show.progress import output_console, waiting
 from transferkit.show.words import duration
 from transferkit.training.batch_size import with_batch_size
 from transferkit.training.head.solve import solve_probe
@@ -92,7 +92,7 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
         directory: Where it lies.
         console: Where to print.
     """
-    console = console or Console(highlight=False)
+    console = console or output_console()
     table = Table(title="phases", title_justify="left", title_style="bold")
     for column in ("phase", "epochs", "steps", "trains", "norms frozen", "time", "memory"):
         table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=column == "phase")
@@ -120,7 +120,7 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
     if "rgn" in values:
         norms = ", ".join(f"{name} {norm:.2g}" for name, norm in values["rgn"]["norms"].items())
         console.print(f"rgn      {norms}", soft_wrap=True)
-        console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True, markup=False)
+        console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True)
     console.print(f"batch    {values['batch_size']} pictures, {values['steps_per_epoch']:,} steps per epoch")
     console.print(f"time     about {duration(values['time_s'])}, evaluation included")
     console.print(f"plan     {directory / 'plan.json'}", soft_wrap=True)

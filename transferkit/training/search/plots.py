@@ -214,7 +214,7 @@ class SearchBar:
                 spent = "" if row.seconds is None else duration(row.seconds)
                 self.bar.console.print(
                     f"trial {row.number:<3} {row.state:<8} {self.monitor.text(row.value):>6}  {spent:>7}  {params}",
-                    soft_wrap=True, highlight=False, markup=False,
+                    soft_wrap=True, highlight=False,
                 )  # fmt: skip
 
     def epoch(self, number: int, epoch: int, value: float) -> None:

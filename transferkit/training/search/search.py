@@ -31,7 +31,7 @@ from transferkit.models.task import LossOptions, Task
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
-from transferkit.show.progress import counting_bar, progress_console
+from transferkit.show.progress import counting_bar, output_console, progress_console
 from transferkit.show.words import duration
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import SplitFeatures, training_rows
@@ -273,7 +273,7 @@ def _quiet_optuna() -> Iterator[None]:
 
 def print_search(result: SearchResult, plan: SearchPlan) -> None:
     """Print the options of the best trial with their importance on standard output, and what to do with them."""
-    console, recipe, importance = Console(highlight=False), result.path / "best.yaml", result.importance
+    console, recipe, importance = output_console(), result.path / "best.yaml", result.importance
     title = f"{result.path}: trial {result.number}, {plan.monitor.name} {plan.monitor.text(result.value)}"
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("option", "best", "importance"):
