@@ -8,6 +8,7 @@ what it refuses is described in the words of `options.fields`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,6 +177,9 @@ class _Reading:
             self.problems += type_problem(place, value, hint) or [f"{place}: {error}"]
 
 
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
 def _is_switch(item: dataclasses.Field[Any]) -> bool:
     return default_of(item) is False
 
@@ -194,6 +198,8 @@ def _load_yaml(text: str) -> Any:
             raise ValueError(f"{', '.join(twice)} given twice, expected each key once")
         return loader.construct_mapping(node, deep=True)
 
+    # YAML 1.1 takes 3e-4 for a text and 3.0e-4 for a number; 1.2, and everybody who writes an LR, takes both alike.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("+-.0123456789"))
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         return yaml.load(text, Loader)  # a SafeLoader: no tag makes objects

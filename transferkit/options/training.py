@@ -125,6 +125,8 @@ class TrainingOptions(CraftOptions):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        if self.sampler == self.class_weights == "balanced":
+            yield "--sampler balanced and --class-weights balanced would count rare classes twice over - choose one"
         if self.probe == "solve":
             if self.head != "linear":
                 yield f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd"

@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from transferkit.core.text import visible
+from transferkit.core.text import listing, visible
+from transferkit.data.index.index import ImageIndex
 from transferkit.models.figures.figure import Figure
 from transferkit.runs.files import RunFiles
 from transferkit.show.progress import output_console
 from transferkit.show.words import duration, mid_sentence, value_text
 
-__all__ = ["figures_text", "headline_text", "print_lines", "print_probe", "print_summary"]
+__all__ = ["data_lines", "figures_text", "headline_text", "print_lines", "print_probe", "print_summary"]
 
 PLOTS = ("path.png", "depth.png", "learning_curve.png")
 
@@ -25,6 +26,21 @@ def print_lines(console: Console, lines: Sequence[tuple[str, str]]) -> None:
     """Print lines of text, each behind its name."""
     for name, text in lines:
         console.print(f"{name:<8} {visible(text)}", soft_wrap=True)
+
+
+def data_lines(index: ImageIndex) -> list[tuple[str, str]]:
+    """Return what was understood of a data set: pictures, classes and splits, and what is worth knowing of them."""
+    counts, targets = index.counts(), index.targets
+    splits = ", ".join(f"{sum(of_split.values()):,} {split}" for split, of_split in counts.items())
+    names = targets.stratum_names if targets.stratum_names == targets.spec.names else ()
+    classes = f" of {len(names):,} classes ({listing(names, quote=False)})" if names else ""
+    lines = [("data", f"{len(index.records):,} pictures{classes}: {splits}")]
+    lines += [("note", note) for note in index.notes]
+    if "val" not in counts:
+        lines.append(("no val", "no picture to validate on: the training loss chooses the epoch; not calibrated"))
+    if "test" not in counts:
+        lines.append(("no test", "no picture to test on: all figures are of pictures that something was chosen on"))
+    return lines
 
 
 def headline_text(figures: Sequence[Figure], count: int) -> str:

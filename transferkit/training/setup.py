@@ -27,11 +27,12 @@ from transferkit.models.losses import balanced_class_weights
 from transferkit.models.module import TransferModule
 from transferkit.models.task import Task, task_named
 from transferkit.options.training import TrainingOptions
-from transferkit.show.progress import counting_bar, progress_console, waiting
+from transferkit.runs.summary import data_lines, print_lines
+from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.options import lacks_solver, resolve_phases
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
-from transferkit.training.ranks.parallel import by_first, gather, local_world
+from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
 
 __all__ = ["Options", "Training", "prepare"]
 
@@ -112,7 +113,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
 
     Args:
         config: The options.
-        quiet: No progress bars.
+        quiet: No progress bars, and no line on what was understood of the data.
         fresh: Whether weights named by ``init_from`` are loaded; a resume has them in its checkpoint.
 
     Raises:
@@ -130,6 +131,8 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
     data = _data(config, task, backbone, workers, console)
+    if not quiet and is_writer():
+        print_lines(output_console(), data_lines(data.index))
     module = _module(config, task, backbone, data)
     phases = resolve_phases(config, module.group_names())
     if isinstance(config.phases, str) and phases[0].patterns == (HEAD,) and lacks_solver(config):

@@ -41,7 +41,7 @@ def everything(folder, tmp_path_factory):
         data=str(folder), backbone="test_resnet", weights="random", image_size=32, batch_size=4, epochs=3,
         probe_epochs=1, precision="32", accelerator="cpu", workers=0, quiet=True, augment="light", schedule=SGDR,
         snapshots=True, ema=0.8, l2_sp=0.01, interpolate=True, recalibrate_bn=True, mixup=0.2, cutmix=1.0, loss="focal",
-        class_weights="balanced", sampler="balanced", train_size=24, fixres_epochs=1,
+        class_weights="balanced", train_size=24, fixres_epochs=1,
         out=tmp_path_factory.mktemp("everything") / "run",
     )  # fmt: skip
 

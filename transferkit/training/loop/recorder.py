@@ -130,7 +130,7 @@ class RunRecorder(Checkpoint):
         """Save what training starts from, so that a run can be resumed whenever it ends; a solved head is the best."""
         solved, monitor = self.history.solved, self.selection.monitor
         if solved is not None and monitor in solved:
-            self.selection.offer(solved[monitor], BEFORE_TRAINING)
+            self.selection.offer(solved[monitor], BEFORE_TRAINING, solved.get("val_loss"))
             self._saves_solved = True
             self.checkpoints.save(trainer, best=True)
             self._saves_solved = False
@@ -169,7 +169,7 @@ class RunRecorder(Checkpoint):
         phase = plan.phase_at(epoch)
         self.history.add_time(plan.phases[phase].name)
         self.history.add_row(plan, epoch, values)
-        improved = self.selection.offer(values[self.selection.monitor], epoch)
+        improved = self.selection.offer(values[self.selection.monitor], epoch, values.get("val_loss"))
         if phase == len(plan.phases) - 1 and self.selection.end_epoch(epoch, plan.first_epoch(phase)):
             trainer.should_stop = True
         if isinstance(trainer.strategy, DDPStrategy):  # others spread the weights over the processes

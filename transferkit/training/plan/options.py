@@ -67,7 +67,10 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
         else:
             differences.append(f"{key} was {before!r}, is now {now!r}")
     if differences:
-        raise CheckpointError(f"{out}: cannot resume with other options: {gather(differences)} - give another --out")
+        raise CheckpointError(
+            f"{out}: cannot resume with other options: {gather(differences)} - give another --out, with --init-from "
+            f"{out} to go on from its weights"
+        )
     chosen = {key: getattr(original, key) for key in ("precision", "lr")}
     if config.batch_size == AUTO:
         chosen["batch_size"] = original.batch_size
