@@ -199,9 +199,8 @@ def test_missing_accelerator(command):  # fault 43
 
 def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):
     phase = "{name: a, epochs: 1, lr: 1e-3, group_lrs: {layer4: 3e-4, head: .5E-2, stem: -1.5e+1}}"
-    config = parse_options("finetune", ["--config", str(recipe(tmp_path, f"data: d\nphases: [{phase}]\n"))])["phases"][
-        0
-    ]
+    path = recipe(tmp_path, f"data: d\nphases: [{phase}]\n")
+    config = parse_options("finetune", ["--config", str(path)])["phases"][0]
     assert (config["lr"], config["group_lrs"]) == (1e-3, {"layer4": 3e-4, "head": 5e-3, "stem": -15.0})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import unicodedata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +20,11 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from transferkit import __version__
-from transferkit.core.errors import CheckpointError, ConfigError
+from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
 from transferkit.core.files import atomic_write, sha256_of_file, user_path, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.core.text import listing
 from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration
@@ -208,21 +211,59 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
 def load_weights_from(source: Path, module: TransferModule) -> None:
     """Start a module from the weights of an earlier run: backbone and head.
 
+    Where the earlier run had other classes, or in another order, the rows of the head go by the classes' names; those
+    of new classes stay as they are.
+
     Args:
         source: A run directory, its `model.safetensors`, or one of its checkpoints.
-        module: Of the same backbone, head and number of classes.
+        module: Of the same backbone and head.
 
     Raises:
         BackboneError: A tensor is missing or has another shape; the module is unchanged then.
+
+    Warns:
+        TransferkitWarning: The classes are others.
     """
     path = source / WEIGHTS if source.is_dir() else source
     read_state_dict(path)  # raises for everything that can be wrong with the file
     if path.suffix == ".safetensors":
         state = load_file(path)
+        names = _read_info(path.parent).class_names if (path.parent / INFO).is_file() else None
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, names = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {}).get("class_names")
     product = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
+    if names and module.class_names and tuple(names) != module.class_names:
+        product = _by_class_name(product, module, tuple(names), str(source))
     load_backbone_weights(_product(module), product, source=str(path))
+
+
+def _by_class_name(
+    product: dict[str, torch.Tensor], module: TransferModule, names: tuple[str, ...], source: str
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a product whose head has a row per class of the module, in its order."""
+    rows = {unicodedata.normalize("NFC", name): row for row, name in enumerate(names)}
+    pairs = [(at, rows.get(unicodedata.normalize("NFC", name))) for at, name in enumerate(module.class_names)]
+    fresh = [module.class_names[at] for at, row in pairs if row is None]
+    gone = sorted(set(range(len(names))) - {row for _, row in pairs})
+    if fresh or gone:
+        parts = [f"classes that start fresh: {listing(fresh)}"] if fresh else []
+        parts += [f"classes of it that are not here: {listing([names[row] for row in gone])}"] if gone else []
+        warnings.warn(
+            f"{source}: its head was taken over by the names of the classes; {'; '.join(parts)}",
+            TransferkitWarning,
+            stacklevel=3,
+        )
+    own, result = _product(module).state_dict(), dict(product)
+    for key, tensor in product.items():
+        mine = own.get(key)
+        per_class = key.startswith("head.") and mine is not None and tensor.ndim and len(tensor) == len(names)
+        if per_class and mine is not None and (len(mine), *tensor.shape[1:]) == (len(pairs), *mine.shape[1:]):
+            result[key] = mine.detach().clone()
+            for at, row in pairs:
+                if row is not None:
+                    result[key][at] = tensor[row]
+    return result
 
 
 def _read_info(folder: Path) -> ModelInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import lightning as L
 from rich.console import Console
 
-from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.errors import gather as gather_problems
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
@@ -27,6 +28,7 @@ from transferkit.models.losses import balanced_class_weights
 from transferkit.models.module import TransferModule
 from transferkit.models.task import Task, task_named
 from transferkit.options.training import TrainingOptions
+from transferkit.runs.labelled import run_splits
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.options import lacks_solver, resolve_phases
@@ -141,6 +143,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         if console is not None:
             console.print(trained)
     _require_val(config, data, phases)
+    _warn_of_seen(config, data)
     if config.init_from is not None and fresh:
         load_weights_from(Path(config.init_from), module)
     with waiting(console, "measuring bf16 against fp32"):
@@ -152,6 +155,25 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
     return Training(config, data, module, phases, machine, console)
+
+
+def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
+    """Warn where the weights to start from were trained on pictures that this run will be measured on."""
+    for place in (Path(name) for name in (config.init_from, config.weights) if name is not None):
+        folders = (place, *place.parents[:2]) if place.exists() else ()
+        run = next((folder for folder in folders if (folder / "pictures.csv").is_file()), None)
+        if run is None:
+            continue
+        splits = run_splits(run) or {}
+        held = [record for record in data.index.records if record.split != "train"]
+        seen = sum(splits.get(record.sha256) == "train" for record in held)
+        if seen:
+            warnings.warn(
+                f"{run} was trained on {seen:,} of these {len(held):,} val and test pictures, so their figures say "
+                "little about new ones - give the pictures their splits (folders or a manifest), or the seed of that run",
+                TransferkitWarning,
+                stacklevel=3,
+            )
 
 
 def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int, console: Console | None) -> ImageData:

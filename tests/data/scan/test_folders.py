@@ -256,3 +256,81 @@ def test_a_folder_called_sample_is_never_taken_for_the_bundled_pictures(tmp_path
     with pytest.raises(DataError, match=r"'sample' stands for the bundled pictures, and there is .* pass '\./sample'"):
         scan_data("sample")
     assert scan_data("./sample").class_names == ("blue", "red")
+
+
+# --- layouts as people have them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("Training", "Testing"), ("train", "test")), (("seg_train", "seg_test"), ("train", "test")),
+        (("training_set", "test_set"), ("train", "test")), (("TrainingSet", "validation-images"), ("train", "val")),
+        (("train2017", "val2017"), ("train", "val")), (("train", "dev"), ("train", "val")),
+    ],
+)  # fmt: skip
+def test_splits_by_other_names(tmp_path, names, splits):
+    for number, name in enumerate(names):
+        folder(tmp_path / "d" / name, count=3, start=5000 * number)
+    scan = scan_data(str(tmp_path / "d"))
+    assert scan.class_names == ("cat", "dog")
+    assert {(Path(file.path).parts[-3], file.split) for file in scan.files} == set(zip(names, splits, strict=True))
+    said = [note.message for note in scan.notes]
+    assert all(any(repr(name) in message for message in said) for name in names if name not in ("train",))
+
+
+@pytest.mark.parametrize(
+    "names", [("test 1", "test 2", "train 3"), ("contest", "sunset", "trainer"), ("training", "testing")]
+)
+def test_classes_that_sound_like_splits(tmp_path, names):
+    root = folder(tmp_path / "d", names, count=3)  # pictures directly inside: they are classes
+    assert scan_data(str(root)).class_names == tuple(sorted(names))
+
+
+def test_doubled_folders_and_pictures_without_classes(tmp_path):
+    root = tmp_path / "d"
+    folder(root / "seg_train" / "seg_train", count=4)
+    folder(root / "seg_test" / "seg_test", count=2, start=5000)
+    for number in range(3):
+        draw(root / "seg_pred" / "seg_pred" / f"{number}.bmp", 9000 + number)
+    scan = scan_data(str(root))
+    assert scan.problems == ()
+    assert (scan.class_names, len(scan.files), len(scan.skipped)) == (("cat", "dog"), 12, 3)
+    (note,) = [note.message for note in scan.notes if "without classes" in note.message]
+    assert note.startswith("3 pictures") and "transferkit predict RUN" in note and "seg_pred" in note
+
+
+def test_loose_pictures_to_predict_beside_train(tmp_path):
+    root = folder(tmp_path / "d" / "train", count=4).parent
+    for number in range(3):
+        draw(root / "test" / f"{number}.bmp", 9000 + number)
+    indexed = index(root)
+    assert indexed.class_names == ("cat", "dog")
+    assert all(record.path.startswith(str(root / "train")) for record in indexed.records)
+    assert any("3 pictures without classes are left out" in note for note in indexed.notes)
+    draw(root / "val" / "0.bmp", 1)  # what is validated on needs classes
+    _, (finding,) = refused(root, Kind.LAYOUT)
+    assert "no class folders" in finding.message
+
+
+def test_what_transferkit_wrote_is_no_class(pets):
+    for name, mark in (("runs/pets-mini-1", "plan.json"), ("why", "explain.csv"), ("measured", "metrics.json")):
+        draw(pets / name / "curves.bmp", 77)
+        (pets / name / mark).write_text("{}", encoding="utf-8")
+    scan = scan_data(str(pets))
+    assert (scan.class_names, len(scan.files), scan.skipped) == (("cat", "dog"), 40, ())
+    assert [note.message for note in scan.notes] == ["3 folders that transferkit itself wrote are left out"]
+
+
+def test_a_folder_of_the_folder_that_was_meant(tmp_path):
+    inner = folder(tmp_path / "archive" / "PetImages", count=2)
+    with pytest.raises(DataError, match=f"2 folders of pictures: 'cat', 'dog' - pass '{inner}'"):
+        scan_data(str(inner.parent))
+
+
+def test_a_class_of_endings_that_are_not_read_says_so(pets):
+    for number in range(3):
+        (pets / "emu").mkdir(exist_ok=True)
+        (pets / "emu" / f"{number}.heic").write_bytes(b"x")
+    _, (finding,) = refused(pets, Kind.EMPTY)
+    assert "'emu' (files that are not read: 3 .heic)" in finding.message

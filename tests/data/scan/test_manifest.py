@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from data_sets import draw, index, refused, table
 
+from transferkit.core.errors import DataError
 from transferkit.data.scan.records import Kind
+from transferkit.data.scan.scan import scan_data
 
 
 def test_a_manifest_without_splits_is_split_like_the_folder(pets):
@@ -150,3 +152,10 @@ def test_parquet(pets):
     assert index(pets / "m.parquet").records == expected.records
     (pets / "bad.parquet").write_bytes(b"no parquet")
     assert "is not Parquet" in refused(pets / "bad.parquet")[0]
+
+
+def test_labels_in_another_encoding_are_said(pets):
+    path = pets / "list.csv"
+    path.write_bytes("path,label\ncat/000.bmp,Köter\ndog/000.bmp,Kater\n".encode("latin-1"))
+    with pytest.raises(DataError, match="labels that are no UTF-8 text: line 2 - save it as UTF-8"):
+        scan_data(str(path))

@@ -56,8 +56,11 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
         problems.append(Finding(Kind.UNTRAINED, message, tuple(sorted(elsewhere))))
     empty = [label for label in scan.class_names if label not in trained and label not in elsewhere]
     if empty and not allow_empty:
+        unread = Counter(path.suffix for file in scan.skipped if set((path := Path(file.path)).parts) & set(empty))
+        endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(unread.items()))
         message = (
             f"classes without pictures: {listing(empty, limit=len(empty))}"
+            f"{f' (files that are not read: {endings})' if unread else ''}"
             " - fill or remove them, or pass --allow-empty-classes to keep their place"
         )
         problems.append(Finding(Kind.EMPTY, message, tuple(empty)))

@@ -7,9 +7,10 @@ nothing. Symbolic links are followed, and no folder is entered twice on the way 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,15 @@ from transferkit.core.records import Finding, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.scan.class_names import class_name_problems, order_classes
 from transferkit.data.scan.formats import EXTENSIONS
-from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile
+from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
 
 __all__ = ["SYSTEM_NAMES", "scan_folder"]
 
 SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """Of files and folders that systems leave about, in lower case; those that are hidden besides."""
+
+OUTPUTS: Final = ("plan.json", "metrics.json", "model.json", "lr.csv", "explain.csv")
+"""Files that mark a folder as one that transferkit wrote: a run, a plan, an evaluation, explanations."""
 
 
 @dataclass(slots=True)
@@ -55,14 +59,16 @@ class _Level:
 def scan_folder(data: str) -> Scan:
     """List the pictures below `data`.
 
-    ``DATA/train`` makes a folder one with splits when it holds folders and no pictures, or when there is nothing but
-    folders named like splits; so a class may well be called ``train``.
+    ``DATA/train`` (or ``Training``, ``seg_train``) makes a folder one with splits when it holds folders and no
+    pictures, or when there is nothing but ``train``, ``val`` and ``test``; so a class may well be called ``train``.
+    Folders that transferkit wrote are no classes.
 
     Raises:
-        DataError: The folder cannot be read or holds no class folders. What is wrong inside goes to `Scan.problems`.
+        DataError: The folder cannot be read, holds no class folders, or only a folder of them. What is wrong inside
+            goes to `Scan.problems`.
     """
     report, root = _Report(), Path(data)
-    top = _level(root, report)
+    top = _without_outputs(root, _level(root, report), report)
     if report.unreadable:
         raise DataError(f"{'; '.join(report.unreadable)} - check the path and its permissions")
     if not top.folders:
@@ -70,10 +76,12 @@ def scan_folder(data: str) -> Scan:
             f"no class folders in {data!r}: expected {str(root / '<class>' / '*.jpg')!r}, found {len(top.pictures)}"
             " pictures directly in the folder - move each into a folder named after its class"
         )
-    named = {name: SPLIT_NAMES[name.lower()] for name in top.folders if name.lower() in SPLIT_NAMES}
+    named = {name: split for name in top.folders if (split := split_named(name)) is not None}
     if named and _has_splits(root, top, named):
         class_names, files = _scan_splits(root, top, named, report)
     else:
+        _refuse_wrapper(root, top)
+        report.notes.clear()
         report.skipped.clear()  # this level is read again, as that of the classes
         report.extensions.clear()
         class_names, files = _scan_classes(root, None, report)
@@ -95,8 +103,39 @@ def scan_folder(data: str) -> Scan:
     )
 
 
+def _without_outputs(root: Path, level: _Level, report: _Report) -> _Level:
+    """Leave out what transferkit wrote, and folders of nothing else, such as ``runs``."""
+
+    def written(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in OUTPUTS)
+
+    def full_of_them(folder: Path) -> bool:
+        inside = _level(folder, _Report())
+        return bool(inside.folders) and not inside.pictures and all(written(folder / name) for name in inside.folders)
+
+    own = [name for name in level.folders if written(root / name) or full_of_them(root / name)]
+    if own:
+        message = f"{len(own)} folders that transferkit itself wrote are left out"
+        report.notes.append(Finding(Kind.NOTE, message, tuple(own)))
+    return _Level(tuple(name for name in level.folders if name not in own), level.pictures)
+
+
+def _refuse_wrapper(root: Path, top: _Level) -> None:
+    """Refuse a folder of one folder that holds what was meant."""
+    if len(top.folders) != 1 or top.pictures:
+        return
+    inner = root / top.folders[0]
+    inside = _level(inner, _Report())
+    names = [name for name in inside.folders if _pictures_below(inner / name, _Report())]
+    if len(names) > 1 and not inside.pictures:
+        raise DataError(
+            f"{str(root)!r} holds one folder, and that holds {len(names)} folders of pictures: {listing(names)} - pass "
+            f"{str(inner)!r} if they are the classes or splits, or add folders of other classes"
+        )
+
+
 def _has_splits(root: Path, top: _Level, named: dict[str, str]) -> bool:
-    if len(named) == len(top.folders):
+    if len(named) == len(top.folders) and any(name.lower() in SPLIT_NAMES for name in named):
         return True
     train = next((name for name, split in named.items() if split == "train"), None)
     if train is None:
@@ -117,8 +156,16 @@ def _scan_splits(
     if "train" not in named.values():
         message = f"no train folder beside {listing(sorted(named))} in {str(root)!r} - add one"
         report.add(message, sorted(named), Kind.NO_TRAIN)
-    strangers = [name for name in top.folders if name not in named]
-    holding = [name for name in strangers if _pictures_below(root / name, report)]
+    if unusual := [name for name in named if name.lower() not in SPLIT_NAMES]:
+        meanings = ", ".join(f"{name!r} is {named[name]}" for name in unusual)
+        report.notes.append(Finding(Kind.NOTE, f"folders of splits: {meanings}", tuple(unusual)))
+    holding = []
+    for name in top.folders:
+        paths = [] if name in named else _pictures_below(root / name, report)
+        if paths and not _level(_doubled(root / name), _Report()).folders:
+            _leave_out(root / name, paths, report)
+        elif paths:
+            holding.append(name)
     if holding:
         message = (
             f"folders with pictures beside the split folders: {listing(holding)} - move them into train, val or test"
@@ -127,14 +174,36 @@ def _scan_splits(
     class_names: list[str] = []
     files: list[ScannedFile] = []
     for name, split in named.items():
-        labels, inside = _scan_classes(root / name, split, report)
+        base = _doubled(root / name)
+        level = _level(base, _Report())
+        if split == "test" and level.pictures and not level.folders:
+            _leave_out(base, level.pictures, report)
+            continue
+        labels, inside = _scan_classes(base, split, report)
         class_names += labels if split == "train" else []
         files += inside
     return class_names, files
 
 
+def _doubled(folder: Path) -> Path:
+    """Return the folder, or that of its name inside where there is nothing else, as some archives have it."""
+    level = _level(folder, _Report())
+    return folder / folder.name if level.folders == (folder.name,) and not level.pictures else folder
+
+
+def _leave_out(folder: Path, paths: Sequence[str], report: _Report) -> None:
+    """Leave out pictures that nobody has put into classes."""
+    for path in paths:
+        report.skip(path, "has no class")
+    message = (
+        f"{len(paths)} pictures without classes are left out - predict them later: "
+        f"transferkit predict RUN {shlex.quote(str(folder))}"
+    )
+    report.notes.append(Finding(Kind.NOTE, message, (str(folder),)))
+
+
 def _scan_classes(base: Path, split: str | None, report: _Report) -> tuple[list[str], list[ScannedFile]]:
-    level = _level(base, report)
+    level = _without_outputs(base, _level(base, report), report) if split is None else _level(base, report)
     if not level.folders and level.pictures:
         report.add(
             f"no class folders in {str(base)!r}: expected {str(base / '<class>' / '*.jpg')!r},"

@@ -15,7 +15,7 @@ from transferkit.core.errors import DataError, did_you_mean
 from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.scan.class_names import class_name_problems, order_classes
-from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile
+from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
 
 __all__ = ["MANIFEST_EXTENSIONS", "scan_manifest"]
 
@@ -47,7 +47,7 @@ def scan_manifest(manifest: str) -> Scan:
         ScannedFile(
             str(folder / row.cells["path"]),
             row.cells["label"],
-            SPLIT_NAMES.get(row.cells["split"].strip().lower()),
+            split_named(row.cells["split"].strip()),
             row.cells["group"] or None,
         )
         for row in rows
@@ -95,7 +95,7 @@ def _row_problems(manifest: str, rows: list[_Row]) -> list[Finding]:
         if not _stays_inside(path):
             outside.append(f"{path!r} ({row.place})")
             continue
-        if split and split.lower() not in SPLIT_NAMES:
+        if split and split_named(split) is None:
             unknown.append(f"{split!r} ({row.place})")
         elif any_split and not split:
             unsplit.append(row.place)
@@ -144,12 +144,22 @@ def _read_csv(manifest: str) -> tuple[list[str], list[_Row]]:
         raise DataError(
             f"manifest {manifest!r} is not CSV: {error} (line {reader.line_num}) - write it anew"
         ) from error
+    garbled = [row.place for row in rows if _is_garbled(row.cells["label"])]
+    if garbled:
+        raise DataError(
+            f"manifest {manifest!r}: labels that are no UTF-8 text: {listing(garbled, quote=False)} - save it as UTF-8"
+            "; it may be in Latin-1 or Windows-1252"
+        )
     if ragged:
         raise DataError(
             f"manifest {manifest!r}: rows with another number of cells than the {len(columns)} columns:"
             f" {listing(ragged, quote=False)} - quote paths that hold commas"
         )
     return columns, rows
+
+
+def _is_garbled(text: str) -> bool:
+    return any("\udc80" <= char <= "\udcff" for char in text)  # bytes that `surrogateescape` kept
 
 
 def _read_parquet(manifest: str) -> tuple[list[str], list[_Row]]:

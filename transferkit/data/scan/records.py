@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from transferkit.core.records import Finding, SkippedFile
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "Kind", "Scan", "ScannedFile"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "Kind", "Scan", "ScannedFile", "split_named"]
 
 SPLITS: Final = ("train", "val", "test")
 
-SPLIT_NAMES: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Every accepted spelling of a split, in lower case; case is ignored."""
+SPLIT_NAMES: Final = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Words for a split, in lower case; case is ignored."""
+
+_FILLERS: Final = re.compile(
+    r"(?:[\W_]|(?<!\d)\d{4}(?!\d)|(?<![a-z])(?:seg|set|data|dataset|images|imgs|split)(?![a-z])|set$)+"
+)
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a folder or a cell names: ``"Training"``, ``seg_train`` and ``test-set``, too."""
+    return SPLIT_NAMES.get(_FILLERS.sub("", name.lower().replace("_", " ")))
 
 
 class Kind(StrEnum):

@@ -17,7 +17,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.text import listing
 from transferkit.data.scan.folders import SYSTEM_NAMES
 from transferkit.data.scan.formats import EXTENSIONS
-from transferkit.data.scan.records import SPLIT_NAMES
+from transferkit.data.scan.records import split_named
 
 __all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures"]
 
@@ -92,9 +92,9 @@ def class_folders(folder: str, class_names: Sequence[str]) -> frozenset[str]:
         class_names: Of a model. Folders of exactly these names are classes, even where they are named like splits.
     """
     top = _holding_pictures(folder)
-    splits = [name for name in top if name.lower() in SPLIT_NAMES]
+    splits = [name for name in top if split_named(name)]
     if splits and _nfc(top) != _nfc(class_names):
-        train = next((name for name in splits if SPLIT_NAMES[name.lower()] == "train"), None)
+        train = next((name for name in splits if split_named(name) == "train"), None)
         below = [] if train is None else _entries(_join(folder, train)) or []
         nested = any(entry.is_folder for entry in below) and not any(map(_is_picture, below))
         if nested or len(splits) == len(top):
