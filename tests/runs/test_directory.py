@@ -12,7 +12,7 @@ import pytest
 
 from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import atomic_write, write_json
-from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
+from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
 
 
 def old_run(path):
@@ -28,6 +28,25 @@ def test_default_names_count_up(tmp_path, monkeypatch):
     (tmp_path / "runs" / "cats-mini-1").mkdir(parents=True)
     assert default_run_dir("cats", "mini").name == "cats-mini-2"
     assert default_run_dir("my-photos", "mini").name == "my-photos-mini-1"
+
+
+def test_a_default_is_reserved_as_soon_as_it_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with named_run_dir(None, "cats", "mini") as first, named_run_dir(None, "cats", "mini") as second:
+        assert (first.name, second.name) == ("cats-mini-1", "cats-mini-2")
+        (second / "config.yaml").write_text("", encoding="utf-8")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["cats-mini-2"]  # what is empty goes away
+    with named_run_dir("mine", "cats", "mini") as named:
+        assert (named, named.exists()) == (Path("mine"), False)
+
+
+def test_a_directory_that_another_run_has_filled_meanwhile_is_refused(tmp_path):
+    run = tmp_path / "run"
+    prepare_run_dir(run, resume=False, overwrite=False)
+    old_run(run)
+    with pytest.raises(CheckpointError, match="is not empty"), open_run_dir(run, resume=False, overwrite=False):
+        raise AssertionError("it was opened")
+    assert is_complete(run)
 
 
 def test_a_filled_directory_is_refused(tmp_path):  # fault 40

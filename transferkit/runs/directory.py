@@ -15,7 +15,7 @@ from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import storage_errors
 from transferkit.core.locks import hold
 
-__all__ = ["default_run_dir", "is_complete", "open_run_dir", "prepare_run_dir", "run_stem"]
+__all__ = ["default_run_dir", "is_complete", "named_run_dir", "open_run_dir", "prepare_run_dir", "run_stem"]
 
 LOCK = ".lock"
 
@@ -27,6 +27,38 @@ def default_run_dir(data: str, backbone: str) -> Path:
     while (Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return Path("runs") / f"{stem}-{number}"
+
+
+@contextlib.contextmanager
+def named_run_dir(out: str | None, data: str, backbone: str) -> Iterator[Path]:
+    """Yield the directory of a run: the one that was named, else the first free default.
+
+    A default is made at once, so that no other run takes it, and taken away again where nothing was written.
+
+    Args:
+        out: Its path; ``None`` for the default.
+        data: What the run is about.
+        backbone: Likewise.
+
+    Raises:
+        StorageError: The default cannot be made.
+    """
+    if out is not None:
+        yield Path(out)
+        return
+    run = default_run_dir(data, backbone)
+    with storage_errors("create", run):
+        while True:
+            try:
+                run.mkdir(parents=True)
+                break
+            except FileExistsError:
+                run = default_run_dir(data, backbone)
+    try:
+        yield run
+    finally:
+        with contextlib.suppress(OSError):
+            run.rmdir()
 
 
 def run_stem(data: str, backbone: str) -> str:
@@ -71,7 +103,7 @@ def open_run_dir(run: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
     back in its place.
 
     Raises:
-        CheckpointError: Another process has it.
+        CheckpointError: Another process has it, or has filled it meanwhile.
         StorageError: It cannot be created or written to.
     """
     aside = run.with_name(f".{run.name}.replaced")
@@ -80,6 +112,7 @@ def open_run_dir(run: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             aside.rename(run)  # an earlier --overwrite was killed before it could put the old run back
     existing = run.is_dir()
     with _lock(run) if existing else contextlib.nullcontext():
+        prepare_run_dir(run, resume=resume, overwrite=overwrite)  # another run may have come and gone
         replaced = overwrite and existing and any(item.name != LOCK for item in run.iterdir())
         if replaced:
             with storage_errors("move aside", run):

@@ -24,7 +24,7 @@ from transferkit.models.artifact import save_model
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.runs.curves import history_charts
-from transferkit.runs.directory import default_run_dir, is_complete, open_run_dir, prepare_run_dir
+from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.files import RunFiles, followed_figures
 from transferkit.runs.measure import Row, measure_splits, outputs_of_split, write_predictions
 from transferkit.runs.summary import print_summary
@@ -115,8 +115,17 @@ def _overfit(config: FinetuneConfig) -> Run:
 
 
 def _fine_tune(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
+    """Claim the directory in the first of the processes for as long as the story takes."""
+    writes = is_writer() and not config.resume
+    own = named_run_dir(config.out, config.data, config.backbone) if writes else nullcontext(Path(config.out or ""))
+    with own as place:
+        run = of_first(place)
+        _check_run(config, run)
+        return _tell(config, run, callbacks, measured)
+
+
+def _tell(config: FinetuneConfig, run: Path, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
     """Tell the story in each of the processes: what is measured, chosen and written is the first one's."""
-    run = _claim(config)
     metrics = _metrics_of_complete(run) if config.resume else None
     if metrics is not None:
         if not config.quiet:
@@ -145,11 +154,9 @@ def _directory(config: FinetuneConfig) -> Path:
 
 
 @by_first
-def _claim(config: FinetuneConfig) -> Path:
-    """Return the run directory; refuse one that is taken."""
-    run = _directory(config)
+def _check_run(config: FinetuneConfig, run: Path) -> None:
+    """Refuse a directory that is taken."""
     prepare_run_dir(run, resume=config.resume, overwrite=config.overwrite)
-    return run
 
 
 @by_first

@@ -26,7 +26,7 @@ from transferkit.models.solver import LabelledRows, ProbeOptions, Solution, Solv
 from transferkit.models.task import Task, task_named
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
-from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
+from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
 from transferkit.runs.summary import print_probe
 from transferkit.runs.write import environment, write_config, write_data, write_metrics
@@ -51,10 +51,14 @@ def run_probe(config: ProbeConfig) -> Path:
         ConfigError: An option does not fit the backbone, the data or the classifier.
         TransferkitError: As `extract_features` says; CheckpointError for a run directory that is taken.
     """
+    with named_run_dir(config.out, config.data, f"{config.backbone}-probe") as run:
+        return _probe(config, run)
+
+
+def _probe(config: ProbeConfig, run: Path) -> Path:
     started = time.perf_counter()
     task = task_named(config.task)
     solver: Solver = task.require("solver", "probe")
-    run = Path(config.out) if config.out else default_run_dir(config.data, f"{config.backbone}-probe")
     prepare_run_dir(run, resume=False, overwrite=config.overwrite)
     console = progress_console(config.quiet)
     weight = None if config.class_weight == "none" else config.class_weight

@@ -26,7 +26,7 @@ from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
-from transferkit.runs.directory import default_run_dir, open_run_dir, prepare_run_dir
+from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.runs.write import environment, write_config, write_metrics
@@ -57,9 +57,13 @@ def evaluate(config: EvaluateConfig) -> Path:
     Warns:
         TransferkitWarning: The run was trained on some of the pictures.
     """
-    started = time.perf_counter()
     run = Path(config.run).resolve()
-    out = Path(config.out) if config.out else default_run_dir(config.data, f"{run.name}-evaluate")
+    with named_run_dir(config.out, config.data, f"{run.name}-evaluate") as out:
+        return _evaluate(config, run, out)
+
+
+def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
+    started = time.perf_counter()
     _check_out(out, config)
     predictor = load(run, accelerator=config.accelerator, precision=config.precision)
     digest = sha256_of_file(run / "model.safetensors")  # while it is what was loaded
