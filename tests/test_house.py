@@ -126,6 +126,11 @@ def test_the_circle_test_can_fail():
     assert cycles(circle) == ["transferkit.data.a -> transferkit.data.b -> transferkit.data.a"]
 
 
+def test_no_two_files_of_tests_have_one_name():  # pytest would collect only one of them
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_modules_are_rooms():
     """A docstring line of purpose, no `utils`, and at most 400 lines (350 is a hint that there are two ideas)."""
     for module, source in package_files().items():

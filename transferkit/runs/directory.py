@@ -112,7 +112,8 @@ def open_run_dir(run: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
             aside.rename(run)  # an earlier --overwrite was killed before it could put the old run back
     existing = run.is_dir()
     with _lock(run) if existing else contextlib.nullcontext():
-        prepare_run_dir(run, resume=resume, overwrite=overwrite)  # another run may have come and gone
+        if not resume:
+            prepare_run_dir(run, resume=False, overwrite=overwrite)  # another run may have come and gone
         replaced = overwrite and existing and any(item.name != LOCK for item in run.iterdir())
         if replaced:
             with storage_errors("move aside", run):

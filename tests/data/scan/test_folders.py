@@ -213,12 +213,12 @@ def test_splits_of_the_folder_are_kept(tmp_path, val):
 
 def test_odd_split_folders(tmp_path):
     root = three_splits(tmp_path / "d")
-    draw(root / "extra" / "1.bmp", 1)
+    draw(root / "extra" / "owl" / "1.bmp", 1)
     (root / "docs").mkdir()
     (root / "README.md").write_text("x", encoding="utf-8")
     _, (finding,) = refused(root, Kind.LAYOUT)
     assert finding.items == ("extra",)
-    (root / "extra" / "1.bmp").unlink()
+    (root / "extra" / "owl" / "1.bmp").unlink()
     indexed = index(root)
     assert (
         len(indexed.records) == 24

@@ -13,11 +13,10 @@ __all__ = ["SPLITS", "SPLIT_NAMES", "Kind", "Scan", "ScannedFile", "split_named"
 
 SPLITS: Final = ("train", "val", "test")
 
-SPLIT_NAMES: Final = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Words for a split, in lower case; case is ignored."""
+SPLIT_NAMES: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The words for a split that need no saying, in lower case; case is ignored."""
+
+_OTHER_NAMES: Final = {**SPLIT_NAMES, "training": "train", "dev": "val", "testing": "test"}
 
 _FILLERS: Final = re.compile(
     r"(?:[\W_]|(?<!\d)\d{4}(?!\d)|(?<![a-z])(?:seg|set|data|dataset|images|imgs|split)(?![a-z])|set$)+"
@@ -26,7 +25,7 @@ _FILLERS: Final = re.compile(
 
 def split_named(name: str) -> str | None:
     """Return the split that a folder or a cell names: ``"Training"``, ``seg_train`` and ``test-set``, too."""
-    return SPLIT_NAMES.get(_FILLERS.sub("", name.lower().replace("_", " ")))
+    return _OTHER_NAMES.get(_FILLERS.sub("", name.lower().replace("_", " ")))
 
 
 class Kind(StrEnum):
