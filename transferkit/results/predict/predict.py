@@ -225,7 +225,7 @@ def _check_out(config: PredictConfig) -> None:
         )
     if path.is_dir():
         raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
-    if path.is_file() and not config.overwrite:
+    if path.is_file() and not path.is_symlink() and not config.overwrite:  # who makes a link means its file
         raise ConfigError(f"--out {path}: exists already - replace it by --overwrite, or name another")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
