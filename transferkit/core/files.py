@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "atomic_write",
     "sha256_of_file",
     "storage_errors",
+    "stored_path",
     "sync_directory",
     "user_cache",
     "user_path",
@@ -46,8 +48,21 @@ def user_cache() -> Path:
 
 
 def user_path(text: str) -> str:
-    """Return a path as a shell would hand it over: ``~`` and ``$NAME`` stand for what they mean to this user."""
-    return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  ~NAME of nobody stays, as in a shell
+    """Return a path as a shell would hand it over: ``~`` and ``$NAME`` stand for what they mean to this user.
+
+    It is as the system decodes names, also where that is not UTF-8 and the text comes from a recipe.
+    """
+    path = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  ~NAME of nobody stays, as in a shell
+    return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+
+
+def stored_path(text: str) -> str:
+    """Return the path that a table holds, as `valid_text` wrote it: bytes that are no UTF-8 stand there as escapes."""
+    path = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    if "\\x" in text and not os.path.lexists(path):
+        raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), text.encode("utf-8"))
+        return os.fsdecode(raw) if os.path.lexists(raw) else path
+    return path
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["first_line", "listing", "one_line", "printable", "valid_text", "visible"]
+__all__ = ["first_line", "listing", "name_text", "one_line", "printable", "valid_text", "visible"]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
@@ -23,6 +24,11 @@ def visible(text: str) -> str:
 def valid_text(name: str) -> str:
     """Return the name of a file or folder as text that can be written: bytes that are no UTF-8 become escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_text(name: str) -> str:
+    """Return the name of a file or folder as UTF-8 has it, whatever the language of the terminal; other bytes stay."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def printable(text: str) -> str:

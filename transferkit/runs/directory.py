@@ -51,6 +51,7 @@ def named_run_dir(out: str | None, data: str, backbone: str) -> Iterator[Path]:
         while True:
             try:
                 run.mkdir(parents=True)
+                (run / LOCK).touch()  # says what it is, to whoever looks for pictures
                 break
             except FileExistsError:
                 run = default_run_dir(data, backbone)
@@ -58,7 +59,9 @@ def named_run_dir(out: str | None, data: str, backbone: str) -> Iterator[Path]:
         yield run
     finally:
         with contextlib.suppress(OSError):
-            run.rmdir()
+            if all(item.name == LOCK for item in run.iterdir()):
+                (run / LOCK).unlink(missing_ok=True)
+                run.rmdir()
 
 
 def run_stem(data: str, backbone: str) -> str:

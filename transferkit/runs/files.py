@@ -15,6 +15,7 @@ import yaml
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, StorageError
+from transferkit.core.files import stored_path
 from transferkit.data.sample import SAMPLE
 from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.task import Details, list_tasks, task_named
@@ -209,6 +210,7 @@ class RunFiles:
         except (StorageError, csv.Error) as error:
             self._problem(path, f"cannot be read ({error})", error)
             return []
+        rows = [{**row, "path": stored_path(row["path"])} if "path" in row else row for row in rows]
         missing = [column for column in columns if rows and column not in rows[0]]
         if missing:
             self._problem(path, f"has no column {', '.join(missing)}")

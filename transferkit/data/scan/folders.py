@@ -17,7 +17,7 @@ from typing import Final
 
 from transferkit.core.errors import DataError
 from transferkit.core.records import Finding, SkippedFile
-from transferkit.core.text import listing
+from transferkit.core.text import listing, name_text
 from transferkit.data.scan.class_names import class_name_problems, order_classes
 from transferkit.data.scan.formats import EXTENSIONS
 from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
@@ -27,7 +27,7 @@ __all__ = ["SYSTEM_NAMES", "scan_folder"]
 SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """Of files and folders that systems leave about, in lower case; those that are hidden besides."""
 
-OUTPUTS: Final = ("plan.json", "metrics.json", "model.json", "lr.csv", "explain.csv")
+OUTPUTS: Final = (".lock", "plan.json", "metrics.json", "model.json", "lr.csv", "explain.csv")
 """Files that mark a folder as one that transferkit wrote: a run, a plan, an evaluation, explanations."""
 
 
@@ -217,7 +217,7 @@ def _scan_classes(base: Path, split: str | None, report: _Report) -> tuple[list[
     for label in level.folders:
         folder = base / label
         paths = _pictures_below(folder, report)
-        files += [ScannedFile(path, label, split) for path in paths]
+        files += [ScannedFile(path, name_text(label), split) for path in paths]
         inside = [path[len(str(folder)) :].lstrip(os.sep).split(os.sep) for path in paths]  # noqa: PTH206  likewise
         if paths and all(len(parts) > 1 for parts in inside):
             nested[label] = {parts[0] for parts in inside}
@@ -228,7 +228,7 @@ def _scan_classes(base: Path, split: str | None, report: _Report) -> tuple[list[
             f" ({listing(sorted(shared))}) are not classes"
         )
         report.notes.append(Finding(Kind.NOTE, message, tuple(sorted(shared))))
-    return list(level.folders), files
+    return [name_text(name) for name in level.folders], files
 
 
 def _pictures_below(folder: Path, report: _Report) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
 from transferkit.core.errors import DataError
-from transferkit.core.text import listing
+from transferkit.core.text import listing, name_text
 from transferkit.data.scan.folders import SYSTEM_NAMES
 from transferkit.data.scan.formats import EXTENSIONS
 from transferkit.data.scan.records import split_named
@@ -262,4 +262,4 @@ def _kind(path: str) -> int | None:
 
 
 def _nfc(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(unicodedata.normalize("NFC", name) for name in names)
+    return frozenset(unicodedata.normalize("NFC", name_text(name)) for name in names)
