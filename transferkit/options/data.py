@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ class DataOptions(Options):
         0.15, "share of a folder without splits that becomes the validation split, [0, 1)", BELOW_ONE
     )
     test_split: float = option(0.15, "share of a folder without splits that becomes the test split, [0, 1)", BELOW_ONE)
+    group_by: str | None = option(
+        None, "what keeps pictures in one split: folder, or a pattern of the path whose first group is its name"
+    )
     skip_bad: bool = option(False, "drop unreadable pictures before splitting and list them, instead of stopping")
     allow_empty_classes: bool = option(False, "keep a class without pictures as an output of the model")
     allow_leaks: bool = option(False, "go on although the same picture is in two splits or has two labels")
@@ -32,6 +36,10 @@ class DataOptions(Options):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            yield f"--group-by {self.group_by!r} is no pattern ({error}) - such as 'patient(\\d+)', or folder"
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
             yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
 

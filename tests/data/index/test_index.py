@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import pickle
 import warnings
@@ -16,6 +17,7 @@ from PIL import Image
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.data.images.decode import UnreadableImage, decode_image
+from transferkit.data.index.checks import odd_labels
 from transferkit.data.index.index import ImageIndex, warn_of
 from transferkit.data.index.splits import unit_interval
 from transferkit.data.index.targets import ClassTargets
@@ -364,3 +366,48 @@ def test_all_grey_is_said(tmp_path):  # fault 29
         draw(tmp_path / "d" / "ab"[number % 2] / f"{number}.bmp", number, mode="L")
     notes = index(tmp_path / "d", val_split=0).notes
     assert notes == ("8 of 8 pictures: all are greyscale: their one channel is used for all three",)
+
+
+# --- groups and odd labels ------------------------------------------------------------------------------------------
+
+
+def patients(root):
+    """Two classes of five patients with four pictures each, a folder per patient."""
+    seeds = iter(range(1000))
+    for name, patient, picture in itertools.product(("cat", "dog"), range(5), range(4)):
+        draw(root / name / f"{name}-p{patient}" / f"{picture}.bmp", next(seeds))
+    return root
+
+
+@pytest.mark.parametrize("pattern", ["folder", r"-(p\d)/", r"p\d"])
+def test_groups_from_the_path_stay_together(tmp_path, pattern):
+    root = patients(tmp_path / "d")
+    apart = index(root, val_split=0.3, test_split=0.3)
+    assert any("--group-by folder" in note for note in apart.notes)
+    together = index(root, group_by=pattern, val_split=0.3, test_split=0.3)
+    splits = {}
+    for record in together.records:
+        splits.setdefault(record.group, set()).add(record.split)
+    assert len(splits) == (10 if pattern == "folder" else 5)
+    assert all(len(of_group) == 1 for of_group in splits.values())
+    assert not any("--group-by" in note for note in together.notes)
+
+
+def test_a_pattern_that_is_found_nowhere_is_refused(tmp_path):
+    with pytest.raises(DataError, match="--group-by 'visit' is found in no path"):
+        index(patients(tmp_path / "d"), group_by="visit")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([f"{number / 7:.2f}" for number in range(16)], "look like numbers"),
+        (["cat|dog", "cat", "dog"], "look like lists of labels"),
+        (["cat,dog", "cat"], "look like lists of labels"),
+        ([str(number) for number in range(10)], None),  # digits are classes
+        (["black, white", "red"], None),
+    ],
+)
+def test_labels_that_look_like_something_else(labels, words):
+    messages = [finding.message for finding in odd_labels(labels)]
+    assert [words in message for message in messages] == ([] if words is None else [True])

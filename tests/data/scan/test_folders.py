@@ -66,7 +66,8 @@ def test_deeper_folders_belong_to_their_class(tmp_path):  # fault 8
     indexed = index(root, val_split=0)
     assert indexed.class_names == ("a", "b")
     assert labels_of(indexed)["a/dog/deep/0.bmp"] == "a"
-    (note,) = indexed.findings
+    note, scattered = indexed.findings
+    assert "--group-by folder" in scattered.message
     assert note.kind == Kind.NOTE and note.items == ("cat",) and "are the folders 'a', 'b'" in note.message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,20 @@ from transferkit.data.images.reading import ReadResult
 from transferkit.data.scan.formats import EXTENSIONS
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 
-__all__ = ["class_problems", "leaks", "special_pictures", "thin_classes", "unreadable_pictures"]
+__all__ = [
+    "class_problems",
+    "leaks",
+    "odd_labels",
+    "scattered_folders",
+    "special_pictures",
+    "thin_classes",
+    "unreadable_pictures",
+]
+
+MANY_NUMBERS = 12
+"""Labels that are numbers, up to which they may well be names of classes: digits, grades, months."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def unreadable_pictures(reasons: Iterable[tuple[str, str]], *, limit: int = 10) -> Finding:
@@ -109,6 +123,50 @@ def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val
         message = f"classes without a val picture, whose val recall is therefore n/a: {listing(absent)}"
         findings.append(Finding(Kind.THIN, message, tuple(absent)))
     return findings
+
+
+def odd_labels(labels: Sequence[str]) -> list[Finding]:
+    """Return a note where the names of classes look like answers of another kind: numbers, or lists of labels."""
+    names = sorted(set(labels))
+    findings = []
+    numbers = [name for name in names if _NUMBER.fullmatch(name.strip())]
+    if len(numbers) == len(names) > MANY_NUMBERS or any("." in name for name in numbers):
+        message = (
+            f"the labels look like numbers ({len(names)} different ones, such as {names[0]!r}), and each is taken for "
+            "a class of its own: to learn amounts (regression), bin them into classes such as low and high"
+        )
+        findings.append(Finding(Kind.NOTE, message, tuple(numbers)))
+    for mark in "|;,":
+        lists = [name for name in names if mark in name and {part.strip() for part in name.split(mark)} & set(names)]
+        if lists:
+            message = (
+                f"the labels look like lists of labels ({listing(lists, limit=3)}), and each list is taken for a class "
+                "of its own: give every picture one label, or a manifest for each label with yes and no"
+            )
+            findings.append(Finding(Kind.NOTE, message, tuple(lists)))
+    return findings
+
+
+def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding]:
+    """Return a note where pictures of one folder below their class, which may belong together, lie in several splits.
+
+    Args:
+        records: The pictures.
+        root: The data set.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        inside = Path(record.path).relative_to(root).parts if Path(record.path).is_relative_to(root) else ()
+        if len(inside) > 2 and record.group is None:
+            splits[str(Path(*inside[:-1]))].add(record.split)
+    apart = sorted(folder for folder, of_folder in splits.items() if len(of_folder) > 1)
+    if not apart:
+        return []
+    message = (
+        f"pictures of {len(apart)} of {len(splits)} sub-folders are in several splits, such as those of {apart[0]!r}: "
+        "if a sub-folder is one patient, burst or video, keep each group together by --group-by folder"
+    )
+    return [Finding(Kind.NOTE, message, tuple(apart))]
 
 
 def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:

@@ -7,17 +7,19 @@ All that is wrong with a data set comes back in one `DataError`. Nothing is repa
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, read_images
-from transferkit.data.index.checks import leaks, special_pictures, unreadable_pictures
+from transferkit.data.index.checks import leaks, scattered_folders, special_pictures, unreadable_pictures
 from transferkit.data.index.splits import Item, assign_splits
 from transferkit.data.index.targets import ClassReader, TargetReader, Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
@@ -29,6 +31,9 @@ __all__ = ["CLASSES", "ImageIndex", "build_index", "index_images", "warn_of"]
 _Read = tuple[ScannedFile, ReadResult]
 
 CLASSES = ClassReader()
+
+FOLDER = "folder"
+"""Of ``group_by``: a picture's group is its folder below that of its class."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def build_index(
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
     """
+    scan = _grouped(scan, options)
     reads = list(zip(scan.files, results, strict=True))
     bad = [(result.path, result.error) for result in results if result.error is not None]
     good = [read for read in reads if read[1].error is None]
@@ -179,10 +185,37 @@ def build_index(
             *leaking,
             *moved,
             *special_pictures(results),
+            *scattered_folders(records, options.data),
             *reader.thin(targets, records, options),
         ),
         pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
     )
+
+
+def _grouped(scan: Scan, options: DataOptions) -> Scan:
+    """Return a scan whose pictures have the groups that ``group_by`` finds in their paths.
+
+    Raises:
+        DataError: The pattern is found in no path.
+    """
+    if options.group_by is None:
+        return scan
+    files = [replace(file, group=_group_of(file, options) or file.group) for file in scan.files]
+    if not any(file.group for file in files):
+        example = scan.files[0].path if scan.files else options.data
+        raise DataError(f"--group-by {options.group_by!r} is found in no path, such as {example!r} - correct it")
+    return replace(scan, files=tuple(files))
+
+
+def _group_of(file: ScannedFile, options: DataOptions) -> str | None:
+    """Return the name of the group of a picture: its folder below the class, or what the pattern finds in the path."""
+    path = Path(file.path)
+    inside = path.relative_to(options.data) if path.is_relative_to(options.data) else path
+    if options.group_by == FOLDER:
+        deep = len(inside.parts) > (2 if file.split is None else 3)
+        return str(inside.parent) if deep else None
+    match = re.search(options.group_by or "", inside.as_posix())
+    return match and (match[1] if match.re.groups and match[1] is not None else match[0])
 
 
 def warn_of(index: ImageIndex) -> ImageIndex:

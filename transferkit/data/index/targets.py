@@ -14,7 +14,7 @@ import numpy.typing as npt
 from transferkit.core.errors import DataError, did_you_mean
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
-from transferkit.data.index.checks import class_problems, thin_classes
+from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
 from transferkit.data.scan.records import Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
@@ -88,8 +88,9 @@ class ClassReader:
         return class_problems(scan, files, options.allow_empty_classes)
 
     def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
-        """Return which classes cannot be validated."""
-        return thin_classes(targets.spec.names, records, options.val_split)
+        """Return which classes cannot be validated, and what looks like answers of another kind."""
+        names = targets.spec.names
+        return [*odd_labels(names), *thin_classes(names, records, options.val_split)]
 
     def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
         """Return what mixes pictures, and their classes as shares."""

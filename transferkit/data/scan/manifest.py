@@ -30,12 +30,13 @@ class _Row(NamedTuple):
 
 
 def scan_manifest(manifest: str) -> Scan:
-    """List the pictures that a manifest names. Files are not looked at, only their paths.
+    """List the pictures that a manifest names. Files are not looked at, only whether any of them is there.
 
     The split column is optional; it must be filled in every row or in none. Other columns are ignored and noted.
 
     Raises:
-        DataError: The table cannot be read, or lacks a column. What is wrong in its rows goes to `Scan.problems`.
+        DataError: The table cannot be read, lacks a column, or none of its files is there. What is wrong in its rows
+            goes to `Scan.problems`.
     """
     columns, rows = _read_parquet(manifest) if manifest.lower().endswith(".parquet") else _read_csv(manifest)
     notes = _check_columns(manifest, columns)
@@ -52,6 +53,12 @@ def scan_manifest(manifest: str) -> Scan:
         )
         for row in rows
     ]
+    if not problems and not any(Path(file.path).exists() for file in files):
+        windows = ", with / between folders, not \\" if any("\\" in row.cells["path"] for row in rows) else ""
+        raise DataError(
+            f"manifest {manifest!r}: none of its {len(files)} files exists, such as {files[0].path!r} - write paths as "
+            f"they are below {str(folder)!r}, with their endings{windows}"
+        )
     explicit = any(file.split for file in files)
     class_names = [file.label for file in files if not explicit or file.split == "train"]
     if explicit and not class_names:

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import lightning as L
@@ -59,6 +60,7 @@ def in_processes(config: FinetuneConfig, job: Callable[[FinetuneConfig], T]) -> 
     config = _as_torchrun_has_it(config)
     if config.devices * config.num_nodes == 1:
         return job(config)
+    _require_script(config)
     accelerator = choose_accelerator(config.accelerator, config.devices)
     environment = make_environment(config.devices * config.num_nodes)
     with quiet_lightning():
@@ -81,6 +83,19 @@ def in_processes(config: FinetuneConfig, job: Callable[[FinetuneConfig], T]) -> 
         os.environ[PARENT] = str(os.getpid())
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the children: a lost connection is one line
     return launcher.launch(run, trainer=trainer)  # type: ignore[no-any-return]
+
+
+def _require_script(config: FinetuneConfig) -> None:
+    """Refuse to start processes where this one's command cannot be run again: a notebook, ``python -c``, a pipe."""
+    if place_of_torchrun() != ALONE or int(os.environ.get(PARENT, "0")) == os.getppid():
+        return
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is None and not Path(getattr(main, "__file__", None) or "").is_file():
+        raise ConfigError(
+            f"{config.devices * config.num_nodes} processes run this one's command again, and there is none to run (a "
+            "notebook, python -c, or a pipe) - put it into a script, or use the command line: transferkit finetune "
+            f"--devices {config.devices}"
+        )
 
 
 def _as_torchrun_has_it(config: FinetuneConfig) -> FinetuneConfig:
