@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from transferkit.core.errors import ConfigError, DataError
+from transferkit.data.images import decode
 from transferkit.data.images.decode import (
     BACKGROUND,
     MAX_PIXELS,
@@ -25,6 +27,8 @@ from transferkit.data.images.decode import (
     quiet_pillow,
     read_bytes,
 )
+from transferkit.data.images.reading import ReadResult
+from transferkit.data.index.checks import special_pictures
 from transferkit.data.scan.formats import EXTENSIONS, FORMATS, sniff_format
 
 
@@ -490,3 +494,39 @@ def test_quiet_pillow_covers_overlapping_threads_and_nothing_but_pillow():
     assert warnings.filters == before
     with pytest.raises(UserWarning, match="odd metadata"):
         warnings.warn_explicit("odd metadata", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
+
+
+# ---- metadata, large photos, pictures of one colour ---
+
+
+@pytest.mark.parametrize("extra", ["text", "zip", "profile"])
+def test_large_metadata_are_no_reason_to_refuse(extra):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    info = PngInfo()
+    info.add_text("workflow", "x" * 3_000_000, zip=extra == "zip")
+    options = {"icc_profile": bytes(3_000_000)} if extra == "profile" else {"pnginfo": info}
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", **options)
+    assert np.array_equal(decode_image(stream.getvalue()), pixels)
+
+
+def test_a_large_photo_is_decoded_at_the_size_that_is_needed(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
+    stream = io.BytesIO()
+    Image.fromarray(np.full((400, 800, 3), 90, dtype=np.uint8)).save(stream, "JPEG")
+    assert decode_image(stream.getvalue(), min_side=50).shape == (50, 100, 3)
+    for side in (None, 200):  # more pixels than the limit would have to be decoded
+        with pytest.raises(UnreadableImage, match="more than the limit of 10,000 pixels"):
+            decode_image(stream.getvalue(), min_side=side)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, True), (1, False)])
+def test_one_colour(value, expected):
+    pixels = np.zeros((50, 60, 3), dtype=np.uint8)
+    pixels[49, 59, 2] = value
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    assert decode_with_info(stream.getvalue())[1].one_colour == expected
+    info = decode_with_info(stream.getvalue())[1]
+    notes = [finding.message for finding in special_pictures([ReadResult("a.png", "0", info=info)])]
+    assert ("of one colour as decoded" in " ".join(notes)) == expected

@@ -7,7 +7,8 @@ What a file becomes depends on its bytes and `min_side` alone, never on its name
 - Grey is replicated to three channels; palettes and CMYK are converted; transparency is laid over `BACKGROUND`.
 - 16-bit grey is scaled by its bit depth (Pillow's own conversion saturates). Floating-point, 32-bit and signed pixels
   have no agreed range and are refused.
-- The pixel limit is checked on the header, before anything is decoded. Truncated files are refused.
+- The pixel limit is checked on the header, before anything is decoded; of a JPEG that is decoded at a fraction of its
+  size, on that fraction. Truncated files are refused. Metadata of any size are no reason to refuse a picture.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ BACKGROUND: Final = (255, 255, 255)
 MAX_PIXELS: Final = 100_000_000
 """The largest picture decoded, in pixels; about 300 MB as RGB."""
 
+MAX_SCALED_PIXELS: Final = 10 * MAX_PIXELS
+"""The largest JPEG that is decoded at a fraction of its size: phones write 200 megapixels."""
+
 MAX_FILE_BYTES: Final = 1 << 30
 """The largest file read, in bytes."""
 
@@ -76,6 +80,9 @@ _PLUGINS: Final[dict[str, type[ImageFile]]] = {
     "GIF": GifImageFile,
     "TIFF": TiffImageFile,
 }
+_METADATA: Final = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_LARGE: Final = 1024
+"""Bytes of a chunk, as it is compressed; what it would become is not known."""
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # TIFF 6.0 and EXIF tags
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,6 +122,7 @@ class ImageInfo:
         height: Likewise.
         animated: Whether there are further frames or pages, which are not used.
         transparent: Whether some pixels may be see-through.
+        one_colour: Whether all pixels, as decoded, are equal.
     """
 
     format: str
@@ -123,6 +131,7 @@ class ImageInfo:
     height: int
     animated: bool
     transparent: bool
+    one_colour: bool = False
 
     @property
     def grey(self) -> bool:
@@ -180,7 +189,7 @@ def image_pixels(image: Image.Image, *, name: str = "<image>") -> Pixels:
         UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
     """
     with _unreadable(name), quiet_pillow():
-        _check_size(image.width, image.height)
+        _check_size(image.width, image.height, MAX_PIXELS)
         image.load()
         orientation = _orientation(image)
         return np.array(_turned(_to_rgb(image), orientation))
@@ -243,14 +252,18 @@ def _decode(data: bytes, min_side: int | None) -> tuple[Pixels, ImageInfo]:
     kind = sniff_format(data[:16])
     if kind is None:
         raise _Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
+    if kind == "PNG":
+        data = _without_large_metadata(data)
     image: Image.Image = _PLUGINS[kind](io.BytesIO(data))
     width, height = image.size
-    _check_size(width, height)
+    scaled = kind == "JPEG" and min_side is not None
+    _check_size(width, height, MAX_SCALED_PIXELS if scaled else MAX_PIXELS)
     mode, animated, transparent = image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data
     if min_side is not None:
         image.draft(
             None, (min_side, min_side)
         )  # JPEG only; the side kept is the short one, however the camera was held
+        _check_size(*image.size, MAX_PIXELS)
     image.load()
     orientation = _orientation(image)
     rgb = _turned(_to_rgb(image), orientation)
@@ -258,15 +271,33 @@ def _decode(data: bytes, min_side: int | None) -> tuple[Pixels, ImageInfo]:
         width, height = height, width  # Pillow turns a TIFF itself while loading
     if orientation >= 5:
         width, height = height, width
-    info = ImageInfo(kind, mode, width, height, animated, transparent)
-    return np.array(rgb), info
+    pixels = np.array(rgb)
+    return pixels, ImageInfo(kind, mode, width, height, animated, transparent, _is_one_colour(pixels))
 
 
-def _check_size(width: int, height: int) -> None:
+def _is_one_colour(pixels: Pixels) -> bool:
+    few = pixels[::16, ::16]  # tells nearly all pictures apart at no cost
+    return bool((few == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
+
+
+def _without_large_metadata(data: bytes) -> bytes:
+    """Return a PNG without its large chunks of text and colour profiles, for which Pillow refuses the whole file."""
+    parts, at, whole = [data[:8]], 8, True
+    while at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind in _METADATA and size > _LARGE:
+            whole = False
+        else:
+            parts.append(data[at : at + 12 + size])
+        at += 12 + size
+    return data if whole else b"".join(parts)
+
+
+def _check_size(width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
         raise _Refused(f"it has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS:,} pixels")
+    if width * height > limit:
+        raise _Refused(f"{width} x {height} pixels, more than the limit of {limit:,} pixels")
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -179,6 +179,7 @@ def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
         (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
         (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
         (sum(info.transparent for info in infos), "with transparency: laid over white"),
+        (sum(info.one_colour for info in infos), "of one colour as decoded: nothing is to be seen on them"),
         (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
         (
             sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
