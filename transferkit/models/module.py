@@ -20,7 +20,7 @@ from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import evaluation_mode, keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
-from transferkit.models.optimizers import NamedParameters, build_optimizer, check_optimizer_state, param_groups
+from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.task import LossOptions, Task, task_named
 
 __all__ = ["HEAD", "TransferModule"]
@@ -107,6 +107,7 @@ class TransferModule(L.LightningModule):
         self.val_metrics = self._metrics("val_", self.task.objective.watched)
         self.test_metrics = self._metrics("test_", self.task.objective.watched)
         self.boundary: Boundary | None = None
+        self._window = Window()
         self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
         if isinstance(head, str):
             # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
@@ -228,7 +229,7 @@ class TransferModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
-        self._sums = self._no_sums()
+        self._sums, self._window = self._no_sums(), Window()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
@@ -239,7 +240,15 @@ class TransferModule(L.LightningModule):
             size = len(targets)
             running = self.task.objective.running_sums(logits, targets)
             self._sums += torch.cat(((loss.detach() * size).reshape(1), running, running.new_full((1,), size)))
-        return loss
+        return self._window.weigh(loss, size)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients of accumulated batches those of one large batch, before they are clipped."""
+        self.settle_gradients(self.trainer.accumulate_grad_batches)
+
+    def settle_gradients(self, accumulate: int) -> None:
+        """Do so outside a Trainer, after so many backward passes or fewer, each of a loss divided by `accumulate`."""
+        self._window.settle(self.parameters(), accumulate)
 
     def train_sums(self) -> Tensor:
         """Return sums over the running epoch's pictures, ``(R + 2,) float32`` on the device.

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
 
-__all__ = ["OPTIMIZERS", "build_optimizer", "check_optimizer_state", "param_groups"]
+__all__ = ["OPTIMIZERS", "Window", "build_optimizer", "check_optimizer_state", "param_groups"]
 
 OPTIMIZERS = ("adamw", "sgd", "adam", "rmsprop")
 
@@ -88,6 +88,34 @@ def build_optimizer(
     raise ConfigError(
         f"unknown optimizer {name!r}.{did_you_mean(name, OPTIMIZERS)} Known: {', '.join(sorted(OPTIMIZERS))}."
     )
+
+
+class Window:
+    """The batches whose gradients add up to a step: every picture of them counts alike.
+
+    A last window of an epoch has fewer batches than the others, and a last batch fewer pictures. Divided by the number
+    of batches that a window should have, their gradients would be too small, and each picture of a short batch would
+    count for more. With full windows of equal batches nothing is changed, not even a rounding.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._pictures = 0
+
+    def weigh(self, loss: Tensor, pictures: int) -> Tensor:
+        """Return the mean loss of a batch as it counts beside those of the other batches of the window."""
+        self._first = self._first or pictures
+        self._pictures += pictures
+        return loss if pictures == self._first else loss * (pictures / self._first)
+
+    def settle(self, parameters: Iterable[nn.Parameter], accumulate: int) -> None:
+        """Turn the sum of gradients, of losses divided by `accumulate`, into that of one large batch; begin anew."""
+        factor = accumulate * self._first / self._pictures if self._pictures else 1.0
+        self._first = self._pictures = 0
+        if factor != 1.0:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
 
 def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ from transferkit.training.plan.options import lacks_solver, resolve_phases
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
+from transferkit.training.rehearsal import rehearse
 
 __all__ = ["Options", "Training", "prepare"]
 
@@ -136,6 +137,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if not quiet and is_writer():
         print_lines(output_console(), data_lines(data.index))
     module = _module(config, task, backbone, data)
+    rehearse(config, module)
     phases = resolve_phases(config, module.group_names())
     if isinstance(config.phases, str) and phases[0].patterns == (HEAD,) and lacks_solver(config):
         trained = f"the head is trained for {phases[0].epochs} epochs: {task.name} has no solver for it"

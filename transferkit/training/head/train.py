@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.machine.random import undisturbed
 from transferkit.models.freezing import restored_modes
-from transferkit.models.optimizers import build_optimizer, param_groups
+from transferkit.models.optimizers import Window, build_optimizer, param_groups
 from transferkit.options.training import TrainingOptions
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
@@ -81,6 +81,7 @@ def train_head(
     epochs = feature_batches(X, y, batch_size=batch_size, seed=config.seed)
     steps = math.ceil(_epoch_batches(pictures, batch_size) / config.accumulate)
     factors = simulate(phase.curve, phase.epochs * steps, steps_per_epoch=steps)
+    window = Window()
     try:
         with restored_modes(head), undisturbed(config.seed, X.device):
             head.train()
@@ -89,7 +90,9 @@ def train_head(
                     group["lr"] = phase.lr * factor
                 optimizer.zero_grad(set_to_none=True)
                 for features, targets in batches:
-                    torch.autograd.backward(loss(head(features).float(), targets) / config.accumulate)
+                    weighed = window.weigh(loss(head(features).float(), targets), len(targets))
+                    torch.autograd.backward(weighed / config.accumulate)
+                window.settle(head.parameters(), config.accumulate)
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(head.parameters(), config.clip)
                 optimizer.step()

@@ -178,8 +178,9 @@ def _add_gradients(model: TransferModule, batches: Iterable[Batch], number: int,
     losses = []
     for batch in batches:
         loss = _loss_of(model.training_step(batch, number))
-        torch.autograd.backward(loss / accumulate)  # also where an epoch ends with fewer batches, as a Trainer does
+        torch.autograd.backward(loss / accumulate)
         losses.append(loss.detach())
+    model.settle_gradients(accumulate)
     return _mean_over_ranks(torch.stack(losses).mean())
 
 

@@ -92,6 +92,7 @@ def _step(
     with torch.autocast(device, dtype=torch.bfloat16, enabled=training.machine.precision == "bf16"):
         loss = training.module.training_step((images, targets), 0)
     torch.autograd.backward(loss)
+    training.module.settle_gradients(1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -1,0 +1,56 @@
+"""Sizes that a model does not take are refused before anything is computed; the model is as before."""
+
+import pytest
+import torch
+from torch import nn
+
+from transferkit.core.errors import ConfigError
+from transferkit.models.module import TransferModule
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
+from transferkit.training.rehearsal import rehearse
+
+
+class NormHead(nn.Module):
+    """Batch norm of features."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(width), nn.Linear(width, 3)
+
+    def forward(self, features):
+        return self.out(self.norm(features))
+
+
+def config(**options):
+    return make_config(FinetuneConfig, {"data": "d", **options})
+
+
+def model(backbone="test_resnet", head="linear", size=32):
+    module = TransferModule(backbone, 3, "linear", weights="random", image_size=size)
+    if head == "norm":
+        module.head = NormHead(module.backbone.num_features)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (("test_vit", "linear", 160), {"train_size": 96}, "--train-size 96: .* set up for 160 x 160 .* take 96 x 96"),
+        (("test_resnet", "norm"), {"batch_size": 1}, "--batch-size 1: .* - pass --batch-size 2 or more"),
+    ],
+)
+def test_what_would_fail_later_is_refused(module, options, message):
+    with pytest.raises(ConfigError, match=message):
+        rehearse(config(**options), model(*module))
+
+
+@pytest.mark.parametrize("options", [{}, {"train_size": 48}, {"batch_size": 1}])
+def test_what_works_leaves_no_trace(options):
+    module = model(size=64)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    rehearse(config(**options), module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert module.training
