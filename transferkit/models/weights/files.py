@@ -215,6 +215,13 @@ def _state_in(content: object, file: Path) -> Mapping[str, object]:
     if isinstance(content, Mapping) and all(isinstance(key, str) for key in content):
         if any(isinstance(value, Tensor) for value in content.values()):
             return content
+        networks = {
+            f"{key}.{name}": value
+            for key, network in content.items() if isinstance(network, Mapping)
+            for name, value in network.items() if isinstance(value, Tensor)
+        }  # fmt: skip
+        if networks:  # several, such as student and teacher: which one fits is seen when they are loaded
+            return networks
         what = "a mapping without tensors" + (f" (keys: {', '.join(map(repr, list(content)[:5]))})" if content else "")
     else:
         what = f"a {type(content).__name__}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from transferkit.core.errors import BackboneError
+from transferkit.core.errors import BackboneError, TransferkitWarning
+from transferkit.core.text import listing
 from transferkit.models.weights.files import HEAD_NAMES, unwrapped_names
 
 __all__ = ["load_backbone_weights"]
@@ -28,6 +30,9 @@ def load_backbone_weights(
     `classifier`, or a usual head name such as ``fc``. Anything else left over means that the file is of another
     architecture, even when all names match: the tensors of a resnet18 are a part of those of a resnet34.
 
+    Where the tensors lie under a prefix, as self-supervised trainings leave them (``teacher.backbone.``,
+    ``module.encoder_q.``, ``encoder.``), and one prefix alone fits, what is under it is the file; a warning says so.
+
     Args:
         module: The backbone, on any device; its dtypes are kept.
         state: Tensors by name, as from `files.read_state_dict`.
@@ -35,11 +40,16 @@ def load_backbone_weights(
         classifier: Prefixes of the classifier the weights were trained with, such as ``("fc",)``.
 
     Raises:
-        BackboneError: Tensors are missing, of another shape or kind, left over, or not finite.
+        BackboneError: Tensors are missing, of another shape or kind, left over, or not finite; or several networks of
+            the file fit.
     """
     module_tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     own, stored = _same_naming(module_tensors, state)
     required = [name for name in own if not name.endswith(_COUNTER)]
+    prefix = "" if all(name in stored for name in required) else _prefix(own, required, state, source)
+    if prefix:
+        stored = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        warnings.warn(f"weights {source!r}: taken from under {prefix!r}", TransferkitWarning, stacklevel=3)
     mismatched = {name: why for name in required if name in stored and (why := _mismatch(own[name], stored[name]))}
     missing = [name for name in required if name not in stored]
     heads = tuple(prefix.rstrip(".") for prefix in classifier)
@@ -86,6 +96,23 @@ def _same_naming(
     if len(shortened[0]) < len(module):  # two names became one
         return as_they_are
     return max(as_they_are, shortened, key=lambda pair: len(pair[0].keys() & pair[1].keys()))
+
+
+def _prefix(own: Mapping[str, Tensor], required: Sequence[str], state: Mapping[str, Tensor], source: str) -> str:
+    """Return the one prefix under which every tensor of the backbone fits; ``""`` where there is none."""
+    first = f".{required[0]}" if required else ""
+    prefixes = sorted({name[: -len(first) + 1] for name in state if first and name.endswith(first)})
+    fitting = [
+        prefix
+        for prefix in prefixes
+        if all(f"{prefix}{name}" in state and state[f"{prefix}{name}"].shape == own[name].shape for name in required)
+    ]
+    if len(fitting) > 1:
+        raise BackboneError(
+            f"weights {source!r} hold {len(fitting)} networks that fit, under {listing(fitting)} - save the one that "
+            "is meant alone, and pass that file"
+        )
+    return fitting[0] if fitting else ""
 
 
 def _shortened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
