@@ -118,7 +118,12 @@ def save_model(
         StorageError: The disk is full or read-only.
     """
     hparams = dict(module.hparams)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _product(module).state_dict().items()}
+    tensors, places = {}, set()
+    for name, tensor in _product(module).state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+        if tensors[name].data_ptr() in places:  # one tensor under two names: the file holds it twice
+            tensors[name] = tensors[name].clone()
+        places.add(tensors[name].data_ptr())
     atomic_write(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     info = ModelInfo(
         backbone=module.backbone.name,

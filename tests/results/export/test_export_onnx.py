@@ -128,7 +128,8 @@ def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, export
 
 
 def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predictor, pictures, tmp_path):
-    turned, clear, grey, small = (tmp_path / name for name in ("turned.jpg", "clear.png", "grey.png", "small.png"))
+    names = ("turned.jpg", "clear.png", "grey.png", "small.png", "deep.png", "deep.tif")
+    turned, clear, grey, small, *deep = (tmp_path / name for name in names)
     with Image.open(pictures[0]) as image:
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -136,10 +137,12 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
         image.convert("L").save(grey)
         image.convert("RGBA").save(clear)
         image.resize((11, 9)).save(small)
+        for path in deep:
+            Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
     with Image.open(clear) as image:
         image.putalpha(100)
         image.save(clear)
-    paths = [*pictures, turned, clear, grey, small]
+    paths = [*pictures, turned, clear, grey, small, *deep]
     script = exported.with_name("it's_example.py")
     rows = run_example(script, paths)
     expected = predictor.predict(paths)
@@ -151,7 +154,7 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
         for line in script.read_text(encoding="utf-8").splitlines()[1:]
         if line and not line.startswith(("import", "from"))
     ]
-    assert len(lines) <= 25
+    assert len(lines) <= 32
 
 
 def test_the_example_would_fail_where_it_needed_torch(tmp_path):
