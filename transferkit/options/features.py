@@ -25,6 +25,7 @@ class FeatureOptions(BackboneOptions):
     )
     views: int = option(0, "augmented views of each picture, kept besides the evaluation view", at_least(0))
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
+    no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     precision: Literal["auto", "32", "bf16"] = option(
         "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"

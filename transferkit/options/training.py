@@ -110,6 +110,7 @@ class TrainingOptions(CraftOptions):
         "val_acc", "what the best epoch is chosen by: val_loss, or a figure of the task such as val_acc, val_f1_macro"
     )
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
+    no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
     devices: int = option(1, "number of devices, a process each; under torchrun: processes per machine", at_least(1))

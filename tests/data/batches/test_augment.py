@@ -345,3 +345,17 @@ def test_a_wrong_configuration_is_refused(values, message, build):
 def test_what_is_no_picture_is_refused(image, kind):
     with pytest.raises(DataError, match=kind):
         eval_transform(SMALL)(image)
+
+
+@pytest.mark.parametrize("name", ["light", "standard", "heavy"])
+def test_without_flips_nothing_is_mirrored(name):
+    half = np.zeros((64, 64, 3), dtype=np.uint8)
+    half[:, 32:] = 255  # dark on the left
+    sides = {}
+    for flip in (True, False):
+        transform = train_transform(name, DataConfig(image_size=(32, 32)), flip=flip)
+        shown = [transform(half, seed).astype(float) for seed in range(40)]
+        sides[flip] = sum(image[:, :8].mean() > image[:, -8:].mean() + 30 for image in shown)
+    assert sides[True] > 5
+    assert sides[False] == 0
+    assert train_transform(name, SMALL).describe() != train_transform(name, SMALL, flip=False).describe()

@@ -107,7 +107,7 @@ def eval_transform(config: DataConfig) -> Transform:
     return Transform("none", [], config)
 
 
-def train_transform(name: str, config: DataConfig) -> Transform:
+def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Transform:
     """Build a training transform by preset.
 
     Args:
@@ -115,6 +115,7 @@ def train_transform(name: str, config: DataConfig) -> Transform:
             (stronger crop, flip, small rotation, shear or perspective, colour shift) or ``"heavy"`` (stronger still,
             with elastic deformation, noise or blur, and coarse dropout).
         config: Size and interpolation. Crops are drawn from the whole picture: `crop_pct` is evaluation's.
+        flip: Whether a picture may be its mirror image; not where that is another class: arrows, digits, text.
 
     Raises:
         ConfigError: `name` is unknown, or a value of `config` is out of range.
@@ -124,7 +125,8 @@ def train_transform(name: str, config: DataConfig) -> Transform:
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
         )
     check_config(config)
-    return Transform(name, _PRESETS[name](config), config)
+    steps = [step for step in _PRESETS[name](config) if flip or not isinstance(step, A.HorizontalFlip)]
+    return Transform(name, steps, config)
 
 
 class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base

@@ -43,6 +43,7 @@ class ImageData(L.LightningDataModule):
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
+        flip: Whether augmentation mirrors pictures.
         sampler: ``"shuffle"``, or ``"balanced"``: every class is drawn equally often, pictures with replacement.
         mixup: Alpha of mixup (Zhang et al. 2018), 0 for none. With it or `cutmix` targets are ``(B, C) float32``.
         cutmix: Alpha of CutMix (Yun et al. 2019), 0 for none.
@@ -50,6 +51,7 @@ class ImageData(L.LightningDataModule):
             Trainer fits (if it states them), else ImageNet's.
         val_split: Share of a folder without splits, in [0, 1).
         test_split: Share of a folder without splits, in [0, 1).
+        group_by: What keeps pictures in one split: ``"folder"``, or a pattern of the path.
         seed: Of splits, order and augmentation.
         workers: Decoding processes; 0 decodes in this process, on all of its threads.
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
@@ -72,12 +74,14 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 32,
         train_size: int | None = None,
         augment: str = "light",
+        flip: bool = True,
         sampler: str = "shuffle",
         mixup: float = 0.0,
         cutmix: float = 0.0,
         data_config: DataConfig | None = None,
         val_split: float = 0.15,
         test_split: float = 0.15,
+        group_by: str | None = None,
         seed: int = 0,
         workers: int = 0,
         keep_bytes: int | None = None,
@@ -96,6 +100,7 @@ class ImageData(L.LightningDataModule):
             data=os.fspath(data),
             val_split=val_split,
             test_split=test_split,
+            group_by=group_by,
             skip_bad=skip_bad,
             allow_empty_classes=allow_empty_classes,
             allow_leaks=allow_leaks,
@@ -119,7 +124,7 @@ class ImageData(L.LightningDataModule):
             raise ConfigError(gather(problems))
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
-        self.augment = augment
+        self.augment, self.flip = augment, flip
         self.data_config = config
         self.adopts_config = data_config is None
         self.seed = seed
@@ -190,7 +195,8 @@ class ImageData(L.LightningDataModule):
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
         config = self.data_config
         size = config.image_size if self._train_size is None else (self._train_size, self._train_size)
-        augmented = train_transform(self.augment, dataclasses.replace(config, image_size=size)) if train else None
+        smaller = dataclasses.replace(config, image_size=size)
+        augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         return ImageDataset(
             [Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records],
             Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),

@@ -92,7 +92,7 @@ def extract_table(
     """
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
-    views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed)
+    views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     scan, reader = scan_data(config.data), task_named(config.task).targets
     total = len(scan.files)
@@ -151,9 +151,10 @@ def build_once(
     return FrozenBackbone(backbone.eval().requires_grad_(False))
 
 
-def make_views(config: DataConfig, count: int, augment: str, seed: int) -> Views:
+def make_views(config: DataConfig, count: int, augment: str, seed: int, *, flip: bool = True) -> Views:
     """Return the views of a picture: the evaluation view and `count` augmented ones."""
-    return Views(eval_transform(config), train_transform(augment, config) if count else None, count, seed)
+    augmented = train_transform(augment, config, flip=flip) if count else None
+    return Views(eval_transform(config), augmented, count, seed)
 
 
 def make_compute(

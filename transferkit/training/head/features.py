@@ -60,8 +60,8 @@ class SplitFeatures:
                     for record in index.split(split)]  # fmt: skip
         extraction = extract_pictures(
             pictures, self._frozen, find_taps(self.module.backbone),
-            make_views(self.module.data_config, views, self.data.augment, self.seed), self.store, self.compute,
-            progress=progress,
+            make_views(self.module.data_config, views, self.data.augment, self.seed, flip=self.data.flip), self.store,
+            self.compute, progress=progress,
         )  # fmt: skip
         if extraction.failures:  # they were read when the data were indexed
             at, reason = next(iter(extraction.failures.items()))
