@@ -36,7 +36,7 @@ def model(backbone="test_resnet", head="linear", size=32):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (("test_vit", "linear", 160), {"train_size": 96}, "--train-size 96: .* set up for 160 x 160 .* take 96 x 96"),
+        (("test_vit3", "linear", 160), {"train_size": 96}, "--train-size 96: .* set up for 160 x 160 .* take 96 x 96"),
         (("test_resnet", "norm"), {"batch_size": 1}, "--batch-size 1: .* - pass --batch-size 2 or more"),
     ],
 )

@@ -108,8 +108,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
                 return
             umask = os.umask(0)
             os.umask(umask)
-            with contextlib.suppress(OSError):  # some network disks keep the rights of a file to themselves
+            try:
                 temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; a run directory is shared like any other file
+            except OSError as error:
+                if error.errno not in (
+                    errno.EPERM,
+                    errno.EACCES,
+                    errno.ENOTSUP,
+                ):  # network disks keep rights to themselves
+                    raise
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(target)
@@ -145,7 +152,7 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # network disks flush them by themselves
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network disks flush them by themselves
             raise
     finally:
         os.close(handle)

@@ -26,7 +26,7 @@ def loaded(path):
     ("content", "prefix"),
     [
         (lambda state: {"state_dict": {**under("module.encoder_q.", state), "module.queue": torch.zeros(3)}},
-         "module.encoder_q."),
+         "encoder_q."),
         (lambda state: {"teacher": {**under("backbone.", state), "head.mlp.0.weight": torch.zeros(2, 2)}, "epoch": 7},
          "teacher.backbone."),
         (lambda state: {**under("encoder.", state), "projector.0.weight": torch.zeros(2, 2)}, "encoder."),
