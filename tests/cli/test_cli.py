@@ -197,14 +197,14 @@ def test_missing_accelerator(command):  # fault 43
     assert "--accelerator mps is not on this machine, which has: cpu" in err
 
 
-def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):
+def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):  # fault 121
     phase = "{name: a, epochs: 1, lr: 1e-3, group_lrs: {layer4: 3e-4, head: .5E-2, stem: -1.5e+1}}"
     path = recipe(tmp_path, f"data: d\nphases: [{phase}]\n")
     config = parse_options("finetune", ["--config", str(path)])["phases"][0]
     assert (config["lr"], config["group_lrs"]) == (1e-3, {"layer4": 3e-4, "head": 5e-3, "stem": -15.0})
 
 
-def test_names_are_printed_as_they_are(tmp_path, command):
+def test_names_are_printed_as_they_are(tmp_path, command):  # fault 113
     names = ("[red]a", ":cat:", "[b")
     for name in names:
         draw_folder(tmp_path / "data", classes=(name,), per_class=2, size=32, seed=len(name))

@@ -12,7 +12,7 @@ from transferkit.core.errors import StorageError
 from transferkit.core.files import atomic_write, user_cache, user_path
 
 
-def test_a_link_is_followed(tmp_path):
+def test_a_link_is_followed(tmp_path):  # fault 112
     (tmp_path / "real").mkdir()
     file, link = tmp_path / "real" / "a.csv", tmp_path / "link.csv"
     link.symlink_to(file)
@@ -23,7 +23,7 @@ def test_a_link_is_followed(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.csv", "link.csv", "real"]
 
 
-def test_a_pipe_is_written_to(tmp_path):
+def test_a_pipe_is_written_to(tmp_path):  # fault 112
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
@@ -36,7 +36,7 @@ def test_a_pipe_is_written_to(tmp_path):
     assert Path(os.devnull).is_char_device()
 
 
-def test_a_disk_that_keeps_rights_to_itself_and_flushes_no_directories(tmp_path, monkeypatch):
+def test_a_disk_that_keeps_rights_to_itself_and_flushes_no_directories(tmp_path, monkeypatch):  # fault 111
     def refuse(*args, **options):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -54,7 +54,7 @@ def test_a_disk_that_keeps_rights_to_itself_and_flushes_no_directories(tmp_path,
         atomic_write(tmp_path / "a", "content")
 
 
-def test_a_user_without_a_home(monkeypatch):
+def test_a_user_without_a_home(monkeypatch):  # fault 122
     def nobody(cls):
         raise RuntimeError("Could not determine home directory.")
 
@@ -73,7 +73,7 @@ def test_a_user_without_a_home(monkeypatch):
         ("$NOWHERE/d", "$NOWHERE/d"), ("hf-hub:a/b", "hf-hub:a/b"), ("-", "-"),
     ],
 )  # fmt: skip
-def test_paths_are_the_users(monkeypatch, text, expected):
+def test_paths_are_the_users(monkeypatch, text, expected):  # fault 101
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("PLACE", "/data")
     monkeypatch.delenv("NOWHERE", raising=False)

@@ -27,7 +27,7 @@ def test_what_is_written_reads_back(tmp_path):  # fault 28, fault 92
 
 
 @pytest.mark.parametrize("number", ["-1", "+1", "-1.5", "1e-5", "-2.5E+3"])
-def test_numbers_are_not_touched_and_none_is_empty(number):
+def test_numbers_are_not_touched_and_none_is_empty(number):  # fault 113
     assert list(csv.reader(io.StringIO(csv_text([(-1.5, None, number)])))) == [["-1.5", "", number]]
 
 

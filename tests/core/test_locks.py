@@ -90,7 +90,7 @@ def test_a_lock_file_that_was_removed_while_waiting_is_not_trusted(tmp_path, mon
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_a_disk_without_locks_costs_a_warning(tmp_path, monkeypatch, code):
+def test_a_disk_without_locks_costs_a_warning(tmp_path, monkeypatch, code):  # fault 111
     def refuse(*args):
         raise OSError(code, os.strerror(code))
 

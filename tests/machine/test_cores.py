@@ -49,7 +49,7 @@ V1 = {"proc/self/cgroup": "4:memory:/box\n3:cpu,cpuacct:/box\n", "proc/meminfo":
         ({**V1, "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "garbage\n"}, 16 * GIB),
     ],
 )  # fmt: skip
-def test_free_memory(system, files, expected):
+def test_free_memory(system, files, expected):  # fault 104
     assert free_memory(system(files)) == expected
 
 
@@ -78,6 +78,6 @@ def test_free_memory_without_proc_is_what_the_system_says(tmp_path, monkeypatch)
           "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n"}, 8),
     ],
 )  # fmt: skip
-def test_cores(system, monkeypatch, files, expected):
+def test_cores(system, monkeypatch, files, expected):  # fault 104
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert available_cores(system(files)) == expected

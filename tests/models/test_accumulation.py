@@ -38,7 +38,7 @@ def trained(batch, accumulate, clip=None, pictures=22):
     ("batch", "accumulate", "large"), [(8, 2, 16), (8, 32, 22), (5, 3, 15), (4, 4, 16)]
 )  # the last window has fewer batches; the last batch 6, 2 and 2 pictures
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_it_is_the_large_batch(batch, accumulate, large, clip):
+def test_it_is_the_large_batch(batch, accumulate, large, clip):  # fault 106
     expected = trained(large, 1, clip)
     assert torch.allclose(trained(batch, accumulate, clip), expected, atol=2e-6)
     assert not torch.allclose(trained(batch, 1, clip), expected, atol=1e-3)

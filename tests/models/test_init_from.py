@@ -22,7 +22,7 @@ def model(names, head="linear", seed=0):
         (("a", "z"), "start fresh: 'z'; classes of it that are not here: 'b'"),
     ],
 )
-def test_rows_go_by_name(tmp_path, head, names, words):
+def test_rows_go_by_name(tmp_path, head, names, words):  # fault 98
     old = model(("a", "b"), head).eval()
     save_model(tmp_path, old)
     new = model(names, head, seed=1)

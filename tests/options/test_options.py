@@ -107,7 +107,7 @@ def test_paths_and_whole_numbers_are_taken(tmp_path):
     assert (config.data, config.lr) == (str(tmp_path), 1.0)
 
 
-def test_paths_are_the_users(monkeypatch):
+def test_paths_are_the_users(monkeypatch):  # fault 101
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("PLACE", "/data")
     config = make_config(FinetuneConfig, {"data": "~/d", "out": "$PLACE/r", "store": "~/s", "init_from": "~/r"})

@@ -30,7 +30,7 @@ def test_default_names_count_up(tmp_path, monkeypatch):
     assert default_run_dir("my-photos", "mini").name == "my-photos-mini-1"
 
 
-def test_a_default_is_reserved_as_soon_as_it_is_chosen(tmp_path, monkeypatch):
+def test_a_default_is_reserved_as_soon_as_it_is_chosen(tmp_path, monkeypatch):  # fault 100
     monkeypatch.chdir(tmp_path)
     with named_run_dir(None, "cats", "mini") as first, named_run_dir(None, "cats", "mini") as second:
         assert (first.name, second.name) == ("cats-mini-1", "cats-mini-2")
@@ -40,7 +40,7 @@ def test_a_default_is_reserved_as_soon_as_it_is_chosen(tmp_path, monkeypatch):
         assert (named, named.exists()) == (Path("mine"), False)
 
 
-def test_a_directory_that_another_run_has_filled_meanwhile_is_refused(tmp_path):
+def test_a_directory_that_another_run_has_filled_meanwhile_is_refused(tmp_path):  # fault 100
     run = tmp_path / "run"
     prepare_run_dir(run, resume=False, overwrite=False)
     old_run(run)

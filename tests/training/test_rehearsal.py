@@ -40,7 +40,7 @@ def model(backbone="test_resnet", head="linear", size=32):
         (("test_resnet", "norm"), {"batch_size": 1}, "--batch-size 1: .* - pass --batch-size 2 or more"),
     ],
 )
-def test_what_would_fail_later_is_refused(module, options, message):
+def test_what_would_fail_later_is_refused(module, options, message):  # fault 94
     with pytest.raises(ConfigError, match=message):
         rehearse(config(**options), model(*module))
 

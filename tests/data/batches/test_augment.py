@@ -348,7 +348,7 @@ def test_what_is_no_picture_is_refused(image, kind):
 
 
 @pytest.mark.parametrize("name", ["light", "standard", "heavy"])
-def test_without_flips_nothing_is_mirrored(name):
+def test_without_flips_nothing_is_mirrored(name):  # fault 105
     half = np.zeros((64, 64, 3), dtype=np.uint8)
     half[:, 32:] = 255  # dark on the left
     sides = {}

@@ -500,7 +500,7 @@ def test_quiet_pillow_covers_overlapping_threads_and_nothing_but_pillow():
 
 
 @pytest.mark.parametrize("extra", ["text", "zip", "profile"])
-def test_large_metadata_are_no_reason_to_refuse(extra):
+def test_large_metadata_are_no_reason_to_refuse(extra):  # fault 103
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     info = PngInfo()
     info.add_text("workflow", "x" * 3_000_000, zip=extra == "zip")
@@ -510,7 +510,7 @@ def test_large_metadata_are_no_reason_to_refuse(extra):
     assert np.array_equal(decode_image(stream.getvalue()), pixels)
 
 
-def test_a_large_photo_is_decoded_at_the_size_that_is_needed(monkeypatch):
+def test_a_large_photo_is_decoded_at_the_size_that_is_needed(monkeypatch):  # fault 103
     monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
     stream = io.BytesIO()
     Image.fromarray(np.full((400, 800, 3), 90, dtype=np.uint8)).save(stream, "JPEG")
@@ -521,7 +521,7 @@ def test_a_large_photo_is_decoded_at_the_size_that_is_needed(monkeypatch):
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, True), (1, False)])
-def test_one_colour(value, expected):
+def test_one_colour(value, expected):  # fault 107
     pixels = np.zeros((50, 60, 3), dtype=np.uint8)
     pixels[49, 59, 2] = value
     stream = io.BytesIO()

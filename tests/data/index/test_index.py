@@ -380,7 +380,7 @@ def patients(root):
 
 
 @pytest.mark.parametrize("pattern", ["folder", r"-(p\d)/", r"p\d"])
-def test_groups_from_the_path_stay_together(tmp_path, pattern):
+def test_groups_from_the_path_stay_together(tmp_path, pattern):  # fault 123
     root = patients(tmp_path / "d")
     apart = index(root, val_split=0.3, test_split=0.3)
     assert any("--group-by folder" in note for note in apart.notes)
@@ -408,6 +408,6 @@ def test_a_pattern_that_is_found_nowhere_is_refused(tmp_path):
         (["black, white", "red"], None),
     ],
 )
-def test_labels_that_look_like_something_else(labels, words):
+def test_labels_that_look_like_something_else(labels, words):  # fault 114
     messages = [finding.message for finding in odd_labels(labels)]
     assert [words in message for message in messages] == ([] if words is None else [True])

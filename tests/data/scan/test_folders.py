@@ -248,7 +248,7 @@ def test_paths_are_the_users(pets, monkeypatch):
     assert scan_data(f"~/{pets.name}").files == scan_data(str(pets)).files
 
 
-def test_a_folder_called_sample_is_never_taken_for_the_bundled_pictures(tmp_path, monkeypatch):
+def test_a_folder_called_sample_is_never_taken_for_the_bundled_pictures(tmp_path, monkeypatch):  # fault 108
     monkeypatch.chdir(tmp_path)
     assert len(scan_data("sample").files) == 360
     for name in ("red", "blue"):
@@ -270,7 +270,7 @@ def test_a_folder_called_sample_is_never_taken_for_the_bundled_pictures(tmp_path
         (("train2017", "val2017"), ("train", "val")), (("train", "dev"), ("train", "val")),
     ],
 )  # fmt: skip
-def test_splits_by_other_names(tmp_path, names, splits):
+def test_splits_by_other_names(tmp_path, names, splits):  # fault 95
     for number, name in enumerate(names):
         folder(tmp_path / "d" / name, count=3, start=5000 * number)
     scan = scan_data(str(tmp_path / "d"))
@@ -288,7 +288,7 @@ def test_classes_that_sound_like_splits(tmp_path, names):
     assert scan_data(str(root)).class_names == tuple(sorted(names))
 
 
-def test_doubled_folders_and_pictures_without_classes(tmp_path):
+def test_doubled_folders_and_pictures_without_classes(tmp_path):  # fault 95
     root = tmp_path / "d"
     folder(root / "seg_train" / "seg_train", count=4)
     folder(root / "seg_test" / "seg_test", count=2, start=5000)
@@ -301,7 +301,7 @@ def test_doubled_folders_and_pictures_without_classes(tmp_path):
     assert note.startswith("3 pictures") and "transferkit predict RUN" in note and "seg_pred" in note
 
 
-def test_loose_pictures_to_predict_beside_train(tmp_path):
+def test_loose_pictures_to_predict_beside_train(tmp_path):  # fault 95
     root = folder(tmp_path / "d" / "train", count=4).parent
     for number in range(3):
         draw(root / "test" / f"{number}.bmp", 9000 + number)
@@ -314,7 +314,7 @@ def test_loose_pictures_to_predict_beside_train(tmp_path):
     assert "no class folders" in finding.message
 
 
-def test_what_transferkit_wrote_is_no_class(pets):
+def test_what_transferkit_wrote_is_no_class(pets):  # fault 96
     for name, mark in (("runs/pets-mini-1", "plan.json"), ("why", "explain.csv"), ("measured", "metrics.json")):
         draw(pets / name / "curves.bmp", 77)
         (pets / name / mark).write_text("{}", encoding="utf-8")
@@ -323,13 +323,13 @@ def test_what_transferkit_wrote_is_no_class(pets):
     assert [note.message for note in scan.notes] == ["3 folders that transferkit itself wrote are left out"]
 
 
-def test_a_folder_of_the_folder_that_was_meant(tmp_path):
+def test_a_folder_of_the_folder_that_was_meant(tmp_path):  # fault 97
     inner = folder(tmp_path / "archive" / "PetImages", count=2)
     with pytest.raises(DataError, match=f"2 folders of pictures: 'cat', 'dog' - pass '{inner}'"):
         scan_data(str(inner.parent))
 
 
-def test_a_class_of_endings_that_are_not_read_says_so(pets):
+def test_a_class_of_endings_that_are_not_read_says_so(pets):  # fault 109
     for number in range(3):
         (pets / "emu").mkdir(exist_ok=True)
         (pets / "emu" / f"{number}.heic").write_bytes(b"x")

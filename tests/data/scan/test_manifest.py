@@ -154,7 +154,7 @@ def test_parquet(pets):
     assert "is not Parquet" in refused(pets / "bad.parquet")[0]
 
 
-def test_labels_in_another_encoding_are_said(pets):
+def test_labels_in_another_encoding_are_said(pets):  # fault 115
     path = pets / "list.csv"
     path.write_bytes("path,label\ncat/000.bmp,Köter\ndog/000.bmp,Kater\n".encode("latin-1"))
     with pytest.raises(DataError, match="labels that are no UTF-8 text: line 2 - save it as UTF-8"):
@@ -164,7 +164,7 @@ def test_labels_in_another_encoding_are_said(pets):
 @pytest.mark.parametrize(
     ("names", "words"), [(("cat/000", "dog/000"), "with their endings"), (("cat\\000.bmp", "dog\\000.bmp"), "not ")]
 )
-def test_paths_none_of_which_exists_are_said(pets, names, words):
+def test_paths_none_of_which_exists_are_said(pets, names, words):  # fault 115
     path = table(pets / "list.csv", *(f"{name},{name[:3]}" for name in names))
     with pytest.raises(DataError, match=f"none of its 2 files exists, such as .*000.*{re.escape(words)}"):
         scan_data(str(path))

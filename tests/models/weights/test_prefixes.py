@@ -33,14 +33,14 @@ def loaded(path):
         (lambda state: {"student": {"other": torch.zeros(1)}, "teacher": dict(state)}, "teacher."),
     ],
 )  # fmt: skip
-def test_the_one_prefix_that_fits_is_used_and_said(tmp_path, state, content, prefix):
+def test_the_one_prefix_that_fits_is_used_and_said(tmp_path, state, content, prefix):  # fault 110
     torch.save(content(state), tmp_path / "x.pth")
     with pytest.warns(TransferkitWarning, match=f"taken from under '{prefix}'"):
         weights = loaded(tmp_path / "x.pth")
     assert all(torch.equal(weights[name], tensor) for name, tensor in state.items())
 
 
-def test_two_that_fit_are_an_error_that_names_both(tmp_path, state):
+def test_two_that_fit_are_an_error_that_names_both(tmp_path, state):  # fault 110
     torch.save({"student": dict(state), "teacher": under("backbone.", state)}, tmp_path / "x.pth")
     with pytest.raises(BackboneError, match="2 networks that fit, under 'student.', 'teacher.backbone.'"):
         loaded(tmp_path / "x.pth")

@@ -127,7 +127,7 @@ def test_the_file_describes_itself_and_names_nothing_of_this_machine(run, export
     assert sorted(path.name for path in exported.parent.iterdir()) == ["it's.onnx", "it's_example.py"]
 
 
-def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predictor, pictures, tmp_path):
+def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predictor, pictures, tmp_path):  # fault 124
     names = ("turned.jpg", "clear.png", "grey.png", "small.png", "deep.png", "deep.tif")
     turned, clear, grey, small, *deep = (tmp_path / name for name in names)
     with Image.open(pictures[0]) as image:

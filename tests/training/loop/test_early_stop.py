@@ -23,7 +23,7 @@ def chosen(offers, higher_is_better=True):
         ([(0.5, 1.0), (float("nan"), 0.1)], True, BEFORE_TRAINING),
     ],
 )
-def test_which_epoch(offers, higher, expected):
+def test_which_epoch(offers, higher, expected):  # fault 119
     assert chosen(offers, higher) == expected
 
 
