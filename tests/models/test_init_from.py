@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transferkit.core.errors import TransferkitWarning
-from transferkit.models.artifact import load_weights_from, save_model
+from transferkit.models.artifact import load_model, load_weights_from, save_model
 from transferkit.models.module import TransferModule
 
 
@@ -52,3 +52,29 @@ def test_equal_classes_say_nothing(tmp_path):
     new = model(("a", "b"), seed=1)
     load_weights_from(tmp_path, new)
     assert all(torch.equal(tensor, new.head.state_dict()[key]) for key, tensor in old.head.state_dict().items())
+
+
+class Tied(torch.nn.Module):
+    """A head that holds one layer under two names."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.block = torch.nn.Linear(width, width)
+        self.again = self.block
+        self.out = torch.nn.Linear(width, 2)
+
+    def forward(self, features):
+        return self.out(self.again(torch.relu(self.block(features))))
+
+
+def test_one_layer_under_two_names_is_saved_and_loaded(tmp_path):  # fault 93
+    width = model(("a", "b")).backbone.num_features
+    module = TransferModule(
+        "test_resnet", 2, Tied(width), class_names=("a", "b"), weights="random", image_size=32
+    ).eval()
+    save_model(tmp_path, module)
+    loaded, _ = load_model(tmp_path, head=Tied(width))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), module(images))
+    assert loaded.head.again is loaded.head.block

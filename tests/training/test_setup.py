@@ -6,17 +6,19 @@ import logging
 import pytest
 from small_runs import make_module
 
-from transferkit.core.errors import ConfigError
+from transferkit.core.errors import ConfigError, TransferkitWarning
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models import task as tasks
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
+from transferkit.runs.write import write_data
 from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.plan.options import resolve_options
 from transferkit.training.plan.phases import Phase
-from transferkit.training.setup import prepare
+from transferkit.training.setup import _warn_of_seen, prepare
 
 
 @pytest.fixture
@@ -49,3 +51,18 @@ def test_a_phase_ends_with_the_first_figure_that_its_task_watches(tmp_path):
     selection = Selection("val_loss", higher_is_better=False, patience=None)
     recorder = RunRecorder(tmp_path, module, PhaseSchedule([Phase("all", 1)]), selection, SignalFlag())
     assert recorder.history.figures == ("train_loss", "val_loss", "val_f1_macro")
+
+
+def test_weights_that_were_trained_on_what_is_measured_are_said(pets, tmp_path):  # fault 99
+    earlier = ImageData(pets, image_size=32, seed=0).index
+    (tmp_path / "run").mkdir()
+    write_data(tmp_path / "run", earlier, skip_bad=False)
+    trained = {record.sha256 for record in earlier.split("train")}
+    config = make_config(FinetuneConfig, {"data": str(pets), "init_from": str(tmp_path / "run"), "seed": 1})
+    data = ImageData(pets, image_size=32, seed=1)
+    held = [record.sha256 in trained for record in data.index.records if record.split != "train"]
+    with pytest.warns(
+        TransferkitWarning, match=f"was trained on {sum(held)} of these {len(held)} val and test pictures"
+    ):
+        _warn_of_seen(config, data)
+    _warn_of_seen(config, ImageData(pets, image_size=32, seed=0))  # the same splits

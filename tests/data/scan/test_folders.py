@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -335,3 +336,12 @@ def test_a_class_of_endings_that_are_not_read_says_so(pets):  # fault 109
         (pets / "emu" / f"{number}.heic").write_bytes(b"x")
     _, (finding,) = refused(pets, Kind.EMPTY)
     assert "'emu' (files that are not read: 3 .heic)" in finding.message
+
+
+def test_names_are_the_same_under_every_locale(tmp_path):  # fault 102
+    folder(tmp_path / "d", ["Kätzchen", "Öl"], count=2)
+    code = "from transferkit.data.scan.scan import scan_data; print(ascii(scan_data('d').class_names))"
+    for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}):
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == ascii(("Kätzchen", "Öl"))
