@@ -530,3 +530,13 @@ def test_one_colour(value, expected):  # fault 107
     info = decode_with_info(stream.getvalue())[1]
     notes = [finding.message for finding in special_pictures([ReadResult("a.png", "0", info=info)])]
     assert ("of one colour as decoded" in " ".join(notes)) == expected
+
+
+@pytest.mark.parametrize(("top", "said"), [(1023, True), (65535, False)])
+def test_ten_bits_in_sixteen_are_said(top, said):  # fault 125
+    values = np.linspace(0, top, 600).astype(np.uint16).reshape(20, 30)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    info = decode_with_info(stream.getvalue())[1]
+    notes = [finding.message for finding in special_pictures([ReadResult("a.png", "0", info=info)])]
+    assert any("less than an eighth of the range is used" in note for note in notes) == said

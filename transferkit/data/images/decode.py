@@ -123,6 +123,7 @@ class ImageInfo:
         animated: Whether there are further frames or pages, which are not used.
         transparent: Whether some pixels may be see-through.
         one_colour: Whether all pixels, as decoded, are equal.
+        peak: Of 16-bit grey the largest value as decoded, in [0, 255]; 255 for all others.
     """
 
     format: str
@@ -132,6 +133,7 @@ class ImageInfo:
     animated: bool
     transparent: bool
     one_colour: bool = False
+    peak: int = 255
 
     @property
     def grey(self) -> bool:
@@ -272,7 +274,8 @@ def _decode(data: bytes, min_side: int | None) -> tuple[Pixels, ImageInfo]:
     if orientation >= 5:
         width, height = height, width
     pixels = np.array(rgb)
-    return pixels, ImageInfo(kind, mode, width, height, animated, transparent, _is_one_colour(pixels))
+    peak = int(pixels.max()) if mode.startswith("I;16") else 255
+    return pixels, ImageInfo(kind, mode, width, height, animated, transparent, _is_one_colour(pixels), peak)
 
 
 def _is_one_colour(pixels: Pixels) -> bool:

@@ -26,6 +26,9 @@ __all__ = [
 MANY_NUMBERS = 12
 """Labels that are numbers, up to which they may well be names of classes: digits, grades, months."""
 
+DARK = 32
+"""Of 255: 16-bit pictures whose brightest pixel is darker hardly differ once they have 8 bits."""
+
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
@@ -177,6 +180,11 @@ def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
     counts = (
         (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
         (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
+        (
+            sum(info.peak < DARK for info in infos),
+            "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels are "
+            "left, so scale them to the whole range (64 times as bright, say) before",
+        ),
         (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
         (sum(info.transparent for info in infos), "with transparency: laid over white"),
         (sum(info.one_colour for info in infos), "of one colour as decoded: nothing is to be seen on them"),
