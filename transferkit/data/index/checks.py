@@ -182,8 +182,8 @@ def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
         (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
         (
             sum(info.peak < DARK for info in infos),
-            "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels are "
-            "left, so scale them to the whole range (64 times as bright, say) before",
+            "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels "
+            "are left, so scale them to the whole range (64 times as bright, say) before",
         ),
         (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
         (sum(info.transparent for info in infos), "with transparency: laid over white"),
