@@ -8,7 +8,7 @@ from transferkit.core.errors import ConfigError
 from transferkit.models.module import TransferModule
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
-from transferkit.training.rehearsal import rehearse
+from transferkit.training.rehearsal import rehearse, rehearse_saving
 
 
 class NormHead(nn.Module):
@@ -54,3 +54,24 @@ def test_what_works_leaves_no_trace(options):
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
+
+
+class Forgetful(nn.Module):
+    """A head whose state is not what it computes with."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.out = nn.Linear(width, 3)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.out.weight.data.zero_())
+
+    def forward(self, features):
+        return self.out(features)
+
+
+def test_a_model_that_could_not_be_loaded_again_is_refused(tmp_path):  # fault 126
+    module = model()
+    rehearse_saving(tmp_path, module)
+    module = TransferModule("test_resnet", 3, Forgetful(module.backbone.num_features), weights="random", image_size=32)
+    with pytest.raises(ConfigError, match=r"would not be loaded as it was saved: 'head.out.weight'"):
+        rehearse_saving(tmp_path, module)
+    assert list(tmp_path.iterdir()) == []

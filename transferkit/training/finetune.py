@@ -50,6 +50,7 @@ from transferkit.training.plan.preview import plan_directory, write_preview
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, of_first, world
 from transferkit.training.ranks.processes import in_processes, started_as, warned_once
 from transferkit.training.ranks.strategies import quiet_lightning
+from transferkit.training.rehearsal import rehearse_saving
 from transferkit.training.setup import Training, prepare
 
 __all__ = ["Run", "finetune"]
@@ -138,6 +139,7 @@ def _tell(config: FinetuneConfig, run: Path, callbacks: Sequence[Callback], meas
     with directory:
         checkpoint = by_first(resume_point)(run, training.data.index) if config.resume else None
         _describe(run, training, search)
+        by_first(rehearse_saving)(run, training.module)
         _soften(training, solved)
         training, recorder = _train(run, training, solved, checkpoint, callbacks, halve=config.batch_size == AUTO)
         metrics = _conclude(run, training, recorder, measured)

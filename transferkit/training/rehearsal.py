@@ -1,17 +1,54 @@
-"""The rehearsal: every size that a training will use is run through the model once, before anything is computed."""
+"""The rehearsal: what a training will do at its end, and every size that it will use, is tried before it begins."""
 
 from __future__ import annotations
 
+import copy
+import tempfile
+from pathlib import Path
+
 import torch
 
-from transferkit.core.errors import ConfigError, TransferkitError
-from transferkit.core.text import first_line
+from transferkit.core.errors import ConfigError, StorageError, TransferkitError
+from transferkit.core.text import first_line, listing
 from transferkit.machine.random import undisturbed
+from transferkit.models.artifact import load_model, save_model
 from transferkit.models.freezing import restored_modes
 from transferkit.models.module import TransferModule
 from transferkit.options.training import TrainingOptions
 
-__all__ = ["rehearse"]
+__all__ = ["rehearse", "rehearse_saving"]
+
+
+def rehearse_saving(run: Path, module: TransferModule) -> None:
+    """Write a model as it will be written at the end, read it back, and compare; nothing stays in the directory.
+
+    Args:
+        run: The run directory.
+        module: On the CPU.
+
+    Raises:
+        ConfigError: It cannot be read back as it was.
+        StorageError: The disk is full or read-only.
+    """
+    with tempfile.TemporaryDirectory(prefix=".rehearsal.", dir=run) as folder, undisturbed(0, "cpu"):
+        try:
+            info = save_model(Path(folder), module)
+            loaded, _ = load_model(Path(folder), head=copy.deepcopy(module.head) if info.head is None else None)
+        except StorageError:
+            raise
+        except Exception as error:  # of a backbone or a head that is not ours
+            raise ConfigError(
+                f"the model of this run could be trained, but not saved and loaded again ({first_line(error)}) - correct "
+                f"the backbone {module.backbone.name} or its head"
+            ) from error
+        before, after = module.state_dict(), loaded.state_dict()
+        lost = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+        lost += [name for name in before if name.startswith(("backbone.", "head.")) and name not in after]
+        if lost:
+            raise ConfigError(
+                f"the model of this run would not be loaded as it was saved: {listing(lost)} - correct the backbone "
+                f"{module.backbone.name} or its head"
+            )
 
 
 def rehearse(config: TrainingOptions, module: TransferModule) -> None:
