@@ -38,8 +38,8 @@ def rehearse_saving(run: Path, module: TransferModule) -> None:
             raise
         except Exception as error:  # of a backbone or a head that is not ours
             raise ConfigError(
-                f"the model of this run could be trained, but not saved and loaded again ({first_line(error)}) - correct "
-                f"the backbone {module.backbone.name} or its head"
+                f"the model of this run could be trained, but not saved and loaded again ({first_line(error)}) - "
+                f"correct the backbone {module.backbone.name} or its head"
             ) from error
         before, after = module.state_dict(), loaded.state_dict()
         lost = [name for name in before if name in after and not torch.equal(before[name], after[name])]
