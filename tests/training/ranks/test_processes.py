@@ -15,12 +15,11 @@ from transferkit.training.ranks.processes import _require_script
 @pytest.mark.parametrize("file", [None, "<stdin>"])
 def test_there_is_none_in_a_notebook_or_pipe(monkeypatch, file):  # fault 120
     config = make_config(FinetuneConfig, {"data": "d", "devices": 2})
-    _require_script(config)  # pytest's own command can be run again
     main = types.ModuleType("__main__")
-    main.__spec__ = None
-    if file is not None:
-        main.__file__ = file
+    main.__spec__, main.__file__ = None, __file__
     monkeypatch.setitem(sys.modules, "__main__", main)
+    _require_script(config)  # a script can be run again
+    main.__file__ = file
     with pytest.raises(ConfigError, match="put it into a script, or use the command line"):
         _require_script(config)
     monkeypatch.setenv("TRANSFERKIT_PARENT", str(os.getppid()))  # started by one that could

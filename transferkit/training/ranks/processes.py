@@ -60,7 +60,6 @@ def in_processes(config: FinetuneConfig, job: Callable[[FinetuneConfig], T]) -> 
     config = _as_torchrun_has_it(config)
     if config.devices * config.num_nodes == 1:
         return job(config)
-    _require_script(config)
     accelerator = choose_accelerator(config.accelerator, config.devices)
     environment = make_environment(config.devices * config.num_nodes)
     with quiet_lightning():
@@ -68,6 +67,7 @@ def in_processes(config: FinetuneConfig, job: Callable[[FinetuneConfig], T]) -> 
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         raise ConfigError(f"--strategy {config.strategy} cannot run {config.devices} device(s) here - pass ddp")
+    _require_script(config)
 
     def run() -> T:
         children = list(launcher.procs)
