@@ -178,7 +178,8 @@ def test_debug_shows_the_traceback(command):
     assert "Traceback" in err
 
 
-def test_terminal_escapes_in_names_are_made_visible(command):  # fault 92
+def test_terminal_escapes_in_names_are_made_visible(command, tmp_path, monkeypatch):  # fault 92
+    monkeypatch.chdir(tmp_path)
     status, _, err = command("finetune", "--data", "no\x1b[31m\nsuch")
     assert status == 3
     assert "\x1b" not in err
@@ -191,7 +192,8 @@ def test_the_commands_signal_handler_does_not_outlive_it(command):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_missing_accelerator(command):  # fault 43
+def test_missing_accelerator(command, tmp_path, monkeypatch):  # fault 43
+    monkeypatch.chdir(tmp_path)
     status, _, err = command("finetune", "--data", "sample", "--accelerator", "mps")
     assert status == 2
     assert "--accelerator mps is not on this machine, which has: cpu" in err

@@ -190,7 +190,8 @@ def test_a_directory_that_is_taken(options):  # fault 40
     assert read(probe(options, overwrite=True))["features"]["computed"] == 0
 
 
-def test_one_class_is_refused(options, tmp_path, capsys):  # fault 4
+def test_one_class_is_refused(options, tmp_path, capsys, monkeypatch):  # fault 4
+    monkeypatch.chdir(tmp_path)
     target = tmp_path / "one" / "circle"
     target.mkdir(parents=True)
     for path in (Path(options["data"]) / "train" / "circle").iterdir():
