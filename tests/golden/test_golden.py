@@ -6,7 +6,7 @@ import json
 import pytest
 from golden.record import HERE, RUNS, draw, run
 
-TOLERANCE, SOLVED = 1e-4, 1e-2
+TOLERANCE, SOLVED = 1e-4, 1e-3
 """Relative above 1, for losses on another machine or release; a solved head is as exact as its solver stops."""
 
 

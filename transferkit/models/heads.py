@@ -102,7 +102,7 @@ class CosineHead(nn.Module):
     ) -> None:
         super().__init__()
         self.drop = nn.Dropout(drop_rate)
-        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_classes, in_features), std=0.02))
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(num_classes, in_features), std=0.02))
         self.scale: Tensor
         if learn_scale:
             self.scale = nn.Parameter(torch.tensor(float(scale)))
@@ -243,5 +243,6 @@ def _problems(head: str | nn.Module, in_features: int, num_classes: int, drop_ra
 
 
 def _small(layer: nn.Linear) -> None:
-    nn.init.trunc_normal_(layer.weight, std=0.01)
+    """Draw small weights by `normal_`: `trunc_normal_` draws other numbers from the same seed in other releases."""
+    nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

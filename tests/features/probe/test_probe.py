@@ -125,6 +125,26 @@ def test_the_choice_by_hand():
     assert choose(np.stack([acc, nll], axis=-1)) == 2
 
 
+def test_what_classes_that_part_cleanly_leave_to_the_nll_is_no_reason_for_a_weaker_strength():
+    scores = np.ones((5, 5, 2))
+    scores[..., 1] = [0.05, 0.0109, 0.008, 0.005, 0.001]
+    assert choose(scores) == 1
+    for last in (0.001, 0.004, 0.009):  # as far as the solver of some release goes
+        scores[..., 4, 1] = last
+        assert choose(scores) == 1
+    scores[..., 1] += 0.01  # 0.015 is the lowest: above 0.01 every 0.001 counts
+    assert choose(scores) == 3
+
+
+def test_the_head_that_is_kept_is_exact():
+    X, y = rows(90, width=12, classes=3, distance=1.0)
+    X = X.astype(np.float32)
+    probe = fit_probe(X, y, 3, classifier_args={"C": 40.0})
+    scaler = StandardScaler().fit(X.astype(np.float64))
+    exact = LogisticRegression(C=40.0, tol=1e-9, max_iter=10_000).fit(scaler.transform(X.astype(np.float64)), y)
+    assert np.abs(probe.probs(X) - exact.predict_proba(scaler.transform(X.astype(np.float64)))).max() < 1e-4
+
+
 def test_the_grid_goes_on_at_its_edge():
     X, y = rows(60, width=2, classes=2, distance=0.0)
     X[:, 1] = X[:, 0] + np.where(y == 1, 0.02, -0.02)  # all that tells the classes apart is a small difference
