@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.callbacks import Callback
+from typing import TYPE_CHECKING, Any
 
 from transferkit.options.features import ProbeConfig
 from transferkit.results.report.report import report_on
@@ -14,6 +12,9 @@ from transferkit.training.finetune import Run
 from transferkit.training.finetune import finetune as train
 from transferkit.training.probe_run import run_probe
 from transferkit.training.ranks.processes import started_as
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 __all__ = ["finetune", "probe"]
 

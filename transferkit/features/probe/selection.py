@@ -75,7 +75,10 @@ def choose(scores: Array) -> int:
     """Return which of the candidates to take, by scores (folds, candidates, 2) of accuracy and nll.
 
     Of those whose accuracy is within half a standard error of the best mean (the error of the difference to the best,
-XX
+    fold by fold) the first whose nll is within 0.001 of the lowest, or of `CERTAIN` where the lowest is below it.
+    Candidates come in the order of preference, strong regularisation first: on classes that part cleanly the nll would
+    fall for ever.
+
     On 60 synthetic sets (60 to 1,000 rows, with and without label noise) this rule lost the least accuracy to the best
     C in hindsight: 0.9 points, against 1.2 by the best accuracy alone, and 1.3 by the nll alone or within a full
     standard error of the accuracy. It lost less than half the nll of the best accuracy alone. The usual rule, the
