@@ -94,7 +94,7 @@ def package_files():
     files = {}
     for path in PACKAGE.rglob("*.py"):
         parts = ("transferkit", *path.relative_to(PACKAGE).with_suffix("").parts)
-        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
     return files
 
 
@@ -131,6 +131,68 @@ def test_no_two_files_of_tests_have_one_name():  # pytest would collect only one
     assert sorted(names) == sorted(set(names))
 
 
+def unnamed_encodings(source):
+    """Lines that open, read or write text without naming its encoding; ruff's own rule sees no variables of paths."""
+    found = []
+    for node in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        words = {word.arg: word.value for word in node.keywords}
+        if "encoding" in words:
+            continue
+        place = {"open": isinstance(node.func, ast.Name), "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0}
+        if name in place:
+            default = "r" if "open" in name else "w+b"
+            mode = words.get("mode", node.args[place[name]] if len(node.args) > place[name] else ast.Constant(default))
+            # `archive.open(entry)` has no mode in that place, and what it gives are bytes
+            text = isinstance(mode, ast.Constant) and set(str(mode.value)) <= set("rwxat+")
+        else:
+            text = {"read_text": not node.args, "write_text": len(node.args) < 2, "TextIOWrapper": True}.get(
+                name, False
+            )
+        asked = [words[word] for word in ("text", "universal_newlines") if word in words]
+        if text or any(isinstance(value, ast.Constant) and value.value is True for value in asked):
+            found.append(node.lineno)
+    return found
+
+
+def test_every_text_names_its_encoding():
+    """Else a name with an accent reads otherwise under another locale."""
+    root = PACKAGE.parent
+    files = [path for folder in (PACKAGE, root / "tests", root / "recipes") for path in folder.rglob("*.py")]
+    places = [(path, line) for path in files for line in unnamed_encodings(path.read_text(encoding="utf-8"))]
+    assert [f"{path.relative_to(root)}:{line}" for path, line in places] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("path.read_text()", False),
+        ("path.read_text(errors='replace')", False),
+        ("path.read_text('utf-8')", True),
+        ("path.write_text('x')", False),
+        ("path.write_text('x', encoding='utf-8')", True),
+        ("path.open()", False),
+        ("path.open('w', newline='')", False),
+        ("path.open('rb')", True),
+        ("path.open(mode='a')", False),
+        ("archive.open(entry)", True),
+        ("open(path)", False),
+        ("open(path, 'w+')", False),
+        ("open(path, 'rb')", True),
+        ("open(path, encoding='utf-8')", True),
+        ("os.fdopen(handle, 'w')", False),
+        ("tempfile.NamedTemporaryFile()", True),
+        ("tempfile.NamedTemporaryFile('w')", False),
+        ("io.TextIOWrapper(stream)", False),
+        ("subprocess.run(words, text=True)", False),
+        ("subprocess.run(words, capture_output=True)", True),
+        ("subprocess.run(words, encoding='utf-8')", True),
+    ],
+)
+def test_the_encoding_test_can_fail(code, named):
+    assert unnamed_encodings(code) == ([] if named else [1])
+
+
 def test_modules_are_rooms():
     """A docstring line of purpose, no `utils`, and at most 400 lines (350 is a hint that there are two ideas)."""
     for module, source in package_files().items():
@@ -144,7 +206,7 @@ HEAVY = ("torch", "torchvision", "timm", "lightning", "albumentations", "sklearn
 
 def loaded_by(code):
     script = f"{code}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
     return result.stdout.split("\n")[-2].split()
 
 
@@ -194,6 +256,6 @@ def test_one_door():
 
 
 def test_version_is_the_changelogs():
-    changelog = (PACKAGE.parent / "CHANGELOG.md").read_text()
+    changelog = (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {transferkit.__version__}" in changelog
-    assert f'version = "{transferkit.__version__}"' in (PACKAGE.parent / "pyproject.toml").read_text()
+    assert f'version = "{transferkit.__version__}"' in (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")

@@ -13,7 +13,11 @@ README = Path(__file__).parent.parent / "README.md"
 
 def block_with(text):
     """The one Python block that holds `text`."""
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if text in block]
+    (block,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+        if text in block
+    ]
     return block
 
 
@@ -81,5 +85,5 @@ def test_every_flag_in_the_readme_exists():
     known = {flag(name) for verb in VERBS.values() for name in verb.options.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text())) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text(encoding="utf-8"))) <= known
     assert "--overwrite" in {flag(name) for name in FinetuneConfig.__dataclass_fields__}

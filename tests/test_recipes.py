@@ -17,12 +17,12 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_sound(recipe):
-    command = re.search(rf"transferkit (\w+) --config recipes/{recipe.name}", recipe.read_text())
+    command = re.search(rf"transferkit (\w+) --config recipes/{recipe.name}", recipe.read_text(encoding="utf-8"))
     assert command  # it opens with its command
     config = make_config(VERBS[command[1]].options, parse_options(command[1], ["--config", str(recipe)]))
     if isinstance(config, FinetuneConfig):
         assert resolve_phases(config, None)
-    assert recipe.name in (recipe.parent / "README.md").read_text()
+    assert recipe.name in (recipe.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_phases_written_out_run(folder, tmp_path):

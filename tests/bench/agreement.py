@@ -51,7 +51,7 @@ def of_onnx(run: Path, paths: list[str], folder: Path) -> list[str]:
 def of_server(run: Path, paths: list[str]) -> list[str]:
     """Labels that the server gives."""
     command = [sys.executable, "-m", "transferkit", "serve", str(run), "--port", "0", "--neighbours", "0", "--quiet"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     try:
         assert server.stdout is not None
         port = next(int(found[1]) for line in server.stdout if (found := re.search(r"http://[^:/]+:(\d+)", line)))
@@ -74,7 +74,7 @@ def run() -> None:
     options = parser.parse_args()
     rows = [row for row in read_csv(options.run / "predictions.csv") if row["split"] == "val"]
     paths, trained = [row["path"] for row in rows], [row["predicted"] for row in rows]
-    accuracy = json.loads((options.run / "metrics.json").read_text())["val"]["acc"]
+    accuracy = json.loads((options.run / "metrics.json").read_text(encoding="utf-8"))["val"]["acc"]
     print(f"{len(paths)} validation pictures; accuracy at the end of training {accuracy:.6f}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

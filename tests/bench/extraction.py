@@ -73,7 +73,7 @@ def plain_loop(options: argparse.Namespace) -> float:
     words = [sys.executable, __file__, "--part", "plain-loop", "--data", str(options.train), "--backbone",
              options.backbone, "--images", str(options.images), "--image-size", str(options.image_size),
              "--workers", str(options.workers)]  # fmt: skip
-    result = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    result = subprocess.run(words, check=True, capture_output=True, encoding="utf-8", env=environment)
     return float(result.stdout.split()[-1])
 
 

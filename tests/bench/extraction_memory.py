@@ -27,7 +27,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * PAGE
 
 
 def worker(options: argparse.Namespace) -> None:
@@ -82,7 +82,7 @@ def main() -> None:
             multiply(options.data, Path(temporary) / "pictures", count)
             words = [sys.executable, __file__, "--data", f"{temporary}/pictures", "--store", f"{temporary}/store",
                      "--backbone", options.backbone, "--image-size", str(options.image_size)]  # fmt: skip
-            result = subprocess.run(words, check=True, capture_output=True, text=True)
+            result = subprocess.run(words, check=True, capture_output=True, encoding="utf-8")
         peak, rows, features, seconds = map(float, result.stdout.split())
         peaks.append(peak)
         print(f"  {rows:>7,.0f} pictures: {peak / 1e6:,.0f} MB, of which {features / 1e6:,.0f} MB features; "

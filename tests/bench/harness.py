@@ -51,7 +51,7 @@ def machine() -> str:
     import torch
 
     try:
-        with Path("/proc/cpuinfo").open() as stream:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
             processor = next(line.split(":")[1].strip() for line in stream if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor()

@@ -29,8 +29,8 @@ def measured(options: argparse.Namespace, lr: str, seed: int) -> tuple[float, fl
         status = main([*command, *(["--overwrite"] if out.exists() else [])])
         if status:
             raise SystemExit(status)
-    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-    plan = json.loads((out / "plan.json").read_text())
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     return metrics["val"]["acc"], plan["phases"][-1]["lr"]
 
 

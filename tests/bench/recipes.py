@@ -28,7 +28,7 @@ def measured(recipe: Path, options: argparse.Namespace, seed: int) -> dict[str, 
         status = main([*command, *options.more, "--quiet", *(["--overwrite"] if out.exists() else [])])
         if status:
             raise SystemExit(status)
-    return json.loads((out / "metrics.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def told(values: list[float]) -> str:

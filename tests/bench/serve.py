@@ -58,7 +58,7 @@ def main() -> None:
 
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(args.run), str(args.wait_ms), args.accelerator],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, encoding="utf-8",
     )  # fmt: skip
     try:
         assert server.stdout is not None
@@ -107,7 +107,7 @@ def pictures(args: argparse.Namespace) -> list[Path]:
     """Return the readable files to send."""
     if args.data is not None:
         return sorted(path for path in args.data.rglob("*") if path.is_file())
-    with (args.run / "pictures.csv").open(newline="") as stream:
+    with (args.run / "pictures.csv").open(newline="", encoding="utf-8") as stream:
         return [Path(row["path"]) for row in csv.DictReader(stream) if row["split"] == "val"]
 
 

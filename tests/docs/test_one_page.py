@@ -28,7 +28,9 @@ def test_the_page_reaches_the_numbers_of_finetune(tmp_path, command):
     script.write_text(program.replace("= 0, 96, 0.875, 10,", f"= 0, 96, 0.875, {EPOCHS},"), encoding="utf-8")
     probe = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["phases"][0]
     words = [sys.executable, script, sample_folder(), mini._FILE, probe["C"]]
-    printed = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = subprocess.run(
+        list(map(str, words)), capture_output=True, encoding="utf-8", check=True
+    ).stdout.splitlines()
     losses = [float(re.search(r"val_loss=(\S+)", line)[1]) for line in printed]
     accuracies = [float(re.search(r"val_acc=(\S+)", line)[1]) for line in printed[1:]]
     history = read_csv(run / "history.csv")

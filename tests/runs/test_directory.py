@@ -17,8 +17,8 @@ from transferkit.runs.directory import default_run_dir, is_complete, named_run_d
 
 def old_run(path):
     path.mkdir()
-    (path / "config.yaml").write_text("data: x\n")
-    (path / "metrics.json").write_text("{}")
+    (path / "config.yaml").write_text("data: x\n", encoding="utf-8")
+    (path / "metrics.json").write_text("{}", encoding="utf-8")
     return path
 
 
@@ -62,13 +62,13 @@ def test_an_empty_directory_is_fine(tmp_path):
 
 
 def test_overwrite_takes_runs_only(tmp_path):  # fault 40
-    (tmp_path / "thesis.tex").write_text("dear")
+    (tmp_path / "thesis.tex").write_text("dear", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"holds no run \(no config.yaml\), so --overwrite will not replace it"):
         prepare_run_dir(tmp_path, resume=False, overwrite=True)
 
 
 def test_a_file_is_refused(tmp_path):
-    (tmp_path / "run").write_text("")
+    (tmp_path / "run").write_text("", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is a file, expected a directory"):
         prepare_run_dir(tmp_path / "run", resume=False, overwrite=False)
 
@@ -77,7 +77,7 @@ def test_overwrite_deletes_the_old_run_only_on_success(tmp_path):  # fault 40
     run = old_run(tmp_path / "run")
     with open_run_dir(run, resume=False, overwrite=True):
         assert not is_complete(run)
-        (run / "new").write_text("")
+        (run / "new").write_text("", encoding="utf-8")
         assert (tmp_path / ".run.replaced" / "config.yaml").exists()
     assert sorted(path.name for path in run.iterdir()) == ["new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -86,7 +86,7 @@ def test_overwrite_deletes_the_old_run_only_on_success(tmp_path):  # fault 40
 def test_overwrite_puts_the_old_run_back_after_a_failure(tmp_path):  # fault 40
     run = old_run(tmp_path / "run")
     with pytest.raises(RuntimeError, match="boom"), open_run_dir(run, resume=False, overwrite=True):
-        (run / "new").write_text("")
+        (run / "new").write_text("", encoding="utf-8")
         raise RuntimeError("boom")
     assert is_complete(run)
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.json"]  # no lock either
@@ -104,9 +104,9 @@ def test_the_lock_of_another_stays(tmp_path):
     run = old_run(tmp_path / "run")
     with pytest.raises(RuntimeError), open_run_dir(run, resume=True, overwrite=False):
         (run / ".lock").unlink()
-        (run / ".lock").write_text("process 1 on another machine")
+        (run / ".lock").write_text("process 1 on another machine", encoding="utf-8")
         raise RuntimeError("boom")
-    assert (run / ".lock").read_text() == "process 1 on another machine"
+    assert (run / ".lock").read_text(encoding="utf-8") == "process 1 on another machine"
 
 
 def test_a_failing_disk_does_not_hide_what_failed(tmp_path, monkeypatch):  # fault 48
@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, step):  # fault 4
     with pytest.raises(StorageError, match=r"cannot write '.*file.json': No space left on device"):
         write_json(target, {"old": False})
     monkeypatch.undo()
-    assert json.loads(target.read_text()) == {"old": True}
+    assert json.loads(target.read_text(encoding="utf-8")) == {"old": True}
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 

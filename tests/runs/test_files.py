@@ -19,10 +19,12 @@ def content(files, name):
 def run(tmp_path):
     for name in DOCUMENTS:
         (tmp_path / name).write_text('{"is": "é"}', encoding="utf-8")
-    (tmp_path / "history.csv").write_text("phase,epoch,val_acc,val_loss\nhead,0,0.5,\nhead,1,nan,0.1\n")
-    (tmp_path / "pictures.csv").write_text("split,label,path,sha256\ntrain,a,'=x.png,0\n")
+    (tmp_path / "history.csv").write_text(
+        "phase,epoch,val_acc,val_loss\nhead,0,0.5,\nhead,1,nan,0.1\n", encoding="utf-8"
+    )
+    (tmp_path / "pictures.csv").write_text("split,label,path,sha256\ntrain,a,'=x.png,0\n", encoding="utf-8")
     (tmp_path / "predictions.csv").write_text(
-        "split,path,label,predicted,probability,label_probability\nval,x,a,b,0.9,0.1\n"
+        "split,path,label,predicted,probability,label_probability\nval,x,a,b,0.9,0.1\n", encoding="utf-8"
     )
     return tmp_path
 
@@ -54,7 +56,7 @@ def test_a_table_that_is_missing_is_empty(run, name):
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, *TABLES])
 def test_damage_is_an_error_or_said(run, name):
-    (run / name).write_text("{: [" if name in DOCUMENTS else "a,b\n1\n")
+    (run / name).write_text("{: [" if name in DOCUMENTS else "a,b\n1\n", encoding="utf-8")
     with pytest.raises((CheckpointError, StorageError), match=name):
         content(RunFiles(run), name)
     files = RunFiles(run, lenient=True)
@@ -67,7 +69,7 @@ def test_damage_is_an_error_or_said(run, name):
 
 
 def test_what_is_missing_is_no_problem_for_a_page(tmp_path):
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
     files = read_run(tmp_path)
     assert files.problems == []
     assert (files.kind, files.model_run, files.model, files.plan, files.pictures) == (FINETUNE, None, {}, {}, [])
@@ -75,13 +77,13 @@ def test_what_is_missing_is_no_problem_for_a_page(tmp_path):
 
 @pytest.mark.parametrize(("config", "kind"), [({"classifier": "knn"}, PROBE), ({"run": "x"}, EVALUATE)])
 def test_the_options_tell_the_verb(run, config, kind):
-    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     assert RunFiles(run).kind == kind
 
 
 def test_an_evaluation_shows_the_model_of_its_run(run, tmp_path):
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
-    (evaluation / "config.yaml").write_text(json.dumps({"run": str(run)}))
+    (evaluation / "config.yaml").write_text(json.dumps({"run": str(run)}), encoding="utf-8")
     files = RunFiles(evaluation)
     assert (files.model_run, files.model) == (run, {"is": "é"})

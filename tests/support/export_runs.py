@@ -99,6 +99,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run_example(script: Path, pictures: list[Path]) -> list[list[str]]:
     """Run the script beside an ONNX file, and return what it prints of each picture."""
     command = [sys.executable, "-I", "-c", BLOCKED, str(script), *map(str, pictures)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return [line.split("\t") for line in done.stdout.splitlines()]

@@ -72,7 +72,7 @@ def history(epochs=4, phase="finetune"):
 
 
 def table(path, rows):
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows(rows)
 
 
@@ -88,13 +88,13 @@ def write_run(run, *, data, config=None, measured=None, names=CLASSES, confusion
     run.mkdir(parents=True)
     data = Path(data)
     options = {"data": str(data), "backbone": "test_resnet", "epochs": 4, "phases": "probe-finetune", **(config or {})}
-    (run / "config.yaml").write_text(yaml.safe_dump(options))
-    (run / "metrics.json").write_text(json.dumps(measured or metrics()))
+    (run / "config.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    (run / "metrics.json").write_text(json.dumps(measured or metrics()), encoding="utf-8")
     counts = {"train": {name: 10 * (at + 1) for at, name in enumerate(names)},
               "test": {name: sum(row) for name, row in zip(names, confusion, strict=True)}}  # fmt: skip
     contents = {"classes": list(names), "counts": counts, "digest": "d", "skipped": [], "notes": []}
-    (run / "data.json").write_text(json.dumps({**contents, **files.pop("data_json", {})}))
-    (run / "plan.json").write_text(json.dumps(files.pop("plan", plan())))
+    (run / "data.json").write_text(json.dumps({**contents, **files.pop("data_json", {})}), encoding="utf-8")
+    (run / "plan.json").write_text(json.dumps(files.pop("plan", plan())), encoding="utf-8")
     table(run / "history.csv", files.pop("history", history()))
     pictures = [("split", "label", "path", "sha256")]
     for at, name in enumerate(names):
@@ -124,7 +124,7 @@ def predictions(data, names=CLASSES, confusion=CONFUSION, split="test"):
 def draw_all(run):
     """Draw every picture that a run names."""
     for name in ("pictures.csv", "predictions.csv"):
-        with (run / name).open() as stream:
+        with (run / name).open(encoding="utf-8") as stream:
             for seed, row in enumerate(csv.DictReader(stream)):
                 draw(Path(row["path"]), seed)
 

@@ -105,12 +105,13 @@ def test_the_product_gives_the_runs_own_accuracy(finished_run, folder):  # fault
     ("damage", "message"),
     [
         (lambda run: (run / "model.json").unlink(), "model.json: missing"),
-        (lambda run: (run / "model.json").write_text("{"), "model.json: not JSON"),
+        (lambda run: (run / "model.json").write_text("{", encoding="utf-8"), "model.json: not JSON"),
         (lambda run: (run / "model.safetensors").unlink(), "model.safetensors: missing"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x"), "does not match the sha256 in model.json"),
         (
             lambda run: (run / "model.json").write_text(
-                (run / "model.json").read_text(encoding="utf-8").replace('"format": 1', '"format": 99')
+                (run / "model.json").read_text(encoding="utf-8").replace('"format": 1', '"format": 99'),
+                encoding="utf-8",
             ),
             "newer than this one",
         ),
@@ -269,7 +270,7 @@ class StartedAnew:
 
     def __init__(self, words, directory):
         command = [sys.executable, "-m", "transferkit", "finetune", *words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
         self.pid = self.process.pid
 
     def is_alive(self):

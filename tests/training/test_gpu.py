@@ -54,7 +54,11 @@ def test_finetune_on_a_gpu(on_gpu, tmp_path):
     assert environment["accelerator"] == "gpu"
     assert environment["precision"] == "bf16"
     assert environment["device"] == torch.cuda.get_device_name()
-    assert json.loads((tmp_path / "run" / "model.json").read_text())["classes"] == ["circle", "square", "stripes"]
+    assert json.loads((tmp_path / "run" / "model.json").read_text(encoding="utf-8"))["classes"] == [
+        "circle",
+        "square",
+        "stripes",
+    ]
 
 
 def test_gpu_and_cpu_agree(quick, tmp_path):

@@ -198,7 +198,7 @@ def in_another_process(tmp_path, transform, image, **environment):
         env=inherited | environment,
         cwd=REPOSITORY,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     attempts, *digests = done.stdout.split()

@@ -343,5 +343,7 @@ def test_names_are_the_same_under_every_locale(tmp_path):  # fault 102
     code = "from transferkit.data.scan.scan import scan_data; print(ascii(scan_data('d').class_names))"
     for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}):
         words = [sys.executable, "-c", code]
-        done = subprocess.run(words, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            words, cwd=tmp_path, env=os.environ | locale, capture_output=True, encoding="utf-8", check=True
+        )
         assert done.stdout.strip() == ascii(("Kätzchen", "Öl"))

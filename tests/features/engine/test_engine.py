@@ -164,7 +164,9 @@ def test_a_missing_compiler_in_a_real_process(tmp_path):
         **os.environ, "CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": place, "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, encoding="utf-8", timeout=200
+    )
     assert done.stdout == "True False\n", done.stderr[-2000:]
     remarks = [line for line in done.stderr.splitlines() if "eager mode" in line]
     assert len(remarks) == 1

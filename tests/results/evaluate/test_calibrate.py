@@ -52,7 +52,7 @@ def world(tmp_path_factory):
         linear.bias.copy_(torch.from_numpy((linear.bias.numpy() - logits.mean(axis=0)) * spread))
         linear.weight.mul_(torch.from_numpy(spread)[:, None])
     save_model(run, module, head="linear")
-    (run / "metrics.json").write_text("{}")
+    (run / "metrics.json").write_text("{}", encoding="utf-8")
     data = root / "data"
     generator = np.random.default_rng(1)
     for number, output in enumerate(load(run).outputs(pictures)):
@@ -67,7 +67,7 @@ def world(tmp_path_factory):
 def tell(run, splits):
     """Write `pictures.csv`: the split of each of some files."""
     rows = [(split, path.parent.name, str(path), sha256_of_file(path)) for path, split in splits.items()]
-    (run / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]))
+    (run / "pictures.csv").write_text(csv_text([("split", "label", "path", "sha256"), *rows]), encoding="utf-8")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_calibration_is_fitted_stored_and_used(run, data):
     assert found.figures["ece_after"] < found.figures["ece_before"] / 2
     assert found.fitted_on == str(data)
     assert len(found.held_out.label) == COUNT
-    old, new = (json.loads(text) for text in (before["model.json"], (run / "model.json").read_text()))
+    old, new = (json.loads(text) for text in (before["model.json"], (run / "model.json").read_text(encoding="utf-8")))
     assert {key for key in old if old[key] != new[key]} == {"calibration", "temperature"}
     again = load(run)
     assert again.info.calibration == found

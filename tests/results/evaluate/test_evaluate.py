@@ -66,7 +66,7 @@ def measured(run, data, out, **more):
     options = {"run": str(run), "data": str(data), "out": str(out), "accelerator": "cpu", "workers": 0, "quiet": True,
                "report": "off", **more}  # fmt: skip
     assert evaluate(make_config(EvaluateConfig, options)) == Path(out)
-    return json.loads((Path(out) / "metrics.json").read_text())
+    return json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def write_tables(folder, values, rows):
@@ -79,7 +79,7 @@ def write_tables(folder, values, rows):
 
 
 def test_it_repeats_the_runs_own_figures_exactly(run, whole):  # fault 84
-    own, found = (json.loads((path / "metrics.json").read_text()) for path in (run, whole))
+    own, found = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in (run, whole))
     assert 0.5 < own["val"]["acc"] < 1.0  # else equal figures would say little
     assert set(found) & {"train", "val", "test", "all"} == {"val", "test"}
     for split in ("val", "test"):
@@ -94,7 +94,7 @@ def test_it_repeats_the_runs_own_figures_exactly(run, whole):  # fault 84
 
 
 def test_a_val_folder_alone_gives_the_accuracy_of_training(run, folder, out):  # fault 84
-    own = json.loads((run / "metrics.json").read_text())["val"]
+    own = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["val"]
     found = measured(run, folder / "val", out, batch_size=5)
     assert (found["all"]["acc"], found["all"]["confusion"]) == (own["acc"], own["confusion"])
 
@@ -121,16 +121,16 @@ def test_views_are_averaged(run, folder, out):
 
 
 def test_what_is_written(run, folder, whole):
-    found = json.loads((whole / "metrics.json").read_text())
+    found = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))
     names = {path.name for path in whole.iterdir()}
     assert names == {
         "config.yaml", "data.json", "metrics.json", "predictions.csv", "per_class.csv", "confusion.csv",
         "reliability.csv", "against.csv", "confusion_val.png", "confusion_test.png",
         "reliability_val.png", "reliability_test.png",
     }  # fmt: skip
-    config = yaml.safe_load((whole / "config.yaml").read_text())
+    config = yaml.safe_load((whole / "config.yaml").read_text(encoding="utf-8"))
     assert (config["run"], config["data"], "out" in config) == (str(run), str(folder), False)
-    data = json.loads((whole / "data.json").read_text())
+    data = json.loads((whole / "data.json").read_text(encoding="utf-8"))
     assert data["classes"] == list(NAMES)
     assert data["counts"] == {"val": dict.fromkeys(NAMES, 4), "test": dict.fromkeys(NAMES, 3)}
     rows = read_csv(whole / "per_class.csv")
@@ -146,7 +146,7 @@ def test_what_is_written(run, folder, whole):
 
 
 def test_the_summary_says_what_counts(run, whole):
-    found = json.loads((whole / "metrics.json").read_text())
+    found = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))
     text = StringIO()
     print_evaluation(whole, console=Console(file=text, width=80, highlight=False))
     lines = text.getvalue().splitlines()
@@ -178,12 +178,12 @@ def others(folder, tmp_path):
 
 def test_classes_are_matched_by_name(run, others, out, whole):  # fault 82
     found = measured(run, others, out)
-    same = json.loads((whole / "metrics.json").read_text())["test"]
+    same = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))["test"]
     for row, name in enumerate(NAMES):
         assert found["all"]["confusion"][row] == ([0, 0, 0] if name == "circle" else same["confusion"][row])
     assert found["left_out"] == {"unknown_classes": 3, "unreadable": 0, "seen_in_training": 0}
     assert found["all"]["per_class"]["circle"]["recall"] is None
-    data = json.loads((out / "data.json").read_text())
+    data = json.loads((out / "data.json").read_text(encoding="utf-8"))
     assert (data["unknown_classes"], data["missing_classes"]) == ({"aardvark": 3}, ["circle"])
     text = StringIO()
     print_evaluation(out, console=Console(file=text, width=80, highlight=False))
@@ -250,7 +250,7 @@ def test_layouts_without_training_pictures(run, folder, out, tmp_path):
     found = labelled_pictures(str(held), ClassTargets(NAMES))
     assert {name: len(pictures) for name, pictures in found.splits.items()} == {"val": 12, "test": 9}
     rows = [(f"test/{label}/{number:03d}.png", label, "test") for label in NAMES for number in range(3)]
-    with (held / "list.csv").open("w", newline="") as stream:
+    with (held / "list.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "label", "split"), *rows])
     assert measured(run, held / "list.csv", out)["test"]["n"] == 9
     with pytest.raises(DataError, match="has no 'train' split, found pictures in 'val', 'test' - name one of them"):
@@ -274,13 +274,13 @@ def test_unreadable_pictures(run, folder, out, tmp_path):
     shutil.copytree(folder / "test", root)
     whole = (root / "circle" / "000.png").read_bytes()
     (root / "circle" / "000.png").write_bytes(whole[: len(whole) // 2])
-    (root / "square" / "text.jpg").write_text("no picture")
+    (root / "square" / "text.jpg").write_text("no picture", encoding="utf-8")
     with pytest.raises(DataError, match=r"2 unreadable pictures: .*000\.png.*text\.jpg.* or pass --skip-bad"):
         measured(run, root, out)
     assert not out.exists()
     found = measured(run, root, out, skip_bad=True)
     assert (found["all"]["n"], found["left_out"]["unreadable"]) == (8, 2)
-    skipped = json.loads((out / "data.json").read_text())["skipped"]
+    skipped = json.loads((out / "data.json").read_text(encoding="utf-8"))["skipped"]
     assert [Path(file["path"]).name for file in skipped] == ["000.png", "text.jpg"]
     assert all(file["reason"] for file in skipped)
 
@@ -289,7 +289,7 @@ def test_a_file_that_is_gone_is_told_with_all_others_that_are_bad(folder, tmp_pa
     shutil.copytree(folder / "test", tmp_path / "test")
     (tmp_path / "test" / "circle" / "000.png").write_bytes(b"")
     rows = [(f"test/circle/{name}.png", "circle") for name in ("000", "001", "gone")]
-    with (tmp_path / "list.csv").open("w", newline="") as stream:
+    with (tmp_path / "list.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "label"), *rows])
     with pytest.raises(DataError, match=r"2 unreadable pictures: .*000\.png.*gone\.png"):
         labelled_pictures(str(tmp_path / "list.csv"), ClassTargets(NAMES))
@@ -334,9 +334,9 @@ def test_class_names_are_no_formulas(tmp_path):  # fault 92
     write_tables(tmp_path, values, [])
     rows = prediction_rows(task, "all", ["x"], probs[:1], torch.tensor([0]), spec)
     write_predictions(tmp_path / "predictions.csv", task, rows)
-    assert "\nall,'=cmd|' /C calc'!A0," in (tmp_path / "per_class.csv").read_text()
+    assert "\nall,'=cmd|' /C calc'!A0," in (tmp_path / "per_class.csv").read_text(encoding="utf-8")
     assert [row["class"] for row in read_csv(tmp_path / "per_class.csv")] == list(names)
-    assert "'=cmd" in (tmp_path / "predictions.csv").read_text()
+    assert "'=cmd" in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
     # Nor are they for matplotlib; a character that its font lacks is no warning.
     plot_confusion(
         values["confusion"], (names[0], "$x$ $", "\N{CJK UNIFIED IDEOGRAPH-732B}"), tmp_path / "c.png", title="t"
@@ -408,7 +408,9 @@ def test_against_a_run_of_other_classes(run, folder, out, tmp_path):
     rows = read_csv(out / "against.csv")
     assert [(row["class"], row["n"]) for row in rows] == [("square", "3"), ("stripes", "3")]
     shutil.copy(run / "pictures.csv", second)
-    (second / "pictures.csv").write_text((second / "pictures.csv").read_text().replace("test,", "train,"))
+    (second / "pictures.csv").write_text(
+        (second / "pictures.csv").read_text(encoding="utf-8").replace("test,", "train,"), encoding="utf-8"
+    )
     with pytest.warns(TransferkitWarning, match="second was trained on 6 of the 6 test pictures, which favours it"):
         measured(run, folder, tmp_path / "unfair", split="test", against=str(second))
     root = tmp_path / "data"
@@ -418,7 +420,7 @@ def test_against_a_run_of_other_classes(run, folder, out, tmp_path):
 
 
 def test_a_run_against_itself_is_equal(whole):
-    paired = json.loads((whole / "metrics.json").read_text())["against"]["val"]
+    paired = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))["against"]["val"]
     assert (paired["acc"]["difference"], paired["acc"]["ci"], paired["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
     assert paired["loss"]["difference"] == pytest.approx(0.0, abs=1e-6)
 

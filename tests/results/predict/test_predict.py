@@ -129,7 +129,7 @@ def test_labels_are_those_of_training_on_every_validation_picture(run, folder, p
     assert [item.path for item in found] == val
     assert [item.label for item in found] == [CLASSES[at] for at in probs.argmax(dim=1)]
     right = np.mean([item.label == CLASSES[target] for item, target in zip(found, targets, strict=True)])
-    assert np.float32(right) == np.float32(json.loads((run / "metrics.json").read_text())["val"]["acc"])
+    assert np.float32(right) == np.float32(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["val"]["acc"])
     expected = info.calibration.probs(probs.log())  # log-probabilities are logits
     np.testing.assert_allclose([item.probs for item in found], expected, atol=1e-5)
     for item in found:
@@ -482,10 +482,10 @@ def test_csv_and_json_lines(predict, predictor, paths, tmp_path):  # fault 83
 
 def test_prediction_sets_have_a_column(run, predict, paths, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    values = json.loads((copy / "model.json").read_text())
+    values = json.loads((copy / "model.json").read_text(encoding="utf-8"))
     held = HeldOut((0,) * 40, (0,) * 40, (0.2,) * 40, (0.9,) * 40, 3)
     values["calibration"] = Calibration(method="temperature", temperature=4.0, held_out=held).to_dict()
-    (copy / "model.json").write_text(json.dumps(values))
+    (copy / "model.json").write_text(json.dumps(values), encoding="utf-8")
     rows = rows_of(predict(*paths, run=str(copy), abstain=0.9, top_k=1))
     assert list(rows[0]) == ["path", "label", "probability", "set", "error"]
     for row in rows:
@@ -502,7 +502,7 @@ def test_nothing_in_a_row_is_a_formula_and_everything_reads_back(tmp_path):  # f
     found = [Prediction(name, label, 0.5, ((label, 0.5),)) for name, label in zip(names, reversed(names), strict=True)]
     part, spec, request = ClassOutput(), TargetSpec(tuple(names)), Request(top_k=1)
     text = csv_header(part, spec, request) + "".join(csv_row(part, item, spec, request) for item in found)
-    (tmp_path / "p.csv").write_text(text, newline="")
+    (tmp_path / "p.csv").write_text(text, newline="", encoding="utf-8")
     assert [row["path"] for row in read_csv(tmp_path / "p.csv")] == names
     assert [row["label"] for row in read_csv(tmp_path / "p.csv")] == names[::-1]
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
@@ -522,18 +522,21 @@ def test_a_terminal_gets_no_control_characters_and_no_character_it_cannot_show()
 
 def test_a_file_appears_when_all_is_done(predict, paths, tmp_path, capsys):  # fault 83
     out = tmp_path / "p.jsonl"
-    out.write_text("before")
+    out.write_text("before", encoding="utf-8")
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"")
     with pytest.raises(ConfigError, match="exists already - replace it by --overwrite"):
         predict(paths[0], out=str(out))
     with pytest.raises(ExportError, match="cannot read picture .*bad.png': the file is empty - replace or remove it"):
         predict(paths[0], bad, paths[1], out=str(out), strict=True, overwrite=True)
-    assert out.read_text() == "before" and sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "p.jsonl"]
+    assert out.read_text(encoding="utf-8") == "before" and sorted(path.name for path in tmp_path.iterdir()) == [
+        "bad.png",
+        "p.jsonl",
+    ]
     with pytest.raises(ExportError, match="1 of 3"):
         predict(paths[0], bad, paths[1], out=str(out), quiet=False, overwrite=True)
     assert predict.out == f"predicted  3 pictures, 1 unreadable, in {out}\n"
-    lines = out.read_text().splitlines()
+    lines = out.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["path"] for line in lines] == [paths[0], str(bad), paths[1]]
 
 

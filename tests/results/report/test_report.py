@@ -63,7 +63,7 @@ def run(tmp_path):
 
 
 def page_of(*runs, **options):
-    return Page(write_report(runs, **options).read_text())
+    return Page(write_report(runs, **options).read_text(encoding="utf-8"))
 
 
 # ---- what it says -----------------------------------------------------------------------------------------------
@@ -228,7 +228,10 @@ def evaluation(tmp_path, **changes):
     )  # fmt: skip
     config = run / "config.yaml"
     config.write_text(
-        "\n".join(line for line in config.read_text().splitlines() if not line.startswith(("epo", "pha")))
+        "\n".join(
+            line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith(("epo", "pha"))
+        ),
+        encoding="utf-8",
     )
     for name in ("plan.json", "history.csv", "pictures.csv"):
         (run / name).unlink()
@@ -258,9 +261,9 @@ def test_an_older_run_has_fewer_parts(run):
         for key in ("reliability", "uncalibrated"):
             del measured[split][key]
     del measured["calibration"]
-    (run / "metrics.json").write_text(json.dumps(measured))
+    (run / "metrics.json").write_text(json.dumps(measured), encoding="utf-8")
     page = page_of(run)
-    headings = list(re.findall(r"<h2[^>]*>([^<]+)", (run / "report.html").read_text()))
+    headings = list(re.findall(r"<h2[^>]*>([^<]+)", (run / "report.html").read_text(encoding="utf-8")))
     assert headings == ["Accuracy on 12 test pictures", "Was fine-tuning worth it?", "Figures", "Training", "Classes",
                         "Confusions", "Repeat it", "Environment"]  # fmt: skip
     assert "Left out of this page" not in page.text
@@ -268,17 +271,17 @@ def test_an_older_run_has_fewer_parts(run):
 
 @pytest.mark.parametrize("measured", [{"time_s": 1.0}, {"val": {"acc": 0.5}}, {"val": {"acc": None}, "phases": []}])
 def test_hardly_anything_is_enough(tmp_path, measured):
-    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    (tmp_path / "metrics.json").write_text(json.dumps(measured), encoding="utf-8")
     text = page_of(tmp_path).text
     assert ("50.0 %" in text) == (measured.get("val") == {"acc": 0.5})
 
 
 def test_damaged_files_are_said(run):
-    (run / "plan.json").write_text("{")
-    (run / "data.json").write_text("[]")
-    (run / "history.csv").write_text("a,b\n1\n")
-    (run / "predictions.csv").write_text("split,path\ntest,x\n")
-    (run / "config.yaml").write_text("{: [")
+    (run / "plan.json").write_text("{", encoding="utf-8")
+    (run / "data.json").write_text("[]", encoding="utf-8")
+    (run / "history.csv").write_text("a,b\n1\n", encoding="utf-8")
+    (run / "predictions.csv").write_text("split,path\ntest,x\n", encoding="utf-8")
+    (run / "config.yaml").write_text("{: [", encoding="utf-8")
     text = page_of(run).text
     for told in ("plan.json cannot be read", "data.json cannot be read (it holds no mapping)", "history.csv cannot be",
                  "predictions.csv has no column label, predicted", "config.yaml cannot be read"):  # fmt: skip
@@ -301,7 +304,7 @@ def test_a_list_that_is_too_long_is_not_read(run, monkeypatch):
 )
 def test_what_is_no_run_is_refused(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "metrics.json").write_text(content)
+        (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         write_report([tmp_path])
     assert not (tmp_path / "report.html").exists()
@@ -455,7 +458,7 @@ def test_the_page_stays_small(tmp_path):
         Path(row["path"]).parent.mkdir(parents=True, exist_ok=True)
         Path(row["path"]).write_bytes((tmp_path / "noise.jpg").read_bytes())
     page = write_report([run])
-    assert len(Page(page.read_text()).all("img")) == 12 + 12 * 4
+    assert len(Page(page.read_text(encoding="utf-8")).all("img")) == 12 + 12 * 4
     assert page.stat().st_size < 3e6
 
 
@@ -484,7 +487,7 @@ def hostile_run(tmp_path_factory):
 
 
 def test_names_cannot_become_elements(hostile_run, tmp_path):  # fault 92
-    text = (hostile_run / "report.html").read_text()
+    text = (hostile_run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert len(page.all("script")) == len(page.scripts) == 1
     assert page.all("b") == page.all("i", onerror="alert(3)") == []
@@ -493,19 +496,19 @@ def test_names_cannot_become_elements(hostile_run, tmp_path):  # fault 92
     assert "turn\\u202eback\\x1b[31m" in page.text
     assert not re.search("[\u202e\x1b]", text)
     other = write_run(tmp_path / "other", data=tmp_path)
-    both = Page(write_report([hostile_run, other], tmp_path / "both.html").read_text())
+    both = Page(write_report([hostile_run, other], tmp_path / "both.html").read_text(encoding="utf-8"))
     assert len(both.all("script")) == 1
     assert not any(name.startswith("on") for _, attrs in both.elements for name in attrs)
 
 
 def test_nothing_is_fetched(hostile_run):  # fault 91
-    page = Page((hostile_run / "report.html").read_text())
+    page = Page((hostile_run / "report.html").read_text(encoding="utf-8"))
     for _, attrs in page.elements:
         for name in ("src", "href", "action", "srcset", "data", "poster"):
             assert attrs.get(name, "#").startswith(("#", "data:"))
         assert not re.search(r"url\((?!#)", attrs.get("style", ""))
     assert [attrs["rel"] for attrs in page.all("link")] == ["icon"]
-    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
+    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text(encoding="utf-8")
     assert "url(" not in style
     assert "@import" not in style
 
@@ -544,7 +547,7 @@ def test_charts_share_a_page(drawn_page):
 
 def test_charts_take_the_colours_of_the_page(drawn_page):
     page = drawn_page
-    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
+    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text(encoding="utf-8")
     start = next(at for at, (tag, _) in enumerate(page.elements) if tag == "svg")
     drawn = " ".join(attrs.get("style", "") for tag, attrs in page.elements[start:] if tag in ("path", "text", "use"))
     assert not re.search(r"(?:fill|stroke): ?#", drawn)
@@ -558,7 +561,7 @@ def svg_text(lines, **options):
 
 
 def test_the_page_has_the_colours_of_charts_in_light():
-    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
+    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text(encoding="utf-8")
     light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[0]))
     assert {name: light[name] for name in report_svg.VARIABLES.values()} == {
         name: colour for colour, name in report_svg.VARIABLES.items()
@@ -624,7 +627,7 @@ def test_contrast_is_computed_as_the_standard_says():
 def test_contrast(mode):
     from transferkit.results.report.classes import MAX_TINT
 
-    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text()
+    style = (resources.files("transferkit.results") / "templates" / "report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     colours = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", blocks[0]))
     if mode:
@@ -696,7 +699,7 @@ def test_defaults_are_left_out(tmp_path):
     config = make_config(ProbeConfig, {"data": "x"})
     saved = {key: value for key, value in vars(config).items() if key not in ("out", "quiet", "overwrite")}
     run = write_run(tmp_path / "run", data="x", config={**saved, "epochs": 3})
-    (run / "config.yaml").write_text(json.dumps(saved))
+    (run / "config.yaml").write_text(json.dumps(saved), encoding="utf-8")
     assert [row["command"] for row in report_command.repeat_commands(read_run(run))][1] == (
         "transferkit probe --data x --out NEW"
     )
@@ -740,7 +743,7 @@ def test_two_runs_are_compared_picture_by_picture(run, tmp_path):
 def test_other_pictures_are_not_paired(run, tmp_path):
     elsewhere = predictions(tmp_path / "elsewhere")
     other = other_run(tmp_path, rows=elsewhere)
-    (other / "data.json").write_text(json.dumps({"classes": list(CLASSES), "digest": "another"}))
+    (other / "data.json").write_text(json.dumps({"classes": list(CLASSES), "digest": "another"}), encoding="utf-8")
     text = page_of(run, other, out=tmp_path / "both.html").text
     assert "Picture by picture" not in text
     assert "The runs were not made on the same pictures" in text
@@ -840,7 +843,7 @@ def other_task(tmp_path):
     run = write_run(
         tmp_path / "numbers", data=tmp_path, measured=measured, history=rows, data_json={"notes": ["a note"]}
     )
-    (run / "data.json").write_text(json.dumps({"notes": ["a note"]}))
+    (run / "data.json").write_text(json.dumps({"notes": ["a note"]}), encoding="utf-8")
     for name in ("predictions.csv", "pictures.csv"):
         (run / name).unlink()
     return run
@@ -857,7 +860,7 @@ def test_a_page_of_figures_alone(other_task):
         "Loss", "Mean absolute error", "Learning rate",
     ]  # fmt: skip
     assert "a note" in page.text
-    headings = re.findall(r"<h2[^>]*>([^<]+)", (other_task / "report.html").read_text())
+    headings = re.findall(r"<h2[^>]*>([^<]+)", (other_task / "report.html").read_text(encoding="utf-8"))
     assert headings[1:] == ["Was fine-tuning worth it?", "Figures", "Training", "Data", "Repeat it", "Environment"]
     assert page.all("div", class_="strip") == []  # a strip is a scale of shares
 

@@ -85,7 +85,7 @@ def test_it_opens_silently_and_asks_for_nothing(browser, pages):  # fault 91
 def test_the_policy_stops_what_is_not_the_page_itself(browser, pages, tmp_path, more, rule):
     """That the page is silent must mean something: a page with more in it is not."""
     path = tmp_path / "more.html"
-    path.write_text(pages["run"].read_text().replace("</main>", f"{more}</main>"))
+    path.write_text(pages["run"].read_text(encoding="utf-8").replace("</main>", f"{more}</main>"), encoding="utf-8")
     with Visit(browser, path) as visit:
         assert "resnet" in visit.page.title()
         assert any(rule in line for line in visit.said)

@@ -609,7 +609,7 @@ def test_the_command_serves_a_trained_run(probed_run, tmp_path, folder):
         "--quiet",
     ]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
     ) as server:
         try:
             line = server.stdout.readline()

@@ -35,7 +35,7 @@ def test_a_second_signal_ends_at_once():  # fault 47
         "    while True:\n"
         "        time.sleep(0.05)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)

@@ -27,7 +27,7 @@ from transferkit.training.setup import prepare
 
 
 def rows(run):
-    with (run / "history.csv").open() as stream:
+    with (run / "history.csv").open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -37,14 +37,14 @@ def rows(run):
 @pytest.mark.filterwarnings("ignore:--lr auto:transferkit.core.errors.TransferkitWarning")
 def test_lr_auto_sets_the_phases_that_fine_tune(quick, tmp_path):
     run = finetune(**{**quick, "lr": "auto", "out": tmp_path / "run"}).path
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     probe, full = config["phases"]
     assert isinstance(config["lr"], float)
     assert full["lr"] == config["lr"]
     assert probe["lr"] == 1e-2  # the probe keeps its own
     assert (run / "lr.csv").is_file()
     assert (run / "lr.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((run / "plan.json").read_text())["phases"][1]["peak_lr"]["head"] == config["lr"]
+    assert json.loads((run / "plan.json").read_text(encoding="utf-8"))["phases"][1]["peak_lr"]["head"] == config["lr"]
     again = finetune(**{**quick, "lr": config["lr"], "out": tmp_path / "again"}).path  # the number repeats the run
     ours, theirs = load_file(run / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(ours[name].equal(theirs[name]) for name in theirs)
@@ -104,7 +104,7 @@ def test_lr_auto_keeps_the_usual_lr_and_says_so(quick, tmp_path, monkeypatch):  
     monkeypatch.setattr(TransferModule, "training_step", flat)
     with pytest.warns(TransferkitWarning, match=r"--lr auto: .*; going on with 0.001"):
         run = finetune(**{**quick, "lr": "auto", "out": tmp_path / "run"}).path
-    assert yaml.safe_load((run / "config.yaml").read_text())["lr"] == 1e-3
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["lr"] == 1e-3
 
 
 def test_lr_auto_needs_ready_made_phases(quick):
@@ -157,7 +157,7 @@ def test_batch_auto_survives_out_of_memory(quick, tmp_path, monkeypatch, after):
     passed = fail_above(monkeypatch, 4, after=after)
     with pytest.warns(TransferkitWarning, match="out of memory at batch size 8: going on with 4, 2 batches per step"):
         run = finetune(**{**quick, "batch_size": "auto", "out": tmp_path / "run"}).path
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     assert (config["batch_size"], config["accumulate"]) == (4, 2)
     assert [int(row["step"]) for row in rows(run)] == [3, 6, 9]  # 24 pictures, 8 per step, before and after
     assert set(passed[after + 1 :]) == {4}

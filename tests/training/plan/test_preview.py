@@ -29,7 +29,7 @@ def written(folder, tmp_path_factory):
 
 def test_the_files(written):
     _, directory, values = written
-    assert json.loads((directory / "plan.json").read_text()) == values
+    assert json.loads((directory / "plan.json").read_text(encoding="utf-8")) == values
     assert (directory / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in directory.iterdir()) == ["plan.json", "plan.png"]
 
@@ -94,7 +94,7 @@ def test_dry_run_is_plan(quick, tmp_path, monkeypatch, capsys):
     words = ["--data", quick["data"], "--backbone", "test_resnet", "--weights", "random", "--image-size", "32"]
     words += ["--batch-size", "4", "--epochs", "2", "--probe-epochs", "1", "--precision", "32", "--workers", "0"]
     assert main(["plan", *words, "--accelerator", "cpu", "--augment", "standard"]) == 0
-    again = json.loads((tmp_path / "runs" / "shapes-test_resnet-plan" / "plan.json").read_text())
+    again = json.loads((tmp_path / "runs" / "shapes-test_resnet-plan" / "plan.json").read_text(encoding="utf-8"))
     timed = ("time_s", "step_s", "memory")
     for values in (run.metrics, again):
         for part in (values, *values["phases"]):

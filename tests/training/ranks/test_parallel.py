@@ -477,11 +477,11 @@ class Command:
             begin = [*TORCHRUN, "--no-python", str(Path(sys.executable).with_name("transferkit"))]
         self.errors, self.mark = errors, str(errors)
         environment = {name: value for name, value in os.environ.items() if name not in STRANGERS}
-        with errors.open("w") as stream:
+        with errors.open("w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(
                 [*begin, "finetune", *_flags(options)],
                 env={**environment, "OMP_NUM_THREADS": "1", "TRANSFERKIT_TEST": self.mark},
-                stdout=subprocess.PIPE, stderr=stream, text=True, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=stream, encoding="utf-8", start_new_session=True,
             )  # fmt: skip
 
     def end(self, timeout=150):

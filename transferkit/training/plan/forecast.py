@@ -113,12 +113,12 @@ def _peak_memory(device: str) -> Iterator[list[int]]:
         torch.cuda.reset_peak_memory_stats()
     elif status.is_file():
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: start the high-water mark anew
     yield result
     if device == "cuda":
         result[0] = torch.cuda.max_memory_allocated()
     elif status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         result[0] = int(line.split()[1]) * 1024
     else:
         unit = 1 if sys.platform == "darwin" else 1024
