@@ -19,6 +19,7 @@ class ImageRecord:
         split: ``"train"``, ``"val"`` or ``"test"``.
         sha256: Hex digest of the file's bytes.
         group: Pictures of one group never sit in two splits; ``None`` for a picture on its own.
+        same_as: The smallest `sha256` of the files with equal pixels; ``None`` where no file of other bytes has them.
     """
 
     path: str
@@ -26,6 +27,12 @@ class ImageRecord:
     split: str
     sha256: str
     group: str | None = None
+    same_as: str | None = None
+
+    @property
+    def content(self) -> str:
+        """What pictures of equal pixels have in common, whatever their bytes."""
+        return self.same_as or self.sha256
 
 
 @dataclass(frozen=True, slots=True)

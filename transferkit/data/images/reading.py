@@ -18,6 +18,7 @@ from transferkit.data.images.decode import (
     quiet_pillow,
     read_bytes,
 )
+from transferkit.data.images.sketch import Sketch, sketch_of
 
 __all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "read_images"]
 
@@ -39,6 +40,7 @@ class ReadResult:
         error: Why there is no picture; ``None`` for a good one.
         info: Format, mode and size from the header; ``None`` when there is an error.
         pixels: ``(H, W, 3)`` uint8 RGB, while the budget lasts. Equal files share one array.
+        sketch: What copies are looked for by; ``None`` for a file that was not decoded.
     """
 
     path: str
@@ -46,6 +48,7 @@ class ReadResult:
     error: str | None = None
     info: ImageInfo | None = None
     pixels: Pixels | None = field(default=None, compare=False, repr=False)
+    sketch: Sketch | None = field(default=None, compare=False, repr=False)
 
 
 def read_images(
@@ -124,7 +127,7 @@ def _read(path: str, min_side: int | None) -> ReadResult:
         pixels, info = decode_with_info(data, min_side=min_side, name=path)
     except UnreadableImage as error:
         return ReadResult(path, digest, error.reason)
-    return ReadResult(path, digest, None, info, pixels)
+    return ReadResult(path, digest, None, info, pixels, sketch_of(pixels, info))
 
 
 def _in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int) -> Iterator[_Result]:

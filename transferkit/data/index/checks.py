@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transferkit.core.records import Finding, ImageRecord
@@ -86,12 +86,17 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
     return problems
 
 
-def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]]) -> list[Finding]:
-    """Return a finding per kind of leak: equal files in several splits or classes, groups in several splits."""
+def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], same: Mapping[str, str]) -> list[Finding]:
+    """Return a finding per kind of leak: equal pictures in several splits or classes, groups in several splits.
+
+    Args:
+        reads: The pictures.
+        same: What those of equal pixels are known by, see `equal_pictures`.
+    """
     by_content: dict[str | None, list[ScannedFile]] = defaultdict(list)
     group_splits: dict[str, set[str]] = defaultdict(set)
     for file, result in reads:
-        by_content[result.sha256].append(file)
+        by_content[same.get(str(result.sha256), result.sha256)].append(file)
         if file.group is not None and file.split is not None:
             group_splits[file.group].add(file.split)
     findings = []

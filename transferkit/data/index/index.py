@@ -19,7 +19,9 @@ from transferkit.core.records import Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, read_images
+from transferkit.data.images.sketch import Sketch
 from transferkit.data.index.checks import leaks, scattered_folders, special_pictures, unreadable_pictures
+from transferkit.data.index.copies import equal_pictures
 from transferkit.data.index.splits import Item, assign_splits
 from transferkit.data.index.targets import ClassReader, TargetReader, Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
@@ -48,6 +50,7 @@ class ImageIndex:
         findings: Facts worth telling.
         pixels: Decoded pictures that are kept in memory, by sha256: ``(H, W, 3)`` uint8 RGB as `decode_image` returns
             them for the `min_side` asked for. Not part of what makes two indexes equal.
+        sketches: What copies are looked for by, by sha256, of pictures that were decoded. Likewise.
     """
 
     root: str
@@ -56,6 +59,7 @@ class ImageIndex:
     skipped: tuple[SkippedFile, ...] = ()
     findings: tuple[Finding, ...] = ()
     pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
+    sketches: Mapping[str, Sketch] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,11 +141,16 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return build_index(options, scan, results, reader=reader)
+    return build_index(options, scan, results, reader=reader, workers=workers)
 
 
 def build_index(
-    options: DataOptions, scan: Scan, results: Sequence[ReadResult], *, reader: TargetReader = CLASSES
+    options: DataOptions,
+    scan: Scan,
+    results: Sequence[ReadResult],
+    *,
+    reader: TargetReader = CLASSES,
+    workers: int = 1,
 ) -> ImageIndex:
     """Make an index of what was scanned and read already. See `index_images`.
 
@@ -150,6 +159,7 @@ def build_index(
         scan: Its files and classes.
         results: What reading (or only hashing) each of `scan.files` gave, in the same order.
         reader: Says what labels mean.
+        workers: Threads for a second look at what may be copies.
 
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
@@ -163,7 +173,8 @@ def build_index(
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
     problems += reader.problems(scan, counted, options)
-    leaking = leaks(good)
+    same = equal_pictures([result for _, result in good], workers=workers)
+    leaking = leaks(good, same)
     if not options.allow_leaks:
         problems += [
             Finding(leak.kind, f"{leak.message} - remove them, or pass --allow-leaks", leak.items) for leak in leaking
@@ -171,7 +182,7 @@ def build_index(
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
     targets = reader.learn(scan)
-    records, moved = _split(good, targets, options)
+    records, moved = _split(good, same, targets, options)
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
     skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
     return ImageIndex(
@@ -189,6 +200,7 @@ def build_index(
             *reader.thin(targets, records, options),
         ),
         pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
+        sketches={r.sha256: r.sketch for r in results if r.sha256 is not None and r.sketch is not None},
     )
 
 
@@ -227,20 +239,23 @@ def warn_of(index: ImageIndex) -> ImageIndex:
 
 
 def _split(
-    reads: Sequence[_Read], targets: Targets, options: DataOptions
+    reads: Sequence[_Read], same: Mapping[str, str], targets: Targets, options: DataOptions
 ) -> tuple[tuple[ImageRecord, ...], list[Finding]]:
     named = {file.split for file, _ in reads} - {None}
     test_split = 0.0 if named and "val" not in named else options.test_split  # test is what the data set names
     hashed = [read for read in reads if "val" not in named and read[0].split in {None, "train"}]
     strata = targets.strata(file.label for file, _ in hashed).tolist()
     items = [
-        Item(str(result.sha256), stratum, file.group) for (file, result), stratum in zip(hashed, strata, strict=True)
+        Item(same.get(str(result.sha256), str(result.sha256)), stratum, file.group)
+        for (file, result), stratum in zip(hashed, strata, strict=True)
     ]
     assigned, moved = assign_splits(items, val_split=options.val_split, test_split=test_split, seed=options.seed)
     drawn = {file.path: split for (file, _), split in zip(hashed, assigned, strict=True)}
     records = tuple(
-        ImageRecord(file.path, file.label, drawn.get(file.path) or str(file.split), str(result.sha256), file.group)
-        for file, result in reads
+        ImageRecord(
+            file.path, file.label, drawn.get(file.path) or str(file.split), sha256, file.group, same.get(sha256)
+        )
+        for file, sha256 in ((file, str(result.sha256)) for file, result in reads)
     )
     if not moved:
         return records, []

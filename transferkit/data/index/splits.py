@@ -1,10 +1,11 @@
 """The split of a picture: a seeded hash of its content.
 
 A picture's place follows from its own bytes (or its group) and the seed alone, so adding files never moves old ones,
-renaming files moves nothing, and equal files share a split. Every stratum (a class, say) is cut by the same hash, so
+renaming files moves nothing, and equal pictures share a split. Every stratum (a class, say) is cut by the same hash, so
 the shares hold in each in expectation; exact quotas would make a picture's place depend on its neighbours, and adding
-one file would move others. The one exception: a stratum left without a training picture gets its unit nearest to train
-moved there.
+one file would move others. Two exceptions: a stratum left without a training picture gets its unit nearest to train
+moved there; and a copy under other bytes, or a picture that ties two groups together, may take along those it belongs
+to, as they have one place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ __all__ = ["Item", "assign_splits", "unit_interval"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture as far as splitting goes: its content, its stratum, and what it must stay together with."""
+    """A picture as far as splitting goes: its content, its stratum, and what it must stay together with.
+
+    Pictures of equal pixels have one content: the smallest hash of their bytes.
+    """
 
     sha256: str
     stratum: int

@@ -96,4 +96,4 @@ def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRo
 
 def row_groups(table: FeatureTable) -> list[str]:
     """Return the group of each row, which stays in one fold: the user's, or pictures of equal content."""
-    return [record.group or record.sha256 for record in table.records]
+    return [record.group or record.content for record in table.records]

@@ -1,0 +1,164 @@
+"""Pictures of equal pixels under other bytes: found whatever was done to the file, kept in one split and class."""
+
+import io
+
+import numpy as np
+import pytest
+from data_sets import draw, folder, index, refused, table
+from PIL import Image, ImageOps
+
+from transferkit.data.images import decode
+from transferkit.data.images.reading import CHECK_SIDE, read_images
+from transferkit.data.index import copies
+from transferkit.data.index.copies import equal_pictures
+from transferkit.data.scan.records import Kind
+
+
+def photo(seed, size=(48, 32)):
+    """Smooth colours, as JPEG takes them, of a seed."""
+    few = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(few).resize(size, Image.Resampling.BICUBIC)
+
+
+def jpeg(image, **options):
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=90, **options)
+    return stream.getvalue()
+
+
+def turned(image, orientation):
+    """Return EXIF data of an orientation, and the picture as it must be stored to be seen as it was."""
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Pillow's numbers of transpositions
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif, image if back is None else image.transpose(Image.Transpose(back))
+
+
+def families(paths, **options):
+    """Return the sets of files that are told to be equal."""
+    results = read_images([str(path) for path in paths], **{"min_side": None, **options})
+    assert [result.error for result in results] == [None] * len(results)
+    same, found = equal_pictures(results, workers=2), {}
+    for result in results:
+        found.setdefault(same.get(result.sha256, result.sha256), set()).add(result.path.rpartition("/")[2])
+    return sorted((family for family in found.values() if len(family) > 1), key=min)
+
+
+def test_saved_again(tmp_path):
+    image = photo(0)
+    for name, options in {
+        "a.png": {}, "a1.png": {"compress_level": 1}, "a.bmp": {}, "a.tif": {}, "a.webp": {"lossless": True},
+        "a2.tif": {"compression": "tiff_lzw"}, "exif.png": {"exif": turned(image, 1)[0]},
+    }.items():  # fmt: skip
+        image.save(tmp_path / name, **options)
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    for orientation in range(2, 9):
+        exif, stored = turned(image, orientation)
+        stored.save(tmp_path / f"turned{orientation}.png", exif=exif)
+        assert np.array_equal(ImageOps.exif_transpose(Image.open(tmp_path / f"turned{orientation}.png")), image)
+    (tmp_path / "b.jpg").write_bytes(jpeg(photo(1)))
+    (tmp_path / "b2.jpg").write_bytes(jpeg(photo(1), comment=b"holiday"))
+    (tmp_path / "b3.jpg").write_bytes(jpeg(photo(1), progressive=True))
+    Image.open(tmp_path / "b.jpg").save(tmp_path / "b.png")
+    alone = {"other.png": photo(2), "grey.png": image.convert("L"), "wide.png": image.resize((50, 32)),
+             "mirror.png": ImageOps.mirror(image)}  # fmt: skip
+    for name, picture in alone.items():
+        picture.save(tmp_path / name)
+    Image.open(tmp_path / "b.jpg").save(tmp_path / "again.jpg", quality=70)
+    paths = sorted(tmp_path.iterdir())
+    names = {path.name for path in paths} - {*alone, "again.jpg"}
+    assert families(paths) == [{n for n in names if not n.startswith("b")}, {n for n in names if n.startswith("b")}]
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 10**9])
+def test_photos_that_are_decoded_at_a_fraction(tmp_path, keep_bytes):
+    for seed in range(6):
+        (tmp_path / f"{seed}.jpg").write_bytes(jpeg(photo(seed, (604, 403))))
+        (tmp_path / f"{seed}-exif.jpg").write_bytes(jpeg(photo(seed, (604, 403)), comment=b"x"))
+    Image.open(tmp_path / "3.jpg").save(tmp_path / "3.png")
+    exif, stored = turned(Image.open(tmp_path / "4.jpg"), 6)
+    stored.save(tmp_path / "4.png", exif=exif)
+    Image.open(tmp_path / "5.jpg").save(tmp_path / "5-other.jpg", quality=60)
+    paths = sorted(tmp_path.iterdir())
+    expected = [{f"{seed}.jpg", f"{seed}-exif.jpg"} | ({f"{seed}.png"} if seed in (3, 4) else set())
+                for seed in range(6)]  # fmt: skip
+    for side in (CHECK_SIDE, 200, None):
+        assert [scale.sketch.scale for scale in read_images([str(paths[0])], min_side=side)] == [
+            {CHECK_SIDE: 4, 200: 2}.get(side, 1)
+        ]
+        assert families(paths, min_side=side, keep_bytes=keep_bytes) == [set(family) for family in expected]
+
+
+def test_one_level_of_one_pixel(tmp_path):
+    pixels = np.array(photo(0))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pixels[3, 3, 0] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    results = read_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], min_side=None)
+    assert results[0].sketch == results[1].sketch  # so it is the second look that tells them apart
+    assert equal_pictures(results) == {}
+
+
+def test_only_what_may_be_equal_is_looked_at_again(tmp_path, monkeypatch):
+    paths = [draw(tmp_path / f"{number}.png", number, size=(64, 48)) for number in range(30)]
+    paths += [tmp_path / "again.png"]
+    Image.open(paths[7]).save(paths[-1], compress_level=0)
+    looked = []
+    monkeypatch.setattr(copies, "decode_image", lambda data, name: looked.append(name) or decode.decode_image(data))
+    assert families(paths) == [{"7.png", "again.png"}]
+    assert sorted(looked) == sorted([str(paths[7]), str(paths[-1])])
+    looked.clear()
+    assert families(paths, keep_bytes=10**9) == [{"7.png", "again.png"}]
+    assert looked == []  # their pixels are in memory
+
+
+def test_files_that_change_meanwhile_are_no_copies(tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
+    for level, path in enumerate(paths):
+        photo(0).save(path, compress_level=level)
+    results = read_images([str(path) for path in paths], min_side=None)
+    paths[0].write_bytes(b"")
+    paths[1].unlink()
+    assert equal_pictures(results) == {}
+
+
+def test_photos_too_large_for_their_full_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 20_000)
+    (tmp_path / "a.jpg").write_bytes(jpeg(photo(0, (400, 300))))
+    (tmp_path / "b.jpg").write_bytes(jpeg(photo(0, (400, 300)), comment=b"x"))
+    (tmp_path / "c.jpg").write_bytes(jpeg(photo(1, (400, 300))))
+    assert families(sorted(tmp_path.iterdir()), min_side=CHECK_SIDE) == [{"a.jpg", "b.jpg"}]
+
+
+# --- what an index does about them ------------------------------------------------------------------------------------
+
+
+def test_copies_share_a_split_and_a_fold(tmp_path):
+    root = folder(tmp_path / "d")
+    before = {record.path: record.split for record in index(root).records}
+    for path in [*root.glob("*/*.bmp")]:
+        Image.open(path).save(path.with_suffix(".png"))
+    indexed = index(root)
+    by_picture = {}
+    for record in indexed.records:
+        by_picture.setdefault(record.path.rpartition(".")[0], []).append(record)
+    assert len(by_picture) == 40
+    for pair in by_picture.values():
+        assert len({record.split for record in pair}) == len({record.content for record in pair}) == 1
+        assert {record.content for record in pair} == {min(record.sha256 for record in pair)}
+        smallest = min(pair, key=lambda record: record.sha256)
+        if smallest.path in before:
+            assert smallest.split == before[smallest.path]
+    assert len({record.split for record in indexed.records}) == 3
+
+
+def test_a_copy_in_another_split_or_class_is_refused(tmp_path):  # fault 24
+    folder(tmp_path / "d", count=4)
+    Image.open(tmp_path / "d" / "cat" / "001.bmp").save(tmp_path / "d" / "dog" / "liar.png")
+    message, _ = refused(tmp_path / "d", Kind.LEAK)
+    assert "1 pictures with more than one label" in message and "liar.png" in message and "001.bmp" in message
+    assert any("liar.png" in note for note in index(tmp_path / "d", allow_leaks=True).notes)
+    rows = ["cat/000.bmp,cat,train", "cat/001.bmp,cat,train", "cat/copy.png,cat,test", "dog/000.bmp,dog,train"]
+    Image.open(tmp_path / "d" / "cat" / "001.bmp").save(tmp_path / "d" / "cat" / "copy.png")
+    message, _ = refused(table(tmp_path / "d" / "m.csv", *rows, header="path,label,split"), Kind.LEAK)
+    assert "1 pictures in more than one split" in message and "copy.png" in message

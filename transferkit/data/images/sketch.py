@@ -1,0 +1,48 @@
+"""The sketch of a picture: its size, and how bright each of 32 x 32 cells is. Copies are looked for by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image
+
+from transferkit.data.images.decode import ImageInfo, Pixels
+
+__all__ = ["SIDE", "Sketch", "sketch_of"]
+
+SIDE: Final = 32
+"""Cells along each side, whatever the shape of the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What a picture looks like from afar.
+
+    Pictures of equal pixels that were decoded at the same scale have equal sketches; at different scales, sketches that
+    differ by a few levels. Different pictures hardly ever have equal ones.
+
+    Attributes:
+        width: Of the whole picture in pixels, upright.
+        height: Likewise.
+        scale: It was decoded at 1/scale of its size: 1, or 2, 4 or 8 for a JPEG.
+        cells: ``(32, 32) uint8`` as bytes: how bright the picture is around the middle of each cell, by rows, upright.
+    """
+
+    width: int
+    height: int
+    scale: int
+    cells: bytes
+
+
+def sketch_of(pixels: Pixels, info: ImageInfo) -> Sketch:
+    """Return the sketch of a decoded picture.
+
+    Args:
+        pixels: ``(H, W, 3) uint8``, upright.
+        info: What its header says.
+    """
+    # Pillow, as `check` loads no OpenCV. The gap lets it average whole blocks of pixels first: three times as fast.
+    grey = Image.fromarray(pixels).convert("L")
+    cells = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return Sketch(info.width, info.height, max(1, round(info.height / len(pixels))), cells.tobytes())
