@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.losses import balanced_class_weights, make_loss
+from transferkit.models.answers.losses import balanced_class_weights, make_loss
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.25])
 

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
-from transferkit.models.classification import ClassHeads, ClassObjective
+from transferkit.models.answers.classification import ClassHeads, ClassObjective
 from transferkit.models.figures.classification import classification_metrics
-from transferkit.models.task import LossOptions, Task, list_tasks, register_task, task_named
+from transferkit.models.parts import LossOptions
+from transferkit.models.task import Task, list_tasks, register_task, task_named
 from transferkit.results.predict.record import ClassOutput
 
 CLASSES = 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 __all__ = ["TargetSpec"]
@@ -20,6 +20,10 @@ class TargetSpec:
 
     names: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Self:
+        """Return the same names with more facts."""
+        return replace(self, facts={**self.facts, **facts})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

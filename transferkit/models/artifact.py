@@ -7,9 +7,9 @@ import platform
 import unicodedata
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import timm
@@ -30,6 +30,7 @@ from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.loading import load_backbone_weights
@@ -51,7 +52,8 @@ class ModelInfo:
         class_names: In index order.
         preprocessing: Facts that travel with the weights.
         weights_source: Where the backbone's starting weights came from.
-        calibration: What turns logits into probabilities that can be trusted; the plain softmax until it is fitted.
+        calibration: A `FittedCalibration`, which makes predictions that can be trusted of outputs; of method ``"none"``
+            until it is fitted.
         license: Of the backbone's weights, where known.
         backbone_args: Of the backbone's constructor.
         versions: Of the libraries that wrote the model.
@@ -65,7 +67,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     preprocessing: DataConfig
     weights_source: str
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Any = field(default_factory=Calibration)
     license: str | None = None
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     head_args: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +80,12 @@ class ModelInfo:
     def target_spec(self) -> TargetSpec:
         """The meaning of the model's answers."""
         return TargetSpec(self.class_names, self.target_facts)
+
+    def calibrated(self, calibration: FittedCalibration) -> Self:
+        """Return the facts of the model with another calibration."""
+        own = {name: value for name, value in self.target_facts.items() if name not in self.calibration.facts}
+        facts = {**own, **calibration.facts}
+        return replace(self, calibration=calibration, target_facts=facts)
 
     @property
     def targets(self) -> Targets:
@@ -103,7 +111,7 @@ def save_model(
     *,
     head: str | None = None,
     head_args: Mapping[str, Any] | None = None,
-    calibration: Calibration | None = None,
+    calibration: FittedCalibration | None = None,
 ) -> ModelInfo:
     """Write a module as a product; the weights first, so that `model.json` never describes a file that is not there.
 
@@ -135,11 +143,10 @@ def save_model(
         license=module.backbone.license,
         backbone_args=hparams.get("backbone_args", {}),
         versions=versions(),
-        calibration=calibration or Calibration(),
         sha256=sha256_of_file(directory / WEIGHTS),
         task=module.task.name,
         target_facts=module.target_spec.facts,
-    )
+    ).calibrated(calibration or Calibration())
     save_info(directory, info)
     return info
 
@@ -296,7 +303,7 @@ def _read_info(folder: Path) -> ModelInfo:
     return ModelInfo(
         class_names=spec.names,
         preprocessing=DataConfig.from_dict(values["preprocessing"]),
-        calibration=_calibration(values, path=path),
+        calibration=_calibration(values, task, path=path),
         task=task.name,
         target_facts=spec.facts,
         **{name: values[name] for name in ("backbone", "head", "head_args", "weights_source", "license",
@@ -316,11 +323,15 @@ def _task(values: Mapping[str, Any], path: Path) -> tuple[Task, TargetSpec]:
     return task, spec
 
 
-def _calibration(values: Mapping[str, Any], *, path: Path) -> Calibration:
+def _calibration(values: Mapping[str, Any], task: Task, *, path: Path) -> FittedCalibration:
     """Return the calibration of a model's facts; models written before there was one have a temperature at most."""
     if "calibration" in values:
+        facts = values["calibration"]
+        if task.calibrator is None or (isinstance(facts, Mapping) and facts.get("method") == "none"):
+            return Calibration()
         try:
-            return Calibration.from_dict(values["calibration"])
+            fitted: FittedCalibration = task.calibrator.read(facts)
+            return fitted
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     temperature = float(values["temperature"])

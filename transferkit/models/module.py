@@ -21,7 +21,8 @@ from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import evaluation_mode, keep_frozen_eval, set_trainable
 from transferkit.models.heads import build_head, check_head, takes_maps
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
-from transferkit.models.task import LossOptions, Task, task_named
+from transferkit.models.parts import LossOptions
+from transferkit.models.task import Task, task_named
 
 __all__ = ["HEAD", "TransferModule"]
 
@@ -45,7 +46,8 @@ class TransferModule(L.LightningModule):
         target_facts: What else travels with the names, see `TargetSpec`.
         drop_rate: Dropout in the head, in [0, 1).
         label_smoothing: Of the training loss, in [0, 1); validation reports the plain negative log-likelihood.
-        loss: The training loss, ``"cross_entropy"`` or ``"focal"`` (with `focal_gamma`, at least 0).
+        loss: The training loss, such as ``"cross_entropy"`` or ``"focal"`` (with `focal_gamma`, at least 0); ``"auto"``
+            is the task's own.
         class_weights: Weight of each class in the training loss, in index order.
         optimizer: ``"adamw"``, ``"sgd"``, ``"adam"`` or ``"rmsprop"``.
         lr: Per step, where no `PhaseSchedule` sets it.
@@ -72,7 +74,7 @@ class TransferModule(L.LightningModule):
         target_facts: Mapping[str, Any] | None = None,
         drop_rate: float = 0.0,
         label_smoothing: float = 0.0,
-        loss: str = "cross_entropy",
+        loss: str = "auto",
         focal_gamma: float = 2.0,
         class_weights: Sequence[float] | None = None,
         optimizer: str = "adamw",
@@ -83,9 +85,9 @@ class TransferModule(L.LightningModule):
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.task = task if isinstance(task, Task) else task_named(task)
         names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
         self.target_spec = TargetSpec(names, dict(target_facts or {}))
+        self.task = (task if isinstance(task, Task) else task_named(task)).of(self.target_spec)
         _check(self.task, self.target_spec, num_classes, label_smoothing, lr)
         if isinstance(backbone, str):
             backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)

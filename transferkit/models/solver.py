@@ -62,15 +62,15 @@ class ProbeOptions:
     """Which kind of head, and how it is fitted.
 
     Attributes:
-        classifier: Of classification ``"logistic"``; ``"knn"``; or the import path of a scikit-learn classifier, fitted
-            on standardised features as it is (nothing is chosen).
+        classifier: ``"auto"`` for the task's usual one. Of classification ``"logistic"``; ``"knn"``; or the import path
+            of a scikit-learn classifier, fitted on standardised features as it is (nothing is chosen).
         classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
             knn (one number: nothing is chosen), the constructor's arguments for an import path.
         class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
         folds: Folds at most, at least 2; fewer where no class has so many groups.
     """
 
-    classifier: str = "logistic"
+    classifier: str = "auto"
     classifier_args: Mapping[str, Any] = field(default_factory=dict)
     class_weight: str | None = None
     folds: int = 5

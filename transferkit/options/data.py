@@ -21,7 +21,14 @@ class DataOptions(Options):
         REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'",
         missing="--data is missing, expected a folder, a manifest or 'sample'",
     )  # fmt: skip
-    task: str = option("auto", "classification, or the name of a registered task; auto: classification")
+    task: str = option("auto", "classification, multilabel, regression or a registered task; auto: by the columns")
+    targets: str | list[str] | None = option(
+        None, "columns of a manifest that hold the answers, separated by commas: 0/1 for labels, numbers to regress"
+    )
+    path_column: str = option("path", "column of a manifest with the paths")
+    label_column: str | None = option(None, "column of a manifest with the answer; default: label, labels or target")
+    label_separator: str = option("|", "what stands between the labels of a picture in a column of several")
+    root: str | None = option(None, "folder that a manifest's paths are relative to; default: the manifest's own")
     val_split: float = option(
         0.15, "share of a folder without splits that becomes the validation split, [0, 1)", BELOW_ONE
     )
@@ -34,8 +41,21 @@ class DataOptions(Options):
     allow_leaks: bool = option(False, "go on although the same picture is in two splits or has two labels")
     seed: int = option(0, "seed of splits, initialisation, sample order and augmentation", SEED)
 
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The columns of ``targets``."""
+        names = self.targets.split(",") if isinstance(self.targets, str) else self.targets or ()
+        return tuple(name.strip() for name in names)
+
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        names = self.target_names
+        if "" in names or len(set(names)) < len(names):
+            yield f"--targets is {self.targets!r}, expected names of columns, each once, such as red,platelets"
+        if names and self.label_column is not None:
+            yield "--targets and --label-column both say where the answers stand - give one of them"
+        if not self.label_separator.strip():
+            yield f"--label-separator is {self.label_separator!r}, expected a character such as '|' or ';'"
         try:
             re.compile(self.group_by or "")
         except re.error as error:

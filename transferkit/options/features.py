@@ -49,7 +49,7 @@ class FeaturesConfig(FeatureOptions):
     quiet: bool = option(False, "no progress bars, no summary")
 
 
-CLASSIFIERS = ("logistic", "knn")
+CLASSIFIERS = ("auto", "logistic", "knn", "ridge")
 """Those that are known by name."""
 
 
@@ -57,7 +57,9 @@ CLASSIFIERS = ("logistic", "knn")
 class ProbeConfig(FeatureOptions):
     """Fit a classifier on cached features; writes a run directory."""
 
-    classifier: str = option("logistic", "{logistic|knn|IMPORT.PATH} of any scikit-learn classifier")
+    classifier: str = option(
+        "auto", "{auto|logistic|knn|ridge|IMPORT.PATH} of any scikit-learn classifier; auto: logistic, of numbers ridge"
+    )
     classifier_args: dict[str, Any] | None = option(None, "arguments of the scikit-learn classifier; in a recipe")
     class_weight: Literal["none", "balanced"] = option("none", "balanced weighs rare classes up")
     folds: int = option(5, "folds of the cross-validation inside the training split", at_least(2))
@@ -66,9 +68,10 @@ class ProbeConfig(FeatureOptions):
     )
     depth: bool = option(False, "also probe every stage: accuracy over depth, with a plot")
     learning_curve: bool = option(False, "also fit on 10, 20, 40, 80 and 100 % of the labels, with a plot")
-    calibrate: Literal["temperature", "vector", "none"] = option(
-        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
-    )
+    calibrate: Literal["auto", "temperature", "vector", "conformal", "none"] = option(
+        "auto", "fit the confidence on val: one number for all logits (auto) or a scale and a shift per class; "
+        "intervals of numbers: conformal (auto)",
+    )  # fmt: skip
     report: Literal["on", "off"] = option("on", "write report.html")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")

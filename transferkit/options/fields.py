@@ -28,7 +28,7 @@ __all__ = [
     "type_problem",
 ]
 
-_PLACES = frozenset({"against", "data", "init_from", "out", "paths", "run", "runs", "store", "weights"})
+_PLACES = frozenset({"against", "data", "init_from", "out", "paths", "root", "run", "runs", "store", "weights"})
 """Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 
 REQUIRED = ""

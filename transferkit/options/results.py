@@ -101,9 +101,10 @@ class CalibrateConfig(RunOptions):
 
     data: str = option(REQUIRED, "labelled folder, manifest or 'sample'; pictures the run was trained on are left out")
     split: Literal["auto", "val", "test", "all"] = option("auto", "auto takes val where there is one, else all")
-    method: Literal["temperature", "vector", "none"] = option(
-        "temperature", "one number for all logits, or a scale and a shift per class; none takes calibration off"
-    )
+    method: Literal["auto", "temperature", "vector", "conformal", "none"] = option(
+        "auto", "one number for all logits (auto) or a scale and a shift per class; intervals of numbers: conformal "
+        "(auto); none takes calibration off",
+    )  # fmt: skip
     seed: int = option(0, "seed of the folds")
     quiet: bool = option(False, "no progress bar, no summary")
 

@@ -40,9 +40,12 @@ class ModelOptions(BackboneOptions):
 class CraftOptions(ModelOptions):
     """Additions to a training; everything here is off by default."""
 
-    loss: Literal["cross_entropy", "focal"] = option("cross_entropy", "the training loss")
+    loss: str = option(
+        "auto",
+        "the training loss: cross_entropy or focal; of labels bce, asymmetric or focal; of numbers mse, huber or l1",
+    )
     focal_gamma: float = option(2.0, "focal loss: how much less an easy picture counts, at least 0", NOT_NEGATIVE)
-    class_weights: Literal["none", "balanced"] = option("none", "balanced weighs the loss of rare classes up")
+    class_weights: Literal["none", "balanced"] = option("none", "balanced weighs the loss of rare classes or labels up")
     sampler: Literal["shuffle", "balanced"] = option("shuffle", "balanced draws every class equally often")
     mixup: float = option(0.0, "mix pairs of pictures: alpha of the beta distribution; 0 for none", NOT_NEGATIVE)
     cutmix: float = option(0.0, "paste a part of one picture into another: alpha; 0 for none", NOT_NEGATIVE)
@@ -99,7 +102,9 @@ class TrainingOptions(CraftOptions):
     momentum: float = option(0.9, "momentum of sgd and rmsprop, [0, 1)", BELOW_ONE)
     nesterov: bool = option(True, "Nesterov momentum for sgd")
     clip: float | None = option(1.0, "largest gradient norm; 'null' for no clipping", POSITIVE)
-    label_smoothing: float = option(0.1, "label smoothing of the training loss, [0, 1)", BELOW_ONE)
+    label_smoothing: float | None = option(
+        None, "label smoothing of the training loss, [0, 1); default: 0.1 for classes, 0 for labels", BELOW_ONE
+    )
     batch_size: int | Literal["auto"] = option(
         32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory", at_least(1)
     )
@@ -107,8 +112,9 @@ class TrainingOptions(CraftOptions):
         None, "stop when this many epochs of the last phase bring no improvement", at_least(1)
     )
     monitor: str = option(
-        "val_acc", "what the best epoch is chosen by: val_loss, or a figure of the task such as val_acc, val_f1_macro"
-    )
+        "auto", "what the best epoch is chosen by: val_loss, or a figure of the task: val_acc (auto of classes), "
+        "val_map (auto of labels), val_rmse; auto of numbers: val_loss",
+    )  # fmt: skip
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
@@ -155,9 +161,10 @@ class FinetuneConfig(TrainingOptions):
     overfit_batches: int | None = option(
         None, "a check, not a training: so many batches must be learnt to 100 %; writes no run", at_least(1)
     )
-    calibrate: Literal["temperature", "vector", "none"] = option(
-        "temperature", "fit the confidence on val: one number for all logits, or a scale and a shift per class"
-    )
+    calibrate: Literal["auto", "temperature", "vector", "conformal", "none"] = option(
+        "auto", "fit the confidence on val: one number for all logits (auto) or a scale and a shift per class; "
+        "intervals of numbers: conformal (auto)",
+    )  # fmt: skip
     report: Literal["on", "off"] = option("on", "write report.html")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
     resume: bool = option(False, "go on with the run in --out, exactly where it stopped")

@@ -18,7 +18,8 @@ from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import stored_path
 from transferkit.data.sample import SAMPLE
 from transferkit.models.figures.figure import Figure, classification_figures
-from transferkit.models.task import Details, list_tasks, task_named
+from transferkit.models.parts import Details
+from transferkit.models.task import list_tasks, task_named
 
 __all__ = [
     "EVALUATE",

@@ -93,7 +93,7 @@ def labelled_pictures(
         DataError: There is no such data or split, files cannot be read, or no picture is left.
         ExportError: The classes are not those of the model, with `check_classes`.
     """
-    scan = scan_data(data)
+    scan = scan_data(data, targets.columns)
     problems = [problem for problem in scan.problems if problem.kind != Kind.NO_TRAIN]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)

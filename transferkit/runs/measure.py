@@ -16,6 +16,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
+from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import Task
 
 __all__ = [
@@ -84,7 +85,7 @@ def predictions_of(
 
 def measure_splits(
     outputs: Mapping[str, Outputs], task: Task, spec: TargetSpec, *, method: str, seed: int
-) -> tuple[dict[str, Any], Calibration, list[Row]]:
+) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
     """Calibrate on the validation pictures, and measure every split with the predictions that users will see.
 
     Those of `val` are cross-fitted: each come from a calibration fitted without the picture. Those of `test` are
@@ -101,11 +102,12 @@ def measure_splits(
         The task's name and metrics by split, with ``"calibration"`` beside them where there is one; the calibration; a
         row per picture for `write_predictions`.
     """
-    calibration = Calibration()
+    calibration: FittedCalibration = Calibration()
     fitted: Tensor | None = None
     if task.calibrator is not None and method != "none" and "val" in outputs:
         val = outputs["val"]
         calibration, fitted = task.calibrator.fit(val.outputs, val.targets, method=method, seed=seed)
+        spec = spec.with_facts(calibration.facts)
     calibrated = calibration.method != "none"
     metrics: dict[str, Any] = {"task": task.name}
     rows: list[Row] = []

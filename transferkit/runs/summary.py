@@ -31,7 +31,7 @@ def print_lines(console: Console, lines: Sequence[tuple[str, str]]) -> None:
 def data_lines(index: ImageIndex) -> list[tuple[str, str]]:
     """Return what was understood of a data set: pictures, classes and splits, and what is worth knowing of them."""
     counts, targets = index.counts(), index.targets
-    splits = ", ".join(f"{sum(of_split.values()):,} {split}" for split, of_split in counts.items())
+    splits = ", ".join(f"{len(index.split(split)):,} {split}" for split in counts)
     names = targets.stratum_names if targets.stratum_names == targets.spec.names else ()
     classes = f" of {len(names):,} classes ({listing(names, quote=False)})" if names else ""
     lines = [("data", f"{len(index.records):,} pictures{classes}: {splits}")]
@@ -146,7 +146,7 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
     metrics = files.metrics
     measured = [split for split in ("val", "test") if split in metrics]
     probe, features, fitted = metrics["probe"], metrics["features"], metrics["phases"][0]
-    chosen = ", ".join(f"{name} = {probe[name]:.3g}" for name in ("C", "k") if name in probe)
+    chosen = ", ".join(f"{name} = {_chosen_text(probe[name])}" for name in ("C", "k", "alpha") if name in probe)
     lines = [
         ("run", str(run)),
         ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
@@ -172,3 +172,12 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
             lines += [("kept", str(run / "classifier.skops")),
                       ("next", f"transferkit export {shlex.quote(str(run))} --format skops")]  # fmt: skip
     print_lines(console, lines)
+
+
+def _chosen_text(value: float | Sequence[float | None]) -> str:
+    """Return a strength, or the range of those of several labels or targets, in words."""
+    values = [one for one in (value if isinstance(value, Sequence) else [value]) if one is not None]
+    if not values:
+        return "n/a"
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"

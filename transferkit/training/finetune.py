@@ -21,7 +21,7 @@ from transferkit.core.errors import TrainingError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.artifact import save_model
-from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.parts import FittedCalibration
 from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.runs.curves import history_charts
 from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
@@ -299,7 +299,7 @@ def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
 
 def _measure(
     training: Training[FinetuneConfig], splits: Sequence[str]
-) -> tuple[dict[str, Any], Calibration, list[Row]]:
+) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
     """Calibrate on val, and return what each split tells of the weights; see `measure_splits`."""
     config, module = training.config, training.module
     outputs = {split: outputs_of_split(module, training.data, split, device=training.device) for split in splits}

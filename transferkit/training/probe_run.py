@@ -19,11 +19,11 @@ from transferkit.features.probe.estimators import build_estimator
 from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
-from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
+from transferkit.models.parts import FittedCalibration
 from transferkit.models.solver import LabelledRows, ProbeOptions, Solution, Solver
-from transferkit.models.task import Task, task_named
+from transferkit.models.task import Task, task_of
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
@@ -57,8 +57,8 @@ def run_probe(config: ProbeConfig) -> Path:
 
 def _probe(config: ProbeConfig, run: Path) -> Path:
     started = time.perf_counter()
-    task = task_named(config.task)
-    solver: Solver = task.require("solver", "probe")
+    task = task_of(config)
+    task.require("solver", "probe")
     prepare_run_dir(run, resume=False, overwrite=config.overwrite)
     console = progress_console(config.quiet)
     weight = None if config.class_weight == "none" else config.class_weight
@@ -72,6 +72,8 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
         table = extract_table(layers, indexing=progress, extracting=progress)
     extracted = time.perf_counter()
     train = table.split("train")
+    task = task.of(table.index.targets.spec)
+    solver: Solver = task.require("solver", "probe")
     if problems := solver.problems(train.y):
         raise DataError(f"{config.data}: the training split holds {gather(problems)}")
     held = next((split for split in ("val", "test") if len(table.split(split))), None)
@@ -139,7 +141,7 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
 
 def _measure(
     task: Task, probe: Solution, table: FeatureTable, layer: str, config: ProbeConfig
-) -> tuple[dict[str, Any], Calibration, list[Row]]:
+) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
     outputs = {}
     for name in ("val", "test"):
         split = table.split(name)
@@ -156,7 +158,13 @@ def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> La
 
 
 def _export(
-    run: Path, task: Task, probe: Solution, table: FeatureTable, backbone: Backbone, tap: Tap, calibration: Calibration
+    run: Path,
+    task: Task,
+    probe: Solution,
+    table: FeatureTable,
+    backbone: Backbone,
+    tap: Tap,
+    calibration: FittedCalibration,
 ) -> str:
     """Write the product, backbone and head; return why not, where the classifier cannot be one."""
     if tap.layer != POOLED or tap.pool != OWN:

@@ -24,9 +24,9 @@ from transferkit.machine.device import choose_accelerator, choose_workers, devic
 from transferkit.machine.precision import Machine, choose_training_precision
 from transferkit.models.artifact import load_weights_from
 from transferkit.models.backbones.registry import Backbone, create_backbone
-from transferkit.models.losses import balanced_class_weights
 from transferkit.models.module import TransferModule
-from transferkit.models.task import Task, task_named
+from transferkit.models.parts import LossOptions
+from transferkit.models.task import Task, task_of
 from transferkit.options.training import TrainingOptions
 from transferkit.runs.labelled import run_splits
 from transferkit.runs.summary import data_lines, print_lines
@@ -37,7 +37,7 @@ from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
 from transferkit.training.rehearsal import rehearse
 
-__all__ = ["Options", "Training", "prepare"]
+__all__ = ["Options", "Training", "loss_options", "prepare"]
 
 log = logging.getLogger("transferkit")
 
@@ -130,7 +130,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if config.data != SAMPLE and not Path(config.data).exists():
         raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
     console = progress_console(quiet)
-    task = task_named(config.task)
+    task = task_of(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
     data = _data(config, task, backbone, workers, console)
@@ -201,6 +201,11 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             allow_empty_classes=config.allow_empty_classes,
             allow_leaks=config.allow_leaks,
             reader=task.targets,
+            targets=config.targets,
+            path_column=config.path_column,
+            label_column=config.label_column,
+            label_separator=config.label_separator,
+            root=config.root,
             progress=progress,
         )
         pictures = len(data.index.split("train"))
@@ -210,10 +215,8 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
 
 
 def _module(config: TrainingOptions, task: Task, backbone: Backbone, data: ImageData) -> TransferModule:
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_class_weights(list(data.index.counts()["train"].values())).tolist()
     spec = data.index.targets.spec
+    options = loss_options(config, task.of(spec), data)
     L.seed_everything(config.seed, workers=True, verbose=False)  # a fetched backbone must not change the head's start
     return TransferModule(
         backbone,
@@ -223,16 +226,34 @@ def _module(config: TrainingOptions, task: Task, backbone: Backbone, data: Image
         task=task,
         target_facts=spec.facts,
         drop_rate=config.drop_rate,
-        label_smoothing=config.label_smoothing,
-        loss=config.loss,
-        focal_gamma=config.focal_gamma,
-        class_weights=weights,
+        label_smoothing=options.label_smoothing,
+        loss=options.name,
+        focal_gamma=options.focal_gamma,
+        class_weights=options.class_weights,
         optimizer=config.optimizer,
         lr=1e-3 if isinstance(config.lr, str) else config.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
+
+
+def loss_options(config: TrainingOptions, task: Task, data: ImageData | None = None) -> LossOptions:
+    """Return what the training loss is made of.
+
+    Args:
+        config: The options.
+        task: Of the data set.
+        data: The training pictures, by which rare answers are weighed; ``None`` where nothing is to be weighed.
+
+    Raises:
+        ConfigError: Weights are wanted, and the answers cannot be balanced.
+    """
+    smoothing = task.objective.smoothing if config.label_smoothing is None else config.label_smoothing
+    weights = None
+    if config.class_weights == "balanced" and data is not None:
+        weights = task.objective.balanced(data.targets("train"), task.heads.width(data.index.targets.spec))
+    return LossOptions(config.loss, config.focal_gamma, weights, smoothing)
 
 
 def _require_val(config: TrainingOptions, data: ImageData, phases: tuple[Phase, ...]) -> None:

@@ -228,8 +228,8 @@ def test_unreadable_file_inside(pets, monkeypatch):  # fault 22
 def test_file_deleted_between_scan_and_read(pets, monkeypatch):  # fault 23
     gone = pets / "cat" / "003.bmp"
 
-    def scan_then_delete(data):
-        indexed = scan_data(data)
+    def scan_then_delete(data, columns):
+        indexed = scan_data(data, columns)
         gone.unlink(missing_ok=True)
         return indexed
 

@@ -233,7 +233,7 @@ def test_a_calibration_that_does_not_help_is_stored_and_told(run, data, monkeypa
         calibration, probs = fit_calibration(*args, **more)
         return dataclasses.replace(calibration, figures={**calibration.figures, "loss_after": 9.0}), probs
 
-    monkeypatch.setattr("transferkit.models.classification.fit_calibration", worse)
+    monkeypatch.setattr("transferkit.models.answers.classification.fit_calibration", worse)
     with pytest.warns(TransferkitWarning, match=r"does not help: the cross-fitted log loss is 9.0000, and [\d.]+ with"):
         calibrate(options(run, data))
     assert load_model(run)[1].calibration.figures["loss_after"] == 9.0

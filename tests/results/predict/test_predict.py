@@ -34,7 +34,7 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.conformal import HeldOut
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
-from transferkit.models.task import Request
+from transferkit.models.parts import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.network import WholeNetwork

@@ -11,7 +11,7 @@ from small_runs import SignalAt
 from transferkit.cli.main import main
 from transferkit.core.errors import ConfigError, Interrupted, TrainingError
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.models.losses import balanced_class_weights
+from transferkit.models.answers.losses import balanced_class_weights
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.results.predict.predictor import load

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.models.answers.losses import make_loss
 from transferkit.models.heads import build_head
-from transferkit.models.losses import make_loss
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.head.train import train_head

@@ -59,6 +59,11 @@ class ImageData(L.LightningDataModule):
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
         reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
+        targets: Columns of a manifest that hold the answers, a list or separated by commas: 0/1 for labels, or numbers.
+        path_column: Column of a manifest with the paths.
+        label_column: Column of a manifest with the answer; ``None``: ``label``, ``labels`` or ``target``.
+        label_separator: What stands between the labels of a picture in a column of several.
+        root: Folder that a manifest's paths are relative to; its own when ``None``.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
     Raises:
@@ -89,6 +94,11 @@ class ImageData(L.LightningDataModule):
         allow_empty_classes: bool = False,
         allow_leaks: bool = False,
         reader: TargetReader = CLASSES,
+        targets: str | list[str] | None = None,
+        path_column: str = "path",
+        label_column: str | None = None,
+        label_separator: str = "|",
+        root: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
@@ -105,6 +115,11 @@ class ImageData(L.LightningDataModule):
             allow_empty_classes=allow_empty_classes,
             allow_leaks=allow_leaks,
             seed=seed,
+            targets=targets,
+            path_column=path_column,
+            label_column=label_column,
+            label_separator=label_separator,
+            root=root,
         )
         problems = self._options.problems() + [
             f"{name} is {value}, expected a whole number of at least {low}"

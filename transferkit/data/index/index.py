@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,15 +83,13 @@ class ImageIndex:
     def counts(self) -> dict[str, dict[str, int]]:
         """Return ``{split: {stratum: pictures}}``, zeros included, for every split that has pictures.
 
-        The strata of classification are the classes.
+        The strata of classification are the classes; a picture of several labels counts for each.
         """
-        strata = self.targets.strata(record.label for record in self.records).tolist()
-        counted = Counter((record.split, stratum) for record, stratum in zip(self.records, strata, strict=True))
-        present = {split for split, _ in counted}
+        present = {record.split for record in self.records}
+        labels = {split: [record.label for record in self.split(split)] for split in SPLITS if split in present}
+        names = self.targets.stratum_names
         return {
-            split: {name: counted[split, number] for number, name in enumerate(self.targets.stratum_names)}
-            for split in SPLITS
-            if split in present
+            split: dict(zip(names, self.targets.counts(of_split), strict=True)) for split, of_split in labels.items()
         }
 
     def digest(self) -> str:
@@ -132,7 +129,7 @@ def index_images(
     problems = [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
     if problems:
         raise ConfigError(gather(problems))
-    scan = scan_data(options.data)
+    scan = scan_data(options.data, reader.columns_of(options))
     total = len(scan.files)
     results = read_images(
         [file.path for file in scan.files],
@@ -183,6 +180,7 @@ def build_index(
         raise DataError(gather([problem.message for problem in problems]), problems)
     targets = reader.learn(scan)
     records, moved = _split(good, same, targets, options)
+    targets = targets.fitted(record.label for record in records if record.split == "train")
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
     skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
     return ImageIndex(

@@ -6,23 +6,58 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, did_you_mean
+from transferkit.core.files import user_path
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
+from transferkit.data.scan.columns import CLASS_COLUMN, Columns, number
+from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, read_table
 from transferkit.data.scan.records import Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
-__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets"]
+__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task"]
+
+LABEL, LABELS, TARGET = "label", "labels", "target"
+"""Columns of a class, of a list of labels, of a number, where the options name none."""
+
+
+def inferred_task(options: DataOptions) -> tuple[str, str]:
+    """Return the name of the task that a data set shows by its layout, and why, in words.
+
+    Nothing but a manifest's table is looked at. A column ``label`` holds classes, whatever it looks like.
+
+    Raises:
+        DataError: The manifest cannot be read.
+    """
+    path, names = user_path(options.data), options.target_names
+    if not (Path(path).is_file() and path.lower().endswith(MANIFEST_EXTENSIONS)):
+        return "classification", "of folders"
+    columns, rows = read_table(path, names)
+    if names and set(names) <= set(columns):
+        cells = {row.cells[name].strip() for row in rows for name in names}
+        if all(number(cell) in (0.0, 1.0) for cell in cells if cell):
+            return "multilabel", "--targets names columns of 0 and 1"
+        return "regression", "--targets names columns of numbers"
+    if options.label_column is None and LABEL not in columns:
+        for name, task in ((LABELS, "multilabel"), (TARGET, "regression")):
+            if name in columns:
+                return task, f"the manifest has a column {name!r}"
+    return "classification", "the manifest has a column of labels"
 
 
 class Targets(Protocol):
     """The meaning of the labels of one data set or model."""
+
+    @property
+    def columns(self) -> Columns:
+        """Where the answers stand in a manifest that a model is measured on."""
 
     @property
     def spec(self) -> TargetSpec:
@@ -45,9 +80,18 @@ class Targets(Protocol):
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the stratum ``(N,)`` of each label, an index into `stratum_names`."""
 
+    def counts(self, labels: Iterable[str]) -> list[int]:
+        """Return the pictures of each of `stratum_names`; one with several labels counts for each."""
+
+    def fitted(self, labels: Iterable[str]) -> Self:
+        """Return the meaning with what is measured on the labels of the training pictures, such as their mean."""
+
 
 class TargetReader(Protocol):
     """The part of a task that reads answers from the rows of a data set."""
+
+    def columns_of(self, options: DataOptions) -> Columns:
+        """Return where the answers stand in a manifest."""
 
     def of(self, spec: TargetSpec) -> Targets:
         """Return what labels mean to a model."""
@@ -74,6 +118,10 @@ class TargetReader(Protocol):
 @dataclass(frozen=True)
 class ClassReader:
     """Labels are names of classes."""
+
+    def columns_of(self, options: DataOptions) -> Columns:
+        """Return the column ``label``, or what the options name."""
+        return Columns(((options.label_column or LABEL,),), path=options.path_column, root=options.root)
 
     def of(self, spec: TargetSpec) -> ClassTargets:
         """Return the classes of a model."""
@@ -108,6 +156,7 @@ class ClassTargets:
     """
 
     class_names: tuple[str, ...]
+    columns: ClassVar[Columns] = CLASS_COLUMN
 
     @property
     def spec(self) -> TargetSpec:
@@ -144,3 +193,12 @@ class ClassTargets:
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the stratum ``(N,)`` of each label, by which splits, folds and samplers are balanced: its class."""
         return self.encode(labels)
+
+    def counts(self, labels: Iterable[str]) -> list[int]:
+        """Return the number of pictures of each class."""
+        counts: list[int] = np.bincount(self.encode(labels), minlength=len(self.class_names)).tolist()
+        return counts
+
+    def fitted(self, labels: Iterable[str]) -> Self:
+        """Return the classes: their names are all there is."""
+        return self

@@ -50,7 +50,7 @@ class ScannedFile:
 
     Attributes:
         path: The path of the data set joined with that of the file inside it; not resolved.
-        label: Class name.
+        label: The answer, as one text: a class name; of several labels or numbers, joined by ``|``.
         split: One of `SPLITS`, or ``None`` when the data set does not say.
         group: Pictures of one group must share a split; ``None`` for a picture on its own.
     """
@@ -71,6 +71,7 @@ class Scan:
         skipped: Files that are no candidates, with reasons, sorted by path. Hidden and system files are not listed.
         notes: Facts worth telling.
         problems: What is wrong; the data set must not be used for training unless this is empty.
+        answers: The columns of a manifest that hold the answers; nothing for folders.
     """
 
     class_names: tuple[str, ...]
@@ -78,3 +79,4 @@ class Scan:
     skipped: tuple[SkippedFile, ...] = ()
     notes: tuple[Finding, ...] = ()
     problems: tuple[Finding, ...] = ()
+    answers: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from transferkit.core.errors import DataError
 from transferkit.core.files import user_path
 from transferkit.data.sample import SAMPLE, sample_folder
+from transferkit.data.scan.columns import CLASS_COLUMN, Columns
 from transferkit.data.scan.folders import scan_folder
 from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, scan_manifest
 from transferkit.data.scan.records import Scan
@@ -15,11 +16,12 @@ from transferkit.data.scan.records import Scan
 __all__ = ["scan_data"]
 
 
-def scan_data(data: str) -> Scan:
+def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
     """List the pictures of a folder, of a CSV or Parquet manifest, or of the bundled sample set.
 
     Args:
         data: Its path, or ``"sample"``.
+        columns: Where the answers of a manifest stand.
 
     Raises:
         DataError: There is nothing at `data`, or nothing that is a data set, or two things go by that name.
@@ -35,7 +37,7 @@ def scan_data(data: str) -> Scan:
         return scan_folder(path)
     if Path(path).is_file():
         if path.lower().endswith(MANIFEST_EXTENSIONS):
-            return scan_manifest(path)
+            return scan_manifest(path, columns)
         expected = " or ".join(MANIFEST_EXTENSIONS)
         raise DataError(f"{path!r} is a file - expected a folder of class folders, or a manifest ({expected})")
     raise DataError(f"nothing found at {path!r} - expected a folder of class folders or a manifest; check the path")

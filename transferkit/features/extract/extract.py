@@ -27,7 +27,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.models.task import task_named
+from transferkit.models.task import task_of
 from transferkit.options.features import FeatureOptions, FeaturesConfig
 from transferkit.options.fields import make_config
 
@@ -94,7 +94,8 @@ def extract_table(
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    scan, reader = scan_data(config.data), task_named(config.task).targets
+    reader = task_of(config).targets
+    scan = scan_data(config.data, reader.columns_of(config))
     total = len(scan.files)
     hashes = hash_images(
         [file.path for file in scan.files],

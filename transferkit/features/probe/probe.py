@@ -6,7 +6,7 @@ anew on the training part of every fold, so that the score of rows it never saw 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +122,12 @@ def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
 
 
 def fit_probe(
-    rows: LabelledRows, options: ProbeOptions | None = None, *, seed: int = 0, progress: Progress | None = None
+    rows: LabelledRows,
+    options: ProbeOptions | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    rule: Callable[[Array], int] = choose,
 ) -> FittedProbe:
     """Fit a classifier on features, choosing what it has to choose by cross-validation inside these rows.
 
@@ -131,6 +136,7 @@ def fit_probe(
         options: Which classifier, and how; logistic regression by default.
         seed: Of the folds, and of the classifier where it draws at random.
         progress: Called with the fits done and all fits, after each.
+        rule: Which candidate to take, by scores (folds, candidates, 2) of accuracy and nll.
 
     Raises:
         ConfigError: What is wrong with the arguments, all of it.
@@ -139,7 +145,7 @@ def fit_probe(
     problems = rows.problems() + _class_problems(rows) + options.problems()
     if problems:
         raise ConfigError(gather(problems))
-    name = options.classifier
+    name = "logistic" if options.classifier == "auto" else options.classifier
     if "." not in name and name not in ("logistic", "knn"):
         raise ConfigError(
             f"unknown classifier {name!r}; expected 'logistic', 'knn' or the import path of a scikit-learn "
@@ -152,7 +158,7 @@ def fit_probe(
         if "." in name:
             return _fit_by_path(rows, options, seed, report)
         folds = cross_validation_folds(rows, folds=options.folds, seed=seed)
-        return (_fit_knn if name == "knn" else _fit_logistic)(rows, options, folds, report)
+        return (_fit_knn if name == "knn" else _fit_logistic)(rows, options, folds, report, rule)
 
 
 def _class_problems(rows: LabelledRows) -> list[str]:
@@ -195,7 +201,9 @@ def _candidates(name: str, value: Any, kind: type) -> list[Any] | None:
     return [kind(one) for one in sorted(set(values))]
 
 
-def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress) -> FittedProbe:
+def _fit_logistic(
+    rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress, rule: Callable[[Array], int]
+) -> FittedProbe:
     _check_arguments("logistic", options.classifier_args, ("C",))
     weight = _weights(rows, options.class_weight)
     total = float(weight.sum())
@@ -225,7 +233,7 @@ def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progr
     else:
         scores = evaluate(Cs)
         while own is None:
-            best = choose(scores)
+            best = rule(scores)
             if best == 0 and Cs[0] * total / STEP**2 > REACH[0]:
                 more = [Cs[0] / STEP**2, Cs[0] / STEP]
                 Cs, scores = more + Cs, np.concatenate([evaluate(more), scores], axis=1)
@@ -234,7 +242,7 @@ def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progr
                 Cs, scores = Cs + more, np.concatenate([scores, evaluate(more)], axis=1)
             else:
                 break
-        C = Cs[choose(scores)]
+        C = Cs[rule(scores)]
         weighted = options.class_weight is not None or rows.weight is not None
         choice = choice_record("C", C, Cs, scores, weighted=weighted)
     standardiser = Standardiser.fit(rows.X, weight)
@@ -244,7 +252,9 @@ def _fit_logistic(rows: LabelledRows, options: ProbeOptions, folds: Folds, progr
     return FittedProbe("logistic", choice, rows.width, linear=standardiser.fold(model))
 
 
-def _fit_knn(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress) -> FittedProbe:
+def _fit_knn(
+    rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress, rule: Callable[[Array], int]
+) -> FittedProbe:
     if options.class_weight is not None or rows.weight is not None:
         raise ConfigError("knn takes no class or sample weights - leave them out, or use 'logistic'")
     arguments = options.classifier_args
@@ -269,7 +279,7 @@ def _fit_knn(rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: 
             voters = Neighbours.fit(part.X, part.y, rows.width, k=ks[-1], temperature=temperature)
             scores[number] = [score(probs, held.y, np.ones(len(held))) for probs in voters.votes(held.X, ks)]
             progress(number + 1, len(folds) + 1)
-        k = ks[choose(scores)]
+        k = ks[rule(scores)]
         choice = choice_record("k", k, ks, scores, weighted=False)
     neighbours = Neighbours.fit(rows.X, rows.y, rows.width, k=k, temperature=temperature)
     progress(len(folds) + 1, len(folds) + 1)

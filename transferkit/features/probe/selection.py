@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from transferkit.models.solver import Array, LabelledRows
 
-__all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "score"]
+__all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "lowest_nll", "score"]
 
 Folds = list[tuple[Array, Array]]
 
@@ -90,6 +90,17 @@ def choose(scores: Array) -> int:
     error = (acc - acc[:, [best]]).std(axis=0, ddof=1) / np.sqrt(len(acc))
     near = np.flatnonzero(mean >= mean[best] - error / 2 - 1e-12)
     return int(near[nll[near] <= max(nll[near].min(), CERTAIN) + 1e-3][0])
+
+
+def lowest_nll(scores: Array) -> int:
+    """Return which of the candidates to take by nll alone: the first that is within 0.001 of the lowest mean.
+
+    For rare labels, whose accuracy is that of never giving them. `CERTAIN` counts as in `choose`.
+
+    Args:
+        scores: (folds, candidates, 2) of accuracy and nll.
+    """
+    return choose(scores * (0.0, 1.0))
 
 
 def choice_record(key: str, value: float, values: Sequence[float], scores: Array, *, weighted: bool) -> dict[str, Any]:

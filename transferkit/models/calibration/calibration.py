@@ -51,6 +51,11 @@ class Calibration:
     held_out: HeldOut | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Nothing: predictions say all."""
+        return {}
+
     def probs(self, logits: Tensor) -> Tensor:
         """Return probabilities ``(..., C) float32`` for logits ``(..., C)``.
 
@@ -187,7 +192,7 @@ def fit_calibration(
     Args:
         logits: ``(N, C) float32``.
         targets: ``(N,) int64`` in [0, C).
-        method: ``"temperature"``, ``"vector"`` or ``"none"``.
+        method: ``"auto"`` or ``"temperature"``, ``"vector"`` or ``"none"``.
         seed: Of the folds.
         fitted_on: The pictures, in words.
 
@@ -199,6 +204,7 @@ def fit_calibration(
     Raises:
         ConfigError: An argument is out of range.
     """
+    method = METHODS[1] if method == "auto" else method
     if method not in METHODS:
         raise ConfigError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     _check_shapes(logits, targets)

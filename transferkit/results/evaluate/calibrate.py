@@ -18,9 +18,11 @@ from torch import Tensor
 from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing, visible
+from transferkit.data.index.targets import Targets
 from transferkit.data.scan.scan import scan_data
 from transferkit.models.artifact import load_model, save_info
 from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import Predictor, load
@@ -33,7 +35,7 @@ __all__ = ["calibrate"]
 UNCHANGED = "nothing was changed"
 
 
-def calibrate(config: CalibrateConfig) -> Calibration:
+def calibrate(config: CalibrateConfig) -> FittedCalibration:
     """Fit the calibration of a run on labelled pictures, and write it into its `model.json`; no other file is touched.
 
     Pictures that the run was trained on are left out: a model is surer of those than of new ones. So are the run's own
@@ -60,7 +62,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     run = Path(config.run)
     if config.method == "none":
         _, info = load_model(run)
-        save_info(run, dataclasses.replace(info, calibration=Calibration()))
+        save_info(run, info.calibrated(Calibration()))
         if not config.quiet:
             output_console().print(
                 f"{visible(config.run)}: not calibrated any more, probabilities are the softmax of the logits",
@@ -71,7 +73,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     task = predictor.module.task
     task.require("calibrator", "calibrate")
     assert task.calibrator is not None
-    split = _split(config)
+    split = _split(config, predictor.info.targets)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         labelled = labelled_pictures(config.data, predictor.info.targets, split=split, skip_bad=True, progress=progress)
     pictures, left_out = _unseen(run, labelled, config)
@@ -88,8 +90,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             stacklevel=2,
         )
     source = config.data if split == "all" else f"{config.data} ({split})"
-    calibration, predictions = task.calibrator.fit(outputs, targets, method=config.method, seed=config.seed)
-    calibration = dataclasses.replace(calibration, fitted_on=source)
+    fitted, predictions = task.calibrator.fit(outputs, targets, method=config.method, seed=config.seed)
+    calibration: FittedCalibration = dataclasses.replace(fitted, fitted_on=source)
     if calibration.figures["loss_after"] >= calibration.figures["loss_before"]:
         warnings.warn(
             "the calibration does not help: the cross-fitted log loss is "
@@ -98,7 +100,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             TransferkitWarning,
             stacklevel=2,
         )
-    save_info(run, dataclasses.replace(predictor.info, calibration=calibration))
+    save_info(run, predictor.info.calibrated(calibration))
     if not config.quiet:
         summary = task.calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
         _print(config, calibration, len(targets), summary, left_out)
@@ -108,11 +110,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 # ---- pictures ---------------------------------------------------------------------------------------------------
 
 
-def _split(config: CalibrateConfig) -> str:
+def _split(config: CalibrateConfig, targets: Targets) -> str:
     """Return the split to take: ``"val"`` where there is one, else everything."""
     if config.split != "auto":
         return config.split
-    scan = scan_data(config.data)
+    scan = scan_data(config.data, targets.columns)
     return "val" if any(file.split == "val" for file in scan.files) else "all"
 
 
@@ -165,7 +167,7 @@ def _ask(
 
 def _print(
     config: CalibrateConfig,
-    calibration: Calibration,
+    calibration: FittedCalibration,
     count: int,
     summary: tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]],
     left_out: Sequence[str],

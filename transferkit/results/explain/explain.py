@@ -27,7 +27,7 @@ from transferkit.core.errors import (
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels, read_bytes
-from transferkit.models.task import Request
+from transferkit.models.parts import Request
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import Heat, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours

@@ -15,7 +15,7 @@ from typing import Final, TextIO
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
-from transferkit.models.task import Record, Request
+from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
 from transferkit.results.predict.predictor import Predictor, load

@@ -25,7 +25,7 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
-from transferkit.models.task import Request
+from transferkit.models.parts import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.record import Prediction

@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
-from transferkit.models.task import Output, Record, Request
+from transferkit.models.parts import Output, Record, Request
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row"]
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transferkit.core.errors import TransferkitError
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
-from transferkit.models.task import Request
+from transferkit.models.parts import Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import data_uri, enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention

@@ -26,6 +26,7 @@ from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.progress import PhaseProgress
 from transferkit.training.loop.recorder import RunRecorder
+from transferkit.training.plan.options import monitor_of
 from transferkit.training.ranks.parallel import statistics, world
 from transferkit.training.ranks.strategies import SyncNorms, make_environment, make_strategy
 from transferkit.training.setup import Training
@@ -60,7 +61,7 @@ def fit(
     """
     config, data, module, machine = training.config, training.data, training.module, training.machine
     schedule = PhaseSchedule(training.phases, solved=True)
-    monitor = config.monitor if data.index.split("val") else "train_loss"
+    monitor = monitor_of(config) if data.index.split("val") else "train_loss"
     figure = monitor.partition("_")[2]
     if monitor.startswith("val_") and figure not in ("loss", *module.task.objective.watched):
         module.watch(figure)

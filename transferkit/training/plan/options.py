@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
-from transferkit.models.task import task_named
+from transferkit.models.task import task_of
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
@@ -17,7 +17,7 @@ from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["USUAL_LR", "lacks_solver", "replace_lr", "resolve_options", "resolve_phases"]
+__all__ = ["USUAL_LR", "lacks_solver", "monitor_of", "replace_lr", "resolve_options", "resolve_phases"]
 
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out", "overwrite", "quiet", "resume",
                        "strategy", "workers"})  # fmt: skip
@@ -87,7 +87,7 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     Raises:
         ConfigError: With everything that is wrong.
     """
-    lr, task = USUAL_LR if isinstance(config.lr, str) else config.lr, task_named(config.task)
+    lr, task = USUAL_LR if isinstance(config.lr, str) else config.lr, task_of(config)
     if isinstance(config.phases, str):
         solve = config.solves_probe and not lacks_solver(config)
         probe = Phase("probe", 0 if solve else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
@@ -105,7 +105,7 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
         task.require("solver", "a solved phase")
         if config.head != "linear":
             problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
-    problems += _craft_problems(config, phases) + _monitor_problems(config)
+    problems += _craft_problems(config, phases) + _task_problems(config)
     if problems:
         raise ConfigError(gather(problems))
     return phases
@@ -113,15 +113,27 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
 
 def lacks_solver(config: TrainingOptions) -> bool:
     """Whether a head that would be solved unasked is trained, because its task has no solver."""
-    return config.probe == "auto" and config.solves_probe and task_named(config.task).solver is None
+    return config.probe == "auto" and config.solves_probe and task_of(config).solver is None
 
 
-def _monitor_problems(config: TrainingOptions) -> list[str]:
-    """Return what is wrong with the name of the figure that the best epoch is chosen by."""
-    known = [f"val_{name}" for name in task_named(config.task).objective.monitors]
-    if config.monitor in known:
-        return []
-    return [f"--monitor is {config.monitor!r}.{did_you_mean(config.monitor, known)} Expected one of {', '.join(known)}"]
+def monitor_of(config: TrainingOptions) -> str:
+    """Return what the best epoch is chosen by, such as ``"val_acc"``."""
+    return f"val_{task_of(config).objective.monitor}" if config.monitor == AUTO else config.monitor
+
+
+def _task_problems(config: TrainingOptions) -> list[str]:
+    """Return which words are none of the task's: of the loss, of the figure that the best epoch is chosen by."""
+    objective = task_of(config).objective
+    problems = []
+    for name, word, known in (
+        ("loss", config.loss, objective.losses),
+        ("monitor", config.monitor, [f"val_{figure}" for figure in objective.monitors]),
+    ):
+        if word not in (AUTO, *known):
+            problems.append(
+                f"--{name} is {word!r}.{did_you_mean(word, known)} Expected one of {', '.join(known)}, or auto"
+            )
+    return problems
 
 
 def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[str]:

@@ -27,7 +27,7 @@ from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import build_head
-from transferkit.models.task import LossOptions, Task
+from transferkit.models.task import Task
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
@@ -42,7 +42,7 @@ from transferkit.training.plan.options import resolve_phases
 from transferkit.training.search.plots import ENDED, SearchBar, short_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
-from transferkit.training.setup import prepare
+from transferkit.training.setup import loss_options, prepare
 
 if TYPE_CHECKING:
     import optuna
@@ -227,7 +227,7 @@ class _HeadTrials:
         config = dataclasses.replace(config, clip=None)
         (phase,) = resolve_phases(config, None)
         rows = training_rows(train, POOLED, "sample")
-        loss = task.objective.loss(LossOptions(label_smoothing=config.label_smoothing), rows.width)
+        loss = task.objective.loss(loss_options(config, task), rows.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             head = build_head(config.head, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)

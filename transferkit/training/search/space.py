@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads import list_heads, takes_maps
-from transferkit.models.task import task_named
+from transferkit.models.task import task_of
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.files import followed_figures
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
-from transferkit.training.plan.options import resolve_options
+from transferkit.training.plan.options import monitor_of, resolve_options
 from transferkit.training.schedules.schedules import make_schedule
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ class Monitor:
     @classmethod
     def of(cls, config: FinetuneConfig) -> Monitor:
         """Return the figure that a run with these options is chosen by."""
-        monitors = task_named(config.task).objective.monitors
-        figure = followed_figures([{config.monitor: None}], {})[-1]
-        return cls(config.monitor, monitors[config.monitor.removeprefix("val_")], figure.unit)
+        monitors, monitor = task_of(config).objective.monitors, monitor_of(config)
+        figure = followed_figures([{monitor: None}], {})[-1]
+        return cls(monitor, monitors[monitor.removeprefix("val_")], figure.unit)
 
     @property
     def key(self) -> str:

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
+from transferkit.models.answers.losses import LOSSES, balanced_class_weights, make_loss
 from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration
 from transferkit.models.calibration.conformal import cross_fitted_sets
 from transferkit.models.calibration.scaling import stratified_folds
@@ -25,8 +26,7 @@ from transferkit.models.figures.classification import (
     reliability_bins,
 )
 from transferkit.models.figures.figure import Figure, classification_figures
-from transferkit.models.losses import make_loss
-from transferkit.models.task import LossOptions
+from transferkit.models.parts import LossOptions
 
 __all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
 
@@ -55,6 +55,9 @@ class ClassHeads:
 class ClassObjective:
     """Cross entropy, or what the options ask for; accuracy beside it."""
 
+    losses: tuple[str, ...] = LOSSES
+    smoothing: float = 0.1
+    monitor: str = "acc"
     running: tuple[str, ...] = ("acc",)
     watched: tuple[str, ...] = ("acc", "f1_macro")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
@@ -62,9 +65,15 @@ class ClassObjective:
     def loss(self, options: LossOptions, width: int) -> nn.Module:
         """Return the loss from logits ``(B, C)`` and classes ``(B,)`` or shares ``(B, C)`` to a scalar."""
         weights = None if options.class_weights is None else torch.tensor(options.class_weights)
+        name = self.losses[0] if options.name == "auto" else options.name
         return make_loss(
-            options.name, gamma=options.focal_gamma, class_weights=weights, label_smoothing=options.label_smoothing
+            name, gamma=options.focal_gamma, class_weights=weights, label_smoothing=options.label_smoothing
         )
+
+    def balanced(self, targets: Tensor, width: int) -> list[float]:
+        """Return a weight per class, see `balanced_class_weights`."""
+        weights: list[float] = balanced_class_weights(torch.bincount(targets, minlength=width).tolist()).tolist()
+        return weights
 
     def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the negative log-likelihood of each picture's class, ``(B,)``."""
@@ -148,6 +157,12 @@ class ClassScores:
 @dataclass(frozen=True)
 class ClassCalibrator:
     """Temperature or vector scaling of logits."""
+
+    methods: tuple[str, ...] = ("temperature", "vector")
+
+    def read(self, values: Mapping[str, Any]) -> Calibration:
+        """Return the calibration of which `values` are the `to_dict`. Raises `CheckpointError`."""
+        return Calibration.from_dict(values)
 
     def fit(self, outputs: Tensor, targets: Tensor, *, method: str, seed: int) -> tuple[Calibration, Tensor]:
         """Return the calibration, and cross-fitted probabilities, see `fit_calibration`."""

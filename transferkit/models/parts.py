@@ -1,0 +1,335 @@
+"""The parts of a task: what each of them does, whatever the kind of answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.figure import Figure
+from transferkit.models.figures.paired import Outcomes
+
+__all__ = [
+    "Calibrator",
+    "Details",
+    "FittedCalibration",
+    "Heads",
+    "LossOptions",
+    "Objective",
+    "Output",
+    "Record",
+    "Request",
+    "Scores",
+]
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What the training loss is made of.
+
+    Attributes:
+        name: Of the loss; ``"auto"`` for the task's own.
+        focal_gamma: Of the focal loss, at least 0.
+        class_weights: Weight of each class or label, in index order; ``None`` where all count alike.
+        label_smoothing: In [0, 1).
+    """
+
+    name: str = "auto"
+    focal_gamma: float = 2.0
+    class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+
+
+class Heads(Protocol):
+    """What a head returns for a picture."""
+
+    def width(self, spec: TargetSpec) -> int:
+        """Return how many numbers that is."""
+
+    def problems(self, width: int) -> list[str]:
+        """Return what is wrong with so many, a sentence each."""
+
+
+class Objective(Protocol):
+    """What training minimises, and what is watched while it goes on."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the training losses, the usual one first."""
+
+    @property
+    def smoothing(self) -> float:
+        """The usual label smoothing."""
+
+    @property
+    def monitor(self) -> str:
+        """The figure that usually chooses the epoch."""
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Figures of the running epoch besides the loss, such as ``("acc",)``: means over its pictures."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Figures that are measured on `val` after every epoch, besides ``"loss"``."""
+
+    @property
+    def monitors(self) -> Mapping[str, bool]:
+        """Every figure that may choose the epoch, and whether higher is better."""
+
+    def loss(self, options: LossOptions, width: int) -> nn.Module:
+        """Return the training loss: a module from outputs ``(B, width)`` and targets to a scalar.
+
+        Raises:
+            ConfigError: With everything that is wrong with the options.
+        """
+
+    def balanced(self, targets: Tensor, width: int) -> list[float]:
+        """Return weights of the outputs that make rare answers count as much as frequent ones.
+
+        Args:
+            targets: ``(N, ...)`` of all training pictures.
+            width: Of the outputs.
+
+        Raises:
+            ConfigError: There is nothing to balance.
+        """
+
+    def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the plain loss of each picture, ``(B,)``: what validation reports and probes minimise."""
+
+    def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the figures `running` of a training batch, summed over its pictures: ``(len(running),)``."""
+
+    def metrics(self, names: Sequence[str], width: int) -> dict[str, Metric]:
+        """Return a metric for each of these figures; each is updated with activated outputs and targets."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of a prediction is wanted.
+
+    Attributes:
+        top_k: Most probable answers to name, at least 1.
+        sets: Whether there is a column for prediction sets.
+        whole: Whether the record holds the whole prediction, too: of classification every class's probability.
+        abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
+        coverage: Share of true numbers that intervals shall hold, in (0, 1).
+    """
+
+    top_k: int = 3
+    sets: bool = False
+    whole: bool = True
+    coverage: float = 0.9
+    abstention: Callable[[Array, npt.NDArray[np.int64]], tuple[bool, tuple[str, ...]]] | None = None
+
+
+class Record(Protocol):
+    """What is said of one picture; the rest of it is the task's own.
+
+    Attributes:
+        path: The file, or its place among the pictures.
+        error: Why there is no prediction; ``None`` where there is one.
+        abstained: Whether there is no answer because the model is not sure enough.
+    """
+
+    @property
+    def path(self) -> str:
+        """The file, or the place among the pictures."""
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no prediction; ``None`` where there is one."""
+
+    @property
+    def abstained(self) -> bool:
+        """Whether there is no answer because the model is not sure enough."""
+
+
+class Output(Protocol):
+    """From what the network returns to what a user reads."""
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return predictions for outputs ``(..., width) float32``: probabilities, say, before any calibration."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `predictions.csv` after ``split, path``; the first is the answer of the data."""
+
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return these columns for predictions ``(N, width)`` and targets ``(N, ...)``, a row per picture."""
+
+    def merge(self, predictions: Array) -> Array:
+        """Return the prediction of a picture for those of its views, ``(V, ...)``."""
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Any:
+        """Return the `Record` of a picture."""
+
+    def unreadable(self, name: str, error: str) -> Any:
+        """Return the `Record` of a picture that has no prediction."""
+
+    def header(self, spec: TargetSpec, request: Request) -> list[str]:
+        """Return the columns of `predict` between ``path`` and ``error``."""
+
+    def cells(self, record: Any, spec: TargetSpec, request: Request) -> list[object]:
+        """Return the cells of a record under `header`."""
+
+    def values(self, record: Any) -> dict[str, Any]:
+        """Return a record as plain values for a line of JSON, without ``path`` and ``error``."""
+
+    @property
+    def names_one(self) -> bool:
+        """Whether a record names one of `spec.names`, that with the largest prediction: a `Prediction`."""
+
+    def answer(self, record: Any, spec: TargetSpec) -> str:
+        """Return which of `spec.names` a record speaks of: what its heat map explains unless another one is named."""
+
+    def shares(self, record: Any, spec: TargetSpec) -> dict[str, float]:
+        """Return how much a record gives each of `spec.names`, in [0, 1], most first; empty where it gives no shares.
+
+        Args:
+            record: A whole one, see `Request`.
+            spec: Of the model.
+        """
+
+    def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
+        """Return the score of each picture that a heat map explains, ``(B,)``, differentiable.
+
+        Args:
+            outputs: ``(B, ...)`` of the network.
+            places: Which of `spec.names` each is about, ``(B,) int64``.
+        """
+
+    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+        """Return for which pictures two models say the same, ``(B,)``, by their predictions ``(B, ...)``."""
+
+
+class Scores(Protocol):
+    """What predictions are worth."""
+
+    def measure(
+        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """Return what `metrics.json` holds of one split, as plain JSON values.
+
+        Args:
+            predictions: ``(N, ...) float32``, as users see them: calibrated where the model is.
+            targets: ``(N, ...)``.
+            spec: What they mean.
+            plain: Predictions before calibration; ``None`` where there is no calibration.
+            seed: Of the bootstrap.
+        """
+
+    def figures(self, values: Mapping[str, Any]) -> list[Figure]:
+        """Return the figures that `measure`'s values hold, the one that counts most first."""
+
+
+class FittedCalibration(Protocol):
+    """A calibration; the rest of it is the task's own."""
+
+    @property
+    def method(self) -> str:
+        """How it was fitted; ``"none"`` where nothing was."""
+
+    @property
+    def temperature(self) -> float:
+        """What all outputs are divided by; 1 where that is not how it works."""
+
+    @property
+    def fitted_on(self) -> str | None:
+        """The pictures it was fitted on, in words."""
+
+    @property
+    def folds(self) -> int:
+        """Of the cross-fitting."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What it brought, such as ``loss_before`` and ``loss_after``."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What joins the facts of the spec, for whoever makes records of predictions: thresholds, say."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `model.json`."""
+
+
+class Calibrator(Protocol):
+    """From outputs to predictions that can be trusted, fitted on held-out pictures."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Ways to fit, the usual one first."""
+
+    def fit(self, outputs: Tensor, targets: Tensor, *, method: str, seed: int) -> tuple[Any, Tensor]:
+        """Return the calibration, and predictions for `outputs` by calibrations that have not seen the picture.
+
+        Raises:
+            ConfigError: There is no such method.
+        """
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """Return the calibration of which `values` are the `to_dict`.
+
+        Raises:
+            CheckpointError: They are none.
+        """
+
+    def apply(self, calibration: Any, outputs: Tensor) -> Tensor:
+        """Return calibrated predictions for outputs ``(..., width)``."""
+
+    def problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """Return why nothing can be fitted on these pictures, for a sentence; ``None`` where it can."""
+
+    def summary(
+        self, calibration: Any, outputs: Tensor, targets: Tensor, predictions: Tensor, *, seed: int
+    ) -> tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]]:
+        """Return what a person reads of a fit: lines, and columns and rows of a table of coverage.
+
+        Args:
+            calibration: From `fit`.
+            outputs: What it was fitted on.
+            targets: Likewise.
+            predictions: From `fit`.
+            seed: As for `fit`.
+        """
+
+
+class Details(Protocol):
+    """What is written, drawn, printed and shown of a task besides its figures. Values are those of `metrics.json`."""
+
+    def values(self, rows: Sequence[Sequence[str]], spec: TargetSpec) -> dict[str, Any]:
+        """Return what an evaluation says of a split besides its figures, from the cells of `Output.rows`."""
+
+    def tables(
+        self, splits: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Sequence[str]]]
+    ) -> dict[str, list[Sequence[object]]]:
+        """Return the tables of an evaluation: by file name, rows of cells, the columns' names first."""
+
+    def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        """Draw the charts of an evaluation into a directory; `name` is what the model is called."""
+
+    def lines(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return what the terminal says of a split besides its figures: a name and a text each."""
+
+    def advice(self, rows: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
+        """Return the picture that is worth explaining, and why, from the rows of `predictions.csv`."""
+
+    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
+        """Return what a comparison with another model goes by, picture by picture."""
+
+    def sections(self, files: Any, *, pictures: bool) -> Any:
+        """Return the `TaskSections` of the page of a run, from its `RunFiles`, with pictures or without."""
+
+    def comparison(self, files: Sequence[Any], names: Sequence[str], split: str | None) -> Any:
+        """Return the `TaskSections` of a page that compares runs, of these names, on a split that all have."""

@@ -1,0 +1,135 @@
+"""A prediction of several labels: the record of one picture, its row in CSV and JSON lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from transferkit.core.errors import ConfigError
+from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.labels import THRESHOLD
+from transferkit.models.parts import Request
+
+__all__ = ["LabelOutput", "LabelPrediction"]
+
+Array = npt.NDArray[np.float32]
+
+NEAR = 1e-4
+"""Probabilities of two models that differ by less are the same."""
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """What the model says about one picture.
+
+    Attributes:
+        path: The file, or the place among the pictures, as ``"images[3]"``.
+        labels: Those whose probability reaches their threshold, most probable first; it may be none of them.
+        probs: Of every label, in index order.
+        error: Why there is no prediction; ``None`` where there is one.
+        abstained: Always ``False``: a label that is not sure enough is not given.
+    """
+
+    path: str
+    labels: tuple[str, ...] = ()
+    probs: tuple[float, ...] = ()
+    error: str | None = None
+    abstained: bool = False
+
+
+@dataclass(frozen=True)
+class LabelOutput:
+    """The part that makes predictions of logits: the labels of each picture, with their probabilities.
+
+    Attributes:
+        thresholds: Probability from which on each label is given; ``None``: 0.5 for all.
+    """
+
+    thresholds: tuple[float, ...] | None = None
+    columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
+    names_one: bool = False
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the sigmoid of logits ``(..., C)``."""
+        return outputs.sigmoid()
+
+    def _limits(self, spec: TargetSpec) -> npt.NDArray[np.float64]:
+        chosen = spec.facts.get("thresholds", self.thresholds)
+        return np.full(len(spec.names), THRESHOLD) if chosen is None else np.asarray(chosen, dtype=np.float64)
+
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return labels, labels given, how many are wrong, and the log loss, for probabilities ``(N, C)``."""
+        limits, probs = self._limits(spec), predictions.double()
+        given, truth = probs.numpy() >= limits, targets.numpy() > 0.5
+        losses = torch.nn.functional.binary_cross_entropy(
+            probs.clamp(1e-7, 1 - 1e-7), targets.double(), reduction="none"
+        ).mean(dim=1)
+        wrong = (given != truth).sum(axis=1)
+        return [
+            (_joined(spec, own), _joined(spec, guess), str(count), f"{loss:.6f}")
+            for own, guess, count, loss in zip(truth, given, wrong.tolist(), losses.tolist(), strict=True)
+        ]
+
+    def merge(self, predictions: Array) -> Array:
+        """Return the probabilities ``(C,)`` of a picture: the mean over those of its views, ``(V, C)``."""
+        merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
+        return merged
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> LabelPrediction:
+        """Return the prediction of a picture, of its probabilities ``(C,)``.
+
+        Raises:
+            ConfigError: The model is to abstain.
+        """
+        if request.abstention is not None:
+            raise ConfigError("--abstain is for one class per picture; a label that is not sure enough is not given")
+        limits = self._limits(spec)
+        order = [int(at) for at in np.argsort(-prediction, kind="stable") if prediction[at] >= limits[at]]
+        return LabelPrediction(name, tuple(spec.names[at] for at in order), tuple(map(float, prediction)))
+
+    def unreadable(self, name: str, error: str) -> LabelPrediction:
+        """Return the record of a picture without a prediction."""
+        return LabelPrediction(name, error=error)
+
+    def header(self, spec: TargetSpec, request: Request) -> list[str]:
+        """Return ``labels``, and a column of the probability of every label."""
+        return ["labels", *(f"p_{name}" for name in spec.names)]
+
+    def cells(self, record: LabelPrediction, spec: TargetSpec, request: Request) -> list[object]:
+        """Return the cells of `header`; labels are joined by ``|``."""
+        if record.error is not None:
+            return [None] * (1 + len(spec.names))
+        return ["|".join(record.labels), *(f"{share:.6f}" for share in record.probs)]
+
+    def values(self, record: LabelPrediction) -> dict[str, Any]:
+        """Return labels and the probability of every label in index order, for JSON."""
+        return {"labels": list(record.labels), "probabilities": [round(share, 6) for share in record.probs]}
+
+    def answer(self, record: LabelPrediction, spec: TargetSpec) -> str:
+        """Return the most probable label."""
+        return spec.names[int(np.argmax(record.probs))]
+
+    def shares(self, record: LabelPrediction, spec: TargetSpec) -> dict[str, float]:
+        """Return the probability of every label, the most probable ones first."""
+        pairs = zip(spec.names, record.probs, strict=True)
+        return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+    def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
+        """Return the logit of each picture's label."""
+        return outputs.gather(1, places[:, None])[:, 0]
+
+    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+        """Return for which pictures all labels are on the same side of their threshold, or next to it on both."""
+        limits = np.full(predictions.shape[1], THRESHOLD) if self.thresholds is None else np.asarray(self.thresholds)
+        same = (predictions >= limits) == (expected >= limits)
+        agrees: npt.NDArray[np.bool_] = (same | (np.abs(predictions - expected) < NEAR)).all(axis=1)
+        return agrees
+
+
+def _joined(spec: TargetSpec, chosen: npt.NDArray[np.bool_]) -> str:
+    return "|".join(name for name, one in zip(spec.names, chosen.tolist(), strict=True) if one)

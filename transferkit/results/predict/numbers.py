@@ -1,0 +1,138 @@
+"""A prediction of numbers: the record of one picture, its row in CSV and JSON lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from transferkit.core.errors import ConfigError
+from transferkit.core.targets import TargetSpec
+from transferkit.models.answers.regression import Units
+from transferkit.models.calibration.intervals import half_width
+from transferkit.models.parts import Request
+
+__all__ = ["NumberOutput", "NumberPrediction"]
+
+Array = npt.NDArray[np.float32]
+
+NEAR = 1e-3
+"""Deviations of the training pictures by which two models that say the same may differ."""
+
+
+@dataclass(frozen=True)
+class NumberPrediction:
+    """What the model says about one picture.
+
+    Attributes:
+        path: The file, or the place among the pictures, as ``"images[3]"``.
+        numbers: One per target, in its own unit.
+        low: Lower ends of their intervals; ``None`` where there is none.
+        high: Upper ends.
+        error: Why there is no prediction; ``None`` where there is one.
+        abstained: Always ``False``: how sure a number is, its interval says.
+    """
+
+    path: str
+    numbers: tuple[float, ...] = ()
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    error: str | None = None
+    abstained: bool = False
+
+
+@dataclass(frozen=True)
+class NumberOutput:
+    """The part that makes predictions of outputs: numbers in their own units, with intervals.
+
+    Attributes:
+        units: Of the targets.
+    """
+
+    units: Units = field(default_factory=Units)
+    columns: tuple[str, ...] = ("target", "predicted", "loss")
+    names_one: bool = False
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return numbers in their own units for deviations ``(..., T)``."""
+        return self.units.in_own_units(outputs)
+
+    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return numbers, predicted numbers (both joined by ``|``) and the mean squared deviation."""
+        units = Units.of(spec)
+        off = units.standardised(predictions.double()) - units.standardised(targets.double())
+        losses = off.square().mean(dim=1).tolist()
+        return [
+            (_joined(true), _joined(guess), f"{loss:.6f}")
+            for true, guess, loss in zip(targets.tolist(), predictions.tolist(), losses, strict=True)
+        ]
+
+    def merge(self, predictions: Array) -> Array:
+        """Return the numbers ``(T,)`` of a picture: the mean over those of its views, ``(V, T)``."""
+        merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
+        return merged
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> NumberPrediction:
+        """Return the prediction of a picture, of its numbers ``(T,)``, with intervals of the coverage asked for.
+
+        Raises:
+            ConfigError: The model is to abstain.
+        """
+        if request.abstention is not None:
+            raise ConfigError("--abstain is for one class per picture; how sure a number is, its interval says")
+        errors = spec.facts.get("errors") or [()] * len(spec.names)
+        widths = [half_width(of_target, request.coverage) for of_target in errors]
+        numbers = tuple(map(float, prediction))
+        low, high = (
+            tuple(
+                None if width is None else number + side * width for number, width in zip(numbers, widths, strict=True)
+            )
+            for side in (-1, 1)
+        )
+        return NumberPrediction(name, numbers, low, high)
+
+    def unreadable(self, name: str, error: str) -> NumberPrediction:
+        """Return the record of a picture without a prediction."""
+        return NumberPrediction(name, error=error)
+
+    def header(self, spec: TargetSpec, request: Request) -> list[str]:
+        """Return ``NAME, NAME_low, NAME_high`` of every target; without the last two where there are no intervals."""
+        parts = ("", "_low", "_high") if spec.facts.get("errors") else ("",)
+        return [f"{name}{part}" for name in spec.names for part in parts]
+
+    def cells(self, record: NumberPrediction, spec: TargetSpec, request: Request) -> list[object]:
+        """Return the cells of `header`."""
+        if record.error is not None:
+            return [None] * len(self.header(spec, request))
+        triples = zip(record.numbers, record.low, record.high, strict=True)
+        count = 3 if spec.facts.get("errors") else 1
+        return [None if value is None else f"{value:.6g}" for triple in triples for value in triple[:count]]
+
+    def values(self, record: NumberPrediction) -> dict[str, Any]:
+        """Return numbers and the ends of their intervals, for JSON."""
+        return {"numbers": list(record.numbers), "low": list(record.low), "high": list(record.high)}
+
+    def answer(self, record: NumberPrediction, spec: TargetSpec) -> str:
+        """Return the first target."""
+        return spec.names[0]
+
+    def shares(self, record: NumberPrediction, spec: TargetSpec) -> dict[str, float]:
+        """Return nothing: numbers are no shares."""
+        return {}
+
+    def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
+        """Return the output of each picture's target."""
+        return outputs.gather(1, places[:, None])[:, 0]
+
+    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+        """Return for which pictures all numbers are the same to a thousandth of their deviation."""
+        scale = np.asarray(self.units.scale) if self.units.scale else np.ones(predictions.shape[1])
+        agrees: npt.NDArray[np.bool_] = (np.abs(predictions - expected) <= NEAR * scale).all(axis=1)
+        return agrees
+
+
+def _joined(numbers: list[float]) -> str:
+    return "|".join(f"{number:.6g}" for number in numbers)
