@@ -14,9 +14,9 @@ from torchmetrics import Metric
 
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.figure import Figure
-from transferkit.models.figures.paired import Outcomes
 
 __all__ = [
+    "Answered",
     "Calibrator",
     "Details",
     "FittedCalibration",
@@ -305,6 +305,21 @@ class Calibrator(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What a model says of N pictures, and the truth, both in its own terms.
+
+    Attributes:
+        predictions: ``(N, ...) float32``.
+        targets: ``(N, ...)``.
+        spec: What they mean.
+    """
+
+    predictions: Tensor
+    targets: Tensor
+    spec: TargetSpec
+
+
 class Details(Protocol):
     """What is written, drawn, printed and shown of a task besides its figures. Values are those of `metrics.json`."""
 
@@ -325,8 +340,27 @@ class Details(Protocol):
     def advice(self, rows: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
         """Return the picture that is worth explaining, and why, from the rows of `predictions.csv`."""
 
-    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
-        """Return what a comparison with another model goes by, picture by picture."""
+    def compare(self, first: Answered, second: Answered, *, names: tuple[str, str], seed: int) -> dict[str, Any]:
+        """Compare two models on the same pictures, with paired intervals. Differences are first minus second.
+
+        Args:
+            first: The model in question.
+            second: The one it is held against; its spec may have other names.
+            names: What the models are called in the verdict.
+            seed: Of the bootstrap.
+
+        Returns:
+            What `metrics.json` holds of it: ``n`` and ``verdict``, a sentence, and whatever the task has besides.
+
+        Raises:
+            ConfigError: The two have nothing in common.
+        """
+
+    def compared(self, values: Mapping[str, Any]) -> str:
+        """Return what the terminal says of `compare`'s values below their verdict."""
+
+    def differences(self, splits: Mapping[str, Mapping[str, Any]]) -> list[Sequence[object]]:
+        """Return the rows of `against.csv` from `compare`'s values by split, the columns' names first."""
 
     def sections(self, files: Any, *, pictures: bool) -> Any:
         """Return the `TaskSections` of the page of a run, from its `RunFiles`, with pictures or without."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,12 @@ __all__ = ["FittedLabels", "LabelSolver"]
 CRITERION = (
     "of each label the lowest cross-validated nll inside the training rows; none of a label that all rows have, or none"
 )
+DEFAULT_STRENGTH = 30.0
+"""C times the rows' weight where a label has too few rows to cross-validate."""
+EXACT = 2**26
+"""Features up to which the head that is kept is fitted in float64, see `probe`."""
+SMALL = 2e8
+"""Multiplications of one product up to which more threads of the BLAS only get in each other's way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,36 +79,75 @@ class LabelSolver:
     ) -> FittedLabels:
         """Fit a logistic regression per label.
 
-        The strength of each is that of the lowest cross-validated log loss (the accuracy of a rare label says nothing).
-        A label that all rows have, or none, gets no weights and the bias of its rate, ``log((p + 0.5) / (n + 0.5))``.
+        The strength of each is that of the lowest cross-validated log loss (the accuracy of a rare label says nothing),
+        in folds that spread every label. A label that all rows have, or none, gets no weights and the bias of its rate,
+        ``log((p + 0.5) / (n + 0.5))``. ``{"C": number}`` in the options' arguments gives one strength for all labels.
 
         Raises:
             ConfigError: With everything that is wrong with the rows or the options.
         """
-        from transferkit.features.probe.probe import fit_probe  # scikit-learn and SciPy, which few verbs need
-        from transferkit.features.probe.selection import lowest_nll
-
         options = options or ProbeOptions()
+        given = options.classifier_args.get("C")
         problems = rows.problems() + options.problems()
         if options.classifier not in ("auto", "logistic"):
             problems.append(f"classifier is {options.classifier!r}; of labels expected auto or logistic")
+        problems += [f"logistic takes no argument {key!r}; expected C" for key in options.classifier_args if key != "C"]
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not given > 0):
+            problems.append(f"C is {given!r}; of labels expected one number above 0")
         if problems:
             raise ConfigError(gather(problems))
-        truth, count = np.asarray(rows.y) > 0.5, rows.width
-        weight, bias = np.zeros((count, rows.X.shape[1])), np.zeros(count)
-        strengths: list[float | None] = []
-        for label in range(count):
-            own = truth[:, label]
-            if own.all() or not own.any():
-                bias[label] = np.log((own.sum() + 0.5) / ((~own).sum() + 0.5))
-                strengths.append(None)
-            else:
-                one = LabelledRows(rows.X, own.astype(np.int64), 2, rows.groups, rows.weight)
-                fitted = fit_probe(one, options, seed=seed, rule=lowest_nll)
-                assert fitted.linear is not None
-                weight[label] = fitted.linear.weight[1] - fitted.linear.weight[0]
-                bias[label] = fitted.linear.bias[1] - fitted.linear.bias[0]
-                strengths.append(fitted.choice["C"])
-            if progress is not None:
-                progress(label + 1, count)
-        return FittedLabels(weight, bias, {"C": strengths, "criterion": CRITERION})
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        if rows.weight is not None:
+            rows = rows.take(np.flatnonzero(rows.weight))
+        small = rows.X.size * rows.width < SMALL
+        with threadpool_limits(1, user_api="blas") if small else nullcontext():
+            return _fitted(rows, options, given, seed, progress or (lambda done, total: None))
+
+
+def _fitted(
+    rows: LabelledRows, options: ProbeOptions, given: float | None, seed: int, progress: Progress
+) -> FittedLabels:
+    from transferkit.features.probe.one_vs_rest import MEMORY, LabelProblem, choose_strengths, iterative_folds
+
+    truth, count = np.asarray(rows.y) > 0.5, rows.width
+    row = np.ones(len(rows)) if rows.weight is None else np.asarray(rows.weight, dtype=np.float64)
+    total = float(row.sum())
+    weight, bias = np.zeros((count, rows.X.shape[1])), np.zeros(count)
+    having = row @ truth
+    fits = (having > 0) & (having < total) & truth.any(axis=0) & ~truth.all(axis=0)
+    bias[~fits] = np.log((having[~fits] + 0.5) / (total - having[~fits] + 0.5))
+    part = truth[:, fits]
+    balance = None
+    if options.class_weight == "balanced":  # of each label, as scikit-learn has it for two classes
+        balance = np.stack([total / (2 * (total - having[fits])), total / (2 * having[fits])])
+
+    def weights(index: Array) -> Array:
+        if balance is None:
+            return row[index][:, None]
+        own = np.where(part[index], balance[1], balance[0]) * row[index][:, None]
+        return np.asarray(own * (row[index].sum() / own.sum(axis=0)))
+
+    choice: dict[str, Any] = {"C": [], "criterion": "given"}
+    if given is not None:
+        strengths = np.full(int(fits.sum()), float(given))
+    else:
+        units = rows.units()
+        most = max(2, min(options.folds, int(MEMORY // max(1, 4 * rows.X.size))))
+        held = iterative_folds(part, units, most, seed)
+        strengths = np.full(part.shape[1], np.nan)
+        if held:
+            strengths, _ = choose_strengths(rows.X, part, row, weights, held, progress)
+        default = np.isnan(strengths)
+        strengths[default] = DEFAULT_STRENGTH / total
+        names = np.flatnonzero(fits)
+        choice = {"C": [], "criterion": CRITERION, "folds": len(held), "default": names[default].tolist()}
+    chosen: list[float | None] = [None] * count
+    for label, strength in zip(np.flatnonzero(fits), strengths, strict=True):
+        chosen[label] = float(strength)
+    X = rows.X if rows.X.size > EXACT else rows.X.astype(np.float64)
+    problem = LabelProblem(X, part, row, weights(np.arange(len(rows))))
+    problem.solve(strengths, np.arange(part.shape[1]), tol=1e-6)
+    weight[fits], bias[fits] = problem.linear()
+    progress(1, 1)
+    return FittedLabels(weight, bias, {**choice, "C": chosen})

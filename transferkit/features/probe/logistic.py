@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from transferkit.core.errors import TransferkitWarning
 from transferkit.models.solver import Array
 
-__all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "softmax"]
+__all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "principal_axes", "softmax"]
 
 MISSING_LOGIT = -30.0
 """Logit of a class without training rows. The objective itself would send it to minus infinity; the logits of the
@@ -156,6 +156,27 @@ def fit_path(
     return [fitted[C] for C in Cs]
 
 
+def principal_axes(centred: Array, share: Array) -> tuple[Array, Array, Array]:
+    """Turn centred features into the basis in which they do not correlate, and cut them to the span of the rows.
+
+    Args:
+        centred: (N, D).
+        share: (N,), what each row counts, 1 in all.
+
+    Returns:
+        The features in that basis (N, K), K the smaller of N and D, in their dtype; the axes (D, K) float64, of length
+        1; and the variance along each (K,) float64.
+    """
+    scaled = centred * np.sqrt(share)[:, None].astype(centred.dtype)
+    axes = np.eye(0)
+    if centred.shape[0] < centred.shape[1]:
+        axes = np.linalg.qr(scaled.T.astype(np.float64))[0]  # the span of the rows holds the solution
+        scaled = scaled @ axes
+    variance, turn = np.linalg.eigh((scaled.T @ scaled).astype(np.float64))
+    axes = axes @ turn if axes.size else turn
+    return np.ascontiguousarray(centred @ axes.astype(centred.dtype)), axes, variance
+
+
 class _Problem:
     """The objective in the principal axes of the features, and the solution so far.
 
@@ -167,15 +188,7 @@ class _Problem:
         self.dtype, self.labels, self.total = X.dtype, labels, float(weight.sum())
         self.share = weight / self.total
         self.mean = self.share @ X
-        self.Z = X - self.mean.astype(X.dtype)
-        scaled = self.Z * np.sqrt(self.share)[:, None].astype(X.dtype)
-        axes = np.eye(0)
-        if X.shape[0] < X.shape[1]:
-            axes = np.linalg.qr(scaled.T.astype(np.float64))[0]  # the span of the rows holds the solution
-            scaled = scaled @ axes
-        variance, turn = np.linalg.eigh((scaled.T @ scaled).astype(np.float64))
-        self.axes = axes @ turn if axes.size else turn
-        self.Z = np.ascontiguousarray(self.Z @ self.axes.astype(X.dtype))
+        self.Z, self.axes, variance = principal_axes(X - self.mean.astype(X.dtype), self.share)
         prior = np.bincount(labels, weights=self.share)
         self.first = 1 if len(prior) == 2 else 0  # the row of class 0 is fixed at 0 for two classes
         # The Hessian at constant predictions, which the path starts from, is this outer product plus the ridge.

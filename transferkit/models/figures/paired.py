@@ -6,7 +6,7 @@ interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from scipy.stats import binomtest
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.figure import Figure
 
-__all__ = ["Outcomes", "compare", "mcnemar", "verdict"]
+__all__ = ["Outcomes", "compare", "compare_figures", "figure_differences", "figures_compared", "mcnemar", "verdict"]
 
 LEVEL = 0.05
 """p-values below it are no chance."""
@@ -132,6 +133,98 @@ def verdict(result: dict[str, Any], names: tuple[str, str]) -> str:
         return f"{better} and {other} are right on equally many of {result['n']:,} pictures: {interval}"
     sentence = f"{better} is right on {abs(lead):,} more of {result['n']:,} pictures than {other}: {interval}"
     return sentence if p < LEVEL else f"{sentence}; that may be chance"
+
+
+def compare_figures(
+    first: Callable[[npt.NDArray[Any]], Sequence[float]],
+    second: Callable[[npt.NDArray[Any]], Sequence[float]],
+    figures: Sequence[Figure],
+    count: int,
+    *,
+    names: tuple[str, str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compare two models by figures of the same pictures, drawn together. Differences are first minus second.
+
+    Args:
+        first: From how often each picture counts, ``(N,)``, to the figures of the model in question; NaN: undefined.
+        second: The same of the one it is held against.
+        figures: What they are, the one that counts most first; their values are not looked at.
+        count: N.
+        names: What the models are called in the verdict.
+        seed: Of the bootstrap.
+        resamples: Bootstrap resamples of the pictures.
+
+    Returns:
+        ``n``; ``figures``, a list of ``key, of, label, unit, higher_is_better, first, second, difference, ci``, the
+        last four ``None`` where undefined; ``verdict``, a sentence.
+    """
+    ones = np.ones(count)
+    sides = np.array([first(ones), second(ones)], dtype=float)
+    with np.errstate(invalid="ignore"):
+        bounds = bootstrap_intervals(
+            lambda drawn: np.subtract(first(drawn), second(drawn)), count, resamples=resamples, seed=seed
+        )
+    rows = [
+        {
+            **{name: getattr(figure, name) for name in ("key", "of", "label", "unit", "higher_is_better")},
+            "first": _known(sides[0, at]),
+            "second": _known(sides[1, at]),
+            "difference": _known(sides[0, at] - sides[1, at]),
+            "ci": list(bounds[at]) if np.isfinite(bounds[at]).all() else None,
+        }
+        for at, figure in enumerate(figures)
+    ]
+    return {"n": count, "figures": rows, "verdict": _figure_verdict(rows[0], names, count)}
+
+
+def figures_compared(values: Mapping[str, Any]) -> str:
+    """Return the differences of the figures of all pictures after the first, from what `compare_figures` returns."""
+    parts = []
+    for row in values["figures"][1:]:
+        if row["of"] is None and row["ci"] is not None:
+            side = "higher" if row["higher_is_better"] else "lower"
+            parts.append(f"{row['label']} {_moved(row, row['difference'])} ({_moved(row, row['ci'][0])} to "
+                         f"{_moved(row, row['ci'][1])}), {side} is better")  # fmt: skip
+    return "; ".join(parts)
+
+
+def figure_differences(splits: Mapping[str, Mapping[str, Any]]) -> list[Sequence[object]]:
+    """Return the rows of a table of what `compare_figures` returns by split, the columns' names first."""
+    rows: list[Sequence[object]] = [("split", "figure", "of", "value", "against", "difference", "low", "high")]
+    for split, values in splits.items():
+        for row in values["figures"]:
+            numbers = (row["first"], row["second"], row["difference"], *(row["ci"] or (None, None)))
+            rounded = (None if value is None else round(value, 6) for value in numbers)
+            rows.append((split, row["key"], row["of"], *rounded))
+    return rows
+
+
+def _figure_verdict(row: Mapping[str, Any], names: tuple[str, str], count: int) -> str:
+    if row["difference"] is None or row["ci"] is None:
+        return f"{row['label']} of {names[0]} and {names[1]} cannot be told on {count:,} pictures"
+    better = (row["difference"] > 0) == row["higher_is_better"] or not row["difference"]
+    winner, loser = names if better else names[::-1]
+    low, high = (_moved(row, bound) for bound in row["ci"])
+    ours, theirs = (_valued(row, row[side]) for side in (("first", "second") if better else ("second", "first")))
+    sentence = (
+        f"{row['label']}: {winner} {ours}, {loser} {theirs} on {count:,} pictures; {names[0]} minus {names[1]} "
+        f"{_moved(row, row['difference'])} (95 % interval {low} to {high})"
+    )
+    return f"{sentence}; that may be chance" if row["ci"][0] <= 0 <= row["ci"][1] else sentence
+
+
+def _valued(row: Mapping[str, Any], value: float) -> str:
+    return f"{value:.1%}" if row["unit"] == "share" else f"{value:.4g}"
+
+
+def _moved(row: Mapping[str, Any], value: float) -> str:
+    return f"{100 * value:+.1f} points" if row["unit"] == "share" else f"{value:+.3g}"
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _side_by_side(

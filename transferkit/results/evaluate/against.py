@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.core.csv import csv_text
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
-from transferkit.core.files import atomic_write, sha256_of_file
+from transferkit.core.files import sha256_of_file
 from transferkit.core.records import SkippedFile
+from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import Targets
-from transferkit.models.figures.paired import compare
+from transferkit.models.parts import Answered
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
 
-__all__ = ["Paired", "write_differences"]
+__all__ = ["Paired"]
 
 
 class Paired:
@@ -34,22 +34,23 @@ class Paired:
         config: The options of the evaluation.
         task: What the run in question answers.
         targets: What labels mean to it.
+        spec: What its outputs mean.
 
     Attributes:
-        splits: By split, what `compare` returns; ``left_out``, the number of pictures whose label this run lacks; and
-            ``seen_in_training``, how many of the others it was trained on, ``None`` where it does not say.
+        splits: By split, what `Details.compare` returns; ``left_out``, the number of pictures whose label this run
+            lacks; and ``seen_in_training``, how many of the others it was trained on, ``None`` where it does not say.
 
     Raises:
         CheckpointError: The model is missing or damaged.
         ConfigError: The two answer different questions, or their answers cannot be compared picture by picture.
     """
 
-    def __init__(self, run: Path, config: EvaluateConfig, task: Task, targets: Targets) -> None:
+    def __init__(self, run: Path, config: EvaluateConfig, task: Task, targets: Targets, spec: TargetSpec) -> None:
         task.require("details", "evaluate --against")
         self.run = run
         self.config = config
         self.splits: dict[str, dict[str, Any]] = {}
-        self._task, self._targets = task, targets
+        self._task, self._targets, self._spec = task, targets, spec
         self._predictor = load(run, accelerator=config.accelerator, precision=config.precision)
         other = self._predictor.module.task.name
         if other != task.name:
@@ -92,14 +93,12 @@ class Paired:
             theirs.append(self._predictor.probs(output))
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
+            other = torch.from_numpy(np.stack(theirs)), known, self._predictor.info.target_spec
             first, second = (
-                self._task.details.outcomes(made, torch.from_numpy(meaning.encode(labels)))
-                for made, meaning in ((predictions[rows], self._targets), (torch.from_numpy(np.stack(theirs)), known))
+                Answered(made, torch.from_numpy(meaning.encode(labels)), spec)
+                for made, meaning, spec in ((predictions[rows], self._targets, self._spec), other)
             )
-            self.splits[split] = compare(
-                first, second, self._targets.strata(labels), self._targets.stratum_names, names=self._names,
-                seed=config.seed,
-            )  # fmt: skip
+            self.splits[split] = self._task.details.compare(first, second, names=self._names, seed=config.seed)
             trained = trained_pictures(self.run, shared)
             if trained:
                 warnings.warn(
@@ -119,21 +118,3 @@ class Paired:
             "model_sha256": self._digest,
             **self.splits,
         }
-
-
-def write_differences(out: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `against.csv`: recall of both models by class, and the difference.
-
-    Args:
-        out: The directory.
-        splits: By split, what `compare` returns.
-
-    Raises:
-        StorageError: The disk is full or read-only.
-    """
-    rows: list[Sequence[object]] = [("split", "class", "n", "recall", "against", "difference")]
-    for split, values in splits.items():
-        for name, row in values["per_class"].items():
-            shares = (round(row[key], 6) for key in ("first", "second", "difference"))
-            rows.append((split, name, row["n"], *shares))
-    atomic_write(out / "against.csv", csv_text(rows))

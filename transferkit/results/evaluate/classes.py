@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.classification import negative_log
-from transferkit.models.figures.paired import Outcomes
+from transferkit.models.figures.paired import Outcomes, compare
+from transferkit.models.parts import Answered
 from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.report.classes import class_comparison, class_sections
 from transferkit.results.report.page import TaskSections
@@ -113,10 +113,28 @@ class ClassDetails:
         what = f"{surest['label']} taken for {surest['predicted']}, {float(surest['probability']):.0%}"
         return surest["path"], f"the surest mistake: {what}"
 
-    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
-        """Return whether each picture is right, and its log loss, from probabilities ``(N, C)``."""
-        own = predictions.gather(1, targets[:, None]).squeeze(1)
-        return Outcomes((predictions.argmax(dim=1) == targets).numpy(), negative_log(own).numpy())
+    def compare(self, first: Answered, second: Answered, *, names: tuple[str, str], seed: int) -> dict[str, Any]:
+        """Compare by which pictures each has right, see `compare`."""
+        strata = first.targets.numpy()
+        return compare(_outcomes(first), _outcomes(second), strata, first.spec.names, names=names, seed=seed)
+
+    def compared(self, values: Mapping[str, Any]) -> str:
+        """Return on how many pictures both are right, and one alone, and the difference of the log loss."""
+        table, loss = values["table"], values["loss"]
+        return (
+            f"both right {table['both_right']:,}, only this run {table['only_first']:,}, only the other "
+            f"{table['only_second']:,}, both wrong {table['both_wrong']:,}; NLL difference {loss['difference']:+.3f} "
+            f"({loss['ci'][0]:+.3f} to {loss['ci'][1]:+.3f}), lower is better"
+        )
+
+    def differences(self, splits: Mapping[str, Mapping[str, Any]]) -> list[Sequence[object]]:
+        """Return recall of both models by class, and the difference."""
+        rows: list[Sequence[object]] = [("split", "class", "n", "recall", "against", "difference")]
+        for split, values in splits.items():
+            for name, row in values["per_class"].items():
+                shares = (round(row[key], 6) for key in ("first", "second", "difference"))
+                rows.append((split, name, row["n"], *shares))
+        return rows
 
     def sections(self, files: RunFiles, *, pictures: bool) -> TaskSections:
         """Return what the page of a run says of its classes."""
@@ -125,6 +143,12 @@ class ClassDetails:
     def comparison(self, files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> TaskSections:
         """Return what a page of several runs says of their classes."""
         return class_comparison(files, names, split)
+
+
+def _outcomes(answered: Answered) -> Outcomes:
+    own = answered.predictions.gather(1, answered.targets[:, None]).squeeze(1)
+    right = answered.predictions.argmax(dim=1) == answered.targets
+    return Outcomes(right.numpy(), negative_log(own).numpy())
 
 
 def _rounded(value: float | None) -> float | None:

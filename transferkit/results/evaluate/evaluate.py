@@ -21,7 +21,7 @@ from transferkit.core.files import atomic_write, sha256_of_file, write_json
 from transferkit.core.records import SkippedFile
 from transferkit.data.index.targets import Targets
 from transferkit.options.results import EvaluateConfig
-from transferkit.results.evaluate.against import Paired, write_differences
+from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.predict.predictor import Predictor, load
@@ -68,7 +68,8 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     predictor = load(run, accelerator=config.accelerator, precision=config.precision)
     digest = sha256_of_file(run / "model.safetensors")  # while it is what was loaded
     task, targets = predictor.module.task, predictor.info.targets
-    against = None if config.against is None else Paired(Path(config.against), config, task, targets)
+    spec = predictor.info.target_spec
+    against = None if config.against is None else Paired(Path(config.against), config, task, targets, spec)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         everything = labelled_pictures(
             config.data, targets, split=config.split, skip_bad=config.skip_bad, check_classes=config.check_classes,
@@ -93,10 +94,12 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
         if task.details is not None:
             cells = {split: [row[2:] for row in rows if row[0] == split] for split in splits}
             for split, values in splits.items():
-                values |= task.details.values(cells[split], predictor.info.target_spec)
+                values |= task.details.values(cells[split], spec)
             for name, table in task.details.tables(splits, cells).items():
                 atomic_write(out / name, csv_text(table))
             task.details.draw(out, splits, run.name)
+            if against is not None:
+                atomic_write(out / "against.csv", csv_text(task.details.differences(against.splits)))
         calibration = predictor.info.calibration
         metrics: dict[str, Any] = {
             "task": task.name,
@@ -117,7 +120,6 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
                                       "fitted_on": calibration.fitted_on}  # fmt: skip
         if against is not None:
             metrics["against"] = against.results()
-            write_differences(out, against.splits)
         metrics["time_s"] = time.perf_counter() - started
         metrics["environment"] = {**environment(predictor.device), "precision": config.precision}
         write_metrics(out, metrics)

@@ -45,7 +45,7 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
             *((name, mark + text) for name, text in (files.details.lines(values) if files.details else ())),
         ]
         if split in metrics.get("against", {}):
-            lines += _against(metrics["against"][split], mark)
+            lines += _against(files, metrics["against"][split], mark)
     lines += _caveats(metrics, files.data)
     lines += [
         ("time", f"{duration(metrics['time_s'])} on {metrics['environment']['device']}"),
@@ -58,15 +58,11 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
-def _against(values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
-    table, loss = values["table"], values["loss"]
+def _against(files: RunFiles, values: Mapping[str, Any], mark: str) -> list[tuple[str, str]]:
     left = f"; {values['left_out']:,} pictures of classes that it lacks left out" if values["left_out"] else ""
-    return [
-        ("against", f"{mark}{values['verdict']}{left}"),
-        ("", f"both right {table['both_right']:,}, only this run {table['only_first']:,}, only the other "
-             f"{table['only_second']:,}, both wrong {table['both_wrong']:,}; NLL difference {loss['difference']:+.3f} "
-             f"({loss['ci'][0]:+.3f} to {loss['ci'][1]:+.3f}), lower is better"),
-    ]  # fmt: skip
+    lines = [("against", f"{mark}{values['verdict']}{left}")]
+    more = "" if files.details is None else files.details.compared(values)
+    return [*lines, ("", more)] if more else lines
 
 
 # ---- what must be known about them ------------------------------------------------------------------------------
