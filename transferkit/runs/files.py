@@ -146,6 +146,14 @@ class RunFiles:
         ]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Pictures by split. Runs of release 0.1.0 say how many of each class there are, which is as good there."""
+        sizes = self.data.get("pictures")
+        if isinstance(sizes, dict):
+            return {str(split): int(count) for split, count in sizes.items()}
+        return {str(split): sum(own.values()) for split, own in (self.data.get("counts") or {}).items()}
+
+    @property
     def class_names(self) -> list[str]:
         """In index order, as far as the files tell."""
         for split in self.splits:

@@ -123,11 +123,10 @@ def labelled_pictures(
     if not splits:
         raise DataError(f"{data}: none of its {len(known)} pictures can be read - check the files and permissions")
     labels = [picture.label for pictures in splits.values() for picture in pictures]
-    present = set(targets.strata(labels).tolist())
     return Labelled(
         {name: tuple(splits[name]) for name in (*SPLITS, ALL) if name in splits},
         dict(sorted(unknown.items())),
-        tuple(name for index, name in enumerate(targets.stratum_names) if index not in present),
+        tuple(_missing(labels, targets)),
         tuple(sorted([*scan.skipped, *bad], key=lambda file: file.path)),
         tuple(note.message for note in scan.notes),
         len(bad),
@@ -190,11 +189,16 @@ def _choose(data: str, files: Sequence[ScannedFile], split: str) -> list[Scanned
     return chosen
 
 
+def _missing(labels: Sequence[str], targets: Targets) -> list[str]:
+    """Return the names of the model that none of these labels holds."""
+    counts = dict(zip(targets.stratum_names, targets.counts(labels), strict=True))
+    return [name for name in targets.spec.names if not counts.get(name, 1)]
+
+
 def _check_classes(data: str, scan: Scan, targets: Targets) -> None:
     labels = sorted({*scan.class_names, *(file.label for file in scan.files)})
     unknown = [label for label in labels if targets.find(label) is None]
-    present = set(targets.strata(label for label in labels if label not in unknown).tolist())
-    missing = [name for index, name in enumerate(targets.stratum_names) if index not in present]
+    missing = _missing([label for label in labels if label not in unknown], targets)
     if unknown or missing:
         parts = [f"the model lacks {listing(unknown)}"] if unknown else []
         parts += [f"the data lack {listing(missing)}"] if missing else []

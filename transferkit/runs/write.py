@@ -53,6 +53,7 @@ def write_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
         {
             "classes": list(index.class_names),
             "counts": index.counts(),
+            "pictures": {split: len(index.split(split)) for split in index.counts()},
             "digest": index.digest(),
             "skipped": [{"path": file.path, "reason": file.reason} for file in index.skipped],
             "notes": list(index.notes),

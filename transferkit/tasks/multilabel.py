@@ -9,6 +9,7 @@ from transferkit.data.index.labels import LabelReader
 from transferkit.features.probe.labels import LabelSolver
 from transferkit.models.answers.multilabel import LabelCalibrator, LabelHeads, LabelObjective, LabelScores
 from transferkit.models.task import Task
+from transferkit.results.evaluate.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput
 
 __all__ = ["TASK"]
@@ -29,5 +30,6 @@ TASK = Task(
     scores=LabelScores(),
     calibrator=LabelCalibrator(),
     solver=LabelSolver(),
+    details=LabelDetails(),
     bind=_with_thresholds,
 )

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Final
 
 from rich.table import Table
 
-from transferkit.core.errors import DataError, gather
+from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.core.records import Finding
 from transferkit.data.images.reading import CHECK_SIDE
-from transferkit.data.index.index import ImageIndex, index_images
+from transferkit.data.index.index import CLASSES, ImageIndex, index_images
+from transferkit.data.index.labels import LabelReader
+from transferkit.data.index.numbers import NumberReader
+from transferkit.data.index.targets import TargetReader, inferred_task
 from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
 from transferkit.options.data import CheckConfig, DataOptions
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["audit", "check", "print_audit"]
+
+READERS: Final[dict[str, TargetReader]] = {
+    "classification": CLASSES, "multilabel": LabelReader(), "regression": NumberReader(),
+}  # fmt: skip
+"""What reads the answers of the tasks of this package: `check` starts without torch, and so without `Task`."""
 
 IMBALANCE = 10
 """A largest class so many times the smallest is worth a word."""
@@ -41,8 +50,31 @@ def audit(
         DataError: There is nothing that can be indexed at all.
     """
     lenient = dataclasses.replace(options, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
-    index = index_images(lenient, min_side=CHECK_SIDE, workers=available_cores(), progress=progress)
+    reader = _reader(options)
+    index = index_images(lenient, reader=reader, min_side=CHECK_SIDE, workers=available_cores(), progress=progress)
     findings = sorted(index.findings, key=lambda finding: finding.kind not in (Kind.LEAK, Kind.THIN))
+    if index.targets.stratum_names == index.targets.spec.names:
+        findings += _class_findings(index)
+    return index, findings
+
+
+def _reader(options: DataOptions) -> TargetReader:
+    """Return what reads the answers of a data set: the task that is named, or that its layout shows.
+
+    Raises:
+        ConfigError: There is no such task here; a task of one's own is known to Python alone.
+        DataError: The manifest cannot be read.
+    """
+    name = inferred_task(options)[0] if options.task == "auto" else options.task
+    if name not in READERS:
+        known = ", ".join(READERS)
+        raise ConfigError(f"check reads no answers of task {name!r}, expected one of {known} - or use finetune at once")
+    return READERS[name]
+
+
+def _class_findings(index: ImageIndex) -> list[Finding]:
+    """Return classes without pictures, and whether some have many more than others."""
+    findings = []
     counts = index.counts().values()
     sizes = {name: sum(of_split[name] for of_split in counts) for name in index.targets.stratum_names}
     empty = tuple(name for name, size in sizes.items() if not size)
@@ -56,7 +88,7 @@ def audit(
             "accuracy rather than accuracy"
         )
         findings.append(Finding(Kind.IMBALANCE, message, (largest, smallest)))
-    return index, findings
+    return findings
 
 
 def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | None = None) -> None:
@@ -79,7 +111,7 @@ def print_audit(options: DataOptions, *, progress: Callable[[int, int], None] | 
     for name in index.targets.stratum_names:
         row = [of_split[name] for of_split in counts.values()]
         table.add_row(name, *map(str, row), str(sum(row)))
-    totals = [sum(of_split.values()) for of_split in counts.values()]
+    totals = [len(index.split(split)) for split in counts]  # a picture of several labels counts once
     table.add_section()
     table.add_row("all", *map(str, totals), str(sum(totals)))
     console.print(table)

@@ -21,13 +21,16 @@ def bootstrap_intervals(
     """Return a 95 % percentile interval of each statistic (Efron 1979), all from the same resamples.
 
     Args:
-        statistics: Called with how often each unit was drawn, ``(units,) int64``; returns the statistics.
+        statistics: Called with how often each unit was drawn, ``(units,) int64``; returns the statistics. NaN of a draw
+            that cannot tell is left out; where more than half cannot, the interval is NaN, too.
         units: Of what is drawn with replacement: pictures, or groups of pictures that belong together.
         resamples: Number of draws.
         seed: Of the draws.
     """
     generator = np.random.default_rng(seed)
     draws = (np.bincount(generator.integers(units, size=units), minlength=units) for _ in range(resamples))
-    values = np.array([statistics(drawn) for drawn in draws])
-    low, high = np.percentile(values, (2.5, 97.5), axis=0)
+    values = np.array([statistics(drawn) for drawn in draws], dtype=float)
+    undefined = np.isnan(values).mean(axis=0) > 0.5
+    values[:, undefined] = 0.0
+    low, high = np.where(undefined, np.nan, np.nanpercentile(values, (2.5, 97.5), axis=0))
     return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
 from transferkit.models.figures.figure import Figure
 
-__all__ = ["THRESHOLD", "LabelCounts", "average_precisions", "label_figures", "label_metrics"]
+__all__ = ["THRESHOLD", "LabelCounts", "Ranking", "average_precisions", "label_figures", "label_metrics"]
 
 THRESHOLD: Final = 0.5
 """Probability from which on a picture has a label, where none was chosen."""

@@ -221,17 +221,20 @@ def _describe_data(out: Path, labelled: Labelled, targets: Targets, rows: Sequen
     """Write `data.json` about the pictures that were measured: `rows` of `predictions.csv`."""
     answers = {(split, path): answer for split, path, answer, *_ in rows}
     counts: dict[str, dict[str, int]] = {}
+    sizes: dict[str, int] = {}
     lines = []
     for split, pictures in labelled.splits.items():
         measured = [picture for picture in pictures if (split, picture.path) in answers]
-        counted = Counter(targets.strata(picture.label for picture in measured).tolist())
-        counts[split] = {name: counted[index] for index, name in enumerate(targets.stratum_names)}
+        sizes[split] = len(measured)
+        counted = targets.counts(picture.label for picture in measured)
+        counts[split] = dict(zip(targets.stratum_names, counted, strict=True))
         lines += [f"{picture.sha256}\0{answers[split, picture.path]}\0{split}\n" for picture in measured]
     write_json(
         out / "data.json",
         {
             "classes": list(targets.spec.names),
             "counts": counts,
+            "pictures": sizes,
             "digest": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
             "unknown_classes": dict(labelled.unknown),
             "missing_classes": list(labelled.missing),

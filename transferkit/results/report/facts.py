@@ -61,9 +61,7 @@ def title(files: RunFiles, answers: str) -> dict[str, str]:
     verb = {"finetune": "fine-tuned on", "probe": "probed on", "evaluate": "measured on"}[files.kind]
     if files.kind == "evaluate" and files.config.get("run"):
         backbone = Path(str(files.config["run"])).name
-    counts = files.data.get("counts") or {}
-    sizes = [f"{sum(by_class.values()):,}" + ("" if split == "all" else f" {split}")
-             for split, by_class in counts.items() if by_class]  # fmt: skip
+    sizes = [f"{count:,}" + ("" if split == "all" else f" {split}") for split, count in files.sizes.items() if count]
     parts = [answers] if answers else []
     parts += [", ".join(sizes) + " pictures"] if sizes else []
     seconds = number(files.metrics.get("time_s"))

@@ -11,7 +11,6 @@ import shutil
 import signal
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,17 +188,15 @@ def resume_point(run: Path, index: ImageIndex) -> Path:
     for problem in damaged:
         warnings.warn(f"{problem}; going on from {path.name}", TransferkitWarning, stacklevel=2)
     load_checkpoint(path)
-    before = RunFiles(run).data
+    files = RunFiles(run)
+    before = files.data
     classes = list(index.class_names)
     problems = []
     if before["classes"] != classes:
         problems.append(f"classes were {before['classes']}, are now {classes}")
     elif before["digest"] != index.digest():
-        problems.append(f"pictures were {_totals(before['counts'])}, are now {_totals(index.counts())}, or others")
+        now = {split: len(index.split(split)) for split in index.counts()}
+        problems.append(f"pictures were {files.sizes}, are now {now}, or others")
     if problems:
         raise CheckpointError(f"{run}: the data changed since the run began: {gather(problems)} - give another --out")
     return path
-
-
-def _totals(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    return {split: sum(by_class.values()) for split, by_class in counts.items()}
