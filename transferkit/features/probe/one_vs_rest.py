@@ -203,7 +203,7 @@ def choose_strengths(
     folds, total = list[_Fold](), float(row.sum())
     for part in held:
         rows, others = np.flatnonzero(~part), np.flatnonzero(part)
-        fits = truth[rows].any(axis=0) & ~truth[rows].all(axis=0)
+        fits: Array = np.asarray(truth[rows].any(axis=0) & ~truth[rows].all(axis=0))
         weight = weights(rows)
         own = weight if weight.shape[1] == 1 else weight[:, fits]
         problem = LabelProblem(X[rows], truth[rows][:, fits], row[rows], own)

@@ -97,7 +97,7 @@ class LabelDetails:
         shared = [name for name in first.spec.names if name in second.spec.names]
         if not shared:
             raise ConfigError(f"{names[0]} and {names[1]} have no label in common - name another run")
-        sides = [_statistics(answered, shared) for answered in (first, second)]
+        ours, theirs = _statistics(first, shared), _statistics(second, shared)
         figures = [
             Figure("map", "Mean average precision (mAP)", None, None, True, "share", ""),
             Figure("f1_macro", "macro F1", None, None, True, "share", ""),
@@ -107,7 +107,7 @@ class LabelDetails:
         count = len(first.targets)
         resamples = int(np.clip(2e8 / max(1, count * len(shared)), 100, 1000))
         left = sorted({*first.spec.names, *second.spec.names} - set(shared))
-        result = compare_figures(*sides, figures, count, names=names, seed=seed, resamples=resamples)
+        result = compare_figures(ours, theirs, figures, count, names=names, seed=seed, resamples=resamples)
         return {**result, "labels_left_out": left}
 
     def compared(self, values: Mapping[str, Any]) -> str:
