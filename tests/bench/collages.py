@@ -114,13 +114,13 @@ def compare() -> None:
     manifest = collages(options.data, options.out / "pictures", options.pictures)
     common = ["finetune", "--data", str(manifest), "--backbone", "resnet18", "--weights", options.weights,
               "--store", str(options.out / "store")]  # fmt: skip
-    small = ["--image-size", str(options.tune_size)]
-    for title, words in (
-        (f"probe at {options.image_size} px", ["--phases", "probe", "--image-size", str(options.image_size)]),
-        (f"probe at {options.tune_size} px", ["--phases", "probe", *small]),
-        (f"probe-finetune at {options.tune_size} px",
-         ["--phases", "probe-finetune", "--epochs", str(options.epochs), "--augment", "light", *small]),
-    ):  # fmt: skip
+    jobs = {f"probe at {size} px": ["--phases", "probe", "--image-size", str(size)]
+            for size in {options.image_size: 0, options.tune_size: 0}}  # fmt: skip
+    jobs[f"probe-finetune at {options.tune_size} px"] = [
+        "--phases", "probe-finetune", "--epochs", str(options.epochs), "--augment", "light", "--image-size",
+        str(options.tune_size),
+    ]  # fmt: skip
+    for title, words in jobs.items():
         metrics = run([*common, *words], options.out / title.replace(" ", "-"))
         values = metrics["val"]
         print(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from transferkit.core.errors import DataError
-from transferkit.data.index.index import index_images
+from transferkit.data.index.index import CLASSES, index_images
 from transferkit.options.data import DataOptions
 
 
@@ -44,10 +44,10 @@ def table(path, *rows, header="path,label"):
     return path
 
 
-def index(data, *, min_side=None, keep_bytes=0, workers=1, progress=None, **options):
+def index(data, *, min_side=None, keep_bytes=0, workers=1, progress=None, reader=CLASSES, **options):
     """Index a data set; options by keyword."""
     return index_images(
-        DataOptions(data=str(data), **options),
+        DataOptions(data=str(data), **options), reader=reader,
         min_side=min_side, keep_bytes=keep_bytes, workers=workers, progress=progress,
     )  # fmt: skip
 

@@ -52,6 +52,10 @@ class FittedLabels:
         """Return logits (N, C) float32 for raw features (N, D)."""
         return np.asarray(X @ self.weight.T.astype(X.dtype) + self.bias.astype(X.dtype), dtype=np.float32)
 
+    def probs(self, X: Array) -> Array:
+        """Return the probability of every label (N, C) float32 for raw features (N, D)."""
+        return torch.from_numpy(self.outputs(X)).sigmoid().numpy()
+
     def scores(self, X: Array, y: Array) -> Array:
         """Return 1.0 for each row (N,) whose labels are all right at 0.5, 0.0 for the others."""
         return np.asarray(((self.outputs(X) >= 0) == (np.asarray(y) > 0.5)).all(axis=1), dtype=np.float64)

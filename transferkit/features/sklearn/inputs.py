@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import assert_all_finite
 from sklearn.utils.class_weight import compute_sample_weight
@@ -24,6 +25,7 @@ __all__ = [
     "InputError",
     "Item",
     "NotFitted",
+    "encode_indicators",
     "encode_labels",
     "list_items",
     "name_unreadable",
@@ -142,6 +144,32 @@ def encode_labels(y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.
     if len(classes) < 2:
         raise InputError(f"y has 1 class ({classes[0]!r}), expected at least 2")
     return np.asarray(classes), targets.astype(np.int64)
+
+
+def encode_indicators(y: Any, count: int) -> npt.NDArray[np.float32] | None:
+    """Return ones and zeros ``(N, C)`` of several labels per picture; ``None`` where y has no two columns.
+
+    Args:
+        y: ``(N, C)`` of 0 and 1 (or booleans): an array, a sparse matrix or a data frame.
+        count: N, the pictures there are.
+
+    Raises:
+        InputError: y is of another length, holds other numbers, or no label that some pictures have and others lack.
+    """
+    table = y.toarray() if issparse(y) else y if isinstance(y, str | bytes) else np.asarray(y)
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] < 2:
+        return None
+    try:
+        values = table.astype(np.float32)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"y has {table.shape[1]} columns ({error}) - expected 0 or 1 for each label") from error
+    if not np.isin(values, (0, 1)).all():
+        raise InputError(f"y has {table.shape[1]} columns of other numbers, expected 0 or 1 for each label")
+    if len(values) != count:
+        raise InputError(f"y has {len(values)} rows for {count} pictures, expected one for each")
+    if not (values.any(axis=0) & ~values.all(axis=0)).any():
+        raise InputError("y has no label that some pictures have and others lack, expected at least one")
+    return np.asarray(values)
 
 
 def weigh_labels(class_weight: Mapping[Any, float], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

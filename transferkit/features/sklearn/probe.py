@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from transferkit.core.errors import ConfigError
 from transferkit.data.batches.dataset import Picture
+from transferkit.features.probe.labels import FittedLabels, LabelSolver
 from transferkit.features.probe.probe import FittedProbe, fit_probe
 from transferkit.features.sklearn.extractor import HOME, SHARED, FeatureExtractor, make_setup, picture_tags
 from transferkit.features.sklearn.inputs import (
     InputError,
     NotFitted,
+    encode_indicators,
     encode_labels,
     list_items,
     name_unreadable,
@@ -33,8 +36,9 @@ Labels = npt.NDArray[Any]
 class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an untyped base
     """A classifier of pictures: a probe on the features of a frozen backbone.
 
-    X is as for `FeatureExtractor`, y any labels of classes. What the probe chooses (C, k) is cross-validated inside the
-    rows of `fit`, equal pictures in one fold.
+    X is as for `FeatureExtractor`, y any labels of classes, or ``(N, C)`` of 0 and 1 for several labels per picture:
+    one logistic regression each then, as scikit-learn's ``OneVsRestClassifier``. What the probe chooses (C, k) is
+    cross-validated inside the rows of `fit`, equal pictures in one fold.
 
     Args:
         backbone: As for `FeatureExtractor`.
@@ -55,9 +59,9 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         accelerator: Likewise.
 
     Attributes:
-        classes_: ``(C,)``, the labels, sorted.
+        classes_: ``(C,)``, the labels, sorted; of several labels per picture their numbers.
         choice_: What was chosen, by which criterion, on what; JSON values.
-        probe_: The fitted probe, on raw features and class indices.
+        probe_: The fitted probe, on raw features and class indices (or ones and zeros).
         extractor_: The fitted `FeatureExtractor`.
     """
 
@@ -99,7 +103,7 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
 
         Args:
             X: N pictures.
-            y: ``(N,)`` labels: text, numbers or booleans; at least two classes.
+            y: ``(N,)`` labels: text, numbers or booleans; at least two classes. Or ``(N, C)`` of 0 and 1, C at least 2.
 
         Raises:
             ConfigError: An argument is wrong.
@@ -110,46 +114,54 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         """
         extractor = FeatureExtractor(**{name: getattr(self, name) for name in SHARED})
         items = list_items(X)
-        classes, targets = encode_labels(y, len(items))
+        weights, flags = self.class_weight, encode_indicators(y, len(items))
+        if flags is not None and isinstance(weights, Mapping):
+            raise ConfigError("class_weight by label is for one class per picture, expected None or 'balanced'")
+        classes, targets = encode_labels(y, len(items)) if flags is None else (np.arange(flags.shape[1]), flags)
         setup = make_setup(extractor.fit(items))
         pictures = read_items(items, threads=setup.compute.threads)
         rows, failures = setup.rows(pictures)
         if failures:
             raise InputError(f"{name_unreadable(items, failures)} - replace them, or leave them out")
-        weights = self.class_weight
-        self.probe_: FittedProbe = fit_probe(
-            LabelledRows(
-                rows,
-                targets,
-                len(classes),
-                groups=[picture.sha256 for picture in pictures if isinstance(picture, Picture)],
-                weight=weigh_labels(weights, classes[targets]) if isinstance(weights, Mapping) else None,
-            ),
-            ProbeOptions(
-                self.classifier,
-                self.classifier_args or {},
-                None if isinstance(weights, Mapping) else weights,
-                self.folds,
-            ),
-            seed=self.seed,
+        labelled = LabelledRows(
+            rows,
+            targets,
+            len(classes),
+            groups=[picture.sha256 for picture in pictures if isinstance(picture, Picture)],
+            weight=weigh_labels(weights, classes[targets]) if isinstance(weights, Mapping) else None,
         )
+        options = ProbeOptions(
+            self.classifier,
+            self.classifier_args or {},
+            None if isinstance(weights, Mapping) else weights,
+            self.folds,
+        )
+        fit = fit_probe if flags is None else LabelSolver().fit
+        self.probe_: FittedProbe | FittedLabels = fit(labelled, options, seed=self.seed)
         self.classes_ = classes
         self.choice_ = dict(self.probe_.choice)
         self.extractor_ = extractor
         return self
 
     def predict(self, X: Any) -> Labels:
-        """Return labels ``(N,)``. Raises as `FeatureExtractor.transform`, and `NotFitted`."""
+        """Return labels ``(N,)``, or 0 and 1 ``(N, C)``. Raises as `FeatureExtractor.transform`, and `NotFitted`."""
         rows = self._rows(X)  # first, for it says so where nothing is fitted
+        if isinstance(self.probe_, FittedLabels):
+            return np.asarray(self.probe_.outputs(rows) >= 0, dtype=np.int64)
         return np.asarray(self.classes_[self.probe_.predict(rows)])
 
     def predict_proba(self, X: Any) -> Rows:
-        """Return probabilities ``(N, C)`` float32, columns in the order of `classes_`. Raises as `predict`."""
+        """Return probabilities ``(N, C)`` float32, columns in the order of `classes_`. Raises as `predict`.
+
+        Rows sum to 1; of several labels per picture each column is a probability of its own.
+        """
         rows = self._rows(X)
         return self.probe_.probs(rows)
 
     def __sklearn_tags__(self) -> Any:
-        return picture_tags(super().__sklearn_tags__())
+        tags = picture_tags(super().__sklearn_tags__())
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def _rows(self, X: Any) -> Rows:
         if "probe_" not in vars(self):
