@@ -12,6 +12,7 @@ import pytest
 pytest.register_assert_rewrite("contracts")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)  # it keeps nothing: examples are the same each time
 # Compute threads that sleep at barriers instead of spinning: tests stay quick beside other work on few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

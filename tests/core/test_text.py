@@ -2,7 +2,7 @@
 
 import pytest
 
-from transferkit.core.text import first_line, listing, one_line, printable, valid_text, visible
+from transferkit.core.text import first_line, is_text, listing, one_line, printable, shown, valid_text, visible
 
 
 def test_a_message_of_many_lines_becomes_one():
@@ -30,3 +30,15 @@ def test_marks_of_direction_and_control_characters_are_shown():
 def test_listings_are_cut_and_counted():
     assert listing(list("abc")) == "'a', 'b', 'c'"
     assert listing(list("abc"), limit=1, quote=False) == "a and 2 more (3 in all)"
+
+
+def test_values_in_messages_are_cut():
+    assert shown("a'b") == '"a\'b"'
+    assert shown("x" * 1000) == "'" + "x" * 199 + "... (1,002 characters)"
+    assert shown(10**10_000) == "a int"  # Python writes no number of more than 4300 digits
+
+
+def test_texts_that_can_be_written_down():
+    assert is_text("caf\udce9 é 🙂\n")
+    assert not is_text("a\0b")
+    assert not is_text("\ud800")

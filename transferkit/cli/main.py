@@ -14,7 +14,7 @@ from transferkit import __version__
 from transferkit.cli.parser import build_parser, parse_options
 from transferkit.cli.verbs import VERBS
 from transferkit.core.errors import ConfigError, TransferkitError, TransferkitWarning, did_you_mean
-from transferkit.core.text import one_line
+from transferkit.core.text import one_line, shown
 
 __all__ = ["main"]
 
@@ -78,7 +78,7 @@ def _run(words: list[str]) -> None:
         return
     name, rest = words[0], words[1:]
     if name not in VERBS:
-        raise ConfigError(f"unknown verb {name!r}.{did_you_mean(name, VERBS)} Known: {', '.join(VERBS)}.")
+        raise ConfigError(f"unknown verb {shown(name)}.{did_you_mean(name, VERBS)} Known: {', '.join(VERBS)}.")
     if "-h" in rest or "--help" in rest:
         print(build_parser(VERBS[name]).format_help(), end="")
         return

@@ -1,23 +1,23 @@
 """Command lines and recipes to options by field name, with every mistake in one error.
 
-jsonargparse makes help, recipes and values out of a verb's dataclass. It stops at the first mistake, and tells it in a
-sentence without saying which field is meant. So words are taken one by one here, and each value is handed to it alone:
-what it refuses is described in the words of `options.fields`.
+jsonargparse makes help and recipes out of a verb's dataclass. It stops at the first mistake, tells it in a sentence
+without saying which field is meant, and reads numbers as YAML 1.1 does, where 1:30 is ninety. So words are taken one by
+one here, and `options.fields` says what each means.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 
 from transferkit.cli.verbs import VERBS, Verb
+from transferkit.core.documents import parse_yaml
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.core.text import one_line
-from transferkit.options.fields import REQUIRED, default_of, flag, option_problems, type_problem
+from transferkit.core.text import one_line, shown
+from transferkit.options.fields import REQUIRED, default_of, flag, option_problems, read_value, type_problem
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -38,7 +38,7 @@ def build_parser(verb: Verb) -> ArgumentParser:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise ConfigError(one_line(message))
 
-    set_loader("recipe", _load_yaml, exceptions=(ValueError,))
+    set_loader("recipe", parse_yaml, exceptions=(ValueError,))
     parser = Parser(
         prog=f"transferkit {verb.name}", description=f"{verb.help}.", allow_abbrev=False, default_env=False,
         usage=" ".join([f"transferkit {verb.name}", *map(str.upper, verb.places), "[--config FILE] [flags]"]),
@@ -96,7 +96,7 @@ class _Reading:
 
     def __init__(self, verb: Verb) -> None:
         self.verb = verb
-        self.parser = build_parser(verb)
+        self.hints = get_type_hints(verb.options)
         self.fields = {item.name: item for item in dataclasses.fields(verb.options)}
         self.options: dict[str, Any] = {}
         self.problems: list[str] = []
@@ -118,7 +118,7 @@ class _Reading:
             name = names.get(option)
             if name is None and option != CONFIG:
                 strange = True
-                self.problems.append(f"unknown flag {option}.{did_you_mean(option, [*names, CONFIG])}")
+                self.problems.append(f"unknown flag {option[:200]}.{did_you_mean(option, [*names, CONFIG])}")
             elif name is not None and _is_switch(self.fields[name]):
                 self.options[name] = True
                 self.problems += [f"{option} takes no value"] if equals else []
@@ -141,11 +141,11 @@ class _Reading:
             if several:
                 return
         if words[len(self.verb.places) :] and not strange:
-            self.problems.append(f"{words[len(self.verb.places)]!r} is a word too many")
+            self.problems.append(f"{shown(words[len(self.verb.places)])} is a word too many")
 
     def _take_recipe(self, path: str) -> None:
         try:
-            values = _load_yaml(Path(path).read_text(encoding="utf-8"))
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             self.problems.append(f"{CONFIG} {path}: {error.strerror}, expected a YAML file")
             return
@@ -159,7 +159,7 @@ class _Reading:
             if key in self.fields:
                 self._take_value(key, flag(key), value)
             else:
-                self.problems.append(f"unknown key {key!r} in the recipe.{did_you_mean(str(key), self.fields)}")
+                self.problems.append(f"unknown key {shown(key)} in the recipe.{did_you_mean(str(key), self.fields)}")
 
     def _take_value(self, name: str, place: str, value: Any) -> None:
         """Read one value: where it is not of its type, say so in our words.
@@ -169,39 +169,13 @@ class _Reading:
             place: What the user calls it.
             value: As written.
         """
-        others = {"run": "-"} if "run" in self.verb.places else {}  # the parser insists on it
-        try:
-            self.options[name] = self.parser.parse_object({**others, name: value}, defaults=False).as_dict()[name]
-        except ConfigError as error:
-            hint = get_type_hints(self.verb.options)[name]
-            self.problems += type_problem(place, value, hint) or [f"{place}: {error}"]
-
-
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+        hint = self.hints[name]
+        value = read_value(value, hint)
+        problems = type_problem(place, value, hint)
+        self.problems += problems
+        if not problems:
+            self.options[name] = value
 
 
 def _is_switch(item: dataclasses.Field[Any]) -> bool:
     return default_of(item) is False
-
-
-def _load_yaml(text: str) -> Any:
-    """Load YAML without tags and without duplicate keys, for recipes and for the values of flags."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} given twice, expected each key once")
-        return loader.construct_mapping(node, deep=True)
-
-    # YAML 1.1 takes 3e-4 for a text and 3.0e-4 for a number; 1.2, and everybody who writes an LR, takes both alike.
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("+-.0123456789"))
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader: no tag makes objects
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {one_line(error)}") from error

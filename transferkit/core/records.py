@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DataConfig", "Finding", "ImageRecord", "SkippedFile"]
+__all__ = ["MAX_SIDE", "DataConfig", "Finding", "ImageRecord", "SkippedFile"]
+
+MAX_SIDE = 16_384
+"""Pixels of the longer side of a model's input at most: of one such picture the first layer alone takes gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,31 @@ class DataConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
-        """Rebuild a record from `to_dict`'s values."""
-        return cls(
-            image_size=(int(values["image_size"][0]), int(values["image_size"][1])),
-            mean=(float(values["mean"][0]), float(values["mean"][1]), float(values["mean"][2])),
-            std=(float(values["std"][0]), float(values["std"][1]), float(values["std"][2])),
-            interpolation=str(values["interpolation"]),
-            crop_pct=float(values["crop_pct"]),
-            crop_mode=str(values["crop_mode"]),
-        )
+        """Rebuild a record from `to_dict`'s values.
+
+        Raises:
+            ValueError: They are not those of a record.
+        """
+        try:
+            height, width = map(int, values["image_size"])
+            red, green, blue = map(float, values["mean"])
+            deviations = tuple(map(float, values["std"]))
+            config = cls(
+                image_size=(height, width),
+                mean=(red, green, blue),
+                std=(deviations[0], deviations[1], deviations[2]),
+                interpolation=str(values["interpolation"]),
+                crop_pct=float(values["crop_pct"]),
+                crop_mode=str(values["crop_mode"]),
+            )
+        except (KeyError, IndexError, TypeError, OverflowError) as error:
+            raise ValueError(f"preprocessing lacks a value, or has one of another type ({error})") from error
+        sound = (
+            1 <= min(config.image_size) <= max(config.image_size) <= MAX_SIDE
+            and all(map(math.isfinite, (*config.mean, *deviations))) and len(deviations) == 3 and min(deviations) > 0
+            and config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos") and 0 < config.crop_pct <= 1
+            and config.crop_mode in ("center", "squash")
+        )  # fmt: skip
+        if not sound:
+            raise ValueError(f"preprocessing has a value that cannot be right: {config}")
+        return config

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["first_line", "listing", "name_text", "one_line", "printable", "valid_text", "visible"]
+__all__ = ["first_line", "is_text", "listing", "name_text", "one_line", "printable", "shown", "valid_text", "visible"]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
@@ -39,6 +39,27 @@ def printable(text: str) -> str:
 def one_line(text: object) -> str:
     """Return a message folded into one printable line."""
     return printable(" ".join(str(text).split()))
+
+
+def shown(value: object, *, limit: int = 200) -> str:
+    """Return a value as Python writes it, for a message: of a long one the beginning."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object of anybody's; also whole numbers of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be written down and used as a path: no NUL, and no half of a character.
+
+    Bytes of file names that are no UTF-8, as Python escapes them, are fine.
+    """
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def first_line(error: BaseException) -> str:

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import StorageError
 from transferkit.core.files import user_cache, write_json
 from transferkit.core.locks import hold
@@ -77,14 +79,17 @@ class Memory:
 
     def _written(self) -> dict[str, float]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(content, dict) or content.get("subject") != self.subject:
             return {}
         numbers = content.get("numbers")
         items = numbers.items() if isinstance(numbers, dict) else ()
-        return {name: float(number) for name, number in items if isinstance(number, int | float)}
+        return {
+            name: float(number) for name, number in items
+            if isinstance(number, int | float) and abs(number) <= sys.float_info.max
+        }  # fmt: skip
 
 
 def compare(first: Callable[[], object], second: Callable[[], object]) -> float | None:

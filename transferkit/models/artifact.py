@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import platform
 import unicodedata
 import warnings
@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from transferkit import __version__
-from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
+from transferkit.core.documents import parse_json
+from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
 from transferkit.core.files import atomic_write, sha256_of_file, user_path, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
-from transferkit.core.text import listing
+from transferkit.core.text import first_line, listing, shown
 from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.calibration.calibration import Calibration
@@ -209,7 +210,12 @@ def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple
     )
     backbone.data_config = config
     if chosen == KNN:
-        chosen = NeighbourHead(backbone.num_features, len(info.class_names), **info.head_args)
+        try:
+            chosen = NeighbourHead(backbone.num_features, len(info.class_names), **info.head_args)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder / INFO}: head_args cannot be right ({first_line(error)}) - copy it again"
+            ) from error
     module = TransferModule(
         backbone, task.heads.width(spec), chosen, class_names=spec.names, task=task, target_facts=spec.facts
     )
@@ -283,32 +289,44 @@ def _read_info(folder: Path) -> ModelInfo:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing - expected the directory of a finished run")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}) - copy it again") from error
-    if not isinstance(values, dict) or "format" not in values:
+    if not isinstance(values, dict) or type(values.get("format")) is not int:
         raise CheckpointError(f"{path}: not a transferkit model - expected the directory of a finished run")
     if values["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path}: written by transferkit {values.get('versions', {}).get('transferkit')}, newer than this one "
-            f"({__version__}) - upgrade"
-        )
+        writer = dict(values["versions"]).get("transferkit") if isinstance(values.get("versions"), dict) else "?"
+        raise CheckpointError(f"{path}: written by transferkit {writer}, newer than this one ({__version__}) - upgrade")
     needed = ("backbone", "head", "classes", "preprocessing", "temperature", "weights_source", "license",
               "backbone_args", "versions", "sha256")  # fmt: skip
     values.setdefault("head_args", {})  # models written before there were any
     missing = [key for key in needed if key not in values]
     if missing:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing - was it edited? Copy it again")
+    wrong = [f"{key} is {shown(values[key])}" for key, kind in _KINDS.items() if not isinstance(values[key], kind)]
+    if wrong:
+        raise CheckpointError(f"{path}: {gather(wrong)} - was it edited? Copy it again")
     task, spec = _task(values, path)
+    try:
+        preprocessing = DataConfig.from_dict(values["preprocessing"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} - was it edited? Copy it again") from error
     return ModelInfo(
         class_names=spec.names,
-        preprocessing=DataConfig.from_dict(values["preprocessing"]),
+        preprocessing=preprocessing,
         calibration=_calibration(values, task, path=path),
         task=task.name,
         target_facts=spec.facts,
         **{name: values[name] for name in ("backbone", "head", "head_args", "weights_source", "license",
                                            "backbone_args", "versions", "sha256")},
     )  # fmt: skip
+
+
+_KINDS: Mapping[str, Any] = {
+    "backbone": str, "head": str | None, "head_args": dict, "weights_source": str, "license": str | None,
+    "backbone_args": dict, "versions": dict, "sha256": str,
+}  # fmt: skip
+"""Types of plain values of `model.json`."""
 
 
 def _task(values: Mapping[str, Any], path: Path) -> tuple[Task, TargetSpec]:
@@ -334,7 +352,9 @@ def _calibration(values: Mapping[str, Any], task: Task, *, path: Path) -> Fitted
             return fitted
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    temperature = float(values["temperature"])
+    temperature = values["temperature"]
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise CheckpointError(f"{path}: temperature is {shown(temperature)}, expected a number above 0 - copy it again")
     return Calibration() if temperature == 1.0 else Calibration(method="temperature", temperature=temperature)
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from transferkit.core.documents import parse_yaml
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.files import user_path
+from transferkit.core.text import is_text, shown
 
 __all__ = [
     "BELOW_ONE",
+    "EPOCHS",
+    "MOST_EPOCHS",
     "NOT_NEGATIVE",
     "POSITIVE",
     "REQUIRED",
@@ -25,6 +30,7 @@ __all__ = [
     "make_config",
     "option",
     "option_problems",
+    "read_value",
     "type_problem",
 ]
 
@@ -48,11 +54,15 @@ class Range:
     holds: Callable[[float], bool]
 
 
-def at_least(low: int) -> Range:
-    """Return the range of the whole numbers from `low` on."""
-    return Range(f"a whole number of at least {low}", lambda value: value >= low)
+def at_least(low: int, *, most: int | None = None) -> Range:
+    """Return the range of the whole numbers from `low` on, or up to `most`."""
+    if most is None:
+        return Range(f"a whole number of at least {low}", lambda value: value >= low)
+    return Range(f"a whole number of at least {low} and at most {most:,}", lambda value: low <= value <= most)
 
 
+MOST_EPOCHS = 1_000_000
+EPOCHS = at_least(1, most=MOST_EPOCHS)
 POSITIVE = Range("a finite number above 0", lambda value: math.isfinite(value) and value > 0)
 NOT_NEGATIVE = Range("a finite number of at least 0", lambda value: math.isfinite(value) and value >= 0)
 BELOW_ONE = Range("a number in [0, 1)", lambda value: 0.0 <= value < 1.0)
@@ -85,7 +95,7 @@ class Options:
             if not value and item.metadata["missing"]:
                 problems.append(item.metadata["missing"])
             elif within is not None and isinstance(value, int | float) and not within.holds(value):
-                problems.append(f"{flag(item.name)} is {value}, expected {within.words}")
+                problems.append(f"{flag(item.name)} is {shown(value)}, expected {within.words}")
         return [*problems, *self._conflicts()]
 
     def _conflicts(self) -> Iterator[str]:
@@ -115,7 +125,7 @@ def make_config(kind: type[Config], options: Mapping[str, Any]) -> Config:
 def option_problems(kind: type[Options], options: Mapping[str, Any]) -> list[str]:
     """Return what `make_config` would raise, a sentence for each mistake; empty where it builds."""
     hints = get_type_hints(kind)
-    problems = [f"unknown option {key!r}.{did_you_mean(key, hints)}" for key in options if key not in hints]
+    problems = [f"unknown option {shown(key)}.{did_you_mean(str(key), hints)}" for key in options if key not in hints]
     for key, hint in hints.items():
         problems += type_problem(key, options[key], hint) if key in options else []
     return problems or _build(kind, options).problems()
@@ -140,6 +150,30 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def read_value(value: Any, hint: Any) -> Any:
+    """Return what a word of the command line, or a value of a recipe, means for an option; itself where nothing fits.
+
+    Args:
+        value: As written: of the command line a text.
+        hint: The type of the option, as for `type_problem`.
+    """
+    kinds = _kinds(hint)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if isinstance(value, int) and str(value) in words:  # `precision: 32`
+        return str(value)
+    if not isinstance(value, str) or value in words or hint is str:
+        return value
+    if hint is bool and value in ("on", "off"):
+        return value == "on"
+    try:
+        meant = parse_yaml(value)
+    except ValueError:
+        return value
+    if isinstance(meant, str) or (str in kinds and not isinstance(meant, dict | list | None)):
+        return value
+    return meant if any(_fits(meant, kind) for kind in kinds) else value
+
+
 def type_problem(name: str, value: Any, hint: Any) -> list[str]:
     """Return what is wrong with the type of an option's value; empty when nothing is.
 
@@ -151,12 +185,23 @@ def type_problem(name: str, value: Any, hint: Any) -> list[str]:
     """
     kinds = _kinds(hint)
     if any(_fits(value, kind) for kind in kinds):
-        return []
+        parts = value if isinstance(value, list | tuple) else [value]
+        bad = [part for part in parts if isinstance(part, str | os.PathLike) and not _is_text(part)]
+        return [f"{name} is {shown(part)}, expected a text without NUL and halves of characters" for part in bad[:1]]
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     names = [_TYPES[kind][1] for kind in map(_plainest, kinds) if kind in _TYPES and kind is not NoneType]
     if words and not names:
-        return [f"{name} is {value!r}.{did_you_mean(str(value), words)} Expected one of {', '.join(words)}"]
-    return [f"{name} is {value!r}, expected {' or '.join([*names, *words])}"]
+        return [f"{name} is {shown(value)}.{_meant(value, words)} Expected one of {', '.join(words)}"]
+    return [f"{name} is {shown(value)}, expected {' or '.join([*names, *words])}"]
+
+
+def _meant(value: Any, words: list[str]) -> str:
+    return did_you_mean(value, words) if isinstance(value, str) else ""
+
+
+def _is_text(value: str | os.PathLike[Any]) -> bool:
+    path = os.fspath(value)
+    return isinstance(path, str) and is_text(path)
 
 
 _TYPES: dict[Any, tuple[Any, str]] = {
@@ -171,6 +216,10 @@ _TYPES: dict[Any, tuple[Any, str]] = {
 """By type: the Python types of a value, and its name in a message."""
 
 
+_LARGEST: dict[Any, float] = {int: 2**63 - 1, float: sys.float_info.max}
+"""Whole numbers beyond them are not computed with."""
+
+
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """Return the parts of a union; the type itself where it is none."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -183,11 +232,14 @@ def _plainest(kind: Any) -> Any:
 
 def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool):  # a number to Python, and to nobody else
         return kind is bool
-    fits = isinstance(value, _TYPES[_plainest(kind)][0])
-    return fits and (kind != list[str] or all(isinstance(part, str) for part in value))
+    if not isinstance(value, _TYPES[_plainest(kind)][0]):
+        return False
+    if isinstance(value, int) and kind in _LARGEST and abs(value) > _LARGEST[kind]:
+        return False
+    return kind != list[str] or all(isinstance(part, str) for part in value)
 
 
 def _plain(value: Any, hint: Any) -> Any:

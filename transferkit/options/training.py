@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from transferkit.options.data import BackboneOptions
-from transferkit.options.fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Options, Range, at_least, flag, option
+from transferkit.options.fields import (
+    BELOW_ONE,
+    EPOCHS,
+    MOST_EPOCHS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Options,
+    Range,
+    at_least,
+    flag,
+    option,
+)
 
 __all__ = [
     "FinetuneConfig",
@@ -60,7 +70,7 @@ class CraftOptions(ModelOptions):
     recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
     train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size", at_least(1))
     fixres_epochs: int = option(
-        0, "last epochs of the head alone on pictures as they are evaluated (FixRes)", at_least(0)
+        0, "last epochs of the head alone on pictures as they are evaluated (FixRes)", at_least(0, most=MOST_EPOCHS)
     )
     accumulate: int = option(1, "batches per optimizer step", at_least(1))
 
@@ -72,14 +82,14 @@ class TrainingOptions(CraftOptions):
     phases: str | list[dict[str, Any]] = option(
         "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
     )
-    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", at_least(1))
+    epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", EPOCHS)
     probe: Literal["auto", "solve", "sgd"] = option(
         "auto", "the head alone is solved on cached features, or trained by sgd; auto solves a linear head"
     )
     probe_views: int = option(
         2, "augmented views of each training picture that a solved probe is fitted on", at_least(0)
     )
-    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3", at_least(1))
+    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3", EPOCHS)
     lr: float | Literal["auto"] = option(
         1e-3, "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find)", POSITIVE
     )
@@ -198,8 +208,8 @@ class LRFindConfig(TrainingOptions):
 
     phase: str | None = option(None, "the phase to find the LR of; default: the first one that is trained by sgd")
     steps: int = option(100, "steps of the test, at least 30", at_least(30))
-    lr_min: float = option(1e-7, "first LR of the head, per step")
-    lr_max: float = option(1.0, "last LR of the head, per step")
+    lr_min: float = option(1e-7, "first LR of the head, per step", POSITIVE)
+    lr_max: float = option(1.0, "last LR of the head, per step", POSITIVE)
     spacing: Literal["exponential", "linear"] = option("exponential", "how the LR rises")
     measure: Literal["train", "val"] = option("train", "the loss of the batch, or of some validation pictures")
     out: str | None = option(None, "directory for lr.csv and lr.png; default: runs/<data>-<backbone>-lr")
@@ -207,8 +217,8 @@ class LRFindConfig(TrainingOptions):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
-        if not (0 < self.lr_min < self.lr_max and math.isfinite(self.lr_max)):
-            yield f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected 0 < lr-min < lr-max"
+        if self.lr_min >= self.lr_max:
+            yield f"--lr-min is {self.lr_min} and --lr-max {self.lr_max}, expected lr-min below lr-max"
 
 
 @dataclass(frozen=True, kw_only=True)

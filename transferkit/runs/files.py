@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transferkit.core.csv import read_csv
+from transferkit.core.documents import parse_json, parse_yaml
 from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import stored_path
 from transferkit.data.sample import SAMPLE
@@ -68,27 +66,27 @@ class RunFiles:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`, the last file of a run to be written: without it there is no finished run."""
-        return self._document(self.run / "metrics.json", json.loads, needed=True)
+        return self._document(self.run / "metrics.json", parse_json, needed=True)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.yaml`, the options."""
-        return self._document(self.run / "config.yaml", yaml.safe_load)
+        return self._document(self.run / "config.yaml", parse_yaml)
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """`data.json`: classes, pictures per split, what was left out."""
-        return self._document(self.run / "data.json", json.loads)
+        return self._document(self.run / "data.json", parse_json)
 
     @cached_property
     def plan(self) -> dict[str, Any]:
         """`plan.json`: phases, parameter groups and their LRs."""
-        return self._document(self.run / "plan.json", json.loads)
+        return self._document(self.run / "plan.json", parse_json)
 
     @cached_property
     def model(self) -> dict[str, Any]:
         """`model.json` of `model_run`."""
-        return {} if self.model_run is None else self._document(self.model_run / "model.json", json.loads)
+        return {} if self.model_run is None else self._document(self.model_run / "model.json", parse_json)
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -201,7 +199,7 @@ class RunFiles:
             content = parse(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ValueError("it holds no mapping")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             self._problem(path, f"cannot be read ({error})", error, needed=needed)
             return {}
         return content

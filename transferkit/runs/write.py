@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from transferkit.core.csv import csv_text
+from transferkit.core.documents import yaml_text
 from transferkit.core.files import atomic_write, write_json
 from transferkit.data.index.index import ImageIndex
 from transferkit.models.artifact import versions
@@ -38,7 +38,7 @@ def write_config(run: Path, options: Mapping[str, Any]) -> None:
     for key in PATHS:
         if key in values:
             values[key] = absolute(values[key])
-    atomic_write(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    atomic_write(run / "config.yaml", yaml_text(values))
 
 
 def absolute(value: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import StoreError
 from transferkit.core.files import storage_errors, write_json
 from transferkit.features.store.spec import FORMAT, KEY_BYTES, FeatureSpec, check_format
@@ -229,10 +229,7 @@ def _is_sound(shard: Shard) -> bool:
 
 
 def _parse_object(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    document = parse_json(content)
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     check_format(document.get("format"), name)

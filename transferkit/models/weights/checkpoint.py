@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import BackboneError
 from transferkit.core.files import sha256_of_file, storage_errors
 from transferkit.core.records import DataConfig
@@ -59,9 +59,10 @@ def _data_config_beside(path: str) -> DataConfig | None:
         return None
     try:
         with storage_errors("read", manifest):
-            values = json.loads(manifest.read_text("utf-8"))
-        return DataConfig.from_dict(values["preprocessing"]) if "preprocessing" in values else None
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+            values = parse_json(manifest.read_text("utf-8"))
+        known = isinstance(values, dict) and "preprocessing" in values
+        return DataConfig.from_dict(values["preprocessing"]) if known else None
+    except ValueError as error:
         raise BackboneError(
             f"{str(manifest)!r} beside the weights has no readable `preprocessing` ({type(error).__name__}: {error}) - "
             "repair or remove it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import pickletools
 import re
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import BackboneError
 from transferkit.core.files import sha256_of_file, storage_errors
 from transferkit.core.text import first_line
@@ -94,8 +94,8 @@ def _verify_recorded_hash(file: Path) -> None:
         recorded.append((sidecar, named[0] if named else ""))
     if file.suffix == ".safetensors" and manifest.is_file():
         try:
-            values = json.loads(manifest.read_text("utf-8"))
-        except (ValueError, RecursionError):
+            values = parse_json(manifest.read_text("utf-8"))
+        except ValueError:
             raise BackboneError(
                 f"{str(manifest)!r} beside the weights is not JSON, so they cannot be verified - {_REFETCH}"
             ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import HfFileMetadata
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import BackboneError, StorageError, TransferkitWarning
 from transferkit.core.files import sha256_of_file, storage_errors
 from transferkit.models.weights.downloads import (
@@ -102,8 +102,8 @@ def hub_config(repo_id: str) -> dict[str, object]:
     with storage_errors("read", file.path):
         text = file.path.read_bytes()
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):  # ValueError: also wrong UTF-8
+        config = parse_json(text)
+    except ValueError:  # ValueError: also wrong UTF-8
         config = None
     if not isinstance(config, dict):
         raise BackboneError(

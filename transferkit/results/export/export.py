@@ -11,6 +11,7 @@ from typing import Final
 import jinja2
 from torch import nn
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import ConfigError, ExportError, gather
 from transferkit.core.files import atomic_write, write_atomically
 from transferkit.features.probe.classifier_file import CLASSIFIER
@@ -154,7 +155,7 @@ def _int8_notes(results: list[Comparison], pictures: ExportPictures) -> list[str
 def _check_head(run: Path, head: nn.Module | None) -> None:
     """Say it in this verb's words where a model cannot be rebuilt from its files."""
     try:
-        values = json.loads((run / INFO).read_text(encoding="utf-8"))
+        values = parse_json((run / INFO).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         if not (run / INFO).exists() and (run / CLASSIFIER).is_file():
             raise ExportError(f"{run}: holds a classifier of features and no network - use --format skops") from None

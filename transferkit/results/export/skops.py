@@ -18,6 +18,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from transferkit.core.documents import parse_json
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import write_atomically
 from transferkit.data.index.targets import ClassTargets
@@ -157,9 +158,13 @@ def export_classifier(config: ExportConfig, out: Path) -> tuple[Comparison, str,
     run = Path(config.run)
     facts = {"features": json.dumps(_extractor_arguments(run)), "weights": which_weights(run)}
     pipeline, own_facts = read_classifier(run / CLASSIFIER)
-    if "classes" not in own_facts:
+    try:
+        classes = parse_json(own_facts.get("classes", ""))
+    except ValueError:
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise CheckpointError(f"{run / CLASSIFIER}: does not tell its classes - run `transferkit probe` again")
-    names = tuple(json.loads(own_facts["classes"]))
+    names = tuple(classes)
     pictures = export_pictures(run, ClassTargets(names), data=config.data, most=config.pictures)
     features = _features(run, pictures.compared)
     data = pack_classifier(named_pipeline(pipeline, names, features), {**own_facts, **facts})

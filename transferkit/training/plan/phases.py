@@ -5,14 +5,14 @@ Groups are the backbone's layer groups from input to output, then ``"head"``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.options.fields import POSITIVE, type_problem
+from transferkit.core.text import shown
+from transferkit.options.fields import EPOCHS, POSITIVE, type_problem
 from transferkit.training.schedules.schedules import SGDR, Cosine, Schedule, make_schedule
 
 __all__ = ["HEAD", "PRESETS", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
@@ -52,6 +52,9 @@ class Phase:
     solve: bool = False
 
     def __post_init__(self) -> None:
+        problems = _field_problems({item.name: getattr(self, item.name) for item in fields(self)})
+        if problems:
+            raise ConfigError(gather(problems))
         object.__setattr__(self, "schedule", make_schedule(self.schedule))
         object.__setattr__(self, "group_lrs", dict(self.group_lrs))
         if not isinstance(self.train, str):
@@ -101,6 +104,21 @@ class Phase:
         }
 
 
+def _field_problems(values: Mapping[Any, Any]) -> list[str]:
+    """Return which of the fields of a phase, as far as they are there, have a value of the wrong type."""
+    kinds = (("name", str), ("lr", float), ("layer_decay", float), ("test_view", bool), ("solve", bool))
+    problems = [problem for key, kind in kinds if key in values for problem in type_problem(key, values[key], kind)]
+    lrs = values.get("group_lrs", {})
+    if not isinstance(lrs, Mapping) or not all(isinstance(name, str) for name in lrs):
+        problems.append(f"group_lrs is {shown(lrs)}, expected LRs by layer group")
+    train = values.get("train", "all")
+    if not isinstance(train, str) and not (
+        isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)
+    ):
+        problems.append(f"train is {shown(train)}, expected 'head', 'all' or a list of layer groups")
+    return problems
+
+
 def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = None) -> list[str]:
     """Return every problem of a phase list; empty when it can run.
 
@@ -131,16 +149,16 @@ def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str
         if phase.patterns != (HEAD,):
             problems.append(f"train is {phase.train!r}, expected 'head' for a solved phase")
         return problems
-    if isinstance(phase.epochs, bool) or not isinstance(phase.epochs, int) or phase.epochs < 1:
-        return [f"epochs is {phase.epochs!r}, expected a whole number of at least 1"]
-    if not (math.isfinite(phase.lr) and phase.lr > 0):
-        problems.append(f"lr is {phase.lr}, expected a finite number above 0")
+    if type_problem("", phase.epochs, int) or not EPOCHS.holds(phase.epochs):
+        return [f"epochs is {shown(phase.epochs)}, expected {EPOCHS.words}"]
+    if not POSITIVE.holds(phase.lr):
+        problems.append(f"lr is {phase.lr}, expected {POSITIVE.words}")
     if not 0.0 < phase.layer_decay <= 1.0:
         problems.append(f"layer_decay is {phase.layer_decay}, expected a ratio in (0, 1]")
     problems += phase.curve.problems(phase.epochs)
     for pattern, lr in phase.group_lrs.items():
         if type_problem("", lr, float) or not POSITIVE.holds(lr):
-            problems.append(f"group_lrs[{pattern!r}] is {lr!r}, expected {POSITIVE.words}")
+            problems.append(f"group_lrs[{shown(pattern)}] is {shown(lr)}, expected {POSITIVE.words}")
     if group_names is not None:
         for pattern in (*phase.patterns, *phase.group_lrs):
             if not any(fnmatchcase(name, pattern) for name in group_names):
@@ -170,20 +188,12 @@ def make_phases(values: Sequence[Any]) -> tuple[Phase, ...]:
             phases.append(value)
             continue
         if not isinstance(value, Mapping):
-            problems.append(f"{where} is {value!r}, expected a mapping with the keys {', '.join(known)}")
+            problems.append(f"{where} is {shown(value)}, expected a mapping with the keys {', '.join(known)}")
             continue
         own = [f"{where}: unknown key {key!r}.{did_you_mean(str(key), known)}" for key in value if key not in known]
         implied = {"epochs": 0, "train": HEAD} if value.get("solve") is True else {}
         own += [f"{where}: {key!r} is missing" for key in ("name", "epochs") if key not in {**implied, **value}]
-        for key, kind in (("solve", bool), ("test_view", bool), ("lr", float), ("layer_decay", float)):
-            own += type_problem(f"{where}: {key}", value[key], kind) if key in value else []
-        if not isinstance(value.get("group_lrs", {}), Mapping):
-            own.append(f"{where}: group_lrs is {value['group_lrs']!r}, expected LRs by layer group")
-        train = value.get("train", "all")
-        if not isinstance(train, str) and not (
-            isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)
-        ):
-            own.append(f"{where}: train is {train!r}, expected 'head', 'all' or a list of layer groups")
+        own += [f"{where}: {problem}" for problem in _field_problems(value)]
         if not own:
             try:
                 phases.append(Phase(**{**implied, **{str(key): part for key, part in value.items()}}))

@@ -147,8 +147,9 @@ class InverseSqrt(Schedule):
         warmup = max(1, warmup_steps(self.warmup_epochs, steps_per_epoch))
         if step < warmup:
             return ramp(step, warmup)
-        timescale = max(1, round((self.timescale_epochs or self.warmup_epochs or 1.0) * steps_per_epoch))
-        return math.sqrt(timescale / (timescale + step + 1 - warmup))
+        epochs = self.timescale_epochs or self.warmup_epochs or 1.0
+        timescale = max(1, round(epochs * steps_per_epoch)) if math.isfinite(epochs * steps_per_epoch) else math.inf
+        return math.sqrt(timescale / (timescale + step + 1 - warmup)) if timescale < math.inf else 1.0
 
 
 @dataclass(frozen=True)

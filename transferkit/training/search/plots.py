@@ -11,13 +11,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from transferkit.core.csv import csv_text
+from transferkit.core.documents import yaml_text
 from transferkit.core.files import atomic_write
 from transferkit.show.charts import ACCENT, FONT, MUTED, SECOND, Chart, in_percent, save_charts
 from transferkit.show.words import duration
@@ -92,7 +92,7 @@ def write_best(path: Path, plan: SearchPlan, best: TrialRow, rows: Sequence[Tria
         "",
         f"  transferkit finetune --config {shlex.quote(str(path))}",
     ]
-    text = yaml.safe_dump(plan.recipe(best.params), sort_keys=False, allow_unicode=True)
+    text = yaml_text(plan.recipe(best.params))
     atomic_write(path, "".join(f"# {line}".rstrip() + "\n" for line in lines) + text)
 
 
