@@ -72,6 +72,9 @@ class ProbeConfig(FeatureOptions):
         "auto", "fit the confidence on val: one number for all logits (auto) or a scale and a shift per class; "
         "intervals of numbers: conformal (auto)",
     )  # fmt: skip
+    data: str = option("", "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'")
+    add: str | None = option(None, "instead of --data: pictures to add to a run of --classifier ridge, named by --to")
+    to: str | None = option(None, "the run that classes and pictures of --add are added to, exactly, without its own")
     report: Literal["on", "off"] = option("on", "write report.html")
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
@@ -84,6 +87,16 @@ class ProbeConfig(FeatureOptions):
                 f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "
                 f"{', '.join(CLASSIFIERS)} or the import path of a scikit-learn classifier, such as sklearn.svm.SVC"
             )
+        if self.add is None and self.to is None and not self.data:
+            yield "--data is missing, expected a folder, a manifest or 'sample'"
+        if (self.add is None) != (self.to is None):
+            yield "--add and --to belong together: pictures, and the run of --classifier ridge to add them to"
+        if self.add is not None:
+            only = {"--data": self.data, "--views": self.views, "--depth": self.depth,
+                    "--learning-curve": self.learning_curve, "--classifier-args": self.classifier_args}  # fmt: skip
+            yield from (f"{name} cannot be had with --add" for name, value in only.items() if value)
+            if self.classifier not in ("auto", "ridge") or self.class_weight != "none":
+                yield "--add goes on with ridge, rows counting alike - leave --classifier and --class-weight out"
         if self.layer == "all":
             yield "--layer all gives several sets of features - name one, or pass --depth to compare them"
 

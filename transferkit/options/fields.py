@@ -34,7 +34,9 @@ __all__ = [
     "type_problem",
 ]
 
-_PLACES = frozenset({"against", "data", "init_from", "out", "paths", "root", "run", "runs", "store", "weights"})
+_PLACES = frozenset(
+    {"add", "against", "data", "init_from", "out", "paths", "root", "run", "runs", "store", "to", "weights"}
+)
 """Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 
 REQUIRED = ""

@@ -151,6 +151,8 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
         ("run", str(run)),
         ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
                   + (f", {chosen} ({probe['criterion']})" if chosen else "")),
+        *([("added to", f"{probe['added_to']} ({probe['pictures_before']:,} training pictures), new classes: "
+                        f"{listing(probe['new_classes'], quote=False) or 'none'}")] if "added_to" in probe else []),
         ("features", f"{features['computed']:,} computed, the others kept before; {duration(features['time_s'])}, "
                      f"precision {features['precision']}"),
         ("fit", ", ".join([duration(fitted["time_s"]), *(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ __all__ = [
 NOT_SAVED = frozenset({"dry_run", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store"})
 """Options that say where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 
-PATHS = ("data", "weights", "init_from")
+PATHS = ("add", "data", "init_from", "to", "weights")
 """Options that may be paths."""
 
 
@@ -46,8 +46,15 @@ def absolute(value: str | None) -> str | None:
     return str(Path(value).absolute()) if value is not None and Path(value).exists() else value
 
 
-def write_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
-    """Write `data.json` and `pictures.csv`, and `bad_files.csv` where files were left out."""
+def write_data(run: Path, index: ImageIndex, *, skip_bad: bool, earlier: Sequence[Mapping[str, str]] = ()) -> None:
+    """Write `data.json` and `pictures.csv`, and `bad_files.csv` where files were left out.
+
+    Args:
+        run: The run directory.
+        index: The pictures.
+        skip_bad: Whether files were left out.
+        earlier: Rows of the `pictures.csv` of a run that this one goes on from; they are pictures of this one, too.
+    """
     write_json(
         run / "data.json",
         {
@@ -59,10 +66,11 @@ def write_data(run: Path, index: ImageIndex, *, skip_bad: bool) -> None:
             "notes": list(index.notes),
         },
     )
-    pictures = (
-        (record.split, record.label, str(Path(record.path).absolute()), record.sha256) for record in index.records
-    )
-    atomic_write(run / "pictures.csv", csv_text([("split", "label", "path", "sha256"), *pictures]))
+    columns = ("split", "label", "path", "sha256")
+    pictures = [tuple(row[column] for column in columns) for row in earlier]
+    pictures += [(record.split, record.label, str(Path(record.path).absolute()), record.sha256)
+                 for record in index.records]  # fmt: skip
+    atomic_write(run / "pictures.csv", csv_text([columns, *pictures]))
     if skip_bad and index.skipped:
         rows = ((file.path, file.reason) for file in index.skipped)
         atomic_write(run / "bad_files.csv", csv_text([("path", "reason"), *rows]))

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from transferkit.core.errors import ConfigError, DataError, gather
+from transferkit.data.index.targets import ClassReader
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.probe.classifier_file import keep_classifier
 from transferkit.features.probe.curves import depth_curve, learning_curve
 from transferkit.features.probe.estimators import build_estimator
+from transferkit.features.probe.probe import FittedProbe
 from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
@@ -27,11 +29,13 @@ from transferkit.models.task import Task, task_of
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
+from transferkit.runs.files import RunFiles
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
 from transferkit.runs.summary import print_probe
 from transferkit.runs.write import environment, write_config, write_data, write_metrics
 from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar, progress_console
+from transferkit.training.adding import Base
 from transferkit.training.head.features import row_groups, training_rows
 
 __all__ = ["run_probe"]
@@ -51,11 +55,14 @@ def run_probe(config: ProbeConfig) -> Path:
         ConfigError: An option does not fit the backbone, the data or the classifier.
         TransferkitError: As `extract_features` says; CheckpointError for a run directory that is taken.
     """
+    base = None if config.to is None else Base.of(Path(config.to))
+    if base is not None:
+        config = base.config(config)
     with named_run_dir(config.out, config.data, f"{config.backbone}-probe") as run:
-        return _probe(config, run)
+        return _probe(config, run, base)
 
 
-def _probe(config: ProbeConfig, run: Path) -> Path:
+def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
     started = time.perf_counter()
     task = task_of(config)
     task.require("solver", "probe")
@@ -69,12 +76,16 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
     (tap,) = find_taps(backbone, config.layer, config.pool)
     layers = dataclasses.replace(config, layer=ALL) if config.depth else config
     with counting_bar(console, "extracting features") as progress:
-        table = extract_table(layers, indexing=progress, extracting=progress)
+        reader = None if base is None else ClassReader(base.statistics.names)
+        table = extract_table(layers, reader=reader, indexing=progress, extracting=progress)
     extracted = time.perf_counter()
     train = table.split("train")
+    if base is not None:
+        base.check(table)
+        base.warn_of_seen(table)
     task = task.of(table.index.targets.spec)
     solver: Solver = task.require("solver", "probe")
-    if problems := solver.problems(train.y):
+    if base is None and (problems := solver.problems(train.y)):
         raise DataError(f"{config.data}: the training split holds {gather(problems)}")
     held = next((split for split in ("val", "test") if len(table.split(split))), None)
     if held is None and (config.depth or config.learning_curve):
@@ -83,7 +94,9 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
     options = ProbeOptions(config.classifier, arguments, weight, config.folds)
     with counting_bar(console, "fitting") as progress:
         rows = training_rows(train, tap.layer, config.use_views)
-        probe = solver.fit(rows, options, seed=config.seed, progress=progress)
+        probe: Solution = (
+            solver.fit(rows, options, seed=config.seed, progress=progress) if base is None else base.fit(rows, train)
+        )
     solved = time.perf_counter()
     measured, calibration, lines = _measure(task, probe, table, tap.layer, config)
     extra: dict[str, Any] = {}
@@ -101,8 +114,10 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
             )  # fmt: skip
 
     with open_run_dir(run, resume=False, overwrite=config.overwrite):
-        write_config(run, dataclasses.asdict(config))
-        write_data(run, table.index, skip_bad=config.skip_bad)
+        added = {} if base is None else {"data": "", "add": config.data, "to": str(base.run)}
+        write_config(run, {**dataclasses.asdict(config), **added})
+        earlier = RunFiles(base.run).pictures if base is not None else ()
+        write_data(run, table.index, skip_bad=config.skip_bad, earlier=earlier)
         if "curve" in probe.choice and probe.name in ("logistic", KNN):
             name = "C" if probe.name == "logistic" else "k"
             save_charts(path_charts(probe.choice["curve"], name, probe.choice[name]), run / "path.png")
@@ -114,6 +129,9 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
         file = {}
         if exported != "yes" and probe.estimator is not None:
             file = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
+        if isinstance(probe, FittedProbe) and probe.statistics is not None:
+            facts = {**table.facts, "strength": probe.choice["strength"]}
+            dataclasses.replace(probe.statistics, names=table.class_names).save(run, facts)
         write_predictions(run / "predictions.csv", task, lines)
         learnt = float(probe.scores(train.layers[tap.layer], train.y).mean())
         metrics = {
@@ -124,6 +142,7 @@ def _probe(config: ProbeConfig, run: Path) -> Path:
                 "note": "what had to be chosen was cross-validated inside train; val and test were not looked at",
             },
             "probe": {"classifier": probe.name, "layer": tap.layer, "pool": tap.pool, "exported": exported,
+                      **({} if base is None else base.facts_of(table)),
                       "views": config.use_views if config.views else None, **file, **probe.choice},
             "phases": [{"name": "probe", "epochs": 0, f"train_{solver.figure}": learnt,
                         f"val_{solver.figure}": measured.get("val", {}).get(solver.figure),

@@ -17,9 +17,10 @@ from transferkit.core.files import user_path
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
+from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, Columns, number
 from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, read_table
-from transferkit.data.scan.records import Scan, ScannedFile
+from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
 __all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task"]
@@ -117,7 +118,13 @@ class TargetReader(Protocol):
 
 @dataclass(frozen=True)
 class ClassReader:
-    """Labels are names of classes."""
+    """Labels are names of classes.
+
+    Attributes:
+        known: Classes of a model that the pictures are added to: they need none here.
+    """
+
+    known: tuple[str, ...] = ()
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``label``, or what the options name."""
@@ -128,16 +135,19 @@ class ClassReader:
         return ClassTargets(spec.names)
 
     def learn(self, scan: Scan) -> ClassTargets:
-        """Return the classes of a data set."""
-        return ClassTargets(scan.class_names)
+        """Return the classes of a data set, and those that are known."""
+        return ClassTargets(order_classes((*self.known, *scan.class_names)))
 
     def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
         """Return what is wrong with the classes: a single one, none to train on, no pictures."""
-        return class_problems(scan, files, options.allow_empty_classes)
+        problems = class_problems(scan, files, options.allow_empty_classes)
+        if self.known:
+            problems = [problem for problem in problems if problem.kind not in (Kind.ONE_CLASS, Kind.UNTRAINED)]
+        return problems
 
     def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
         """Return which classes cannot be validated, and what looks like answers of another kind."""
-        names = targets.spec.names
+        names = order_classes(record.label for record in records) if self.known else targets.spec.names
         return [*odd_labels(names), *thin_classes(names, records, options.val_split)]
 
     def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:

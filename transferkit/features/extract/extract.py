@@ -17,6 +17,7 @@ from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
 from transferkit.data.images.reading import ReadResult, hash_images
 from transferkit.data.index.index import ImageIndex, build_index, warn_of
+from transferkit.data.index.targets import TargetReader
 from transferkit.data.scan.records import SPLITS
 from transferkit.data.scan.scan import scan_data
 from transferkit.features.engine.compute import Compute, FrozenBackbone
@@ -78,12 +79,17 @@ def extract_features(data: str | os.PathLike[str], **options: Any) -> FeatureTab
 
 
 def extract_table(
-    config: FeatureOptions, *, indexing: Progress | None = None, extracting: Progress | None = None
+    config: FeatureOptions,
+    *,
+    reader: TargetReader | None = None,
+    indexing: Progress | None = None,
+    extracting: Progress | None = None,
 ) -> FeatureTable:
     """Return the features that a configuration asks for.
 
     Args:
         config: The options.
+        reader: Says what labels mean; that of the task when ``None``.
         indexing: Called with files hashed and files in all.
         extracting: Called with pictures computed and pictures to compute.
 
@@ -94,7 +100,7 @@ def extract_table(
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    reader = task_of(config).targets
+    reader = reader or task_of(config).targets
     scan = scan_data(config.data, reader.columns_of(config))
     total = len(scan.files)
     hashes = hash_images(

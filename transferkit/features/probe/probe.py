@@ -27,9 +27,10 @@ from transferkit.features.probe.estimators import (
 from transferkit.features.probe.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
 from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
+from transferkit.features.probe.statistics import RowStatistics
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
-__all__ = ["FittedProbe", "fit_probe"]
+__all__ = ["FittedProbe", "add_rows", "fit_probe"]
 
 STEP = 10.0 ** (2 / 3)
 STRENGTHS = tuple(1e-2 * STEP**number for number in range(10))
@@ -60,6 +61,7 @@ class FittedProbe:
         linear: The model on raw features where the probe is linear: ``argmax(X @ weight.T + bias)`` is `predict`.
         neighbours: The voting rows, for ``"knn"``.
         estimator: The fitted scikit-learn pipeline, for an import path.
+        statistics: Of the rows, for ``"ridge"``: what adding classes or rows needs.
     """
 
     name: str
@@ -68,6 +70,7 @@ class FittedProbe:
     linear: LinearModel | None = None
     neighbours: Neighbours | None = None
     estimator: Any = None
+    statistics: RowStatistics | None = None
 
     def probs(self, X: Array) -> Array:
         """Return probabilities (N, C) float32 for raw features (N, D); rows sum to 1.
@@ -146,10 +149,11 @@ def fit_probe(
     if problems:
         raise ConfigError(gather(problems))
     name = "logistic" if options.classifier == "auto" else options.classifier
-    if "." not in name and name not in ("logistic", "knn"):
+    fits = {"logistic": _fit_logistic, "knn": _fit_knn, "ridge": _fit_ridge}
+    if "." not in name and name not in fits:
         raise ConfigError(
-            f"unknown classifier {name!r}; expected 'logistic', 'knn' or the import path of a scikit-learn "
-            f"classifier, such as 'sklearn.svm.SVC'.{did_you_mean(name, ('logistic', 'knn'))}"
+            f"unknown classifier {name!r}; expected 'logistic', 'knn', 'ridge' or the import path of a scikit-learn "
+            f"classifier, such as 'sklearn.svm.SVC'.{did_you_mean(name, fits)}"
         )
     if rows.weight is not None:
         rows = rows.take(np.flatnonzero(rows.weight))
@@ -158,7 +162,7 @@ def fit_probe(
         if "." in name:
             return _fit_by_path(rows, options, seed, report)
         folds = cross_validation_folds(rows, folds=options.folds, seed=seed)
-        return (_fit_knn if name == "knn" else _fit_logistic)(rows, options, folds, report, rule)
+        return fits[name](rows, options, folds, report, rule)
 
 
 def _class_problems(rows: LabelledRows) -> list[str]:
@@ -284,6 +288,59 @@ def _fit_knn(
     neighbours = Neighbours.fit(rows.X, rows.y, rows.width, k=k, temperature=temperature)
     progress(len(folds) + 1, len(folds) + 1)
     return FittedProbe("knn", {**choice, "temperature": temperature}, rows.width, neighbours=neighbours)
+
+
+RIDGES = tuple(10.0 ** (power / 2) for power in range(4, -9, -1))
+"""Strengths of ridge over the rows' total weight, strong ones first."""
+
+
+def _fit_ridge(
+    rows: LabelledRows, options: ProbeOptions, folds: Folds, progress: Progress, rule: Callable[[Array], int]
+) -> FittedProbe:
+    _check_arguments("ridge", options.classifier_args, ("strength",))
+    weight = _weights(rows, options.class_weight)
+    own = _candidates("strength", options.classifier_args.get("strength"), float)
+    strengths = list(RIDGES) if own is None else own[::-1]
+    names = tuple(map(str, range(rows.width)))
+    everything = RowStatistics.of(rows.X, rows.y, names, weight)
+    if len(strengths) == 1:
+        strength, choice = strengths[0], {"strength": strengths[0], "criterion": "given"}
+    elif not folds:
+        strength = 1.0 if own is None else strengths[len(strengths) // 2]
+        choice = {"strength": strength, "criterion": NO_FOLDS}
+    else:
+        scores = np.zeros((len(folds), len(strengths), 2))
+        for number, (train, validate) in enumerate(folds):
+            out, held = np.setdiff1d(np.arange(len(rows)), train), rows.take(validate)
+            path = (everything - RowStatistics.of(rows.X[out], rows.y[out], names, weight[out])).solve(strengths)
+            scores[number] = [score(model.probs(held.X), held.y, weight[validate]) for model in path]
+            progress(number + 1, len(folds) + 1)
+        strength = strengths[rule(scores)]
+        weighted = options.class_weight is not None or rows.weight is not None
+        choice = choice_record("strength", strength, strengths, scores, weighted=weighted)
+    progress(len(folds) + 1, len(folds) + 1)
+    return _ridge_of(everything, strength, choice)
+
+
+def add_rows(before: RowStatistics, rows: LabelledRows, names: Sequence[str], strength: float) -> FittedProbe:
+    """Return the ridge classifier of earlier rows and more, exactly as if all were fitted at once.
+
+    Args:
+        before: Of the earlier rows.
+        rows: More of them, whose classes are `names`.
+        names: All classes, those of `before` among them.
+        strength: Of the earlier fit.
+    """
+    weight = _weights(rows, None)
+    everything = (before + RowStatistics.of(rows.X, rows.y, names, weight)).over(names)
+    total = float(before.weight.sum())
+    choice = {"strength": strength, "criterion": f"that of the fit before, on rows of weight {total:g}"}
+    return _ridge_of(everything, strength, choice)
+
+
+def _ridge_of(statistics: RowStatistics, strength: float, choice: Mapping[str, Any]) -> FittedProbe:
+    (model,) = statistics.solve([strength])
+    return FittedProbe("ridge", choice, len(statistics.names), linear=model, statistics=statistics)
 
 
 def _fit_by_path(rows: LabelledRows, options: ProbeOptions, seed: int, progress: Progress) -> FittedProbe:
