@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric
@@ -32,6 +31,10 @@ MONITORS: Final[Mapping[str, bool]] = {
     "loss": False, "map": True, "f1_macro": True, "f1_micro": True, "subset_acc": True, "hamming": False,
 }  # fmt: skip
 
+GAMMA_NEGATIVE, GAMMA_POSITIVE, MARGIN = 4, 1, 0.05
+"""Of the asymmetric loss."""
+TINY = 1e-8
+
 
 @dataclass(frozen=True)
 class LabelHeads:
@@ -50,8 +53,9 @@ class LabelLoss(nn.Module):
     """A loss of logits ``(B, C) float32`` and targets ``(B, C) float32`` in [0, 1]; the mean over pictures and labels.
 
     ``"bce"``: binary cross entropy, positives weighed. ``"focal"``: of Lin et al. 2017, eq. 4. ``"asymmetric"``: of
-    Ridnik et al. 2021 (*Asymmetric Loss For Multi-Label Classification*), gamma 4 for negatives and 1 for positives,
-    margin 0.05, by timm; there it is a sum over the batch, here the mean, so that the LR does not hang on its size.
+    Ridnik et al. 2021 (*Asymmetric Loss For Multi-Label Classification*), eq. 4 to 7, gamma 4 for negatives and 1 for
+    positives, margin 0.05; there it is a sum over the labels, here the mean, so that the LR does not hang on how many
+    there are. Not timm's: that is a sum over the batch in some releases and a mean in others.
 
     Args:
         name: One of the three.
@@ -68,7 +72,6 @@ class LabelLoss(nn.Module):
         super().__init__()
         self.name, self.gamma, self.smoothing = name, gamma, smoothing
         self.register_buffer("positive_weights", positive_weights, persistent=False)
-        self.asymmetric = AsymmetricLossMultiLabel()
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
@@ -76,8 +79,7 @@ class LabelLoss(nn.Module):
         if self.smoothing:
             targets = targets * (1 - self.smoothing) + self.smoothing / 2
         if self.name == "asymmetric":
-            total: Tensor = self.asymmetric(logits, targets)
-            return total / targets.numel()
+            return _asymmetric(logits.float(), targets.float()).mean()
         if self.name == "focal":
             loss: Tensor = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=self.gamma, reduction="mean")
             return loss
@@ -86,6 +88,15 @@ class LabelLoss(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
         return f"{self.name}, weighted={self.positive_weights is not None}, smoothing={self.smoothing}"
+
+
+def _asymmetric(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the asymmetric loss of each label, ``(B, C)``; shares as targets count as in a weighted mean."""
+    positive = logits.sigmoid()
+    negative = (1 - positive + MARGIN).clamp_max(1)
+    loss = targets * positive.clamp_min(TINY).log() + (1 - targets) * negative.clamp_min(TINY).log()
+    sure = positive * targets + negative * (1 - targets)
+    return -loss * (1 - sure) ** (GAMMA_POSITIVE * targets + GAMMA_NEGATIVE * (1 - targets))
 
 
 @dataclass(frozen=True)
