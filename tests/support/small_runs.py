@@ -6,6 +6,7 @@ import signal
 import lightning as L
 
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.features.probe.softening import START_STD
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.craft.ema import EMA
@@ -52,11 +53,13 @@ class SignalAt(L.Callback):
 
 def solve_and_soften(module, logit_std):
     """Take the head of a module for one that was solved, with logits of this deviation, and soften it for training."""
+    head = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
     solved = SolvedProbe(
         {"val_acc": 0.9, "val_loss": 0.0, "time_s": 0.0, "logit_std": logit_std},
-        {name: tensor.clone() for name, tensor in module.head.state_dict().items()},
+        head,
+        {name: tensor * min(1.0, START_STD / logit_std) for name, tensor in head.items()},
     )
-    soften_head(module.head, logit_std)
+    soften_head(module.head, solved)
     return solved
 
 

@@ -136,6 +136,15 @@ class Solver(Protocol):
     def figure(self) -> str:
         """The figure that `Solution.scores` are of, such as ``"acc"``."""
 
+    def start(self, head: HeadState, X: Array, outputs: Array) -> HeadState:
+        """Return the head that fine-tuning starts from: it says about the same, and is not thrown off at once.
+
+        Args:
+            head: A linear one, as solved, float32.
+            X: ``(N, D)`` features of the training pictures.
+            outputs: ``(N, width)`` of the head for them.
+        """
+
     def problems(self, targets: Array) -> list[str]:
         """Return why a head cannot be fitted to targets (N, ...), as words that go on "the training split holds"."""
 

@@ -177,7 +177,7 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
             views=config.probe_views, seed=config.seed, progress=progress,
         )  # fmt: skip
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
-    solved = of_first(SolvedProbe({**solved.figures, "computed": computed}, solved.head))
+    solved = of_first(dataclasses.replace(solved, figures={**solved.figures, "computed": computed}))
     module.head.load_state_dict(solved.head)
     log.info("probe solved in %.1f s: val loss %s", solved.figures["time_s"], solved.figures["val_loss"])
     return solved
@@ -206,7 +206,7 @@ def _describe(run: Path, training: Training[FinetuneConfig], search: LRSearch | 
 def _soften(training: Training[FinetuneConfig], solved: SolvedProbe | None) -> None:
     """Take the confidence off a solved head, so that what is trained with it is not thrown off by large gradients."""
     if solved is not None and training.plan.epochs:
-        soften_head(training.module.head, solved.figures["logit_std"])
+        soften_head(training.module.head, solved)
 
 
 # ---- training ---------------------------------------------------------------------------------------------------

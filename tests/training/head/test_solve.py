@@ -19,16 +19,18 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.extract.rows import StoredRows
 from transferkit.features.probe.logistic import LinearModel
 from transferkit.features.probe.probe import FittedProbe
+from transferkit.features.probe.softening import START_STD, scaled_down
 from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.models.solver import HeadState
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import training_rows
-from transferkit.training.head.solve import START_STD, soften_head, solve_head
+from transferkit.training.head.solve import soften_head, solve_head
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.options import resolve_phases
 from transferkit.training.plan.phases import Phase, check_phases, make_phases, preset_phases
@@ -176,15 +178,21 @@ def test_the_probes_val_accuracy_is_where_finetuning_starts(solving, folder):
 
 def test_finetuning_starts_from_the_same_decisions_with_less_confidence(folder, tmp_path):
     module, data = build(folder)
-    figures = solve_head(module, data, store=str(tmp_path)).figures
+    solved = solve_head(module, data, store=str(tmp_path))
     probs, _ = predictions_of(module, data.evaluation_loader("val"))
-    factor = soften_head(module.head, figures["logit_std"])
+    soften_head(module.head, solved)
     softer, _ = predictions_of(module, data.evaluation_loader("val"))
-    assert factor == pytest.approx(START_STD / figures["logit_std"])
-    assert factor < 1
+    assert solved.figures["logit_std"] > START_STD
+    for name, tensor in module.head.state_dict().items():
+        expected = solved.head[name] * (START_STD / solved.figures["logit_std"])
+        torch.testing.assert_close(tensor, expected)
     assert torch.equal(softer.argmax(dim=1), probs.argmax(dim=1))
     assert bool((softer.max(dim=1).values < probs.max(dim=1).values).all())
-    assert soften_head(module.head, START_STD / 2) == 1.0  # a head that is soft already is left alone
+
+
+def test_a_head_that_is_soft_already_is_left_alone():
+    head = HeadState("linear", {}, {"linear.weight": torch.ones(2, 3), "linear.bias": torch.zeros(2)})
+    assert torch.equal(scaled_down(head, np.array([[0.1, -0.1]])).tensors["linear.weight"], torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])

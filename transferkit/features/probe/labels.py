@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from transferkit.core.errors import ConfigError, gather
+from transferkit.features.probe.softening import scaled_down
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedLabels", "LabelSolver"]
@@ -72,6 +73,10 @@ class LabelSolver:
         """Return whether no label can be told from its absence."""
         part = (targets > 0.5).mean(axis=0)
         return [] if ((part > 0) & (part < 1)).any() else ["no label that some pictures have and others lack"]
+
+    def start(self, head: HeadState, X: Array, outputs: Array) -> HeadState:
+        """Return the head with less confidence, see `scaled_down`."""
+        return scaled_down(head, outputs)
 
     def fit(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from transferkit.core.errors import ConfigError, gather
+from transferkit.features.probe.softening import evened_out
 from transferkit.models.answers.regression import Units
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
@@ -67,6 +68,10 @@ class RidgeSolver:
     def problems(self, targets: Array) -> list[str]:
         """Return nothing: constant targets are an error of the data set."""
         return []
+
+    def start(self, head: HeadState, X: Array, outputs: Array) -> HeadState:
+        """Return the head without large weights on features that hardly vary, see `evened_out`."""
+        return evened_out(head, X)
 
     def fit(
         self,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transferkit.models.solver import Array, LabelledRows, ProbeOptions, Progress
+from transferkit.features.probe.softening import scaled_down
+from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 if TYPE_CHECKING:
     from transferkit.features.probe.probe import FittedProbe
@@ -25,6 +26,10 @@ class ClassSolver:
     def problems(self, targets: Array) -> list[str]:
         """Return whether there is but one class."""
         return [] if len(np.unique(targets)) > 1 else ["pictures of one class, expected at least two to fit a head"]
+
+    def start(self, head: HeadState, X: Array, outputs: Array) -> HeadState:
+        """Return the head with less confidence, see `scaled_down`."""
+        return scaled_down(head, outputs)
 
     def fit(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,11 @@ from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import Solution, Solver
+from transferkit.models.solver import HeadState, Solution, Solver
 from transferkit.models.task import Task
 from transferkit.training.head.features import SplitFeatures, training_rows
 
 __all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe"]
-
-START_STD = 0.3
-"""Standard deviation of the logits that fine-tuning starts from."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,12 @@ class SolvedProbe:
         figures: Plain values for `metrics.json`: how the regularisation was chosen, ``train_acc``, ``val_acc``,
             ``val_loss`` (``None`` without a validation split), seconds, pictures computed, precision of the features.
         head: State of the head as it was solved.
+        start: State of the head that fine-tuning starts from.
     """
 
     figures: Mapping[str, Any]
     head: Mapping[str, torch.Tensor]
+    start: Mapping[str, torch.Tensor]
 
 
 def solve_head(module: TransferModule, data: ImageData, *, store: str | None = None) -> SolvedProbe:
@@ -97,57 +96,45 @@ def solve_probe(
     if problems := solver.problems(train.y):
         raise DataError(f"the training split holds {gather(problems)}")
     solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
-    head, running = solution.head(), module.task.objective.running
+    head, objective = solution.head(), module.task.objective
+    running = objective.running
     if head is None or head.name != "linear":
         raise TypeError(f"the solver of {module.task.name} gives no linear head")
     module.head.load_state_dict(head.tensors)
+    solved = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
+    outputs = solution.outputs(train.X)
     figures = {
         "solver": solver.method,
         **{key: value for key, value in solution.choice.items() if key != "curve"},
-        **_measured(module.task, solution, train, "train", running),
-        **_measured(module.task, solution, val, "val", (*running, "loss")),
+        **_measured(module.task, solution, train, "train", running or ("loss",)),
+        **_measured(module.task, solution, val, "val", dict.fromkeys((*running, *objective.watched[:1], "loss"))),
         "pictures": len(train) + len(val),
         "views": views,
         "computed": features.computed,
         "precision": features.precision,
-        "logit_std": float(solution.outputs(train.X).std()),
+        "logit_std": float(outputs.std()),
         "time_s": time.perf_counter() - started,
     }
-    return SolvedProbe(figures, {name: tensor.clone() for name, tensor in module.head.state_dict().items()})
+    start = solver.start(HeadState("linear", {}, solved), train.X, outputs)
+    return SolvedProbe(figures, solved, start.tensors)
 
 
-def soften_head(head: nn.Module, logit_std: float) -> float:
-    """Scale a solved head down, so that fine-tuning starts from logits with a deviation of `START_STD`.
-
-    Its decisions stay what they are, only its confidence goes. An adaptive optimizer moves every weight of the backbone
-    by about the LR, however small the gradient; a head that multiplies this by large weights is thrown off at once. On
-    3,068 photos (resnet18, 64 px, three epochs, one seed) fine-tuning reached 75.4 % from the head as solved, 77.4 %
-    and 78.0 % from a fifth and a fourteenth of it.
-
-    Args:
-        head: A linear one, with the solved weights.
-        logit_std: Standard deviation of its logits over the training pictures.
-
-    Returns:
-        The factor, at most 1.
+def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
+    """Put a head into the state that fine-tuning starts from, see `Solver.start`.
 
     Raises:
         ConfigError: The head is not linear.
     """
     if not isinstance(head, LinearHead):
         raise ConfigError(f"a {type(head).__name__} cannot have been solved, expected a linear head")
-    factor = min(1.0, START_STD / max(logit_std, START_STD))
-    with torch.no_grad():
-        head.linear.weight.mul_(factor)
-        head.linear.bias.mul_(factor)
-    return factor
+    head.load_state_dict(solved.start)
 
 
 def _measured(
-    task: Task, solution: Solution, table: FeatureTable, split: str, names: Sequence[str]
+    task: Task, solution: Solution, table: FeatureTable, split: str, names: Iterable[str]
 ) -> dict[str, float | None]:
     """Return figures of a solution on a split, such as ``val_acc``; ``None`` where the split is empty."""
     if not len(table):
         return {f"{split}_{name}": None for name in names}
     outputs, targets = torch.from_numpy(solution.outputs(table.X)), torch.from_numpy(table.y)
-    return {f"{split}_{name}": value for name, value in task.plain_figures(names, outputs, targets).items()}
+    return {f"{split}_{name}": value for name, value in task.plain_figures(list(names), outputs, targets).items()}

@@ -121,7 +121,7 @@ def phase_start(training: Training[Options], phase: Phase, solved: SolvedProbe |
     """
     config, module = training.config, training.module
     if solved is not None:
-        soften_head(module.head, float(solved.figures["logit_std"]))
+        soften_head(module.head, solved)
         return
     earlier = training.phases[: training.phases.index(phase)]
     probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
