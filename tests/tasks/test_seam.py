@@ -70,7 +70,7 @@ class OneNumber:
 
 class SquaredError:
     running, watched, monitors = (), ("mae",), {"loss": False, "mae": False}
-    losses, smoothing, monitor = ("squares",), 0.0, "mae"
+    losses, smoothing, smooths, monitor = ("squares",), 0.0, False, "mae"
 
     def loss(self, options, width):
         return torch.nn.MSELoss()
@@ -106,6 +106,9 @@ class Plain:
 
     def merge(self, predictions):
         return predictions.mean(axis=0)
+
+    def problem(self, spec, request):
+        return None
 
     def record(self, name, prediction, spec, request):
         return Value(name, float(prediction[0]))

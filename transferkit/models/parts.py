@@ -71,6 +71,10 @@ class Objective(Protocol):
         """The usual label smoothing."""
 
     @property
+    def smooths(self) -> bool:
+        """Whether there is such a thing as label smoothing."""
+
+    @property
     def monitor(self) -> str:
         """The figure that usually chooses the epoch."""
 
@@ -123,13 +127,13 @@ class Request:
         sets: Whether there is a column for prediction sets.
         whole: Whether the record holds the whole prediction, too: of classification every class's probability.
         abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
-        coverage: Share of true numbers that intervals shall hold, in (0, 1).
+        coverage: Share of true numbers that intervals shall hold, in (0, 1); ``None`` for the usual one.
     """
 
     top_k: int = 3
     sets: bool = False
     whole: bool = True
-    coverage: float = 0.9
+    coverage: float | None = None
     abstention: Callable[[Array, npt.NDArray[np.int64]], tuple[bool, tuple[str, ...]]] | None = None
 
 
@@ -170,6 +174,9 @@ class Output(Protocol):
 
     def merge(self, predictions: Array) -> Array:
         """Return the prediction of a picture for those of its views, ``(V, ...)``."""
+
+    def problem(self, spec: TargetSpec, request: Request) -> str | None:
+        """Return why a model cannot give what is wanted, and what to do, in words; ``None`` where it can."""
 
     def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Any:
         """Return the `Record` of a picture."""
@@ -251,6 +258,10 @@ class FittedCalibration(Protocol):
     @property
     def folds(self) -> int:
         """Of the cross-fitting."""
+
+    @property
+    def covers(self) -> bool:
+        """Whether answers can be had at a coverage: sets of classes, intervals of numbers."""
 
     @property
     def figures(self) -> Mapping[str, float]:

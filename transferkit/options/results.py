@@ -85,6 +85,9 @@ class PredictConfig(RunOptions):
     abstain_by: Literal["sets", "thresholds"] = option(
         "sets", "sets: the conformal set of that coverage holds one class; thresholds: its precision per class"
     )
+    coverage: float | None = option(
+        None, "of numbers: share of the true ones that intervals shall hold, in (0, 1); default: 0.9", RATE
+    )
     check_classes: bool = option(False, "fail when a folder's class folders are not exactly the model's classes")
     strict: bool = option(False, "stop at the first picture that cannot be read")
     seed: int = option(0, "seed of K augmented views")

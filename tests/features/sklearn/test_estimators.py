@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -640,3 +641,13 @@ def test_the_probe_in_a_search(ran, paths, labels, tmp_path):
         error_score="raise",
     ).fit(paths, labels)
     assert ran == [45] and search.best_params_["classifier_args"]["k"] in (1, 5)
+
+
+def test_amounts_are_for_a_regressor_behind_the_features(paths, store):
+    """scikit-learn's own, for one target or several; the classifier says so."""
+    amounts = np.random.default_rng(0).normal(size=(len(paths), 2))
+    with pytest.raises(InputError, match="for amounts put FeatureExtractor before a regressor"):
+        ImageProbe(**SMALL).fit(paths, amounts[:, 0])
+    pipe = make_pipeline(FeatureExtractor(**SMALL, cache=store), StandardScaler(), RidgeCV())
+    assert pipe.fit(paths, amounts).predict(paths[:3]).shape == (3, 2)
+    assert pipe.fit(paths, amounts[:, 0]).predict(paths[:3]).shape == (3,)

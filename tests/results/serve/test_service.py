@@ -145,7 +145,10 @@ def test_coverage_of_a_model_that_is_not_calibrated(tmp_path):
     bare = load(make_run(tmp_path / "bare", calibrated=False))
     with serving(Answerer(bare, name="bare", batch_size=1, wait_s=0.0, threads=1)) as port:
         status, _, answer = ask(port, "/predict?coverage=0.9", png())
-        assert (status, answer) == (422, {"error": "coverage is for calibrated models, and this one is not"})
+        assert (status, answer) == (
+            422,
+            {"error": "coverage is for models that are calibrated, on enough pictures for it, and this one is not"},
+        )
         assert 'data-coverage=""' in ask(port, "/")[2]
 
 

@@ -141,7 +141,7 @@ def odd_labels(labels: Sequence[str]) -> list[Finding]:
     if len(numbers) == len(names) > MANY_NUMBERS or any("." in name for name in numbers):
         message = (
             f"the labels look like numbers ({len(names)} different ones, such as {names[0]!r}), and each is taken for "
-            "a class of its own: to learn amounts (regression), bin them into classes such as low and high"
+            "a class of its own: to learn amounts pass --task regression, of a manifest with --label-column label"
         )
         findings.append(Finding(Kind.NOTE, message, tuple(numbers)))
     for mark in "|;,":

@@ -138,7 +138,10 @@ def encode_labels(y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.
         check_classification_targets(labels)
         classes, targets = np.unique(labels, return_inverse=True)
     except (ValueError, TypeError) as error:  # TypeError: text and numbers in one object array
-        raise InputError(f"{error} - expected y of shape (N,): text, whole numbers or booleans, no gaps") from error
+        raise InputError(
+            f"{error} - expected y of shape (N,): text, whole numbers or booleans, no gaps; for amounts put "
+            "FeatureExtractor before a regressor of scikit-learn, such as RidgeCV"
+        ) from error
     if len(targets) != count:
         raise InputError(f"y has {len(targets)} labels for {count} pictures, expected one for each")
     if len(classes) < 2:

@@ -57,6 +57,7 @@ class ClassObjective:
 
     losses: tuple[str, ...] = LOSSES
     smoothing: float = 0.1
+    smooths: bool = True
     monitor: str = "acc"
     running: tuple[str, ...] = ("acc",)
     watched: tuple[str, ...] = ("acc", "f1_macro")

@@ -105,6 +105,7 @@ class LabelObjective:
 
     losses: tuple[str, ...] = ("bce", "asymmetric", "focal")
     smoothing: float = 0.0
+    smooths: bool = True
     monitor: str = "map"
     running: tuple[str, ...] = ()
     watched: tuple[str, ...] = ("map", "f1_macro")

@@ -52,6 +52,11 @@ class Calibration:
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def covers(self) -> bool:
+        """Whether there are held-out probabilities, of which conformal sets are made."""
+        return self.held_out is not None
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """Nothing: predictions say all."""
         return {}

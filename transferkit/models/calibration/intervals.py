@@ -38,6 +38,7 @@ class NumberCalibration:
     method: str = "conformal"
     folds: int = 0
     temperature: float = 1.0
+    covers: bool = True
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -52,6 +52,7 @@ class LabelCalibration:
     folds: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    covers: bool = False
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -149,6 +149,7 @@ def number_figures(values: Mapping[str, Any]) -> list[Figure]:
 def _figure(key: str, values: Mapping[str, Any], of: str | None = None) -> Figure:
     label, higher, meaning = _MEANINGS[key]
     unit = "deviations" if of is None and key in ("rmse", "mae", "median_ae") else ""
+    label += f", in {unit}" if unit else ""
     return Figure(key, label, values[key], values.get(f"{key}_ci"), higher, unit, meaning, of=of)
 
 

@@ -80,6 +80,14 @@ class LabelOutput:
         merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
         return merged
 
+    def problem(self, spec: TargetSpec, request: Request) -> str | None:
+        """Return that labels have no intervals."""
+        return (
+            None
+            if request.coverage is None
+            else ("--coverage is of the intervals of numbers, and this model gives labels - leave it out")
+        )
+
     def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> LabelPrediction:
         """Return the prediction of a picture, of its probabilities ``(C,)``.
 

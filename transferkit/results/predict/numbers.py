@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
@@ -18,6 +18,9 @@ from transferkit.models.parts import Request
 __all__ = ["NumberOutput", "NumberPrediction"]
 
 Array = npt.NDArray[np.float32]
+
+COVERAGE = 0.9
+"""Of the intervals where none is asked for."""
 
 NEAR = 1e-3
 """Deviations of the training pictures by which two models that say the same may differ."""
@@ -29,6 +32,7 @@ class NumberPrediction:
 
     Attributes:
         path: The file, or the place among the pictures, as ``"images[3]"``.
+        names: Of the targets.
         numbers: One per target, in its own unit.
         low: Lower ends of their intervals; ``None`` where there is none.
         high: Upper ends.
@@ -37,6 +41,7 @@ class NumberPrediction:
     """
 
     path: str
+    names: tuple[str, ...] = ()
     numbers: tuple[float, ...] = ()
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
@@ -75,16 +80,27 @@ class NumberOutput:
         merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
         return merged
 
-    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> NumberPrediction:
-        """Return the prediction of a picture, of its numbers ``(T,)``, with intervals of the coverage asked for.
-
-        Raises:
-            ConfigError: The model is to abstain.
-        """
+    def problem(self, spec: TargetSpec, request: Request) -> str | None:
+        """Return that numbers abstain from nothing, or that there are too few held-out errors for a coverage."""
         if request.abstention is not None:
-            raise ConfigError("--abstain is for one class per picture; how sure a number is, its interval says")
+            return "--abstain is for one class per picture; how sure a number is, its interval says - pass --coverage"
+        if request.coverage is None:
+            return None
+        errors = spec.facts.get("errors")
+        if not errors:
+            return "--coverage needs a model with intervals, and this one has none - run `transferkit calibrate` first"
+        if half_width(errors[0], request.coverage) is None:
+            needed = math.ceil(request.coverage / (1 - request.coverage))
+            return (
+                f"--coverage {request.coverage:g} needs the errors of {needed:,} held-out pictures, and this model "
+                f"was calibrated on {len(errors[0]):,} - ask for less, or calibrate on more"
+            )
+        return None
+
+    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> NumberPrediction:
+        """Return the prediction of a picture, of its numbers ``(T,)``, with intervals of the coverage asked for."""
         errors = spec.facts.get("errors") or [()] * len(spec.names)
-        widths = [half_width(of_target, request.coverage) for of_target in errors]
+        widths = [half_width(of_target, request.coverage or COVERAGE) for of_target in errors]
         numbers = tuple(map(float, prediction))
         low, high = (
             tuple(
@@ -92,7 +108,7 @@ class NumberOutput:
             )
             for side in (-1, 1)
         )
-        return NumberPrediction(name, numbers, low, high)
+        return NumberPrediction(name, tuple(spec.names), numbers, low, high)
 
     def unreadable(self, name: str, error: str) -> NumberPrediction:
         """Return the record of a picture without a prediction."""
@@ -112,8 +128,9 @@ class NumberOutput:
         return [None if value is None else f"{value:.6g}" for triple in triples for value in triple[:count]]
 
     def values(self, record: NumberPrediction) -> dict[str, Any]:
-        """Return numbers and the ends of their intervals, for JSON."""
-        return {"numbers": list(record.numbers), "low": list(record.low), "high": list(record.high)}
+        """Return ``values``: of each target its ``value``, ``low`` and ``high``, for JSON."""
+        rows = zip(record.names, record.numbers, record.low, record.high, strict=True)
+        return {"values": {name: {"value": value, "low": low, "high": high} for name, value, low, high in rows}}
 
     def answer(self, record: NumberPrediction, spec: TargetSpec) -> str:
         """Return the first target."""

@@ -136,6 +136,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         top_k=config.top_k,
         abstain=config.abstain,
         abstain_by=config.abstain_by,
+        coverage=config.coverage,
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,

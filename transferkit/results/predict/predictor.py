@@ -218,6 +218,7 @@ class Predictor:
         top_k: int = 3,
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
+        coverage: float | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -232,6 +233,7 @@ class Predictor:
             abstain_by: ``"sets"``: label where the conformal prediction set of coverage `abstain` holds one class.
                 ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
                 Both rates are those of held-out pictures without test-time views.
+            coverage: Share of true numbers that the intervals of numbers shall hold, in (0, 1); 0.9 when ``None``.
             batch_size: See `outputs`.
             workers: See `outputs`.
             seed: See `outputs`.
@@ -250,6 +252,7 @@ class Predictor:
                 top_k=top_k,
                 abstain=abstain,
                 abstain_by=abstain_by,
+                coverage=coverage,
                 batch_size=batch_size,
                 workers=workers,
                 seed=seed,
@@ -264,6 +267,7 @@ class Predictor:
         top_k: int = 3,
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
+        coverage: float | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -272,9 +276,14 @@ class Predictor:
         """Yield what `predict` returns, lazily; without `probs` unless `whole`. Raises likewise."""
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
+        if coverage is not None and not 0 < coverage < 1:
+            raise ConfigError(f"coverage is {coverage}, expected a share in (0, 1)")
         rule = None if abstain is None else Abstention(self.info, abstain, abstain_by)
+        request = Request(top_k=top_k, whole=whole, coverage=coverage, abstention=rule)
+        problem = self.module.task.output.problem(self.info.target_spec, request)
+        if problem is not None:
+            raise ConfigError(problem)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
-        request = Request(top_k=top_k, whole=whole, abstention=rule)
         return (self.record(output, request) for output in outputs)
 
     def record(self, output: Output, request: Request) -> Prediction:

@@ -75,6 +75,14 @@ class ClassOutput:
         merged: Array = predictions[0] if len(predictions) == 1 else predictions.mean(axis=0)
         return merged
 
+    def problem(self, spec: TargetSpec, request: Request) -> str | None:
+        """Return that classes have no intervals."""
+        return (
+            None
+            if request.coverage is None
+            else ("--coverage is of the intervals of numbers, and this model gives classes - for sets pass --abstain")
+        )
+
     def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Prediction:
         """Return the prediction of a picture, of its probabilities ``(C,)``."""
         order = np.argsort(-prediction, kind="stable")

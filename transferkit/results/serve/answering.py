@@ -152,8 +152,9 @@ class Answerer:
 
     @property
     def calibrated(self) -> bool:
-        """Whether conformal sets can be given."""
-        return self.predictor.info.calibration.held_out is not None
+        """Whether conformal sets, or intervals of numbers, can be given."""
+        covers: bool = self.predictor.info.calibration.covers
+        return covers
 
     async def answer(
         self, data: bytes, *, top_k: int, coverage: float | None = None, explain: bool = False
@@ -163,20 +164,19 @@ class Answerer:
         Args:
             data: A picture file.
             top_k: Most probable classes in the answer.
-            coverage: Of the conformal set, in (0, 1); ``None`` for no set.
+            coverage: Of the conformal set, in (0, 1), and ``None`` for no set; or of the intervals of numbers.
             explain: Whether to add the heat map and the nearest training pictures.
 
         Raises:
             UnreadableImage: Not a picture that can be decoded.
-            NotCalibrated: `coverage` for a model that was not calibrated.
+            NotCalibrated: `coverage` for a model that was not calibrated, or not on enough pictures.
         """
         if coverage is not None and not self.calibrated:
             raise NotCalibrated
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
         logits = await self.logits.submit(view.pixels)
-        abstention = None if coverage is None else self._abstention(coverage)
-        record = self.predictor.record(Output("", logits), Request(top_k=top_k, abstention=abstention))
+        record = self.predictor.record(Output("", logits), self._request(top_k, coverage))
         answer = self._answer_of(record)
         if coverage is not None and isinstance(answer, Answer):
             answer.abstained, answer.set = record.abstained, list(record.classes)
@@ -199,6 +199,15 @@ class Answerer:
             await self._near.close()
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._model.shutdown(wait=True)
+
+    def _request(self, top_k: int, coverage: float | None) -> Request:
+        """Return what is wanted: of classes a coverage is that of a set, by which the model abstains."""
+        if self.output.names_one or coverage is None:
+            return Request(top_k=top_k, abstention=None if coverage is None else self._abstention(coverage))
+        request = Request(top_k=top_k, coverage=coverage)
+        if self.output.problem(self.predictor.info.target_spec, request) is not None:
+            raise NotCalibrated
+        return request
 
     def _answer_of(self, record: Any) -> Answer | TaskAnswer:
         """Return a record as an answer, without the time."""

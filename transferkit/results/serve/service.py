@@ -118,7 +118,7 @@ def build_app(
         top_k: Annotated[int, Query(ge=1, description="most probable classes to tell")] = top_k,
         coverage: Annotated[
             float | None,
-            Query(gt=0.0, lt=1.0, description="give the conformal set of this coverage; calibrated runs only"),
+            Query(gt=0.0, lt=1.0, description="of the conformal set, or of intervals of numbers; calibrated runs only"),
         ] = None,
         explain: Annotated[bool, Query(description="add a heat map and the nearest training pictures")] = False,
     ) -> Answer | TaskAnswer:
@@ -129,7 +129,9 @@ def build_app(
         except BatcherClosed:
             raise HTTPException(503, "the server is stopping") from None
         except NotCalibrated:
-            raise HTTPException(422, "coverage is for calibrated models, and this one is not") from None
+            raise HTTPException(
+                422, "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
+            ) from None
         except UnreadableImage as error:
             known = sniff_format(data[:16]) is not None
             raise HTTPException(422 if known else 415, f"cannot read the picture: {_plain(error.reason)}") from None

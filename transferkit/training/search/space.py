@@ -244,7 +244,8 @@ def plan_search(options: Mapping[str, Any], space: Mapping[str, Any] | None = No
     if space is None:
         if probing and config.probe == "solve":
             problems.append("a solved probe chooses its regularisation itself - give a space, or pass --probe sgd")
-        raw = {key: axis for key, axis in (PROBE_SPACE if probing else DEFAULT_SPACE).items() if key not in fixed}
+        left = set(fixed) if task_of(config).objective.smooths else {*fixed, "label_smoothing"}
+        raw = {key: axis for key, axis in (PROBE_SPACE if probing else DEFAULT_SPACE).items() if key not in left}
     else:
         raw = dict(space)
         if probing and "lr" in raw and "probe_lr" not in raw:
