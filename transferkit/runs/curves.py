@@ -7,7 +7,7 @@ from typing import Any
 
 from transferkit.models.figures.figure import Figure
 from transferkit.show.charts import ACCENT, DASHES, INK, MUTED, SECOND, Chart, Line, Lines, Span
-from transferkit.show.words import value_text
+from transferkit.show.words import mid_sentence, value_text
 
 __all__ = ["depth_chart", "history_charts", "label_chart", "path_charts", "phase_spans", "rates_chart"]
 
@@ -94,70 +94,93 @@ def rates_chart(plan: Mapping[str, Any], phases: Sequence[Span] | None = None) -
 # ---- the charts of a probe -----------------------------------------------------------------------------------------
 
 
-def path_charts(curve: Sequence[Mapping[str, Any]], name: str, chosen: float | None) -> list[Chart]:
-    """Return cross-validated accuracy and log loss over what was chosen between: C, or k.
+_PATHS = (
+    ("acc", "path", "accuracy", True),
+    ("nll", "path-loss", "log loss", False),
+    ("loss", "path-loss", "squared deviation", False),
+)
+"""Columns of a curve: what they hold, the name of the chart, the words for it, whether it is a share."""
+
+
+def path_charts(curve: Sequence[Mapping[str, Any]], name: str, chosen: float | Sequence[float] | None) -> list[Chart]:
+    """Return what was cross-validated over what was chosen between: accuracy and log loss, or squared deviations.
 
     Args:
-        curve: Rows with `name`, ``acc``, ``acc_std`` and ``nll``.
-        name: ``"C"`` of a logistic regression or ``"k"`` of nearest neighbours.
-        chosen: The value that was taken.
+        curve: Rows with `name`, and ``acc``, ``acc_std`` and ``nll``, or ``loss``.
+        name: ``"C"`` of a logistic regression, ``"k"`` of nearest neighbours, ``"alpha"`` of a ridge regression.
+        chosen: The value that was taken, or that of each target: where they differ none is marked.
     """
     x = [row[name] for row in curve]
-    xlabel = "C (larger: weaker regularisation)" if name == "C" else f"{name} (neighbours that vote)"
-    mark = None if chosen is None else (chosen, f"chosen: {chosen:.3g}")
-    deviation = [row["acc_std"] for row in curve]
-    acc = Line("accuracy", x, [row["acc"] for row in curve], reach=(deviation, deviation))
-    nll = Line("log loss", x, [row["nll"] for row in curve], SECOND)
-    end = "" if chosen is None else f"; chosen: {chosen:.3g}"
-    return [
-        Lines([line], xlabel, percent=percent, log_x=True, chosen=mark).chart(
-            key, f"{label} by {name}", f"Cross-validated {line.name} over {len(curve)} values of {name}{end}"
+    directions = {"C": "C (larger: weaker regularisation)", "alpha": "alpha (larger: stronger regularisation)"}
+    values = set(chosen) if isinstance(chosen, Sequence) else {chosen}
+    one = values.pop() if len(values) == 1 else None
+    mark = None if one is None else (one, f"chosen: {one:.3g}")
+    end = "" if one is None else f"; chosen: {one:.3g}"
+    charts = []
+    for column, key, words, percent in _PATHS:
+        if column not in curve[0]:
+            continue
+        deviation = [row[f"{column}_std"] for row in curve] if f"{column}_std" in curve[0] else None
+        line = Line(
+            words, x, [row[column] for row in curve], ACCENT if percent else SECOND,
+            reach=None if deviation is None else (deviation, deviation),
+        )  # fmt: skip
+        xlabel = directions.get(name, f"{name} (neighbours that vote)")
+        charts.append(
+            Lines([line], xlabel, percent=percent, log_x=True, chosen=mark).chart(
+                key,
+                f"Cross-validated {words} by {name}",
+                f"Cross-validated {words} over {len(curve)} values of {name}{end}",
+            )
         )
-        for line, key, label, percent in (
-            (acc, "path", "Cross-validated accuracy", True),
-            (nll, "path-loss", "Cross-validated log loss", False),
-        )
-    ]
+    return charts
 
 
-def depth_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
-    """Return a probe's accuracy over the depth of the layer, with 95 % intervals.
+def depth_chart(rows: Sequence[Mapping[str, Any]], split: str, figure: Figure) -> Chart:
+    """Return what a probe is worth over the depth of the layer, with 95 % intervals.
 
     Args:
-        rows: ``layer, width, acc, acc_low, acc_high`` from input to output.
-        split: What the accuracy was measured on.
+        rows: ``layer, width`` and, of the figure, ``KEY, KEY_low, KEY_high``, from input to output.
+        split: What it was measured on.
+        figure: Which one it is, without a value.
     """
-    acc = [row["acc"] for row in rows]
-    reach = [row["acc"] - row["acc_low"] for row in rows], [row["acc_high"] - row["acc"] for row in rows]
-    best = max(rows, key=lambda row: float(row["acc"]))
+    key = figure.key
+    values = [row[key] for row in rows]
+    reach = [row[key] - row[f"{key}_low"] for row in rows], [row[f"{key}_high"] - row[key] for row in rows]
+    best = (max if figure.higher_is_better else min)(rows, key=lambda row: float(row[key]))
     return Lines(
-        [Line("accuracy", range(len(rows)), acc, reach=reach)],
+        [Line(mid_sentence(figure.label), range(len(rows)), values, reach=reach)],
         "layer, from input to output",
-        percent=True,
+        percent=figure.unit == "share",
         ticks=[str(row["layer"]) for row in rows],
-        notes=[f"{value:.1%}" for value in acc] if len(rows) <= 8 else (),
+        notes=[value_text(value, figure.unit) for value in values] if len(rows) <= 8 else (),
     ).chart(
         "depth",
-        f"Probe accuracy over depth ({split}, 95 % intervals)",
-        f"Accuracy of a probe on {split} over {len(rows)} layers; best: {best['layer']}, {best['acc']:.1%}",
+        f"Probe {mid_sentence(figure.label)} over depth ({split}, 95 % intervals)",
+        f"{figure.label} of a probe on {split} over {len(rows)} layers; best: {best['layer']}, "
+        f"{value_text(best[key], figure.unit)}",
     )
 
 
-def label_chart(rows: Sequence[Mapping[str, Any]], split: str) -> Chart:
-    """Return a probe's accuracy over the number of labelled pictures: the mean and the range of the draws.
+def label_chart(rows: Sequence[Mapping[str, Any]], split: str, figure: Figure) -> Chart:
+    """Return what a probe is worth over the number of labelled pictures: the mean and the range of the draws.
 
     Args:
-        rows: ``rows, share, acc, acc_min, acc_max`` of each number of pictures, ascending.
-        split: What the accuracy was measured on.
+        rows: ``rows, share`` and, of the figure, ``KEY, KEY_min, KEY_max`` of each number of pictures, ascending.
+        split: What it was measured on.
+        figure: Which one it is, without a value.
     """
-    x = [row["rows"] for row in rows]
-    lines = [Line("mean", x, [row["acc"] for row in rows]),
-             *(Line(f"{name} of the draws", x, [row[key] for row in rows], MUTED, DASHES[1])
-               for name, key in (("lowest", "acc_min"), ("highest", "acc_max")))]  # fmt: skip
+    x, key = [row["rows"] for row in rows], figure.key
+    lines = [Line("mean", x, [row[key] for row in rows]),
+             *(Line(f"{name} of the draws", x, [row[column] for row in rows], MUTED, DASHES[1])
+               for name, column in (("lowest", f"{key}_min"), ("highest", f"{key}_max")))]  # fmt: skip
     notes = [f"{row['share']:.0%}" for row in rows]
-    return Lines(lines, "labelled training pictures, and their share", percent=True, notes=notes).chart(
+    first, last = (value_text(row[key], figure.unit) for row in (rows[0], rows[-1]))
+    return Lines(
+        lines, "labelled training pictures, and their share", percent=figure.unit == "share", notes=notes
+    ).chart(
         "labels",
-        f"Accuracy over labelled pictures ({split})",
-        f"Accuracy on {split} over {len(rows)} amounts of labels, from {rows[0]['acc']:.1%} with "
-        f"{rows[0]['rows']:,.0f} to {rows[-1]['acc']:.1%} with {rows[-1]['rows']:,.0f}",
+        f"{figure.label} over labelled pictures ({split})",
+        f"{figure.label} on {split} over {len(rows)} amounts of labels, from {first} with "
+        f"{rows[0]['rows']:,.0f} to {last} with {rows[-1]['rows']:,.0f}",
     )

@@ -20,6 +20,7 @@ from transferkit.models.parts import Details
 from transferkit.models.task import list_tasks, task_named
 
 __all__ = [
+    "CHOSEN",
     "EVALUATE",
     "FINETUNE",
     "PROBE",
@@ -38,6 +39,9 @@ PICTURE_COLUMNS = ("split", "label", "path", "sha256")
 
 MAX_TABLE_BYTES = 64_000_000
 """A longer list of pictures (about 500,000) is left out of a page: it takes memory, and few are shown."""
+
+CHOSEN = ("C", "k", "alpha")
+"""What a probe may have chosen between."""
 
 FINETUNE, PROBE, EVALUATE = "finetune", "probe", "evaluate"
 

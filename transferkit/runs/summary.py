@@ -12,8 +12,9 @@ from rich.table import Table
 
 from transferkit.core.text import listing, visible
 from transferkit.data.index.index import ImageIndex
+from transferkit.data.scan.columns import number
 from transferkit.models.figures.figure import Figure
-from transferkit.runs.files import RunFiles
+from transferkit.runs.files import CHOSEN, RunFiles
 from transferkit.show.progress import output_console
 from transferkit.show.words import duration, mid_sentence, value_text
 
@@ -35,6 +36,9 @@ def data_lines(index: ImageIndex) -> list[tuple[str, str]]:
     names = targets.stratum_names if targets.stratum_names == targets.spec.names else ()
     classes = f" of {len(names):,} classes ({listing(names, quote=False)})" if names else ""
     lines = [("data", f"{len(index.records):,} pictures{classes}: {splits}")]
+    if names and all(number(name) is not None for name in names):
+        told = "" if Path(index.root).is_dir() else " --label-column label"
+        lines.append(("classes", f"their names are numbers: to learn them as numbers pass --task regression{told}"))
     lines += [("note", note) for note in index.notes]
     if "val" not in counts:
         lines.append(("no val", "no picture to validate on: the training loss chooses the epoch; not calibrated"))
@@ -78,7 +82,14 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
     files = RunFiles(run)
     metrics = files.metrics
     table = Table(title=f"{run}" + (f" ({note})" if note else ""), title_justify="left", title_style="bold")
-    shown = [(split, figure) for figure in files.followed[1:2] for split in ("train", "val")]
+    shown = [
+        (split, figure)
+        for split in ("train", "val")
+        # the first figure besides the loss that the phases have of this split; of numbers, training knows the loss
+        for figure in next(
+            ([one] for one in (*files.followed[1:2], *files.followed[:1])
+             if any(f"{split}_{one.key}" in phase for phase in metrics["phases"])), files.followed[1:2])
+    ]  # fmt: skip
     for column in ("phase", "epochs", *(f"{split} {figure.key}" for split, figure in shown), "images/s", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in metrics["phases"]:
@@ -146,7 +157,8 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
     metrics = files.metrics
     measured = [split for split in ("val", "test") if split in metrics]
     probe, features, fitted = metrics["probe"], metrics["features"], metrics["phases"][0]
-    chosen = ", ".join(f"{name} = {_chosen_text(probe[name])}" for name in ("C", "k", "alpha") if name in probe)
+    chosen = ", ".join(f"{name} = {_chosen_text(probe[name])}" for name in CHOSEN if name in probe)
+    figure = files.followed[-1]
     lines = [
         ("run", str(run)),
         ("probe", f"{probe['classifier']} on {features['backbone']} {probe['layer']}"
@@ -159,9 +171,8 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
             f"train {mid_sentence(figure.label)} {value_text(fitted[f'train_{figure.key}'], figure.unit)}"
             for figure in files.followed if f"train_{figure.key}" in fitted)])),
         *((split, headline_text(files.figures(split), metrics[split]["n"])) for split in measured),
-        *(("depth", f"{row['layer']:<12}{row['acc']:.1%} ({row['acc_low']:.1%} to {row['acc_high']:.1%})")
-          for row in metrics.get("depth", ())),
-        *(("labels", f"{row['rows']:>7,.0f} {row['acc']:.1%} ({row['acc_min']:.1%} to {row['acc_max']:.1%})")
+        *(("depth", f"{row['layer']:<12}{_reaching(row, figure, 'low', 'high')}") for row in metrics.get("depth", ())),
+        *(("labels", f"{row['rows']:>7,.0f} {_reaching(row, figure, 'min', 'max')}")
           for row in metrics.get("learning_curve", ())),
         *(("plot", str(run / name)) for name in PLOTS if (run / name).is_file()),
     ]  # fmt: skip
@@ -174,6 +185,14 @@ def print_probe(run: Path, *, console: Console | None = None) -> None:
             lines += [("kept", str(run / "classifier.skops")),
                       ("next", f"transferkit export {shlex.quote(str(run))} --format skops")]  # fmt: skip
     print_lines(console, lines)
+
+
+def _reaching(row: Mapping[str, Any], figure: Figure, *ends: str) -> str:
+    """Return a probe's figure, with how far it reaches."""
+    value, low, high = (
+        value_text(row[key], figure.unit) for key in (figure.key, *(f"{figure.key}_{end}" for end in ends))
+    )
+    return f"{value} ({low} to {high})"
 
 
 def _chosen_text(value: float | Sequence[float | None]) -> str:

@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def value_text(value: float | None, unit: str, *, percent: str = "%") -> str:
-    """Return a figure's value as it is read: a share in percent, anything else with three digits, ``n/a`` for none.
+    """Return a figure's value as it is read: a share in percent, anything else with its digits, ``n/a`` for none.
 
     Args:
         value: The value.
@@ -26,7 +26,12 @@ def value_text(value: float | None, unit: str, *, percent: str = "%") -> str:
     """
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}{percent}" if unit == "share" else f"{value:.3f}"
+    if unit == "share":
+        return f"{100 * value:.1f}{percent}"
+    size = abs(value)
+    # Figures may be in the unit of what a user measured, however large or small.
+    text = f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.3f}"
+    return f"{value:.2g}" if 1e-12 < size < 5e-4 else text
 
 
 def mid_sentence(label: str) -> str:

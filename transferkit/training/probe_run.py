@@ -29,7 +29,7 @@ from transferkit.models.task import Task, task_of
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.files import RunFiles
+from transferkit.runs.files import CHOSEN, RunFiles, followed_figures
 from transferkit.runs.measure import Outputs, Row, measure_splits, write_predictions
 from transferkit.runs.summary import print_probe
 from transferkit.runs.write import environment, write_config, write_data, write_metrics
@@ -118,13 +118,14 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
         write_config(run, {**dataclasses.asdict(config), **added})
         earlier = RunFiles(base.run).pictures if base is not None else ()
         write_data(run, table.index, skip_bad=config.skip_bad, earlier=earlier)
-        if "curve" in probe.choice and probe.name in ("logistic", KNN):
-            name = "C" if probe.name == "logistic" else "k"
+        figure = followed_figures([{f"val_{solver.figure}": None}], measured)[-1]
+        name = next((name for name in CHOSEN if name in probe.choice), None)
+        if "curve" in probe.choice and name is not None:
             save_charts(path_charts(probe.choice["curve"], name, probe.choice[name]), run / "path.png")
         if "depth" in extra:
-            save_charts([depth_chart(extra["depth"], str(held))], run / "depth.png")
+            save_charts([depth_chart(extra["depth"], str(held), figure)], run / "depth.png")
         if "learning_curve" in extra:
-            save_charts([label_chart(extra["learning_curve"], str(held))], run / "learning_curve.png")
+            save_charts([label_chart(extra["learning_curve"], str(held), figure)], run / "learning_curve.png")
         exported = _export(run, task, probe, table, backbone, tap, calibration)
         file = {}
         if exported != "yes" and probe.estimator is not None:

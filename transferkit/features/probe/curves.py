@@ -78,7 +78,7 @@ def learning_curve(
 
 
 def nested_subsets(rows: LabelledRows, shares: Sequence[float], *, seed: int) -> list[Array]:
-    """Draw one stratified subset per share, each within every larger one.
+    """Draw one subset per share, each within every larger one, stratified where targets are classes.
 
     A group counts for the class most of its rows have. Of every class's groups the rounded share is taken, at least
     one.
@@ -92,8 +92,9 @@ def nested_subsets(rows: LabelledRows, shares: Sequence[float], *, seed: int) ->
         Per share the rows, ascending.
     """
     units = rows.units()
-    votes = np.zeros((units.max() + 1, int(rows.y.max()) + 1), dtype=np.int64)
-    np.add.at(votes, (units, rows.y), 1)
+    strata = rows.y if rows.y.ndim == 1 else np.zeros(len(rows), dtype=np.int64)  # numbers and lists have none
+    votes = np.zeros((units.max() + 1, int(strata.max()) + 1), dtype=np.int64)
+    np.add.at(votes, (units, strata), 1)
     label = votes.argmax(axis=1)
     order = np.random.default_rng(seed).permutation(len(label))
     place, size = np.zeros(len(label), dtype=np.int64), np.bincount(label)

@@ -16,7 +16,7 @@ from transferkit.results.report.compare import compare_runs
 from transferkit.results.report.page import TaskSections, render
 from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.curves import depth_chart, history_charts, label_chart, path_charts
-from transferkit.runs.files import RunFiles, number, read_run
+from transferkit.runs.files import CHOSEN, RunFiles, number, read_run
 from transferkit.show.progress import output_console, progress_console, waiting
 
 __all__ = ["report", "report_on", "write_report"]
@@ -154,14 +154,14 @@ def _probe(files: RunFiles) -> dict[str, Any] | None:
     if not probe:
         return None
     charts = []
-    curve, name = probe.get("curve"), next((name for name in ("C", "k") if name in probe), None)
+    curve, name = probe.get("curve"), next((name for name in CHOSEN if name in probe), None)
     if curve and name:
-        charts += path_charts(curve, name, number(probe[name]))
+        charts += path_charts(curve, name, probe[name])
     split = next((split for split in ("val", "test") if split in files.metrics), "val")
     if files.metrics.get("depth"):
-        charts.append(depth_chart(files.metrics["depth"], split))
+        charts.append(depth_chart(files.metrics["depth"], split, files.followed[-1]))
     if files.metrics.get("learning_curve"):
-        charts.append(label_chart(files.metrics["learning_curve"], split))
+        charts.append(label_chart(files.metrics["learning_curve"], split, files.followed[-1]))
     rows = [(str(key).replace("_", " "), str(value)) for key, value in probe.items()
             if key != "curve" and value is not None]  # fmt: skip
     return {"charts": [drawn(chart) for chart in charts], "facts": rows}
