@@ -9,6 +9,7 @@ from transferkit.data.index.numbers import NumberReader
 from transferkit.features.probe.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
 from transferkit.models.task import Task
+from transferkit.results.evaluate.numbers import NumberDetails
 from transferkit.results.predict.numbers import NumberOutput
 
 __all__ = ["TASK"]
@@ -35,5 +36,6 @@ TASK = Task(
     scores=NumberScores(),
     calibrator=NumberCalibrator(),
     solver=RidgeSolver(),
+    details=NumberDetails(),
     bind=_in_units,
 )

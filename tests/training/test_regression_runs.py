@@ -1,0 +1,258 @@
+"""Numbers per picture from table to answer, through every verb, on pictures whose brightness and stripes are known."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+from small_runs import SignalAt
+
+import transferkit as tk
+from transferkit.core.csv import read_csv
+from transferkit.core.errors import ConfigError, Interrupted
+from transferkit.data.batches.augment import eval_transform
+from transferkit.data.batches.datamodule import normalise
+from transferkit.data.images.decode import decode_image
+from transferkit.runs.summary import print_summary
+from transferkit.training.search.space import plan_search
+
+OPTIONS = {
+    "backbone": "test_resnet", "weights": "random", "image_size": 32, "batch_size": 8, "precision": "32",
+    "accelerator": "cpu", "workers": 0, "quiet": True, "augment": "none", "probe_views": 0, "seed": 1,
+}  # fmt: skip
+FLAGS = ["--backbone", "test_resnet", "--weights", "random", "--image-size", "32", "--accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ninety striped pictures: how bright each is, in 0 to 1,000, and what share of it is dark, in 0 to 1."""
+    root = tmp_path_factory.mktemp("numbers")
+    generator = np.random.default_rng(0)
+    with (root / "list.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "split", "bright", "dark"])
+        for at in range(90):
+            level, share = generator.uniform(0.2, 0.9), generator.uniform(0, 0.8)
+            picture = generator.normal(255 * level, 6, (32, 32, 3))
+            picture[: round(32 * share)] *= 0.2
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / f"{at}.png")
+            split = "train" if at < 54 else "val" if at < 74 else "test"
+            writer.writerow([f"{at}.png", split, f"{1000 * level:.2f}", f"{share:.4f}"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A solved probe, fine-tuned."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return tk.finetune(data=str(data / "list.csv"), targets="bright,dark", epochs=3, lr=1e-3, out=str(out), **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def probed(data, tmp_path_factory):
+    """A solved probe alone."""
+    out = tmp_path_factory.mktemp("runs") / "probe"
+    tk.finetune(data=str(data / "list.csv"), targets="bright,dark", phases="probe", out=str(out), **OPTIONS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def truth(data):
+    return {row["path"]: (float(row["bright"]), float(row["dark"])) for row in read_csv(data / "list.csv")}
+
+
+def test_finetune_learns_both_in_their_own_units(run):
+    for split in ("val", "test"):
+        for name in ("bright", "dark"):
+            row = run.metrics[split]["per_target"][name]
+            assert row["rmse"] < 0.8 * row["always_mean"]["rmse"], (split, name)
+    assert run.metrics["val"]["per_target"]["bright"]["always_mean"]["rmse"] > 100
+    assert run.metrics["val"]["per_target"]["dark"]["always_mean"]["rmse"] < 1
+    history = read_csv(run.path / "history.csv")
+    assert float(history[0]["train_loss"]) < 2  # a solved head of large weights was thrown off: 117
+    assert {"train_loss", "val_loss", "val_rmse", "val_r2"} <= set(history[0])
+
+
+def test_the_probe_equals_ridge_by_scikit_learn(probed, data, truth):
+    """On the same features: the figure of the run, to the third digit."""
+    predictor = tk.load(probed)
+    backbone = predictor.module.backbone
+    transform, config = eval_transform(predictor.info.preprocessing), predictor.info.preprocessing
+    rows = read_csv(data / "list.csv")
+    pixels = np.stack([transform(decode_image(str(data / row["path"])), 0) for row in rows])
+    with torch.no_grad():
+        X = backbone.eval()(normalise(torch.from_numpy(pixels), config)).numpy().astype(float)
+    y = np.array([truth[row["path"]] for row in rows])
+    train, val = (np.array([row["split"] == split for row in rows]) for split in ("train", "val"))
+    metrics = json.loads((probed / "metrics.json").read_text(encoding="utf-8"))
+    scaler = StandardScaler().fit(X[train])
+    mean, scale = y[train].mean(axis=0), y[train].std(axis=0)
+    for at, name in enumerate(("bright", "dark")):
+        alpha = metrics["phases"][0]["alpha"][at]
+        model = Ridge(alpha=alpha).fit(scaler.transform(X[train]), (y[train, at] - mean[at]) / scale[at])
+        guess = model.predict(scaler.transform(X[val])) * scale[at] + mean[at]
+        rmse = np.sqrt(np.square(guess - y[val, at]).mean())
+        assert metrics["val"]["per_target"][name]["rmse"] == pytest.approx(rmse, rel=1e-3)
+
+
+def test_phases_are_printed_without_gaps(run, capsys):
+    print_summary(run.path)
+    out = capsys.readouterr().out
+    assert "train loss" in out
+    assert "val rmse" in out
+    assert "n/a" not in out
+
+
+def test_predict_tells_values_with_intervals(run, data, truth, tmp_path, command):
+    words = ["predict", run.path, data, "--quiet"]
+    assert command(*words, "--out", tmp_path / "p.csv")[0] == 0
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["path", "bright", "bright_low", "bright_high", "dark", "dark_low", "dark_high", "error"]
+    own = {row["path"].rsplit("/", 1)[1]: row for row in rows}
+    assert np.corrcoef([float(own[name]["bright"]) for name in truth], [pair[0] for pair in truth.values()])[0, 1] > 0.7
+    assert command(*words, "--out", tmp_path / "p.jsonl", "--coverage", "0.5")[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        name = line["path"].rsplit("/", 1)[1]
+        for target in ("bright", "dark"):
+            value = line["values"][target]
+            assert value["value"] == pytest.approx(float(own[name][target]), rel=1e-4)
+            assert float(own[name][f"{target}_low"]) < value["low"] < value["value"] < value["high"]
+
+
+def test_intervals_hold_the_truth_of_val(run, data, truth):
+    """What the model was calibrated on is held at that rate, counted."""
+    paths = [data / f"{at}.png" for at in range(54, 74)]
+    for coverage in (0.5, 0.9):
+        for at in range(2):
+            answers = list(tk.load(run.path).stream(paths, coverage=coverage))
+            held = [one.low[at] <= truth[f"{54 + place}.png"][at] <= one.high[at] for place, one in enumerate(answers)]
+            assert np.ceil(21 * coverage) == sum(held)  # of 20 errors the ceil(21 c)-th smallest
+
+
+def test_a_coverage_that_cannot_be_had_is_refused(run, data, command):  # fault 130
+    status, _, err = command("predict", run.path, data / "0.png", "--coverage", "0.99")
+    assert status == 2
+    assert "needs the errors of 99 held-out pictures, and this model was calibrated on 20" in err
+    status, _, err = command("predict", run.path, data / "0.png", "--abstain", "0.9")
+    assert status == 2
+
+
+def test_python_answers(run, data):
+    (one,) = tk.load(run.path).predict(data / "0.png")
+    assert one.names == ("bright", "dark")
+    assert one.low[0] < one.numbers[0] < one.high[0]
+    (turned,) = tk.load(run.path).predict(data / "0.png", tta="flip")
+    assert turned.numbers[0] == pytest.approx(one.numbers[0], rel=0.5)
+    with pytest.raises(ConfigError, match="coverage is 1.5"):
+        tk.load(run.path).predict(data / "0.png", coverage=1.5)
+
+
+def test_evaluate(run, data, tmp_path, command):
+    out = tmp_path / "evaluation"
+    status, printed, err = command("evaluate", run.path, data / "list.csv", "--out", out, "--split", "test")
+    assert status == 0, err
+    assert re.search(r"target +bright: RMSE \d+.*always the mean", printed)
+    assert "the largest error" in printed
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["test"]["per_target"]["bright"]["rmse"] == pytest.approx(
+        run.metrics["test"]["per_target"]["bright"]["rmse"], rel=1e-4
+    )
+    rows = read_csv(out / "per_target.csv")
+    assert [row["target"] for row in rows] == ["bright", "dark"]
+    assert float(rows[0]["mean_rmse"]) > 100
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for words in ("predicted over true", "errors over predicted", "always the mean", "Largest errors"):
+        assert words in page, words
+    assert (out / "target_1.png").is_file()
+
+
+def test_the_page_of_the_run(run):
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "dark: predicted over true" in page
+    assert "is off by" in page
+
+
+def test_explain_a_target(run, data, tmp_path, command):
+    words = ["explain", run.path, data / "0.png", "--neighbours", "0", "--quiet"]
+    assert command(*words, "--out", tmp_path / "why", "--target", "dark")[0] == 0
+    (row,) = read_csv(tmp_path / "why" / "explain.csv")
+    assert row["target"] == "dark"
+    status, _, err = command(*words, "--out", tmp_path / "not", "--target", "drak")
+    assert status == 2
+    assert "Did you mean 'dark'?" in err
+
+
+def test_probe_with_depth_and_learning_curve(data, tmp_path, command):
+    words = ["probe", "--data", data / "list.csv", "--targets", "bright,dark", *FLAGS, "--depth", "--learning-curve"]
+    status, printed, err = command(*words, "--out", tmp_path / "probe")
+    assert status == 0, err
+    assert "ridge on test_resnet" in printed
+    assert re.search(r"depth +\S+ +\d\.\d{3} \(", printed)
+    metrics = json.loads((tmp_path / "probe" / "metrics.json").read_text(encoding="utf-8"))
+    losses = [row["loss"] for row in metrics["learning_curve"]]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "probe" / "path.png").is_file()
+    assert "Cross-validated squared deviation" in (tmp_path / "probe" / "report.html").read_text(encoding="utf-8")
+
+
+def test_calibrate_again(probed, data, tmp_path, command):
+    shutil.copytree(probed, tmp_path / "run")
+    words = ["calibrate", tmp_path / "run", data / "list.csv", "--split", "test"]
+    status, printed, err = command(*words)
+    assert status == 0, err
+    assert "90%" in printed
+    assert command(*words, "--method", "none")[0] == 0
+    assert command("predict", tmp_path / "run", data / "0.png")[1].splitlines()[0] == "path,bright,dark,error"
+    status, _, err = command(*words, "--method", "temperature")
+    assert status == 2
+    assert "expected conformal, auto or none" in err
+
+
+def test_an_exact_resume(data, run, tmp_path):
+    """Stopped in the second epoch: the same numbers in the end."""
+    options = {**OPTIONS, "data": str(data / "list.csv"), "targets": "bright,dark", "epochs": 3, "lr": 1e-3}
+    out = str(tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        tk.finetune(callbacks=[SignalAt(10)], out=out, **options)
+    resumed = tk.finetune(resume=True, out=out)
+    assert resumed.metrics["val"]["per_target"] == run.metrics["val"]["per_target"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cutmix": 1.0}, "--cutmix pastes parts of pictures"),
+        ({"class_weights": "balanced"}, "these are numbers"),
+        ({"label_smoothing": 0.1}, "numbers have none"),
+        ({"loss": "focal"}, "Expected one of mse, huber, l1"),
+        ({"monitor": "val_acc"}, "--monitor is 'val_acc'"),
+        ({"targets": "bright,drak"}, "no column 'drak'"),
+    ],
+)
+def test_what_numbers_cannot_have(data, tmp_path, options, words):
+    with pytest.raises(tk.TransferkitError, match=re.escape(words)):
+        tk.finetune(**{"data": str(data / "list.csv"), "targets": "bright,dark", "task": "regression", "epochs": 1,
+                       "out": str(tmp_path / "run"), **OPTIONS, **options})  # fmt: skip
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("loss", ["huber", "l1"])
+def test_other_losses_and_mixup(data, tmp_path, loss):
+    run = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", epochs=1, loss=loss, mixup=0.2,
+                      out=str(tmp_path / "run"), **OPTIONS)  # fmt: skip
+    assert run.metrics["val"]["per_target"]["bright"]["rmse"] < 400
+
+
+def test_a_search_leaves_out_what_numbers_have_not(data):
+    options = {"data": str(data / "list.csv"), "targets": "bright,dark", "phases": "probe", "probe": "sgd"}
+    assert "label_smoothing" not in plan_search(options).space.axes
+    assert plan_search(options).monitor.name == "val_loss"
+    with pytest.raises(ConfigError, match="val_acc"):
+        plan_search({**options, "monitor": "val_acc"})

@@ -1,0 +1,97 @@
+"""What an evaluation says of numbers besides their figures: a table of targets, charts, lines, the worst picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from transferkit.core.csv import read_csv
+from transferkit.core.errors import ConfigError
+from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.numbers import KEYS
+from transferkit.models.figures.paired import Outcomes
+from transferkit.results.report.numbers import (
+    CHARTED,
+    measured_pairs,
+    number_comparison,
+    number_sections,
+    target_charts,
+)
+from transferkit.results.report.page import TaskSections
+from transferkit.runs.files import RunFiles
+from transferkit.show.charts import save_charts
+from transferkit.show.words import value_text
+
+__all__ = ["NumberDetails"]
+
+NAMED = 5
+"""Targets that the terminal names."""
+
+
+@dataclass(frozen=True)
+class NumberDetails:
+    """Targets as tables, charts, lines and parts of a page."""
+
+    def values(self, rows: Sequence[Sequence[str]], spec: TargetSpec) -> dict[str, Any]:
+        """Return nothing: the figures say all."""
+        return {}
+
+    def tables(
+        self, splits: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Sequence[str]]]
+    ) -> dict[str, list[Sequence[object]]]:
+        """Return `per_target.csv`: the figures of each target, with the RMSE and MAE of always the mean."""
+        keys = (*KEYS, "kappa")
+        table: list[Sequence[object]] = [("split", "target", *keys, "mean_rmse", "mean_mae")]
+        for split, values in splits.items():
+            for name, row in values["per_target"].items():
+                mean = row["always_mean"]
+                numbers = (*(row.get(key) for key in keys), mean["rmse"], mean["mae"])
+                table.append((split, name, *(None if value is None else round(value, 6) for value in numbers)))
+        return {"per_target.csv": table}
+
+    def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        """Draw predicted over true numbers, and errors, of the first targets, from `predictions.csv`."""
+        table = read_csv(out / "predictions.csv")
+        for split, values in splits.items():
+            measured = measured_pairs(table, split)
+            if measured is None:
+                continue
+            mark = "" if len(splits) == 1 else f"_{split}"
+            for at, target in enumerate(list(values["per_target"])[:CHARTED]):
+                charts = target_charts(measured, at, target, split, None)
+                save_charts(charts, out / f"target_{at + 1}{mark}.png")
+
+    def lines(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the errors of the first targets, beside always the mean."""
+        lines = []
+        for name, row in list(values["per_target"].items())[:NAMED]:
+            mean = value_text(row["always_mean"]["rmse"], "")
+            more = {"median error": row["median_ae"], "R2": row["r2"], "kappa": row.get("kappa")}
+            known = (f"{words} {value_text(value, '')}" for words, value in more.items() if value is not None)
+            lines.append(("target", f"{name}: RMSE {value_text(row['rmse'], '')}, always the mean {mean}; "
+                                    f"{', '.join(known)}"))  # fmt: skip
+        return lines
+
+    def advice(self, rows: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
+        """Return the picture of the largest error."""
+        if not rows:
+            return None
+        worst = max(rows, key=lambda row: float(row["loss"]))
+        return worst["path"], f"the largest error: {worst['predicted']} for {worst['target']}"
+
+    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
+        """Refuse: what is right or wrong of a class is none of a number. Raises `ConfigError`."""
+        raise ConfigError("evaluate --against compares classes picture by picture, and these are numbers - leave it "
+                          "out, and put both runs on one page: report RUN RUN")  # fmt: skip
+
+    def sections(self, files: RunFiles, *, pictures: bool) -> TaskSections:
+        """Return what the page of a run says of its targets."""
+        return number_sections(files, pictures=pictures)
+
+    def comparison(self, files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> TaskSections:
+        """Return what a page of several runs says of their targets."""
+        return number_comparison(files, names, split)
