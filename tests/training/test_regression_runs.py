@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from export_runs import run_example
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -256,3 +257,35 @@ def test_a_search_leaves_out_what_numbers_have_not(data):
     assert plan_search(options).monitor.name == "val_loss"
     with pytest.raises(ConfigError, match="val_acc"):
         plan_search({**options, "monitor": "val_acc"})
+
+
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_export_in_own_units(probed, data, format, tmp_path, command):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    pictures = [data / "0.png", data / "1.png"]
+    status, printed, err = command("export", probed, "--format", format, "--out", tmp_path / "model", "--pictures", "5")
+    assert (status, err) == (0, "")
+    assert "100.0% the same on 5 validation pictures" in printed
+    if format == "onnx":
+        shown = [list(map(float, row[1:])) for row in run_example(tmp_path / "model_example.py", pictures)]
+        expected = [one.numbers for one in tk.load(probed).predict(pictures)]
+        np.testing.assert_allclose(shown, expected, rtol=1e-3)
+
+
+def test_serve(probed, data):
+    pytest.importorskip("fastapi", reason="the serve extra is not installed")
+    from live_server import ask, serving
+
+    from transferkit.results.serve.answering import Answerer
+
+    predictor = tk.load(probed)
+    (expected,) = predictor.predict(data / "0.png", coverage=0.5)
+    with serving(Answerer(predictor, name="run", batch_size=8, wait_s=0.001, threads=1)) as port:
+        picture = (data / "0.png").read_bytes()
+        status, _, answer = ask(port, "/predict?coverage=0.5", picture)
+        assert status == 200
+        assert list(answer["values"]) == ["bright", "dark"]
+        assert answer["values"]["bright"]["low"] == pytest.approx(expected.low[0], rel=1e-4)
+        status, _, answer = ask(port, "/predict?coverage=0.999", picture)
+        assert (status, "on enough pictures" in answer["error"]) == (422, True)

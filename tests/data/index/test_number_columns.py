@@ -95,7 +95,7 @@ def test_the_names_of_class_folders_may_be_numbers(tmp_path):
         (tmp_path / name).mkdir()
         for at in range(4):
             Image.fromarray(generator.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(tmp_path / name / f"{at}.png")
-    indexed = index(str(tmp_path), val_split=0.0)
+    indexed = index(str(tmp_path), val_split=0.0, test_split=0.0)
     assert sorted({float(record.label) for record in indexed.records}) == [0.5, 2.0, 3.5]
     assert indexed.targets.spec.facts["mean"] == [2.0]
     (tmp_path / "2").rename(tmp_path / "many")
@@ -121,8 +121,8 @@ def test_the_task_that_a_table_shows(tmp_path, header, cells, options, task):
 
 def test_digits_stay_classes_and_it_is_said_how_to_have_them_otherwise(tmp_path):  # fault 114
     data = table(tmp_path, ["label"], [[at % 40] for at in range(160)])
-    notes = index_images(DataOptions(data=data, val_split=0.0)).notes
+    notes = index_images(DataOptions(data=data, val_split=0.0, test_split=0.0)).notes
     assert any("--task regression" in note and "--label-column label" in note for note in notes)
-    indexed = index(data, label_column="label", val_split=0.0)
+    indexed = index(data, label_column="label", val_split=0.0, test_split=0.0)
     assert indexed.targets.spec.names == ("label",)
     assert indexed.targets.spec.facts["mean"] == [19.5]

@@ -81,7 +81,7 @@ def test_a_hundred_targets_and_a_feature_that_never_varies():
     fitted = RidgeSolver().fit(rows)
     assert fitted.weight.shape == (100, 64)
     assert np.isfinite(fitted.weight).all()
-    assert (fitted.weight[:, 5] == 0).all()
+    assert np.abs(fitted.weight[:, 5]).max() < 1e-9
 
 
 def test_what_it_refuses():

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sklearn import metrics as reference
+from torch.nn import functional
 
+from transferkit.models.answers.regression import NumberObjective, Units
 from transferkit.models.figures.numbers import KEYS, Pairs, number_figures, number_metrics, weighted_kappa
+from transferkit.models.parts import LossOptions
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,26 @@ def test_kappa_equals_scikit_learn():
     values = number_metrics(guesses[:, None], true[:, None].astype(float), ["grade"], {"grades": [True]})
     assert values["per_target"]["grade"]["kappa"] == pytest.approx(expected)
     assert "kappa" in [figure.key for figure in number_figures(values)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mse", functional.mse_loss), ("huber", functional.huber_loss), ("l1", functional.l1_loss),
+     ("auto", functional.mse_loss)],
+)  # fmt: skip
+def test_losses_are_those_of_torch_in_deviations(name, expected):
+    """And the plain loss of each picture is the squared deviation, whatever is trained on."""
+    units = Units((10.0, -3.0), (4.0, 0.5))
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(6, 2, generator=generator), torch.randn(6, 2, generator=generator) * 5 + 8
+    scaled = (targets - torch.tensor([10.0, -3.0])) / torch.tensor([4.0, 0.5])
+    objective = NumberObjective(units=units)
+    loss = objective.loss(LossOptions(name), 2)
+    torch.testing.assert_close(loss(outputs, targets), expected(outputs, scaled))
+    torch.testing.assert_close(objective.item_losses(outputs, targets), (outputs - scaled).square().mean(dim=1))
+    torch.testing.assert_close(units.in_own_units(units.standardised(targets)), targets)
+    metric = objective.metrics(["rmse"], 2)["rmse"]
+    metric.update(units.in_own_units(outputs), targets)
+    torch.testing.assert_close(
+        metric.compute().float(), (outputs - scaled).square().mean(dim=0).sqrt().mean(), rtol=1e-4, atol=1e-4
+    )

@@ -140,8 +140,11 @@ class _Path:
         self.total = float(weight.sum())
         share = weight / self.total
         self.mean, self.centre = share @ X, share @ y
-        deviation = np.sqrt(share @ np.square(X - self.mean))
-        self.scale = np.where(deviation > 0, deviation, 1.0)
+        variance = share @ np.square(X - self.mean)
+        # What is left of a constant by rounding is none, as scikit-learn's `StandardScaler` has it.
+        eps = np.finfo(np.float64).eps
+        constant = variance <= len(X) * eps * variance + np.square(len(X) * eps * self.mean)
+        self.scale = np.where(constant, 1.0, np.sqrt(variance))
         Z = (X - self.mean) / self.scale * np.sqrt(weight)[:, None]
         target = (y - self.centre) * np.sqrt(weight)[:, None]
         if len(Z) < Z.shape[1]:  # in the span of the rows
