@@ -44,15 +44,18 @@ class Units:
     Attributes:
         mean: Of the training pictures, of each target; nothing where the units are not known: then 0 and 1.
         scale: Their standard deviations, above 0.
+        names: Of the targets.
     """
 
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: TargetSpec) -> Self:
         """Return the units of a spec whose facts have been measured."""
-        return cls(tuple(map(float, spec.facts.get("mean", ()))), tuple(map(float, spec.facts.get("scale", ()))))
+        mean, scale = (tuple(map(float, spec.facts.get(key, ()))) for key in ("mean", "scale"))
+        return cls(mean, scale, tuple(spec.names))
 
     def standardised(self, targets: Tensor) -> Tensor:
         """Return numbers ``(..., T)`` as deviations from the mean."""
@@ -258,4 +261,4 @@ class NumberCalibrator:
         for coverage in COVERAGES:
             widths = (half_width(errors, coverage) for errors in calibration.errors)
             rows.append((f"{coverage:.0%}", *("n/a" if width is None else f"{width:.4g}" for width in widths)))
-        return [("method", "conformal intervals")], ("coverage", *(f"+- {at}" for at in range(len(rows[0]) - 1))), rows
+        return [("method", "conformal intervals")], ("coverage", *(f"{name} +-" for name in self.units.names)), rows

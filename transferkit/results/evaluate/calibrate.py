@@ -65,7 +65,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
         save_info(run, info.calibrated(Calibration()))
         if not config.quiet:
             output_console().print(
-                f"{visible(config.run)}: not calibrated any more, probabilities are the softmax of the logits",
+                f"{visible(config.run)}: not calibrated any more: predictions are what the network returns",
                 soft_wrap=True,
             )  # fmt: skip
         return Calibration()
@@ -92,10 +92,11 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     source = config.data if split == "all" else f"{config.data} ({split})"
     fitted, predictions = task.calibrator.fit(outputs, targets, method=config.method, seed=config.seed)
     calibration: FittedCalibration = dataclasses.replace(fitted, fitted_on=source)
-    if calibration.figures["loss_after"] >= calibration.figures["loss_before"]:
+    before, after = (calibration.figures.get(f"loss_{when}") for when in ("before", "after"))
+    if before is not None and after is not None and after >= before:
         warnings.warn(
             "the calibration does not help: the cross-fitted log loss is "
-            f"{calibration.figures['loss_after']:.4f}, and {calibration.figures['loss_before']:.4f} without it - "
+            f"{after:.4f}, and {before:.4f} without it - "
             "calibrate on more pictures, or take it off by --method none",
             TransferkitWarning,
             stacklevel=2,
@@ -103,7 +104,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     save_info(run, predictor.info.calibrated(calibration))
     if not config.quiet:
         summary = task.calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
-        _print(config, calibration, len(targets), summary, left_out)
+        _print(config, predictor, calibration, len(targets), summary, left_out)
     return calibration
 
 
@@ -167,6 +168,7 @@ def _ask(
 
 def _print(
     config: CalibrateConfig,
+    predictor: Predictor,
     calibration: FittedCalibration,
     count: int,
     summary: tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]],
@@ -179,14 +181,17 @@ def _print(
         ("pictures", f"{count:,} of {calibration.fitted_on}"),
         *([("left out", ", ".join(left_out))] if left_out else []),
         *lines,
-        ("", f"after: each picture by a calibration fitted on the other {calibration.folds - 1} of {calibration.folds} "
-             "folds; so the sets below"),
-    ]  # fmt: skip
+    ]
+    if calibration.folds:
+        lines.append(("", f"after: each picture by a calibration fitted on the other {calibration.folds - 1} of "
+                          f"{calibration.folds} folds; so the sets below"))  # fmt: skip
     print_lines(console, lines)
-    table = Table(title="prediction sets", title_justify="left", title_style="bold")
+    sets = predictor.module.task.output.names_one
+    table = Table(title="prediction sets" if sets else None, title_justify="left", title_style="bold")
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    print_lines(console, [("next", f"transferkit predict {shlex.quote(config.run)} PICTURE... --abstain 0.95")])
+    told = " --abstain 0.95" if sets else " --coverage 0.95" if calibration.covers else ""
+    print_lines(console, [("next", f"transferkit predict {shlex.quote(config.run)} PICTURE..." + told)])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
-from transferkit.models.figures.numbers import KEYS
-from transferkit.models.figures.paired import Outcomes
+from transferkit.core.text import listing
+from transferkit.models.figures.numbers import KEYS, Pairs, number_figures
+from transferkit.models.figures.paired import compare_figures, figure_differences, figures_compared
+from transferkit.models.parts import Answered
 from transferkit.results.report.numbers import (
     CHARTED,
     measured_pairs,
@@ -83,10 +86,43 @@ class NumberDetails:
         worst = max(rows, key=lambda row: float(row["loss"]))
         return worst["path"], f"the largest error: {worst['predicted']} for {worst['target']}"
 
-    def outcomes(self, predictions: Tensor, targets: Tensor) -> Outcomes:
-        """Refuse: what is right or wrong of a class is none of a number. Raises `ConfigError`."""
-        raise ConfigError("evaluate --against compares classes picture by picture, and these are numbers - leave it "
-                          "out, and put both runs on one page: report RUN RUN")  # fmt: skip
+    def compare(self, first: Answered, second: Answered, *, names: tuple[str, str], seed: int) -> dict[str, Any]:
+        """Compare the figures of the targets that both have. Raises `ConfigError` where there are none."""
+        common = [name for name in first.spec.names if name in second.spec.names]
+        if not common:
+            raise ConfigError(
+                f"{names[1]} has none of the targets {listing(first.spec.names, quote=False)} - compare runs that "
+                "share one"
+            )
+        places = [[one.spec.names.index(name) for name in common] for one in (first, second)]
+        scale = np.asarray(first.spec.facts.get("scale", [1.0] * len(first.spec.names)))[places[0]]
+        true = first.targets.numpy()[:, places[0]]
+        sides = [
+            Pairs(one.predictions.numpy()[:, place], true, scale.tolist())
+            for one, place in zip((first, second), places, strict=True)
+        ]
+
+        single = len(common) == 1  # then its own unit says most
+
+        def statistics(pairs: Pairs) -> Callable[[npt.NDArray[Any]], Sequence[float]]:
+            def of(weights: npt.NDArray[Any]) -> Sequence[float]:
+                values = pairs.figures(weights)
+                own, whole = values.T.ravel(), pairs.means(values)
+                return [*own, *whole] if single else [*whole, *own]
+
+            return of
+
+        empty = dict.fromkeys(KEYS)
+        figures = number_figures({**empty, "per_target": dict.fromkeys(common, empty)})
+        return compare_figures(statistics(sides[0]), statistics(sides[1]), figures, len(true), names=names, seed=seed)
+
+    def compared(self, values: Mapping[str, Any]) -> str:
+        """Return the differences of the other figures."""
+        return figures_compared(values)
+
+    def differences(self, splits: Mapping[str, Mapping[str, Any]]) -> list[Sequence[object]]:
+        """Return every figure of both models, and the difference."""
+        return figure_differences(splits)
 
     def sections(self, files: RunFiles, *, pictures: bool) -> TaskSections:
         """Return what the page of a run says of its targets."""

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.labels import THRESHOLD
 from transferkit.models.parts import Request
@@ -81,21 +80,15 @@ class LabelOutput:
         return merged
 
     def problem(self, spec: TargetSpec, request: Request) -> str | None:
-        """Return that labels have no intervals."""
-        return (
-            None
-            if request.coverage is None
-            else ("--coverage is of the intervals of numbers, and this model gives labels - leave it out")
-        )
+        """Return that labels have no intervals, and that a model does not abstain from them."""
+        if request.coverage is not None:
+            return "--coverage is of the intervals of numbers, and this model gives labels - leave it out"
+        if request.abstention is not None:
+            return "--abstain is for one class per picture; a label that is not sure enough is not given"
+        return None
 
     def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> LabelPrediction:
-        """Return the prediction of a picture, of its probabilities ``(C,)``.
-
-        Raises:
-            ConfigError: The model is to abstain.
-        """
-        if request.abstention is not None:
-            raise ConfigError("--abstain is for one class per picture; a label that is not sure enough is not given")
+        """Return the prediction of a picture, of its probabilities ``(C,)``."""
         limits = self._limits(spec)
         order = [int(at) for at in np.argsort(-prediction, kind="stable") if prediction[at] >= limits[at]]
         return LabelPrediction(name, tuple(spec.names[at] for at in order), tuple(map(float, prediction)))

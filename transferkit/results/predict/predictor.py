@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
@@ -278,11 +279,12 @@ class Predictor:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
         if coverage is not None and not 0 < coverage < 1:
             raise ConfigError(f"coverage is {coverage}, expected a share in (0, 1)")
-        rule = None if abstain is None else Abstention(self.info, abstain, abstain_by)
-        request = Request(top_k=top_k, whole=whole, coverage=coverage, abstention=rule)
+        request = Request(top_k=top_k, whole=whole, coverage=coverage, abstention=None if abstain is None else _never)
         problem = self.module.task.output.problem(self.info.target_spec, request)
         if problem is not None:
             raise ConfigError(problem)
+        if abstain is not None:
+            request = dataclasses.replace(request, abstention=Abstention(self.info, abstain, abstain_by))
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
         return (self.record(output, request) for output in outputs)
 
@@ -300,6 +302,11 @@ class Predictor:
             else part.record(output.name, self.probs(output.logits), self.info.target_spec, request)
         )
         return prediction
+
+
+def _never(probs: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> tuple[bool, tuple[str, ...]]:
+    """Stand for a rule of abstention until it is known that there can be one."""
+    return False, ()
 
 
 @contextmanager
