@@ -138,7 +138,7 @@ def test_intervals_hold_the_truth_of_val(run, data, truth):
             assert np.ceil(21 * coverage) - 1 <= sum(held) <= np.ceil(21 * coverage)
 
 
-def test_a_coverage_that_cannot_be_had_is_refused(run, data, command):  # fault 130
+def test_a_coverage_that_cannot_be_had_is_refused(run, data, command):  # fault 134
     status, _, err = command("predict", run.path, data / "0.png", "--coverage", "0.99")
     assert status == 2
     assert "needs the errors of 99 held-out pictures, and this model was calibrated on 20" in err

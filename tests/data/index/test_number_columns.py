@@ -42,7 +42,7 @@ def test_what_is_a_number(text, value):
 
 
 @pytest.mark.parametrize("cell", ["many", "nan", "inf", "1_000", "1,5"])
-def test_a_cell_that_is_no_number_is_refused_with_its_row(tmp_path, cell):  # fault 127
+def test_a_cell_that_is_no_number_is_refused_with_its_row(tmp_path, cell):  # fault 131
     rows = [[str(at), "5"] for at in range(8)]
     rows[2][0] = cell
     rows[5][1] = cell
@@ -54,14 +54,14 @@ def test_a_cell_that_is_no_number_is_refused_with_its_row(tmp_path, cell):  # fa
     assert "correct or remove them" in message
 
 
-def test_an_empty_cell_is_refused_with_its_row(tmp_path):  # fault 127
+def test_an_empty_cell_is_refused_with_its_row(tmp_path):  # fault 131
     rows = [[str(at)] for at in range(8)]
     rows[3][0] = ""
     with pytest.raises(DataError, match=r"rows without a path or a red: line 5"):
         index(table(tmp_path, ["red"], rows), targets="red")
 
 
-def test_a_target_that_is_always_the_same_is_refused(tmp_path):  # fault 128
+def test_a_target_that_is_always_the_same_is_refused(tmp_path):  # fault 132
     data = table(tmp_path, ["red", "split", "age"], [[3, "train" if at < 6 else "val", at] for at in range(8)])
     with pytest.raises(DataError, match=r"the same for all training pictures: red \(3\) - leave them out"):
         index(data, targets="red,age")
@@ -79,7 +79,7 @@ def test_units_are_those_of_the_training_pictures(tmp_path):
     np.testing.assert_array_equal(encoded, [[at, 10 * at] for at in range(8)])
 
 
-def test_outliers_are_told(tmp_path):  # fault 129
+def test_outliers_are_told(tmp_path):  # fault 133
     rows = [[at % 5 + 0.5] for at in range(30)]
     rows[7] = [1e4]
     findings = index(table(tmp_path, ["target"], rows)).findings
