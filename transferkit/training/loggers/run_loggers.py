@@ -127,6 +127,9 @@ class RunLoggers:
         where = Where(run.absolute(), self._label or run.absolute().name, self._group, self._quiet)
         params, earlier = RunFiles(run).config, list(self._earlier)
         with quiet_lightning():
+            for logger in self._made:
+                name = f"{type(logger).__module__}.{type(logger).__qualname__}"
+                self._open_one(GuardedLogger(logger, name, None), params, _take(earlier, name))
             for name, found, given in self._named:
                 before = _take(earlier, name)
                 known = given if before is None else {**(before["args"] or {}), **given}
@@ -136,9 +139,6 @@ class RunLoggers:
                 with _quiet_databases():
                     logger = build_logger(name, found, arguments)
                     self._open_one(GuardedLogger(logger, name, kept), params, before)
-            for logger in self._made:
-                name = f"{type(logger).__module__}.{type(logger).__qualname__}"
-                self._open_one(GuardedLogger(logger, name, None), params, _take(earlier, name))
         self._remember()
         if not self._quiet:
             print_lines(output_console(), [("logger", logger.place) for logger in self._open])
@@ -156,7 +156,7 @@ class RunLoggers:
         """Return the loggers that a Trainer is given: in processes that do not log, as many that do nothing."""
         if is_writer():
             return list(self._open)
-        return [DummyLogger() for _ in (*self._named, *self._made)]
+        return [DummyLogger() for _ in (*self._made, *self._named)]
 
     def write(self, points: Sequence[Point]) -> None:
         """Log what has happened so far.
