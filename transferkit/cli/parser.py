@@ -104,7 +104,6 @@ class _Reading:
     def take(self, words: Sequence[str]) -> None:
         """Read a command line."""
         names, rest = {flag(name): name for name in self.fields}, deque(words)
-        hints = get_type_hints(self.verb.options)
         loose: list[str] = []
         strange, flagged = False, set[str]()
         while rest:
@@ -132,7 +131,7 @@ class _Reading:
                 else:
                     before = _listed(self.options.get(name)) if name in flagged else []
                     self._take_value(name, option, text)
-                    if before and list[str] in get_args(hints[name]):  # given twice: both count
+                    if before and list[str] in get_args(self.hints[name]):  # given twice: both count
                         self.options[name] = [*before, *_listed(self.options[name])]
                     flagged.add(name)
         self._take_places(loose, strange=strange)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 __all__ = [
+    "AsymmetricLossMultiLabel",
     "BasicBlock",
     "DropBlock2d",
     "DropPath",
@@ -45,6 +46,7 @@ with _without("wandb"):
     from timm.layers.drop import DropBlock2d, DropPath
     from timm.layers.norm_act import convert_sync_batchnorm
     from timm.layers.patch_dropout import PatchDropout
+    from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
     from timm.models import get_deprecated_models, get_pretrained_cfg, group_parameters
     from timm.models._pretrained import PretrainedCfg
     from timm.models.resnet import BasicBlock, ResNet
