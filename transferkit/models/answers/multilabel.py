@@ -14,7 +14,6 @@ from torchvision.ops import sigmoid_focal_loss
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.targets import TargetSpec
-from transferkit.models.backbones.timm_import import AsymmetricLossMultiLabel
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import (
     METHODS,
