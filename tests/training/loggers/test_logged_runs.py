@@ -182,7 +182,7 @@ def test_the_run_of_wandb(logged):
 # ---- going on ---------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_goes_on_in_the_same_logger_runs(logged):  # fault 131
+def test_a_resumed_run_goes_on_in_the_same_logger_runs(logged):  # fault 136
     before, after = logged.stopped.memory, memory_of(logged.run)
     assert [entry["logger"] for entry in after] == ALL.split(",")
     assert [(entry["logger"], entry["run"]) for entry in before] == [(entry["logger"], entry["run"]) for entry in after]
@@ -235,7 +235,7 @@ class Table(Logger):
         self.ends.append(status)
 
 
-def test_a_logger_that_fails_costs_a_warning_and_gets_the_row_later(quick, tmp_path):  # fault 132
+def test_a_logger_that_fails_costs_a_warning_and_gets_the_row_later(quick, tmp_path):  # fault 137
     table = Table(fails={1})
     with pytest.warns(TransferkitWarning, match="logger .*Table failed to log .*the server is gone"):
         run = tk.finetune(**quick, phases="finetune", out=str(tmp_path / "run"), logger=table, report="off")

@@ -118,7 +118,7 @@ def test_names(value, names):
         ({"logger": "csv", "logger_args": {"csv": "logs"}}, "--logger-args of csv are 'logs', expected a mapping"),
     ],
 )
-def test_wrong_options(options, message):  # fault 133
+def test_wrong_options(options, message):  # fault 138
     with pytest.raises(ConfigError, match=message):
         make_config(FinetuneConfig, {"data": "sample", **options})
 
@@ -135,7 +135,7 @@ def test_wrong_options(options, message):  # fault 133
         ("csv", {"save_dir": {1}}, "hold a value that is not plain"),
     ],
 )
-def test_loggers_that_cannot_be_had(name, arguments, message):  # fault 133
+def test_loggers_that_cannot_be_had(name, arguments, message):  # fault 138
     with pytest.raises(ConfigError, match=message):
         RunLoggers().prepare(name, {name: arguments}, quiet=True)
 
@@ -147,7 +147,7 @@ def test_objects_that_are_no_loggers(made, message):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
-def test_a_package_that_is_missing_is_named_by_its_extra(command, tmp_path, monkeypatch, name):  # fault 134
+def test_a_package_that_is_missing_is_named_by_its_extra(command, tmp_path, monkeypatch, name):  # fault 139
     monkeypatch.setattr(build, "_is_installed", lambda package: False)
     status, _, err = command("finetune", "--data", tmp_path / "nothing", "--logger", name)
     assert status == 2
@@ -188,7 +188,7 @@ def test_flags_and_recipes(command, tmp_path, monkeypatch):
 # ---- going on ---------------------------------------------------------------------------------------------------
 
 
-def test_a_second_process_goes_on_and_repeats_nothing(run):  # fault 131
+def test_a_second_process_goes_on_and_repeats_nothing(run):  # fault 136
     log(run, POINTS[:1], "csv", "tensorboard")
     assert [(entry["logger"], entry["points"]) for entry in memory(run)] == [("csv", 1), ("tensorboard", 1)]
     log(run, POINTS[:2], resumed=True)
@@ -241,7 +241,7 @@ def test_a_resume_can_leave_its_loggers(run):
     assert len(rows(run / "csv" / "metrics.csv")) == 1
 
 
-def test_a_run_directory_makes_no_class_be_imported(run, tmp_path, monkeypatch):  # fault 135
+def test_a_run_directory_makes_no_class_be_imported(run, tmp_path, monkeypatch):  # fault 140
     (tmp_path / "trap_of_a_run.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     entry = {"logger": "trap_of_a_run.Logger", "args": {}, "run": "1", "points": 1}
@@ -268,7 +268,7 @@ def test_places_are_expanded_and_absolute(run, tmp_path, monkeypatch):  # fault 
 # ---- failures ---------------------------------------------------------------------------------------------------
 
 
-def test_what_could_not_be_logged_is_logged_with_the_next_row(run):  # fault 132
+def test_what_could_not_be_logged_is_logged_with_the_next_row(run):  # fault 137
     noted = Noted()
     loggers = opened(run, made=[noted])
     noted.broken = True
@@ -320,7 +320,7 @@ def test_tensorboard_goes_on_after_its_disk_was_gone(run):
     assert scalars(folder) == [(4, 0.5), (8, 0.75), (12, 0.625)]
 
 
-def test_mlflow_without_a_server_ends_before_anything_is_read(command, tmp_path, monkeypatch):  # fault 134
+def test_mlflow_without_a_server_ends_before_anything_is_read(command, tmp_path, monkeypatch):  # fault 139
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     status, _, err = command("finetune", "--data", tmp_path / "nothing", "--logger", "mlflow")
@@ -367,7 +367,7 @@ def test_wandb_asks_nobody_where_nothing_is_sent(monkeypatch, arguments):
     kinds._check_wandb({"settings": {}, **arguments})
 
 
-def test_wandb_without_a_key_ends_before_anything_is_read(command, tmp_path, monkeypatch):  # fault 134
+def test_wandb_without_a_key_ends_before_anything_is_read(command, tmp_path, monkeypatch):  # fault 139
     from wandb.errors import UsageError
 
     def login():
