@@ -351,3 +351,11 @@ def finetune_beside_hpc_checkpoint(options):
 
     story.write_plan = write_beside
     return finetune_watched(options)
+
+
+def loaded_by_finetune(options, names):
+    """Fine-tune; return those of the modules that are loaded then."""
+    from transferkit.training.finetune import finetune
+
+    finetune(**options)
+    return [name for name in names if name in sys.modules]

@@ -7,23 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.options.features import ProbeConfig
+from transferkit.options.loggers import logger_names
 from transferkit.results.report.report import report_on
 from transferkit.training.finetune import Run
 from transferkit.training.finetune import finetune as train
+from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.probe_run import run_probe
 from transferkit.training.ranks.processes import started_as
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
 
 __all__ = ["finetune", "probe"]
 
 
-def finetune(*, callbacks: Sequence[Callback] = (), **options: Any) -> Run:
+def finetune(
+    *,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | str | Sequence[Logger | str] | None = None,
+    **options: Any,
+) -> Run:
     """Fine-tune a pretrained backbone on a folder of pictures.
 
     Args:
         callbacks: Lightning callbacks of your own, besides those of the run.
+        logger: Loggers of Lightning's, their names or import paths. What is given as an object is left open at the end,
+            as a Trainer leaves it.
         options: The fields of `FinetuneConfig`; ``data`` is required.
 
     Returns:
@@ -38,16 +48,38 @@ def finetune(*, callbacks: Sequence[Callback] = (), **options: Any) -> Run:
         StorageError: The disk is full or read-only.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
-    run = train(callbacks=callbacks, **options)
-    trained = not (options.get("dry_run") or options.get("overfit_batches"))
-    if trained and options.get("report", "on") == "on" and not started_as():
-        report_on(run.path, quiet=options.get("quiet", False))
+    names, made = _named_and_made(logger)
+    if names is not None:
+        options["logger"] = names
+    with RunLoggers(made) as loggers:
+        run = train(callbacks=callbacks, loggers=loggers, **options)
+        trained = not (options.get("dry_run") or options.get("overfit_batches"))
+        if trained and options.get("report", "on") == "on" and not started_as():
+            report_on(run.path, quiet=options.get("quiet", False))
+        loggers.log_files()
     return run
 
 
+def _named_and_made(logger: object) -> tuple[list[str] | None, list[Any]]:
+    """Return the names among loggers, ``None`` for none, and the objects."""
+    if logger is None or logger is False:
+        return None, []
+    given = list(logger) if isinstance(logger, list | tuple) else [logger]
+    names = [name for item in given if isinstance(item, str) for name in logger_names(item)]
+    return names or None, [item for item in given if not isinstance(item, str)]
+
+
 def probe(config: ProbeConfig) -> Path:
-    """Fit a classifier on cached features and write the page about it; see `run_probe`."""
-    run = run_probe(config)
-    if config.report == "on":
-        report_on(run, quiet=config.quiet)
+    """Fit a classifier on cached features and write the page about it; see `run_probe`.
+
+    It is logged when all is written: there is no training to follow, and nothing that a logger could cost.
+    """
+    with RunLoggers() as loggers:
+        loggers.prepare(config.logger, config.logger_args, quiet=config.quiet)
+        run = run_probe(config)
+        if config.report == "on":
+            report_on(run, quiet=config.quiet)
+        loggers.open(run)
+        loggers.conclude()
+        loggers.log_files()
     return run

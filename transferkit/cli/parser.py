@@ -11,7 +11,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transferkit.cli.verbs import VERBS, Verb
 from transferkit.core.documents import parse_yaml
@@ -105,7 +105,7 @@ class _Reading:
         """Read a command line."""
         names, rest = {flag(name): name for name in self.fields}, deque(words)
         loose: list[str] = []
-        strange = False
+        strange, flagged = False, set[str]()
         while rest:
             word = rest.popleft()
             if word == "--":
@@ -129,7 +129,11 @@ class _Reading:
                 if name is None:
                     self._take_recipe(text)
                 else:
+                    before = _listed(self.options.get(name)) if name in flagged else []
                     self._take_value(name, option, text)
+                    if before and list[str] in get_args(self.hints[name]):  # given twice: both count
+                        self.options[name] = [*before, *_listed(self.options[name])]
+                    flagged.add(name)
         self._take_places(loose, strange=strange)
 
     def _take_places(self, words: Sequence[str], *, strange: bool) -> None:
@@ -175,6 +179,10 @@ class _Reading:
         self.problems += problems
         if not problems:
             self.options[name] = value
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _is_switch(item: dataclasses.Field[Any]) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import lightning
-import timm
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -28,6 +27,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.core.text import first_line, listing, shown
 from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.backbones.timm_import import timm
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead

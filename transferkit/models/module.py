@@ -56,6 +56,10 @@ class TransferModule(L.LightningModule):
         nesterov: For ``sgd``.
         backbone_args: Passed to the backbone's constructor, such as ``{"drop_path_rate": 0.1}``.
 
+    Attributes:
+        to_loggers: Whether a Trainer hands the figures of an epoch to its loggers. `finetune` logs them itself, with
+            the rest of the epoch's row.
+
     Raises:
         ConfigError: An argument is out of range, or the head does not fit.
         BackboneError: The backbone is unknown, or its weights cannot be had.
@@ -109,6 +113,7 @@ class TransferModule(L.LightningModule):
         self.val_metrics = self._metrics("val_", self.task.objective.watched)
         self.test_metrics = self._metrics("test_", self.task.objective.watched)
         self.boundary: Boundary | None = None
+        self.to_loggers = True
         self._window = Window()
         self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
         if isinstance(head, str):
@@ -273,7 +278,8 @@ class TransferModule(L.LightningModule):
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
         names = ("loss", *self.task.objective.running)
-        self.log_dict({f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)})
+        figures = {f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)}
+        self.log_dict(figures, logger=self.to_loggers)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Update ``val_loss``, the plain loss, and the figures that are watched."""
@@ -307,7 +313,7 @@ class TransferModule(L.LightningModule):
                 metric.update(predictions, targets)
 
     def _log(self, metrics: MetricCollection) -> None:
-        self.log_dict(metrics.compute())
+        self.log_dict(metrics.compute(), logger=self.to_loggers)
         metrics.reset()
 
     # ---- optimizer and checkpoints ----------------------------------------------------------------------------

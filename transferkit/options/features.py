@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transferkit.core.errors import did_you_mean
 from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
+from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
 
 __all__ = ["BackbonesConfig", "FeatureOptions", "FeaturesConfig", "ProbeConfig", "StoreConfig"]
 
@@ -76,12 +77,15 @@ class ProbeConfig(FeatureOptions):
     add: str | None = option(None, "instead of --data: pictures to add to a run of --classifier ridge, named by --to")
     to: str | None = option(None, "the run that classes and pictures of --add are added to, exactly, without its own")
     report: Literal["on", "off"] = option("on", "write report.html")
+    logger: str | list[str] | None = logger_option()
+    logger_args: dict[str, Any] | None = logger_args_option()
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-probe-<n>")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
     quiet: bool = option(False, "no progress bars, no summary")
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from logger_problems(self.logger, self.logger_args)
         if "." not in self.classifier and self.classifier not in CLASSIFIERS:
             yield (
                 f"unknown classifier {self.classifier!r}.{did_you_mean(self.classifier, CLASSIFIERS)} Expected "

@@ -19,6 +19,7 @@ from transferkit.options.fields import (
     flag,
     option,
 )
+from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
 
 __all__ = [
     "FinetuneConfig",
@@ -176,6 +177,8 @@ class FinetuneConfig(TrainingOptions):
         "intervals of numbers: conformal (auto)",
     )  # fmt: skip
     report: Literal["on", "off"] = option("on", "write report.html")
+    logger: str | list[str] | None = logger_option()
+    logger_args: dict[str, Any] | None = logger_args_option()
     out: str | None = option(None, "run directory; default: runs/<data>-<backbone>-<n>")
     resume: bool = option(False, "go on with the run in --out, exactly where it stopped")
     overwrite: bool = option(False, "replace the run in --out; it is deleted only when the new one is done")
@@ -183,6 +186,7 @@ class FinetuneConfig(TrainingOptions):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from logger_problems(self.logger, self.logger_args)
         if self.resume and self.overwrite:
             yield "--resume and --overwrite exclude each other, expected at most one of them"
         if self.resume and self.out is None:
@@ -232,8 +236,14 @@ class SearchConfig(TrainingOptions):
         None, "what to search, in a recipe; default: LR, decays, augmentation, phases"
     )
     search_timeout: float | None = option(None, "start no trial after so many seconds", POSITIVE)
+    logger: str | list[str] | None = logger_option()
+    logger_args: dict[str, Any] | None = logger_args_option()
     out: str | None = option(None, "directory of the study; default: runs/<data>-<backbone>-search")
     quiet: bool = option(False, "no progress, no summary")
+
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        yield from logger_problems(self.logger, self.logger_args)
 
 
 @dataclass(frozen=True, kw_only=True)

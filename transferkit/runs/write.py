@@ -25,7 +25,9 @@ __all__ = [
     "write_plan",
 ]
 
-NOT_SAVED = frozenset({"dry_run", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store"})
+NOT_SAVED = frozenset({
+    "dry_run", "logger", "logger_args", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store",
+})  # fmt: skip
 """Options that say where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 
 PATHS = ("add", "data", "init_from", "to", "weights")

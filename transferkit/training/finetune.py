@@ -37,6 +37,7 @@ from transferkit.training.craft.batchnorm import recalibrate_bn
 from transferkit.training.craft.interpolation import choose_alpha, load_start
 from transferkit.training.craft.snapshots import measure_snapshots, weights_of
 from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
+from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import load_checkpoint, resume_point
 from transferkit.training.loop.early_stop import BEFORE_TRAINING
 from transferkit.training.loop.interruption import SignalFlag
@@ -72,12 +73,19 @@ class Run:
     metrics: Mapping[str, Any]
 
 
-def finetune(*, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("val", "test"), **options: Any) -> Run:
+def finetune(
+    *,
+    callbacks: Sequence[Callback] = (),
+    measured: Sequence[str] = ("val", "test"),
+    loggers: RunLoggers | None = None,
+    **options: Any,
+) -> Run:
     """Fine-tune a pretrained backbone on a folder of pictures.
 
     Args:
         callbacks: Lightning callbacks of your own, besides those of the run.
         measured: Splits to measure at the end; a trial of a search must not look at ``"test"``.
+        loggers: Log the run, with those that the options name; whoever gives them ends them.
         options: The fields of `FinetuneConfig`; ``data`` is required.
 
     Returns:
@@ -98,7 +106,10 @@ def finetune(*, callbacks: Sequence[Callback] = (), measured: Sequence[str] = ("
         return _preview(config)
     if config.overfit_batches is not None:
         return _overfit(config)
-    return in_processes(config, lambda config: _fine_tune(config, callbacks, measured))
+    with RunLoggers() if loggers is None else nullcontext(loggers) as chosen:
+        resumed = Path(config.out) if config.resume and config.out else None
+        chosen.prepare(config.logger, config.logger_args, quiet=config.quiet, resumed=resumed)
+        return in_processes(config, lambda config: _fine_tune(config, callbacks, measured, chosen))
 
 
 def _preview(config: FinetuneConfig) -> Run:
@@ -115,17 +126,21 @@ def _overfit(config: FinetuneConfig) -> Run:
     return Run(_directory(config), result)
 
 
-def _fine_tune(config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
+def _fine_tune(
+    config: FinetuneConfig, callbacks: Sequence[Callback], measured: Sequence[str], loggers: RunLoggers
+) -> Run:
     """Claim the directory in the first of the processes for as long as the story takes."""
     writes = is_writer() and not config.resume
     own = named_run_dir(config.out, config.data, config.backbone) if writes else nullcontext(Path(config.out or ""))
     with own as place:
         run = of_first(place)
         _check_run(config, run)
-        return _tell(config, run, callbacks, measured)
+        return _tell(config, run, callbacks, measured, loggers)
 
 
-def _tell(config: FinetuneConfig, run: Path, callbacks: Sequence[Callback], measured: Sequence[str]) -> Run:
+def _tell(
+    config: FinetuneConfig, run: Path, callbacks: Sequence[Callback], measured: Sequence[str], loggers: RunLoggers
+) -> Run:
     """Tell the story in each of the processes: what is measured, chosen and written is the first one's."""
     metrics = _metrics_of_complete(run) if config.resume else None
     if metrics is not None:
@@ -140,9 +155,13 @@ def _tell(config: FinetuneConfig, run: Path, callbacks: Sequence[Callback], meas
         checkpoint = by_first(resume_point)(run, training.data.index) if config.resume else None
         _describe(run, training, search)
         by_first(rehearse_saving)(run, training.module)
+        loggers.open(run)
         _soften(training, solved)
-        training, recorder = _train(run, training, solved, checkpoint, callbacks, halve=config.batch_size == AUTO)
+        halve = config.batch_size == AUTO
+        training, recorder = _train(run, training, solved, checkpoint, callbacks, loggers, halve=halve)
         metrics = _conclude(run, training, recorder, measured)
+        loggers.write(recorder.history.points())
+        loggers.conclude()
         if not config.quiet:
             print_summary(run)
     return Run(run, metrics)
@@ -218,6 +237,7 @@ def _train(
     solved: SolvedProbe | None,
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
+    loggers: RunLoggers,
     *,
     halve: bool,
 ) -> tuple[Training[FinetuneConfig], RunRecorder]:
@@ -227,8 +247,9 @@ def _train(
         while True:
             try:
                 return training, fit(
-                    run, training, solved=solved, checkpoint=checkpoint, flag=flag, callbacks=callbacks
-                )
+                    run, training, solved=solved, checkpoint=checkpoint, flag=flag, callbacks=callbacks,
+                    loggers=loggers,
+                )  # fmt: skip
             except TrainingError as error:
                 if not (halve and world() == 1 and is_out_of_memory(error) and training.data.batch_size > 1):
                     raise

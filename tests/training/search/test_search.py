@@ -56,7 +56,7 @@ class Fake:
     def __init__(self, value=lambda options: closeness(options["lr"])):
         self.value, self.calls = value, []
 
-    def __call__(self, *, callbacks, measured, **options):
+    def __call__(self, *, callbacks, measured, loggers, **options):
         assert measured == ("val",)
         self.calls.append(options)
         run = Path(options["out"])
@@ -143,6 +143,26 @@ def test_a_solved_probe_is_epoch_0(short, tmp_path):
     solved, trained = metrics["phases"]
     assert trial.intermediate_values == {0: solved["val_acc"], 1: trained["val_acc"]}
     assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
+
+
+def test_each_trial_is_a_run_of_its_own_for_loggers(short, tmp_path):
+    space = {"lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+    out = tmp_path / "study"
+    result = run_search({**short, "phases": "finetune", "logger": "csv"}, trials=2, space=space, out=out, quiet=True)
+    for row in result.trials:
+        folder = out / "trials" / str(row.number) / "csv"
+        lr = yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))["lr"]
+        (epoch, figures) = table(folder / "metrics.csv")
+        assert lr == row.params["lr"] and float(epoch["val_acc"]) == pytest.approx(row.value)
+        assert figures["final/val_acc"] and "final/test_acc" not in figures
+    assert "logger" not in yaml.safe_load((out / "best.yaml").read_text(encoding="utf-8"))
+
+
+def test_heads_on_cached_features_are_no_runs_to_log(short, tmp_path):
+    options = {**short, "phases": "probe", "probe": "sgd", "logger": "csv"}
+    with pytest.raises(ConfigError, match="--logger follows runs, and these trials are none"):
+        run_search(options, trials=1, out=tmp_path / "study", quiet=True)
+    assert not (tmp_path / "study").exists()
 
 
 def load(out):

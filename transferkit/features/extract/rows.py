@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL
-import timm
 import torch
 import torchvision
 
@@ -23,6 +22,7 @@ from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap
 from transferkit.features.store.spec import FeatureSpec, row_key
 from transferkit.features.store.store import FeatureSet, FeatureStore
+from transferkit.models.backbones.timm_import import timm
 
 __all__ = ["Rows", "StoredRows", "specs"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from timm.models.resnet import BasicBlock, ResNet
-
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones.facts import Request, construction
 from transferkit.models.backbones.timm import TimmBackbone
+from transferkit.models.backbones.timm_import import BasicBlock, ResNet
 from transferkit.models.weights.checkpoint import read_file
 from transferkit.models.weights.loading import load_backbone_weights
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from timm import is_model
 from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
@@ -16,6 +15,7 @@ from transferkit.models.backbones import mini, registered, timm, torchvision
 from transferkit.models.backbones.facts import MINI, Request
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.backbones.timm_import import is_model
 
 __all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "list_backbones", "register_backbone"]
 

@@ -6,9 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, final
 
-import timm
-from timm.models import get_deprecated_models, get_pretrained_cfg, group_parameters
-from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError, did_you_mean, gather
@@ -16,6 +13,13 @@ from transferkit.core.records import DataConfig
 from transferkit.models.backbones.facts import BackboneFacts, Request
 from transferkit.models.backbones.groups import LayerGroup, child_groups, named_groups
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.backbones.timm_import import (
+    PretrainedCfg,
+    get_deprecated_models,
+    get_pretrained_cfg,
+    group_parameters,
+    timm,
+)
 from transferkit.models.backbones.timm_loading import build_network, load_network
 from transferkit.models.weights import downloads, hub
 from transferkit.models.weights.checkpoint import read_fetched

@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
-from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
 from transferkit.models.backbones.facts import construction
+from transferkit.models.backbones.timm_import import PretrainedCfg, timm
 from transferkit.models.weights.checkpoint import Checkpoint
 from transferkit.models.weights.loading import load_backbone_weights
 

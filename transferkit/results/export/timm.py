@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -19,6 +18,7 @@ from transferkit.core.errors import ExportError
 from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.timm import TimmBackbone
+from transferkit.models.backbones.timm_import import timm
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported, Limits

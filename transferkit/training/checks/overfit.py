@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers.drop import DropBlock2d, DropPath
-from timm.layers.patch_dropout import PatchDropout
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
@@ -18,6 +16,7 @@ from torchvision.ops import StochasticDepth
 from transferkit.core.errors import ConfigError, TrainingError, gather
 from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.models.backbones.timm_import import DropBlock2d, DropPath, PatchDropout
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups
 from transferkit.options.training import FinetuneConfig

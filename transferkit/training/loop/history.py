@@ -108,6 +108,15 @@ class History:
         rows = ([row.get(column, "") for column in columns] for row in self.rows)
         atomic_write(self.path, csv_text([columns, *rows]))
 
+    def points(self) -> list[tuple[int, dict[str, float]]]:
+        """Return what loggers take: steps and numbers by name, of a solved phase at step 0 and of every row."""
+        solved = {key: self.solved[key] for key in self.figures if key in self.solved} if self.solved else {}
+        points = [(0, solved)] if solved else []
+        for row in self.rows:
+            numbers = {key: value for key, value in row.items() if key != "step" and not isinstance(value, str)}
+            points.append((int(row["step"]), numbers))
+        return points
+
     def phases(self) -> list[dict[str, Any]]:
         """Return a record per phase for `metrics.json`: its epochs, its time and how it ended."""
         phases: list[dict[str, Any]] = [] if self.solved is None else [{"epochs": 0, **self.solved}]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from transferkit.machine.random import random_state, restore_random_state
 from transferkit.models.module import TransferModule
+from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import Checkpoints
 from transferkit.training.loop.early_stop import BEFORE_TRAINING, Selection
 from transferkit.training.loop.finite import require_finite
@@ -26,7 +27,7 @@ __all__ = ["RunRecorder"]
 
 
 class RunRecorder(Checkpoint):
-    """After each epoch, in this order: a row of history, the best epoch, early stopping, the checkpoints.
+    """After each epoch, in this order: a row of history, the best epoch, early stopping, the checkpoints, the loggers.
 
     It is the last callback of a run, so that a checkpoint holds what the others have made of the epoch. It is a
     `Checkpoint` because Lightning calls those after the module's own hook, which logs the figures of training.
@@ -38,6 +39,7 @@ class RunRecorder(Checkpoint):
         selection: Chooses the best epoch.
         flag: Set by signals.
         own: Give by name what each of several processes measures on its own pictures in the course of an epoch.
+        loggers: Are given each row.
 
     Attributes:
         history: Rows and times.
@@ -53,6 +55,7 @@ class RunRecorder(Checkpoint):
         selection: Selection,
         flag: SignalFlag,
         own: Sequence[Callable[[nn.Module], Mapping[str, Tensor]]] = (statistics,),
+        loggers: RunLoggers | None = None,
     ) -> None:
         self.schedule = schedule
         self.selection = selection
@@ -62,6 +65,7 @@ class RunRecorder(Checkpoint):
         self.history = History(run / "history.csv", columns)
         self.checkpoints = Checkpoints(run)
         self._module = module
+        self._loggers = loggers or RunLoggers()
         self._interruption = Interruption(flag)
         self._own = OwnState(module, own)
         self._solved_head: Mapping[str, Tensor] = {}
@@ -177,6 +181,7 @@ class RunRecorder(Checkpoint):
         self.checkpoints.save(trainer, best=improved)
         if trainer.is_global_zero:
             self.history.write()
+            self._loggers.write(self.history.points())  # last: whatever a server does, the epoch is saved
         signum = self._interruption.signal_of_any()
         if signum is not None and epoch + 1 < plan.epochs and not self.selection.stopped_early:
             raise self.checkpoints.interrupted(signum)

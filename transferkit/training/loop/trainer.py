@@ -19,6 +19,7 @@ from transferkit.training.craft.interpolation import KeepStart
 from transferkit.training.craft.l2sp import L2SP
 from transferkit.training.craft.snapshots import Snapshots
 from transferkit.training.head.solve import SolvedProbe
+from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
 from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.finite import FiniteLoss
@@ -42,6 +43,7 @@ def fit(
     flag: SignalFlag,
     solved: SolvedProbe | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: RunLoggers | None = None,
 ) -> RunRecorder:
     """Train through all phases; return what was recorded.
 
@@ -52,6 +54,7 @@ def fit(
         flag: Set by signals.
         solved: What came of a first phase that was solved.
         callbacks: More of the caller's.
+        loggers: Of the run. They get its rows of history; callbacks find them in the Trainer.
 
     Raises:
         ConfigError: It is to be trained in other processes than are connected.
@@ -69,12 +72,14 @@ def fit(
     selection = Selection(monitor, higher_is_better=higher_is_better, patience=config.patience)
     ema = None if config.ema is None else EMA(config.ema)
     own = (statistics,) if ema is None else (statistics, ema.statistics)
-    recorder = RunRecorder(run, module, schedule, selection, flag, own)
+    loggers = loggers or RunLoggers()
+    recorder = RunRecorder(run, module, schedule, selection, flag, own, loggers)
     if solved is not None:
         recorder.begin_with(training.phases[0].name, solved.figures, solved.head)
     if not training.plan.epochs:
         return recorder  # the solved probe is all there is
     module.to(memory_format=torch.channels_last)
+    module.to_loggers = False
     processes = config.devices * config.num_nodes
     if processes != world():
         raise ConfigError(f"--devices {config.devices} --num-nodes {config.num_nodes} are for `finetune`, not for this")
@@ -94,7 +99,7 @@ def fit(
         plugins=plugins,
         default_root_dir=run / "lightning",  # never made: nothing in it (hpc_ckpt_*) can be taken for a checkpoint
         use_distributed_sampler=False,  # ours know the ranks
-        logger=False,
+        logger=loggers.for_trainer(),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -18,11 +18,11 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.backbones.timm_import import convert_sync_batchnorm
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.training.ranks.connecting import STEP

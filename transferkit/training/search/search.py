@@ -29,6 +29,7 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import build_head
 from transferkit.models.task import Task
 from transferkit.options.fields import make_config
+from transferkit.options.loggers import logger_names
 from transferkit.options.training import FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, output_console, progress_console
@@ -36,6 +37,7 @@ from transferkit.show.words import duration
 from transferkit.training.finetune import finetune
 from transferkit.training.head.features import SplitFeatures, training_rows
 from transferkit.training.head.train import train_head
+from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
@@ -52,14 +54,20 @@ __all__ = ["SearchResult", "TrialReport", "print_search", "search"]
 TrialRun = Callable[["optuna.Trial", Mapping[str, Any], SearchBar], float]
 """Runs a trial with the options that were drawn for it; returns its value."""
 
+NO_RUNS = (
+    "--logger follows runs, and these trials are none: each trains a head on cached features in moments - leave it "
+    "out, and log `finetune` with the recipe"
+)
+
 NO_VAL = "a search compares trials on the validation split, and there is none - pass a --val-split above 0"
 
 
 def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
     """Search for options of `finetune`, at random or by TPE (Bergstra et al. 2011); go on where a study stands.
 
-    A trial is a run in `trials/<number>`. Trials are compared by the figure `monitor` of their weights on val: the best
-    value is optimistic, as it was chosen. Test is never measured; `finetune` with the recipe does it.
+    A trial is a run in `trials/<number>`, and for loggers one of a group. Trials are compared by the figure `monitor`
+    of their weights on val: the best value is optimistic, as it was chosen. Test is never measured; `finetune` with the
+    recipe does it.
 
     Where only a head is trained and nothing is searched that would change its features, the backbone runs once, and a
     trial trains its head on cached features, which takes moments and leaves no run. `finetune` with the recipe then has
@@ -82,6 +90,8 @@ def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
     plan = plan_search({key: value for key, value in options.items() if key in shared}, config.space)
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a search needs Optuna, which is not installed - pip install 'transferkit[search]'")
+    if plan.head_only and logger_names(plan.config.logger):
+        raise ConfigError(NO_RUNS)
     usual = Path("runs") / f"{run_stem(plan.config.data, plan.config.backbone)}-search"
     root = usual if config.out is None else Path(config.out)
     console, started, trials = progress_console(config.quiet), time.monotonic(), config.trials
@@ -203,8 +213,11 @@ class _FinetuneTrials:
         """Train, and return the value of the weights that the run chose."""
         monitor, out = self.plan.monitor, self.root / "trials" / str(trial.number)
         options = {**self.plan.options, **params, "out": str(out), "quiet": True}
-        # The test split is not measured: it is used once, for the options that the search chose.
-        metrics = finetune(callbacks=[TrialReport(trial, monitor.name, bar)], measured=("val",), **options).metrics
+        watch = TrialReport(trial, monitor.name, bar)
+        with RunLoggers(label=f"{self.root.name}-trial-{trial.number}", group=self.root.name) as loggers:
+            # The test split is not measured: it is used once, for the options that the search chose.
+            metrics = finetune(callbacks=[watch], measured=("val",), loggers=loggers, **options).metrics
+            loggers.log_files()
         if "val" not in metrics:
             raise DataError(NO_VAL)
         values = {**metrics["val"], **metrics["val"].get("uncalibrated", {})}  # as the epochs report it
