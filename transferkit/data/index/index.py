@@ -176,7 +176,7 @@ def build_index(
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
     problems += reader.problems(scan, counted, options)
-    same = equal_pictures([result for _, result in good], workers=workers)
+    same = equal_pictures([result for _, result in good], decoding, workers=workers)
     leaking = leaks(good, same)
     if not options.allow_leaks:
         problems += [
