@@ -167,7 +167,7 @@ def worker(first: int, stop: int) -> None:
             fine = depth == 3 and pixels.dtype == np.uint8 and 0 < height * width <= MAX_PIXELS
             said = "read" if fine else f"BUG a picture {pixels.shape} {pixels.dtype}"
         except UnreadableImage as error:
-            said = f"refused\t{error.reason}"
+            said = f"refused\t{error.reason}" if error.reason.count(" ") else f"BUG refused for {error.reason!r}"
         except BaseException as error:
             said = f"BUG {type(error).__name__}: {' '.join(str(error).split())}"
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -288,6 +290,21 @@ def test_errors_name_path_reason_and_remedy(tmp_path):  # fault 10
     assert (caught.value.path, caught.value.reason) == (str(path), "the file is empty")
 
 
+def test_what_pillow_raises_without_words_has_some():
+    """A PNG without a chunk that has to be there, and a TIFF of seven planes, which is not damaged."""
+    png = encode(picture(), "PNG")
+    header = raw_png(4, 4, 8, 2, [])[:33]
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(header + png_chunk(b"tRNS", b"\0") + png[33:])
+    assert " " in caught.value.reason
+    with pytest.raises(UnreadableImage, match="Pillow says 'Invalid value for samples per pixel'"):
+        decode_image(
+            raw_tiff(np.zeros((2, 14), np.uint8), 8).replace(
+                struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 3, 1, 7)
+            )
+        )
+
+
 def test_the_error_survives_a_worker_process():
     with pytest.raises(UnreadableImage) as caught:
         decode_image(b"", name="x.jpg")
@@ -445,6 +462,19 @@ def test_threads_agree_and_leave_the_warning_filters_alone():
     assert warnings.filters == before
     for array, reference in zip(got, expected * 10, strict=True):
         np.testing.assert_array_equal(array, reference)
+
+
+def test_log_lines_of_pillow_stay_off_the_terminal():
+    seven = raw_tiff(np.zeros((2, 14), np.uint8), 8).replace(b"\x15\1\3\0\1\0\0\0\1", b"\x15\1\3\0\1\0\0\0\7")
+    code = f"""
+from transferkit.data.images.decode import UnreadableImage, decode_image
+try:
+    decode_image({seven!r})
+except UnreadableImage as error:
+    print(error.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == "Pillow says 'Invalid value for samples per pixel'\n" and done.stderr == ""
 
 
 def test_quiet_pillow_covers_overlapping_threads_and_nothing_but_pillow():

@@ -217,7 +217,8 @@ def _unreadable(name: str) -> Iterator[None]:
     except OSError as error:  # of the system, which has a number, or of Pillow
         raise _error(name, error.strerror or str(error), passing=error.errno is not None) from error
     except Exception as error:  # Pillow's parsers meet arbitrary bytes, and raise almost anything
-        raise _error(name, f"{error or type(error).__name__}") from error
+        words = str(error) if " " in str(error) else f"{type(error).__name__} {error}".rstrip()
+        raise _error(name, f"Pillow says {words!r}") from error
 
 
 def _error(name: str, reason: str, *, passing: bool = False) -> UnreadableImage:
@@ -253,8 +254,8 @@ def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixe
     image.load()
     orientation = _orientation(image)
     rgb = _turned(_to_rgb(image, decoding), orientation)
-    if (image.width > image.height) != (width > height) and kind == "TIFF":
-        width, height = height, width  # Pillow turns a TIFF itself while loading
+    if (image.width > image.height) != (width > height) and kind in ("TIFF", "HEIF"):
+        width, height = height, width  # those that are turned while loading
     if orientation >= 5:
         width, height = height, width
     pixels = np.array(rgb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import threading
 import warnings
@@ -95,6 +96,8 @@ def _without_large_metadata(data: bytes) -> bytes:
 # ---- Pillow's warnings ------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
+_logger: Final = logging.getLogger("PIL")
+_silence: Final = logging.NullHandler()
 _depth = 0
 _PATTERN: Final = r"PIL\."
 _FILTER: Final = ("ignore", None, Warning, re.compile(_PATTERN), 0)  # the entry `filterwarnings` makes of it
@@ -102,7 +105,7 @@ _FILTER: Final = ("ignore", None, Warning, re.compile(_PATTERN), 0)  # the entry
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Ignore warnings raised inside Pillow (odd metadata, large pictures) until the last thread has left the block.
+    """Ignore warnings and log lines of Pillow (odd metadata, large pictures) until the last thread has left the block.
 
     `warnings.catch_warnings` swaps the whole list of filters, so two threads that overlap leave a wrong list behind.
     Here exactly one entry, which matches Pillow's modules alone, is put in and taken out.
@@ -111,6 +114,7 @@ def quiet_pillow() -> Iterator[None]:
     with _lock:
         if _depth == 0:
             warnings.filterwarnings("ignore", module=_PATTERN)
+            _logger.addHandler(_silence)  # whoever has a handler gets them; the terminal does not
         _depth += 1
     try:
         yield
@@ -118,5 +122,6 @@ def quiet_pillow() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0:
+                _logger.removeHandler(_silence)
                 with contextlib.suppress(ValueError):  # someone else restored the list meanwhile
                     cast(list[Any], warnings.filters).remove(_FILTER)
