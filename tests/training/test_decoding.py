@@ -129,7 +129,7 @@ def test_weights_of_a_run_bring_it_along(run, drawn, tmp_path):
         assert table.facts["data_config"]["decoding"]["max_pixels"] == expected.max_pixels
 
 
-def test_a_start_from_a_run_of_other_decoding_is_said(run):  # fault 131
+def test_a_start_from_a_run_of_other_decoding_is_said(run):  # fault 141
     module, _ = load_model(run)
     load_weights_from(run, module)
     usual = tk.TransferModule("transferkit/mini", 2, image_size=32, class_names=("circle", "square"))
@@ -140,7 +140,7 @@ def test_a_start_from_a_run_of_other_decoding_is_said(run):  # fault 131
         load_weights_from(run, usual)
 
 
-def test_features_of_one_way_are_none_of_another_and_a_limit_is_no_way(drawn, tmp_path):  # fault 132
+def test_features_of_one_way_are_none_of_another_and_a_limit_is_no_way(drawn, tmp_path):  # fault 142
     def computed(**options):
         return tk.extract_features(str(drawn), store=str(tmp_path), **QUIET, **options).facts["computed"]
 
