@@ -45,6 +45,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
 
 
+@pytest.fixture
+def without_heif(monkeypatch):
+    """Be on a machine where pillow-heif is not installed."""
+    from transferkit.data.scan.formats import read_extensions
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    read_extensions.cache_clear()
+    yield
+    read_extensions.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Fail on any connection that leaves this machine."""

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from transferkit.core.errors import ConfigError
+from transferkit.core.records import Decoding
 from transferkit.options.data import CheckConfig
 from transferkit.options.features import BackbonesConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import default_of, flag, make_config
@@ -75,6 +76,8 @@ def test_every_range_has_an_outside(kind):
         (FeaturesConfig, {"views": 2, "augment": "none"}, "--views without augmentation are all the same"),
         (ProbeConfig, {"classifier": "logistics"}, "unknown classifier 'logistics'. Did you mean 'logistic'"),
         (ProbeConfig, {"layer": "all"}, "--layer all gives several sets of features"),
+        (FinetuneConfig, {"ground": "whit"}, "--ground is 'whit', expected white, black or #rrggbb"),
+        (FeaturesConfig, {"ground": "#12345"}, "--ground is '#12345', expected"),
         (StoreConfig, {"dry_run": True}, "belong to 'store gc', not to 'store list'"),
         (ExportConfig, {"format": "torch", "precision": "int8"}, "are for --format onnx, not for torch"),
         (EvaluateConfig, {"tta": "6crop"}, "--tta is '6crop', expected none, flip, 5crop or a number of views"),
@@ -105,6 +108,32 @@ def test_types_and_names_are_checked_all_at_once():
 def test_paths_and_whole_numbers_are_taken(tmp_path):
     config = make_config(FinetuneConfig, {"data": tmp_path, "lr": 1})
     assert (config.data, config.lr) == (str(tmp_path), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, Decoding("#203040", 12, 7)), ({"ground": "white"}, Decoding("#ffffff", 12, 7)),
+        ({"ground": "black", "max_pixels": 9}, Decoding("#000000", 12, 9)),
+        ({"ground": "#AbCdEf", "grey_bits": 16}, Decoding("#abcdef", 16, 7)),
+    ],
+)  # fmt: skip
+def test_what_is_not_asked_for_stays_as_it_travels_with_the_weights(options, expected):
+    config = make_config(ProbeConfig, {"data": "x", **options})
+    assert config.decoding(Decoding("#203040", 12, 7)) == expected
+
+
+@pytest.mark.parametrize("word", ["pretrained", "bundled", "random"])
+def test_a_weights_file_called_like_a_word_is_never_shadowed(tmp_path, monkeypatch, word):  # fault 108
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / word).mkdir()
+    assert make_config(FinetuneConfig, {"data": "x", "weights": word}).weights == word, "no folder is a weights file"
+    (tmp_path / word).rmdir()
+    (tmp_path / word).write_bytes(b"")
+    for kind in (FinetuneConfig, FeaturesConfig, ProbeConfig):
+        with pytest.raises(ConfigError, match=rf"a file .*, too - pass \./{word} for the file, or rename it"):
+            make_config(kind, {"data": "x", "weights": word})
+    assert make_config(FinetuneConfig, {"data": "x", "weights": f"./{word}"}).weights == f"./{word}"
 
 
 def test_paths_are_the_users(monkeypatch):  # fault 101

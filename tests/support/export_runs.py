@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from transferkit.core.csv import csv_text
 from transferkit.core.files import sha256_of_file
+from transferkit.core.records import USUAL, Decoding
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
@@ -60,6 +62,7 @@ def make_run(
     run: Path,
     *,
     calibration: Calibration | None = None,
+    decoding: Decoding = USUAL,
     metrics: dict | None = None,
     config: dict | None = None,
     **options,
@@ -69,6 +72,7 @@ def make_run(
     options = {"backbone": "test_resnet", "weights": "random", "image_size": 32, **options}
     torch.manual_seed(0)
     module = TransferModule(options.pop("backbone"), len(CLASSES), class_names=CLASSES, **options).eval()
+    module.backbone.data_config = dataclasses.replace(module.data_config, decoding=decoding)
     rows = [("split", "label", "path", "sha256")]
     for split, count, seed in (("val", 20, 1), ("train", 12, 2)):
         for path in draw_pictures(run.parent / f"{run.name}-pictures" / split / "cat", count, seed):
@@ -94,6 +98,26 @@ sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+# Likewise, and saves what the script makes of its pictures.
+READING = BLOCKED.replace("sys.argv = sys.argv[1:]", "out, script, *pictures = sys.argv[1:]").replace(
+    'runpy.run_path(sys.argv[0], run_name="__main__")',
+    """
+import numpy
+sys.argv = [script]
+read = runpy.run_path(script)["read"]
+numpy.savez(out, *map(read, pictures))
+""",
+)
+
+
+def read_by_example(script: Path, pictures: list[Path], out: Path) -> list[np.ndarray]:
+    """Return what the script beside an ONNX file hands to the graph for each picture."""
+    command = [sys.executable, "-I", "-c", READING, str(out), str(script), *map(str, pictures)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        return [arrays[f"arr_{number}"] for number in range(len(pictures))]
 
 
 def run_example(script: Path, pictures: list[Path]) -> list[list[str]]:

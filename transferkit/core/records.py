@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["MAX_SIDE", "DataConfig", "Finding", "ImageRecord", "SkippedFile"]
+__all__ = ["DEEPEST", "MAX_SIDE", "USUAL", "DataConfig", "Decoding", "Finding", "ImageRecord", "SkippedFile"]
 
 MAX_SIDE = 16_384
 """Pixels of the longer side of a model's input at most: of one such picture the first layer alone takes gigabytes."""
+
+DEEPEST: Final = 16
+"""Bits of the deepest grey that is decoded."""
+
+_COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,61 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """The choices in making pixels of a file: facts that travel with a model, which sees pictures as it learnt them.
+
+    Attributes:
+        ground: The colour that shows through transparent pixels, ``"#rrggbb"``; white, as on a page.
+        grey_bits: How many bits the values of 16-bit grey use, 8 to 16: ``2 ** grey_bits - 1`` and above is white. A
+            file that names its own depth, as TIFF can, goes by that.
+        max_pixels: The largest picture that is decoded, in pixels of three bytes. Of a JPEG that is decoded at a
+            fraction of its size that fraction counts, and the whole may be ten times as large.
+    """
+
+    ground: str = "#ffffff"
+    grey_bits: int = DEEPEST
+    max_pixels: int = 100_000_000
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values, a sentence each."""
+        problems = []
+        if not _COLOUR.fullmatch(self.ground):
+            problems.append(f"ground is {self.ground!r}, expected a colour such as '#ffffff'")
+        for name, value, low, high in (
+            ("grey_bits", self.grey_bits, 8, DEEPEST),
+            ("max_pixels", self.max_pixels, 1, None),
+        ):
+            if value < low or (high is not None and value > high):
+                problems.append(f"{name} is {value}, expected at least {low}{f' and at most {high}' if high else ''}")
+        return problems
+
+    def key_values(self) -> dict[str, Any]:
+        """Return what pixels depend on, as JSON values: without the limit, and nothing where all is as usual."""
+        return {name: value for name, value in (("ground", self.ground), ("grey_bits", self.grey_bits))
+                if value != getattr(USUAL, name)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
+        """Rebuild a record from its fields; those that are not there are as usual.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
+        decoding = cls(
+            ground=str(values.get("ground", USUAL.ground)),
+            grey_bits=int(values.get("grey_bits", USUAL.grey_bits)),
+            max_pixels=int(values.get("max_pixels", USUAL.max_pixels)),
+        )
+        if problems := decoding.problems():
+            raise ValueError("; ".join(problems))
+        return decoding
+
+
+USUAL: Final = Decoding()
+"""How files are decoded unless something else is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataConfig:
     """The preparation of pictures for a backbone: the facts that travel with its weights.
 
@@ -74,6 +135,7 @@ class DataConfig:
             always made smaller by area averaging.
         crop_pct: Share of the short side that the centre crop of evaluation keeps, in (0, 1].
         crop_mode: ``"center"`` (keep the aspect ratio, crop the centre) or ``"squash"`` (no crop).
+        decoding: What files become.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -82,6 +144,7 @@ class DataConfig:
     interpolation: str = "bilinear"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+    decoding: Decoding = USUAL
 
     @property
     def decode_side(self) -> int:
@@ -94,6 +157,14 @@ class DataConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def key_values(self) -> dict[str, Any]:
+        """Return what the pixels that a network sees depend on, as JSON values; see `Decoding.key_values`."""
+        values = self.to_dict()
+        decoding = self.decoding.key_values()
+        return (
+            {**values, "decoding": decoding} if decoding else {key: values[key] for key in values if key != "decoding"}
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
@@ -113,8 +184,9 @@ class DataConfig:
                 interpolation=str(values["interpolation"]),
                 crop_pct=float(values["crop_pct"]),
                 crop_mode=str(values["crop_mode"]),
+                decoding=Decoding.from_dict(values.get("decoding", {})),  # models of before know no choice
             )
-        except (KeyError, IndexError, TypeError, OverflowError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, OverflowError) as error:
             raise ValueError(f"preprocessing lacks a value, or has one of another type ({error})") from error
         sound = (
             1 <= min(config.image_size) <= max(config.image_size) <= MAX_SIDE

@@ -36,7 +36,7 @@ from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["ModelInfo", "load_model", "load_weights_from", "save_info", "save_model", "versions"]
+__all__ = ["ModelInfo", "load_model", "load_weights_from", "read_info", "save_info", "save_model", "versions"]
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
@@ -113,6 +113,7 @@ def save_model(
     head: str | None = None,
     head_args: Mapping[str, Any] | None = None,
     calibration: FittedCalibration | None = None,
+    preprocessing: DataConfig | None = None,
 ) -> ModelInfo:
     """Write a module as a product; the weights first, so that `model.json` never describes a file that is not there.
 
@@ -122,6 +123,7 @@ def save_model(
         head: Name of its head, where the module was not built by one.
         head_args: What else that head is built with; plain values.
         calibration: Of its logits.
+        preprocessing: How its pictures were prepared, where that is not the module's own.
 
     Raises:
         StorageError: The disk is full or read-only.
@@ -139,7 +141,7 @@ def save_model(
         head=head or hparams.get("head"),
         head_args=dict(head_args or {}),
         class_names=module.class_names,
-        preprocessing=module.data_config,
+        preprocessing=preprocessing or module.data_config,
         weights_source=module.backbone.weights_source,
         license=module.backbone.license,
         backbone_args=hparams.get("backbone_args", {}),
@@ -184,18 +186,24 @@ def save_info(directory: Path, info: ModelInfo) -> None:
     )
 
 
-def load_model(directory: str | Path, *, head: nn.Module | None = None) -> tuple[TransferModule, ModelInfo]:
+def load_model(
+    directory: str | Path, *, head: nn.Module | None = None, max_pixels: int | None = None
+) -> tuple[TransferModule, ModelInfo]:
     """Rebuild a product in eval mode on the CPU.
 
     Args:
         directory: A run directory, or any folder with the two files.
         head: The head, for a model whose head was a module of the user's own.
+        max_pixels: The largest picture to decode, in pixels; that of the model when ``None``.
 
     Raises:
         CheckpointError: A file is missing, damaged, of another kind, or of a newer transferkit.
     """
     folder = Path(user_path(str(directory)))
-    info = _read_info(folder)
+    info = read_info(folder)
+    if max_pixels is not None:
+        decoding = replace(info.preprocessing.decoding, max_pixels=max_pixels)
+        info = replace(info, preprocessing=replace(info.preprocessing, decoding=decoding))
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"{weights}: missing, expected it beside {INFO} - run `finetune` again")
@@ -246,10 +254,21 @@ def load_weights_from(source: Path, module: TransferModule) -> None:
     read_state_dict(path)  # raises for everything that can be wrong with the file
     if path.suffix == ".safetensors":
         state = load_file(path)
-        names = _read_info(path.parent).class_names if (path.parent / INFO).is_file() else None
+        info = read_info(path.parent) if (path.parent / INFO).is_file() else None
+        names, theirs = (None, None) if info is None else (info.class_names, info.preprocessing)
     else:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state, names = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {}).get("class_names")
+        stored = checkpoint.get("transferkit_data_config")
+        theirs = None if stored is None else DataConfig.from_dict(stored)
+    if theirs is not None and theirs.decoding.key_values() != module.data_config.decoding.key_values():
+        before, here = (f"--ground {config.decoding.ground} --grey-bits {config.decoding.grey_bits}"
+                        for config in (theirs, module.data_config))  # fmt: skip
+        warnings.warn(
+            f"{source}: its pictures were decoded with {before}, and these with {here} - pass the same",
+            TransferkitWarning,
+            stacklevel=2,
+        )
     product = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
     if names and module.class_names and tuple(names) != module.class_names:
         product = _by_class_name(product, module, tuple(names), str(source))
@@ -284,7 +303,8 @@ def _by_class_name(
     return result
 
 
-def _read_info(folder: Path) -> ModelInfo:
+def read_info(folder: Path) -> ModelInfo:
+    """Return the content of the `model.json` in a folder. Raises `CheckpointError`."""
     path = folder / INFO
     if not path.is_file():
         raise CheckpointError(f"{path}: missing - expected the directory of a finished run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -147,6 +148,12 @@ class TransferModule(L.LightningModule):
     def data_config(self) -> DataConfig:
         """The preparation of pictures for this model."""
         return self.backbone.data_config
+
+    def setup(self, stage: str) -> None:
+        """Take over how the data are decoded: whoever uses the model later has to decode likewise."""
+        theirs = getattr(getattr(self.trainer, "datamodule", None), "data_config", None)
+        if stage == "fit" and isinstance(theirs, DataConfig):
+            self.backbone.data_config = replace(self.data_config, decoding=theirs.decoding)
 
     def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:
         return MetricCollection(

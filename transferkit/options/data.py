@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
+from transferkit.core.records import DEEPEST, USUAL, Decoding
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
 
 __all__ = ["BackboneOptions", "CheckConfig", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
+BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)
+
+GROUNDS: Final[Mapping[str, str]] = {"white": "#ffffff", "black": "#000000"}
+"""Colours that have a name."""
+WEIGHT_WORDS: Final = ("pretrained", "bundled", "random")
+"""What ``weights`` may be besides a file or a repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,14 @@ class DataOptions(Options):
     skip_bad: bool = option(False, "drop unreadable pictures before splitting and list them, instead of stopping")
     allow_empty_classes: bool = option(False, "keep a class without pictures as an output of the model")
     allow_leaks: bool = option(False, "go on although the same picture is in two splits or has two labels")
+    max_pixels: int | None = option(
+        None, "largest picture that is decoded, in pixels; default: 100 million; of a JPEG that is decoded at a "
+        "fraction of its size ten times as many", at_least(1)
+    )  # fmt: skip
+    ground: str | None = option(None, "colour that shows through transparent pixels: white (default), black or #rrggbb")
+    grey_bits: int | None = option(
+        None, "bits that the values of 16-bit grey pictures use, 8 to 16, such as 10; default: 16", BITS
+    )
     seed: int = option(0, "seed of splits, initialisation, sample order and augmentation", SEED)
 
     @property
@@ -60,8 +77,20 @@ class DataOptions(Options):
             re.compile(self.group_by or "")
         except re.error as error:
             yield f"--group-by {self.group_by!r} is no pattern ({error}) - such as 'patient(\\d+)', or folder"
+        if self.ground is not None and Decoding(ground=_colour(self.ground)).problems():
+            yield f"--ground is {self.ground!r}, expected {', '.join(GROUNDS)} or #rrggbb, such as #808080"
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
             yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
+
+    def decoding(self, base: Decoding = USUAL) -> Decoding:
+        """Return how pictures are decoded: as these options say, and where they say nothing, as `base` does."""
+        values: dict[str, Any] = {"grey_bits": self.grey_bits, "max_pixels": self.max_pixels}
+        values["ground"] = None if self.ground is None else _colour(self.ground)
+        return replace(base, **{name: value for name, value in values.items() if value is not None})
+
+
+def _colour(text: str) -> str:
+    return GROUNDS.get(text, text.lower())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +102,14 @@ class BackboneOptions(DataOptions):
     image_size: int | None = option(
         None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
     )
+
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        if self.weights in WEIGHT_WORDS and Path(self.weights).is_file():
+            yield (
+                f"--weights {self.weights} has a meaning of its own, and there is a file "
+                f"{str(Path(self.weights).absolute())!r}, too - pass ./{self.weights} for the file, or rename it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ TTA = ("none", "flip", "5crop")
 NO_RUN = "RUN is missing, expected a run directory"
 NO_DATA = "DATA is missing, expected a labelled folder, a manifest or 'sample'"
 NO_PATHS = "PATH is missing, expected pictures, folders, globs or -"
+MAX_PIXELS = "largest picture that is decoded, in pixels; default: the model's, which is 100 million unless set"
 RATE = Range("a rate in (0, 1), such as 0.95", lambda value: 0.0 < value < 1.0)
 PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
 WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
@@ -39,6 +40,7 @@ class RunOptions(Options):
         "32", "bf16 may be faster where the processor has it, and may flip close calls"
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
+    max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,7 @@ class ExportConfig(Options):
     )
     data: str | None = option(None, "labelled pictures to compare on; default: the run's own validation pictures")
     pictures: int = option(200, "most pictures to compare on", at_least(1))
+    max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
     overwrite: bool = option(False, "replace the file in --out")
     quiet: bool = option(False, "no progress bar, no summary")
 

@@ -14,6 +14,7 @@ from transferkit.core.csv import read_csv
 from transferkit.core.documents import parse_json, parse_yaml
 from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import stored_path
+from transferkit.core.records import USUAL, Decoding
 from transferkit.data.sample import SAMPLE
 from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.parts import Details
@@ -91,6 +92,16 @@ class RunFiles:
     def model(self) -> dict[str, Any]:
         """`model.json` of `model_run`."""
         return {} if self.model_run is None else self._document(self.model_run / "model.json", parse_json)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the model has pictures decoded; as usual where there is no model, or what it says is none."""
+        preprocessing = self.model.get("preprocessing")
+        stored = preprocessing.get("decoding") if isinstance(preprocessing, dict) else None
+        try:
+            return Decoding.from_dict(stored) if isinstance(stored, dict) else USUAL
+        except (TypeError, ValueError):  # who loads the model is told
+            return USUAL
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

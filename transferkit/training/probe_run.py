@@ -11,6 +11,7 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.data.index.targets import ClassReader
+from transferkit.core.records import DataConfig
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.extract.table import FeatureTable
@@ -197,5 +198,6 @@ def _export(
     head = NeighbourHead(backbone.num_features, width, **arguments) if state.name == KNN else state.name
     module = TransferModule(backbone, width, head, class_names=spec.names, task=task, target_facts=spec.facts)
     module.head.load_state_dict(state.tensors)
-    save_model(run, module, head=state.name, head_args=arguments, calibration=calibration)
+    prepared = DataConfig.from_dict(table.facts["data_config"])
+    save_model(run, module, head=state.name, head_args=arguments, calibration=calibration, preprocessing=prepared)
     return "yes"

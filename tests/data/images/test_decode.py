@@ -6,30 +6,34 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import gallery
 import numpy as np
+import pillow_heif
 import pytest
+from gallery import png_chunk, raw_png, raw_tiff
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from transferkit.core.errors import ConfigError, DataError
-from transferkit.data.images import decode
+from transferkit.core.records import USUAL, DataConfig, Decoding
 from transferkit.data.images.decode import (
-    BACKGROUND,
-    MAX_PIXELS,
     UnreadableImage,
     decode_image,
     decode_with_info,
-    quiet_pillow,
+    image_pixels,
+    pixels_digest,
     read_bytes,
 )
-from transferkit.data.images.reading import ReadResult
+from transferkit.data.images.readers import quiet_pillow
+from transferkit.data.images.reading import ReadResult, read_images
 from transferkit.data.index.checks import special_pictures
-from transferkit.data.scan.formats import EXTENSIONS, FORMATS, sniff_format
+from transferkit.data.scan.formats import EXTENSIONS, FORMATS, read_extensions, sniff_format, unread_text
 
 
 def picture(height=24, width=40, seed=0):
@@ -44,34 +48,7 @@ def smooth(height, width):
 
 def encode(array_or_image, kind, **options):
     image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def raw_png(width, height, depth, colour, rows, extra=b""):
-    """Write a PNG by hand, following the specification, so that no library of ours is its own reference."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def raw_tiff(values, bits, *, photometric=1, sample_format=1, packed=None):
-    """Write a grey little-endian TIFF by hand (TIFF 6.0, section 2)."""
-    height, width = values.shape
-    data = values.tobytes() if packed is None else packed
-    tags = [
-        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
-        (273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(data)), (339, 3, sample_format),
-    ]  # fmt: skip
-    offset = 8 + len(data)
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II\x2a\0" + struct.pack("<I", offset) + data + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+    return gallery.encode(image, kind, **options)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -258,7 +235,7 @@ def test_transparency_shows_the_background():  # fault 19
     half = [round(200 * 128 / 255 + 255 * 127 / 255), round(255 * 127 / 255), round(255 * 127 / 255)]
     for data in (encode(hidden, "PNG"), encode(hidden, "TIFF"), encode(hidden, "WEBP", lossless=True, exact=True)):
         got, info = decode_with_info(data)
-        assert tuple(got[0, 0]) == BACKGROUND == (255, 255, 255)
+        assert tuple(got[0, 0]) == (255, 255, 255)
         assert tuple(got[0, 1]) == (200, 0, 0)
         assert np.abs(got[0, 2].astype(int) - half).max() <= 1
         assert info.transparent
@@ -311,6 +288,21 @@ def test_errors_name_path_reason_and_remedy(tmp_path):  # fault 10
     assert isinstance(caught.value, DataError) and caught.value.exit_status == 3
     assert repr(str(path)) in message and "--skip-bad" in message and "\n" not in message
     assert (caught.value.path, caught.value.reason) == (str(path), "the file is empty")
+
+
+def test_what_pillow_raises_without_words_has_some():
+    """A PNG without a chunk that has to be there, and a TIFF of seven planes, which is not damaged."""
+    png = encode(picture(), "PNG")
+    header = raw_png(4, 4, 8, 2, [])[:33]
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(header + png_chunk(b"tRNS", b"\0") + png[33:])
+    assert " " in caught.value.reason
+    with pytest.raises(UnreadableImage, match="Pillow says 'Invalid value for samples per pixel'"):
+        decode_image(
+            raw_tiff(np.zeros((2, 14), np.uint8), 8).replace(
+                struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 3, 1, 7)
+            )
+        )
 
 
 def test_the_error_survives_a_worker_process():
@@ -389,7 +381,7 @@ def test_bombs_are_refused_from_the_header(side):  # fault 15
     bomb = raw_png(side, side, 8, 0, [])
     with pytest.raises(UnreadableImage, match=f"{side} x {side} pixels, more than the limit of 100,000,000"):
         decode_image(bomb)
-    assert MAX_PIXELS == 100_000_000 and Image.MAX_IMAGE_PIXELS is not None
+    assert USUAL.max_pixels == 100_000_000 and Image.MAX_IMAGE_PIXELS is not None
 
 
 def test_between_pillows_warning_and_our_limit_there_is_no_warning(monkeypatch):  # fault 15
@@ -472,6 +464,19 @@ def test_threads_agree_and_leave_the_warning_filters_alone():
         np.testing.assert_array_equal(array, reference)
 
 
+def test_log_lines_of_pillow_stay_off_the_terminal():
+    seven = raw_tiff(np.zeros((2, 14), np.uint8), 8).replace(b"\x15\1\3\0\1\0\0\0\1", b"\x15\1\3\0\1\0\0\0\7")
+    code = f"""
+from transferkit.data.images.decode import UnreadableImage, decode_image
+try:
+    decode_image({seven!r})
+except UnreadableImage as error:
+    print(error.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == "Pillow says 'Invalid value for samples per pixel'\n" and done.stderr == ""
+
+
 def test_quiet_pillow_covers_overlapping_threads_and_nothing_but_pillow():
     before = list(warnings.filters)
     entered, leave = threading.Event(), threading.Event()
@@ -510,14 +515,16 @@ def test_large_metadata_are_no_reason_to_refuse(extra):  # fault 103
     assert np.array_equal(decode_image(stream.getvalue()), pixels)
 
 
-def test_a_large_photo_is_decoded_at_the_size_that_is_needed(monkeypatch):  # fault 103
-    monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
+def test_a_large_photo_is_decoded_at_the_size_that_is_needed():  # fault 103
+    few = Decoding(max_pixels=40_000)
     stream = io.BytesIO()
     Image.fromarray(np.full((400, 800, 3), 90, dtype=np.uint8)).save(stream, "JPEG")
-    assert decode_image(stream.getvalue(), min_side=50).shape == (50, 100, 3)
+    assert decode_image(stream.getvalue(), min_side=50, decoding=few).shape == (50, 100, 3)
     for side in (None, 200):  # more pixels than the limit would have to be decoded
-        with pytest.raises(UnreadableImage, match="more than the limit of 10,000 pixels"):
-            decode_image(stream.getvalue(), min_side=side)
+        with pytest.raises(UnreadableImage, match="more than the limit of [4,0]+ pixels, which --max-pixels raises"):
+            decode_image(stream.getvalue(), min_side=side, decoding=few)
+    with pytest.raises(UnreadableImage, match="more than the limit of 300,000 pixels"):  # ten times as much
+        decode_image(stream.getvalue(), min_side=50, decoding=Decoding(max_pixels=30_000))
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, True), (1, False)])
@@ -532,11 +539,227 @@ def test_one_colour(value, expected):  # fault 107
     assert ("of one colour as decoded" in " ".join(notes)) == expected
 
 
-@pytest.mark.parametrize(("top", "said"), [(1023, True), (65535, False)])
-def test_ten_bits_in_sixteen_are_said(top, said):  # fault 125
-    values = np.linspace(0, top, 600).astype(np.uint16).reshape(20, 30)
+def notes_on(*datas, decoding=USUAL):
+    infos = [decode_with_info(data, decoding=decoding)[1] for data in datas]
+    results = [ReadResult(f"{at}.png", str(at), info=info) for at, info in enumerate(infos)]
+    return [finding.message for finding in special_pictures(results, decoding)]
+
+
+def ramp(top, height=20, width=30):
+    return np.linspace(0, top, height * width).round().astype(np.uint16).reshape(height, width)
+
+
+@pytest.mark.parametrize(("top", "bits"), [(1023, 10), (4095, 12), (16383, 14), (900, 10), (40, 8)])
+def test_ten_to_fourteen_bits_in_sixteen_are_said_and_scaled_on_request(top, bits):  # fault 125
+    data = encode(ramp(top), "PNG")
+    (note,) = [note for note in notes_on(data) if "few grey levels" in note]
+    assert (
+        f"none of whose values is above {top:,}" in note and f"--grey-bits {bits}, and {2**bits - 1:,} becomes" in note
+    )
+    assert len(np.unique(decode_image(data))) <= 65
+    asked = Decoding(grey_bits=bits)
+    got = decode_image(data, decoding=asked)[..., 0]
+    np.testing.assert_array_equal(got, np.floor(ramp(top).astype(int) * 255 / (2**bits - 1) + 0.5))
+    assert "levels" not in " ".join(notes_on(data, decoding=asked))
+    np.testing.assert_array_equal(image_pixels(Image.open(io.BytesIO(data)), decoding=asked)[..., 0], got)
+
+
+def test_depths_that_are_right_are_not_spoken_of():
+    assert not [note for note in notes_on(encode(ramp(65535), "PNG")) if "levels" in note]
+    packed = raw_tiff(np.zeros((1, 4), "<u2"), 12, packed=bytes.fromhex("000fff800400"))
+    assert not [note for note in notes_on(packed) if "levels" in note], "it says itself that it has 12 bits"
+    np.testing.assert_array_equal(decode_image(packed, decoding=Decoding(grey_bits=10))[0, :, 1], [0, 255, 128, 64])
+
+
+def test_one_dark_picture_among_others_and_values_that_are_cut_off():
+    notes = " ".join(notes_on(encode(ramp(65535), "PNG"), encode(ramp(1023), "PNG")))
+    assert "1 of 2 pictures: 16-bit greyscale of which less than an eighth of the range is used" in notes
+    data = encode(ramp(3000), "PNG")
+    notes = " ".join(notes_on(data, decoding=Decoding(grey_bits=10)))
+    assert "1 of 1 pictures: 16-bit greyscale with values above 1,023, which become white: --grey-bits 12" in notes
+    assert decode_image(data, decoding=Decoding(grey_bits=10)).max() == 255
+
+
+def test_sixteen_bit_colour_that_uses_little_is_said():
+    dark, bright = (np.array([[0, 0, value]], dtype=">u2").tobytes() for value in (900, 60000))
+    assert "16-bit colour of which less than an eighth" in " ".join(notes_on(raw_png(1, 1, 16, 2, [dark])))
+    assert "16-bit colour" not in " ".join(notes_on(raw_png(1, 1, 16, 2, [bright])))
+
+
+def test_a_transparent_level_of_deep_grey_is_that_level_alone():
+    """Not every value that is cut off to the same white."""
+    level = png_chunk(b"tRNS", struct.pack(">H", 1023))
+    deep = np.array([1023, 5000, 1023, 4], dtype=">u2").tobytes()
+    data = raw_png(4, 1, 16, 0, [deep], level)
+    got = decode_image(data, decoding=Decoding(grey_bits=10, ground="#000000"))
+    np.testing.assert_array_equal(got[0, :, 0], [0, 255, 0, 1])
+
+
+# ---- the ground ---
+
+
+@pytest.mark.parametrize(("ground", "rgb"), [("#000000", (0, 0, 0)), ("#0080ff", (0, 128, 255))])
+def test_the_ground_shows_through(ground, rgb):
+    pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255], [200, 0, 0, 128]]], dtype=np.uint8)
+    half = np.array((200, 0, 0)) * 128 / 255 + np.array(rgb) * 127 / 255
+    files = [encode(pixels, "PNG"), encode(pixels, "TIFF"), encode(pixels, "WEBP", lossless=True, exact=True)]
+    got = [decode_image(data, decoding=Decoding(ground=ground)) for data in files]
+    got.append(image_pixels(Image.fromarray(pixels), decoding=Decoding(ground=ground)))
+    for array in got:
+        assert tuple(array[0, 0]) == rgb and tuple(array[0, 1]) == (200, 0, 0)
+        assert np.abs(array[0, 2] - half).max() <= 1
+
+
+def test_drawings_in_the_alpha_channel_are_said_and_show_on_another_ground():  # fault 107
+    white = np.full((50, 60, 4), 255, dtype=np.uint8)
+    white[10:20, 10:20, 3] = 0
+    data = encode(white, "PNG")
+    notes = " ".join(notes_on(data))
+    assert (
+        "of one colour as decoded" in notes and "1 have transparency, and may show something by --ground black" in notes
+    )
+    black = Decoding(ground="#000000")
+    np.testing.assert_array_equal(decode_image(data, decoding=black), white[..., 3:].repeat(3, axis=2))
+    notes = " ".join(notes_on(data, decoding=black))
+    assert "of one colour" not in notes and "laid over black" in notes
+    grey = " ".join(notes_on(data, decoding=Decoding(ground="#ffffff")))
+    assert "laid over white" in grey
+
+
+# ---- the limit of pixels ---
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "JPEG"])
+def test_the_limit_is_read_from_the_header_of_every_format(kind):  # fault 15
+    data = encode(picture(20, 30), kind)
+    with pytest.raises(UnreadableImage, match="30 x 20 pixels, more than the limit of 599") as caught:
+        decode_image(data, decoding=Decoding(max_pixels=599))
+    assert caught.value.passing, "with another limit the same bytes are a picture"
+    assert decode_image(data, decoding=Decoding(max_pixels=600)).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF"])
+def test_a_raised_limit_goes_before_pillows_own(kind, monkeypatch):  # fault 103
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    data = encode(picture(40, 50), kind, **options)
+    with pytest.raises(UnreadableImage, match="limit of (400|1000) pixels, which --max-pixels raises"):
+        decode_image(data, decoding=Decoding(max_pixels=400))
+    assert Image.MAX_IMAGE_PIXELS == 500
+    assert decode_image(data, decoding=Decoding(max_pixels=2000)).shape == (40, 50, 3)
+
+
+def test_what_a_picture_becomes_and_whether_it_is_read_are_told_apart():
+    """A limit is no part of the key of a feature; the ground and the depth are, where they are not as usual."""
+    usual, config = Decoding(max_pixels=7).key_values(), DataConfig()
+    assert usual == {} and "decoding" not in config.key_values()
+    asked = Decoding(ground="#000000", grey_bits=10)
+    assert asked.key_values() == {"ground": "#000000", "grey_bits": 10}
+    assert DataConfig(decoding=asked).key_values()["decoding"] == asked.key_values()
+    stored = DataConfig(decoding=Decoding("#102030", 12, 5)).to_dict()
+    assert DataConfig.from_dict(stored).decoding == Decoding("#102030", 12, 5)
+    del stored["decoding"]
+    assert DataConfig.from_dict(stored).decoding == USUAL, "models of before"
+    for wrong in ({"ground": "red"}, {"grey_bits": 7}, {"grey_bits": 17}, {"max_pixels": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            Decoding.from_dict(wrong)
+
+
+# ---- HEIC and AVIF ---
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_pictures_of_phones(kind):
+    got, info = decode_with_info(encode(smooth(64, 96), kind, quality=95))
+    assert info.format == kind and (info.height, info.width) == (64, 96) and not info.transparent
+    assert np.abs(got.astype(int) - smooth(64, 96)).mean() < 3
+    clear = np.dstack([smooth(64, 96), np.full((64, 96), 255, np.uint8)])
+    clear[:32, :, 3] = 0
+    got, info = decode_with_info(encode(clear, kind, quality=95), decoding=Decoding(ground="#ff0000"))
+    assert info.transparent and np.abs(got[:28].astype(int) - (255, 0, 0)).max() <= 4
+    grey, info = decode_with_info(encode(smooth(64, 96)[..., 0], kind, quality=95))
+    assert np.abs(grey[..., 0].astype(int) - smooth(64, 96)[..., 0]).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", VIEWS)
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_orientation_of_pictures_of_phones(kind, orientation):  # fault 16
+    """Written as a rotation and a mirror axis of the container, which is what their viewers go by."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    array = smooth(64, 96)
+    got, info = decode_with_info(encode(array, kind, quality=95, exif=exif.tobytes()))
+    expected = VIEWS[orientation](array)
+    assert got.shape == expected.shape and (info.height, info.width) == got.shape[:2]
+    assert np.abs(got.astype(int) - expected).mean() < 3
+
+
+def test_of_several_heic_pictures_the_primary_one_counts():
+    frames = [Image.fromarray(np.full((64, 64, 3), colour, np.uint8)) for colour in ((200, 30, 30), (30, 30, 200))]
+    heif = pillow_heif.HeifFile()
+    for frame in frames:
+        heif.add_from_pillow(frame)
     stream = io.BytesIO()
-    Image.fromarray(values).save(stream, "PNG")
-    info = decode_with_info(stream.getvalue())[1]
-    notes = [finding.message for finding in special_pictures([ReadResult("a.png", "0", info=info)])]
-    assert any("less than an eighth of the range is used" in note for note in notes) == said
+    heif.save(stream, primary_index=1, quality=95)
+    got, info = decode_with_info(stream.getvalue())
+    assert info.animated and np.abs(got.astype(int) - (30, 30, 200)).max() <= 8
+
+
+def test_a_thumbnail_inside_is_not_taken_for_the_picture():
+    """An edited photo may carry that of before."""
+    heif = pillow_heif.from_pillow(Image.fromarray(smooth(256, 256)))
+    stream = io.BytesIO()
+    heif.save(stream, quality=90, thumbnails=[64])
+    assert decode_image(stream.getvalue(), min_side=32).shape == (256, 256, 3)
+
+
+def test_boxes_are_told_apart_by_their_brands():
+    box = b"\0\0\0\x18ftyp"
+    assert sniff_format(box + b"mif1\0\0\0\0mif1avif") == "AVIF"
+    assert sniff_format(box + b"mif1\0\0\0\0mif1heic") == "HEIF"
+    assert sniff_format(box + b"heic\0\0\0\0mif1miaf") == "HEIF"
+    for brand in (b"isom", b"qt  ", b"mp42", b"M4V "):
+        assert sniff_format(box + brand + b"\0\0\0\0isomavc1") is None, "a video"
+    assert sniff_format(box) is None and sniff_format(b"\xff\xff\xff\xffftypheic") == "HEIF"
+
+
+HEIC = encode(picture(64, 64), "HEIF")
+
+
+def test_heic_without_its_package_says_what_to_type(without_heif):  # fault 109
+    with pytest.raises(UnreadableImage, match=r"need pillow-heif \(pip install 'transferkit\[heif\]'\)") as caught:
+        decode_image(HEIC)
+    assert caught.value.passing
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert copy.passing and copy.reason == caught.value.reason
+    assert {".heic", ".hif"}.isdisjoint(read_extensions()) and ".avif" in read_extensions()
+    assert unread_text({".heic": 300, ".hif": 2, ".mov": 12, "": 1}) == (
+        "315 files with endings none (1), .heic (300), .hif (2), .mov (12) are not read; "
+        "pip install 'transferkit[heif]' to read .heic, .hif"
+    )
+
+
+def test_with_its_package_heic_files_are_candidates():
+    assert read_extensions() == EXTENSIONS
+    assert unread_text({".mov": 12}) == "12 files with endings .mov (12) are not read"
+    assert unread_text({".x\x1b": 1}) == "1 files with endings .x\\x1b (1) are not read", "as a terminal can show it"
+
+
+def test_too_little_memory_is_no_fault_of_the_picture(monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    data = encode(picture(), "PNG")
+    monkeypatch.setattr(PngImageFile, "load", full)
+    with pytest.raises(UnreadableImage, match="not enough memory for it") as caught:
+        decode_image(data)
+    assert caught.value.passing
+
+
+def test_decoding_goes_through_the_pass_over_all_files(tmp_path):
+    for name, pixels in (("a", [0, 0, 0, 0]), ("b", [9, 9, 9, 255])):
+        (tmp_path / f"{name}.png").write_bytes(encode(np.array([[pixels]], dtype=np.uint8), "PNG"))
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    reads = read_images(paths, min_side=None, decoding=Decoding(ground="#0000ff"), keep_bytes=100)
+    assert [read.pixels.tolist() for read in reads] == [[[[0, 0, 255]]], [[[9, 9, 9]]]]
+    assert pixels_digest(reads[0].pixels) != pixels_digest(reads[1].pixels)

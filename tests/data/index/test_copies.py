@@ -7,6 +7,7 @@ import pytest
 from data_sets import draw, folder, index, refused, table
 from PIL import Image, ImageOps
 
+from transferkit.core.records import USUAL, Decoding
 from transferkit.data.images import decode
 from transferkit.data.images.reading import CHECK_SIDE, read_images
 from transferkit.data.index import copies
@@ -38,7 +39,7 @@ def families(paths, **options):
     """Return the sets of files that are told to be equal."""
     results = read_images([str(path) for path in paths], **{"min_side": None, **options})
     assert [result.error for result in results] == [None] * len(results)
-    same, found = equal_pictures(results, workers=2), {}
+    same, found = equal_pictures(results, options.get("decoding", USUAL), workers=2), {}
     for result in results:
         found.setdefault(same.get(result.sha256, result.sha256), set()).add(result.path.rpartition("/")[2])
     return sorted((family for family in found.values() if len(family) > 1), key=min)
@@ -104,7 +105,9 @@ def test_only_what_may_be_equal_is_looked_at_again(tmp_path, monkeypatch):
     paths += [tmp_path / "again.png"]
     Image.open(paths[7]).save(paths[-1], compress_level=0)
     looked = []
-    monkeypatch.setattr(copies, "decode_image", lambda data, name: looked.append(name) or decode.decode_image(data))
+    monkeypatch.setattr(
+        copies, "decode_image", lambda data, *, decoding, name: looked.append(name) or decode.decode_image(data)
+    )
     assert families(paths) == [{"7.png", "again.png"}]
     assert sorted(looked) == sorted([str(paths[7]), str(paths[-1])])
     looked.clear()
@@ -122,12 +125,12 @@ def test_files_that_change_meanwhile_are_no_copies(tmp_path):
     assert equal_pictures(results) == {}
 
 
-def test_photos_too_large_for_their_full_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 20_000)
+def test_photos_too_large_for_their_full_size(tmp_path):
+    few = Decoding(max_pixels=20_000)
     (tmp_path / "a.jpg").write_bytes(jpeg(photo(0, (400, 300))))
     (tmp_path / "b.jpg").write_bytes(jpeg(photo(0, (400, 300)), comment=b"x"))
     (tmp_path / "c.jpg").write_bytes(jpeg(photo(1, (400, 300))))
-    assert families(sorted(tmp_path.iterdir()), min_side=CHECK_SIDE) == [{"a.jpg", "b.jpg"}]
+    assert families(sorted(tmp_path.iterdir()), min_side=CHECK_SIDE, decoding=few) == [{"a.jpg", "b.jpg"}]
 
 
 # --- what an index does about them ------------------------------------------------------------------------------------
@@ -162,3 +165,20 @@ def test_a_copy_in_another_split_or_class_is_refused(tmp_path):  # fault 24
     Image.open(tmp_path / "d" / "cat" / "001.bmp").save(tmp_path / "d" / "cat" / "copy.png")
     message, _ = refused(table(tmp_path / "d" / "m.csv", *rows, header="path,label,split"), Kind.LEAK)
     assert "1 pictures in more than one split" in message and "copy.png" in message
+
+
+def test_pictures_of_one_colour_are_no_copies(tmp_path):
+    """White drawings on a transparent ground are white all over: not one picture under many labels (fault 107)."""
+    for number, name in enumerate(("circle", "square", "star")):
+        image = Image.new("RGBA", (30, 30), (255, 255, 255, 0))
+        image.putpixel((number, 3), (255, 255, 255, 255))
+        image.save(tmp_path / f"{name}.png")
+    paths = sorted(tmp_path.iterdir())
+    assert families(paths) == []
+    assert (
+        len({result.pixels.tobytes() for result in read_images(list(map(str, paths)), min_side=None, keep_bytes=9999)})
+        == 1
+    )
+    photo(3).save(tmp_path / "a.png")
+    photo(3).save(tmp_path / "b.bmp")
+    assert families(sorted(tmp_path.iterdir())) == [{"a.png", "b.bmp"}]

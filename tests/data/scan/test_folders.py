@@ -152,7 +152,7 @@ def test_unreadable_folder_inside(pets, monkeypatch):  # fault 22
 # --- what is skipped --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path):  # fault 22
+def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path, without_heif):  # fault 22
     expected = labels_of(index(pets))
     cat = pets / "cat"
     for name in (".DS_Store", "Thumbs.db", "._000.bmp", ".hidden.bmp", "desktop.ini"):
@@ -185,7 +185,8 @@ def test_what_is_no_picture_is_skipped_by_rule(pets, tmp_path):  # fault 22
     }.items():
         assert reasons[name].startswith(reason), name
     assert any("entered already" in reason for reason in reasons.values())
-    assert indexed.notes == ("4 files skipped for their extension: 1 x '.heic', 1 x '.json', 1 x '.txt', 1 x 'none'",)
+    said = "4 files with endings none (1), .heic (1), .json (1), .txt (1) are not read; "
+    assert indexed.notes == (f"{said}pip install 'transferkit[heif]' to read .heic",)
 
 
 def test_links_are_followed(pets, tmp_path):  # fault 22
@@ -330,12 +331,16 @@ def test_a_folder_of_the_folder_that_was_meant(tmp_path):  # fault 97
         scan_data(str(inner.parent))
 
 
-def test_a_class_of_endings_that_are_not_read_says_so(pets):  # fault 109
+def test_a_class_of_endings_that_are_not_read_says_so(pets, without_heif):  # fault 109
     for number in range(3):
         (pets / "emu").mkdir(exist_ok=True)
         (pets / "emu" / f"{number}.heic").write_bytes(b"x")
     _, (finding,) = refused(pets, Kind.EMPTY)
-    assert "'emu' (files that are not read: 3 .heic)" in finding.message
+    said = "(3 files with endings .heic (3) are not read; pip install 'transferkit[heif]' to read .heic)"
+    assert f"'emu' {said}" in finding.message
+    with pytest.raises(DataError, match="found 0 pictures directly in the folder") as caught:
+        scan_data(str(pets / "emu"))
+    assert said in str(caught.value)
 
 
 def test_names_are_the_same_under_every_locale(tmp_path):  # fault 102

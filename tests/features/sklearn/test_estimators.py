@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from sklearn.utils.validation import validate_data
 
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitError, TransferkitWarning
+from transferkit.core.records import Decoding
 from transferkit.data.images.decode import UnreadableImage, decode_image, image_pixels
 from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import build_once, extract_features, frozen_backbone
@@ -274,12 +275,11 @@ def test_pillow_pictures_are_left_as_they_are(tmp_path):
         assert picture.mode == "RGBA" and picture.tobytes() == before
 
 
-def test_pictures_without_a_range_and_bombs_are_refused(monkeypatch):
+def test_pictures_without_a_range_and_bombs_are_refused():
     with pytest.raises(UnreadableImage, match="no agreed range"):
         image_pixels(Image.new("F", (4, 4)))
-    monkeypatch.setattr("transferkit.data.images.decode.MAX_PIXELS", 19)
     with pytest.raises(UnreadableImage, match="4 x 5 pixels, more than the limit of 19"):
-        image_pixels(Image.new("RGB", (4, 5)))
+        image_pixels(Image.new("RGB", (4, 5)), decoding=Decoding(max_pixels=19))
 
 
 def test_pixels_are_known_by_shape_and_values():

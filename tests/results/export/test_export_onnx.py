@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_runs import CLASSES, draw_pictures, make_run, run_example
+from export_runs import CLASSES, draw_pictures, make_run, read_by_example, run_example
+from gallery import every_kind
 from PIL import Image
 
 from transferkit import __version__
 from transferkit.core.errors import ExportError
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Decoding
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 from transferkit.models.artifact import load_model
@@ -154,7 +155,61 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
         for line in script.read_text(encoding="utf-8").splitlines()[1:]
         if line and not line.startswith(("import", "from"))
     ]
-    assert len(lines) <= 32
+    assert len(lines) <= 52
+
+
+USED = Decoding(ground="#2060a0", grey_bits=10, max_pixels=1_500_000)
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    """A run whose pictures were decoded in a way of its own, and a picture of every kind."""
+    folder = tmp_path_factory.mktemp("painted")
+    run = make_run(folder / "run", decoding=USED)
+    for name, data in every_kind().items():
+        (folder / name).write_bytes(data)
+    return run, [folder / name for name in every_kind()]
+
+
+def test_the_example_names_every_kind_of_picture_as_predict_does(painted):  # fault 124
+    run, paths = painted
+    export(ExportConfig(run=str(run), quiet=True))
+    rows, expected = run_example(run / "run_example.py", paths), load(run).predict(paths)
+    assert [row[:2] for row in rows] == [[item.path, item.label] for item in expected]
+    assert [float(row[2]) for row in rows] == pytest.approx([item.probability for item in expected], abs=5e-3)
+    assert len({row[1] for row in rows}) > 1
+
+
+def test_the_example_decodes_every_kind_of_picture_to_the_last_bit(painted, tmp_path):  # fault 124
+    run, paths = painted
+    out = tmp_path / "inside.onnx"
+    export(ExportConfig(run=str(run), out=str(out), preprocessing="inside", quiet=True))
+    config = load_model(run)[1].preprocessing
+    assert config.decoding == USED
+    made = read_by_example(out.with_name("inside_example.py"), paths, tmp_path / "made.npz")
+    for path, array in zip(paths, made, strict=True):
+        expected = decode_image(path, min_side=config.decode_side, decoding=USED)
+        np.testing.assert_array_equal(array[0], expected, err_msg=path.name)
+        usual = decode_image(path, min_side=config.decode_side)
+        tells = "alpha" in path.name or "level" in path.name or path.name.startswith(("ten", "sixteen.", "white"))
+        assert tells == (usual.shape != expected.shape or (usual != expected).any()) or path.name == "turned.png", path
+
+
+def test_the_example_refuses_what_predict_refuses(painted, tmp_path):
+    run, _ = painted
+    pictures = {"wide.png": Image.new("RGB", (1501, 1000)), "float.tif": Image.new("F", (9, 9))}
+    for name, image in pictures.items():
+        image.save(tmp_path / name)
+    script, model = run / "run_example.py", load(run)
+    if not script.exists():
+        export(ExportConfig(run=str(run), quiet=True))
+    for name, reason in (("wide.png", "1501 x 1000 pixels, more than"), ("float.tif", "have no agreed range")):
+        assert reason in model.predict(tmp_path / name)[0].error
+        with pytest.raises(AssertionError, match=reason):
+            run_example(script, [tmp_path / name])
+    assert model.predict(tmp_path / "wide.png")[0].label is None
+    raised = load(run, max_pixels=2_000_000)
+    assert raised.predict(tmp_path / "wide.png")[0].label is not None
 
 
 def test_the_example_would_fail_where_it_needed_torch(tmp_path):

@@ -75,7 +75,7 @@ class Transform:
 
     def describe(self) -> dict[str, Any]:
         """Return the name, the configuration and each step with its arguments, as values for JSON."""
-        return {"name": self.name, "config": self.config.to_dict(), "steps": [repr(step) for step in self._steps]}
+        return {"name": self.name, "config": self.config.key_values(), "steps": [repr(step) for step in self._steps]}
 
     def __repr__(self) -> str:
         return f"Transform({self.name!r}, {self.config.image_size[0]}x{self.config.image_size[1]})"

@@ -58,6 +58,10 @@ class ImageData(L.LightningDataModule):
         skip_bad: Drop unreadable pictures instead of raising.
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
+        max_pixels: The largest picture that is decoded, in pixels.
+        ground: The colour that shows through transparent pixels: ``"white"``, ``"black"`` or ``"#rrggbb"``.
+        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16. Of all three ``None`` leaves it as
+            `data_config` has it; the model that a Trainer fits is told, so that it travels with it.
         reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
         targets: Columns of a manifest that hold the answers, a list or separated by commas: 0/1 for labels, or numbers.
         path_column: Column of a manifest with the paths.
@@ -93,6 +97,9 @@ class ImageData(L.LightningDataModule):
         skip_bad: bool = False,
         allow_empty_classes: bool = False,
         allow_leaks: bool = False,
+        max_pixels: int | None = None,
+        ground: str | None = None,
+        grey_bits: int | None = None,
         reader: TargetReader = CLASSES,
         targets: str | list[str] | None = None,
         path_column: str = "path",
@@ -114,6 +121,9 @@ class ImageData(L.LightningDataModule):
             skip_bad=skip_bad,
             allow_empty_classes=allow_empty_classes,
             allow_leaks=allow_leaks,
+            max_pixels=max_pixels,
+            ground=ground,
+            grey_bits=grey_bits,
             seed=seed,
             targets=targets,
             path_column=path_column,
@@ -137,6 +147,7 @@ class ImageData(L.LightningDataModule):
             )
         if problems:
             raise ConfigError(gather(problems))
+        config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip = augment, flip
@@ -159,6 +170,7 @@ class ImageData(L.LightningDataModule):
             self._options,
             reader=self._reader,
             min_side=self.data_config.decode_side,
+            decoding=self.data_config.decoding,
             keep_bytes=self._keep_bytes,
             workers=available_cores(),
             progress=self._progress,
@@ -180,7 +192,7 @@ class ImageData(L.LightningDataModule):
         module = self.trainer.lightning_module if self.trainer is not None else None
         theirs = getattr(module, "data_config", None)
         if isinstance(theirs, DataConfig):
-            self.data_config = self._adopted(theirs)
+            self._adopt(theirs)
 
     def detached(self, config: DataConfig) -> Self:
         """Return the same pictures without a Trainer, as a model would get them; nothing here changes with the copy.
@@ -191,13 +203,17 @@ class ImageData(L.LightningDataModule):
         self.index  # noqa: B018  # read once, for both
         own = copy.copy(self)
         own.trainer = None
-        own.data_config = self._adopted(config)
+        own._adopt(config)
         return own
 
-    def _adopted(self, config: DataConfig) -> DataConfig:
+    def _adopt(self, config: DataConfig) -> None:
+        """Prepare pictures as a model would have them, but for what was asked for here."""
         if not self.adopts_config:
-            return self.data_config
-        return dataclasses.replace(config, image_size=self.data_config.image_size)
+            return
+        decoding = self._options.decoding(config.decoding)
+        if "index" in self.__dict__ and decoding.key_values() != self.data_config.decoding.key_values():
+            self.index = dataclasses.replace(self.index, pixels={})  # they were decoded otherwise
+        self.data_config = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
         """Return the pictures of a split, augmented for training or as they are for evaluation.

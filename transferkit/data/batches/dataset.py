@@ -71,7 +71,7 @@ class Loaded(NamedTuple):
         """
         for error in self.errors:
             if error is not None:  # raised itself, it would be in a cycle with this batch, and keep the loader alive
-                raise UnreadableImage(str(error), path=error.path, reason=error.reason)
+                raise UnreadableImage(str(error), path=error.path, reason=error.reason, passing=error.passing)
         if self.targets is None:
             raise ValueError("a data set without targets gives no labelled batches")
         return self.images, self.targets
@@ -171,7 +171,8 @@ class ImageDataset(Dataset[Loaded]):
                 if content is None:
                     content = read_bytes(picture.name) if sha256 is None else _read_indexed(picture.name, sha256)
                 sha256 = sha256 or hashlib.sha256(content).hexdigest()
-                pixels = decode_image(content, min_side=self.views.evaluation.config.decode_side, name=picture.name)
+                config = self.views.evaluation.config
+                pixels = decode_image(content, min_side=config.decode_side, decoding=config.decoding, name=picture.name)
         except UnreadableImage as error:
             return sha256, error.with_traceback(None)  # its frames hold the file
         return sha256, self.views.render(pixels, sha256, views)

@@ -1,10 +1,11 @@
 """From the bytes of one picture to upright RGB pixels: the one decoder of training, caching, evaluation and prediction.
 
-What a file becomes depends on its bytes and `min_side` alone, never on its name, the thread or earlier calls:
+What a file becomes depends on its bytes, `min_side` and `Decoding` alone, never on its name, thread or earlier calls:
 
-- The format is read from the content: JPEG (with MPO, whose first picture is a JPEG), PNG, WebP, BMP, GIF, TIFF.
+- The format is read from the content: JPEG (with MPO, whose first picture is a JPEG), PNG, WebP, BMP, GIF, TIFF, AVIF,
+  and HEIC where pillow-heif is installed.
 - EXIF orientation is applied. Of an animation or a file with several pages the first frame counts.
-- Grey is replicated to three channels; palettes and CMYK are converted; transparency is laid over `BACKGROUND`.
+- Grey is replicated to three channels; palettes and CMYK are converted; transparency is laid over a ground.
 - 16-bit grey is scaled by its bit depth (Pillow's own conversion saturates). Floating-point, 32-bit and signed pixels
   have no agreed range and are refused.
 - The pixel limit is checked on the header, before anything is decoded; of a JPEG that is decoded at a fraction of its
@@ -15,35 +16,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
-import re
 import stat
-import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.records import DEEPEST, USUAL, Decoding
+from transferkit.data.images.readers import Refused, open_picture, quiet_pillow
 from transferkit.data.scan.formats import FORMATS, sniff_format
 
 __all__ = [
-    "BACKGROUND",
     "MAX_FILE_BYTES",
-    "MAX_PIXELS",
     "ImageInfo",
     "Pixels",
     "UnreadableImage",
@@ -51,38 +42,22 @@ __all__ = [
     "decode_with_info",
     "image_pixels",
     "pixels_digest",
-    "quiet_pillow",
     "read_bytes",
 ]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """``(H, W, 3) uint8``, RGB, upright."""
 
-BACKGROUND: Final = (255, 255, 255)
-"""The colour that shows through transparent pixels: white, as on a page."""
-
-MAX_PIXELS: Final = 100_000_000
-"""The largest picture decoded, in pixels; about 300 MB as RGB."""
-
-MAX_SCALED_PIXELS: Final = 10 * MAX_PIXELS
-"""The largest JPEG that is decoded at a fraction of its size: phones write 200 megapixels."""
+SCALED: Final = 10
+"""Times the limit of pixels: the largest JPEG that is decoded at a fraction of its size. Phones write 200 Mpx."""
 
 MAX_FILE_BYTES: Final = 1 << 30
 """The largest file read, in bytes."""
 
-# The plugin classes are called directly, not through `Image.open`: that fixes the formats, reads an MPO as the JPEG it
-# starts with, and gives the size of a bomb before Pillow refuses it without naming width and height.
-_PLUGINS: Final[dict[str, type[ImageFile]]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "BMP": BmpImageFile,
-    "GIF": GifImageFile,
-    "TIFF": TiffImageFile,
-}
-_METADATA: Final = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_LARGE: Final = 1024
-"""Bytes of a chunk, as it is compressed; what it would become is not known."""
+_SNIFFED: Final = 256
+"""Bytes that a format is told by."""
+_PNG_DEPTH: Final = 24
+"""Where a PNG has its bit depth: PNG specification, 11.2.1 IHDR."""
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # TIFF 6.0 and EXIF tags
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -103,12 +78,15 @@ class UnreadableImage(DataError):
     Attributes:
         path: The file, or the name given for bytes.
         reason: Why, without the path.
+        passing: Whether the same bytes may be read another time: with another option, more memory, or when something
+            is installed.
     """
 
-    def __init__(self, message: str, *, path: str = "", reason: str = "") -> None:
+    def __init__(self, message: str, *, path: str = "", reason: str = "", passing: bool = False) -> None:
         super().__init__(message)
         self.path = path
         self.reason = reason or message
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +94,14 @@ class ImageInfo:
     """The facts in the header of a picture.
 
     Attributes:
-        format: ``"JPEG"``, ``"PNG"``, ``"WEBP"``, ``"BMP"``, ``"GIF"`` or ``"TIFF"``.
+        format: One of `FORMATS`.
         mode: Pillow's name for the stored pixels, as ``"RGB"``, ``"L"``, ``"I;16"``.
         width: Of the whole picture in pixels, upright and before scaled decoding.
         height: Likewise.
         animated: Whether there are further frames or pages, which are not used.
         transparent: Whether some pixels may be see-through.
         one_colour: Whether all pixels, as decoded, are equal.
-        peak: Of 16-bit grey the largest value as decoded, in [0, 255]; 255 for all others.
+        peak: Of pixels of 16 bits the largest value, in [0, 65535]; ``None`` for all others.
     """
 
     format: str
@@ -133,7 +111,7 @@ class ImageInfo:
     animated: bool
     transparent: bool
     one_colour: bool = False
-    peak: int = 255
+    peak: int | None = None
 
     @property
     def grey(self) -> bool:
@@ -142,7 +120,11 @@ class ImageInfo:
 
 
 def decode_image(
-    source: str | os.PathLike[str] | bytes, *, min_side: int | None = None, name: str | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    min_side: int | None = None,
+    decoding: Decoding = USUAL,
+    name: str | None = None,
 ) -> Pixels:
     """Decode one picture.
 
@@ -150,6 +132,7 @@ def decode_image(
         source: A path, or the bytes of a file.
         min_side: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as the short side keeps at least this
             many pixels. Much faster for photos far larger than the network's input. ``None`` decodes at full size.
+        decoding: What there is to choose.
         name: How messages name the picture; by default its path.
 
     Returns:
@@ -159,11 +142,15 @@ def decode_image(
         UnreadableImage: Missing, unreadable, truncated, too large, or not a picture of a known kind.
         ConfigError: `min_side` is below 1.
     """
-    return decode_with_info(source, min_side=min_side, name=name)[0]
+    return decode_with_info(source, min_side=min_side, decoding=decoding, name=name)[0]
 
 
 def decode_with_info(
-    source: str | os.PathLike[str] | bytes, *, min_side: int | None = None, name: str | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    min_side: int | None = None,
+    decoding: Decoding = USUAL,
+    name: str | None = None,
 ) -> tuple[Pixels, ImageInfo]:
     """Like `decode_image`, with what the header says. Raises `UnreadableImage`."""
     if min_side is not None and min_side < 1:
@@ -173,15 +160,16 @@ def decode_with_info(
     with _unreadable(name):
         data = source if isinstance(source, bytes) else _read(source)
         with quiet_pillow():
-            return _decode(data, min_side)
+            return _decode(data, min_side, decoding)
 
 
-def image_pixels(image: Image.Image, *, name: str = "<image>") -> Pixels:
+def image_pixels(image: Image.Image, *, decoding: Decoding = USUAL, name: str = "<image>") -> Pixels:
     """Return the pixels of a Pillow picture, by the rules that files are decoded by, at full size.
 
     Args:
         image: In any format and mode; loaded if it is not yet, else left as it is. Of several frames the current one
             counts.
+        decoding: What there is to choose.
         name: How messages call it.
 
     Returns:
@@ -191,10 +179,10 @@ def image_pixels(image: Image.Image, *, name: str = "<image>") -> Pixels:
         UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
     """
     with _unreadable(name), quiet_pillow():
-        _check_size(image.width, image.height, MAX_PIXELS)
+        _check_size(image.width, image.height, decoding.max_pixels)
         image.load()
         orientation = _orientation(image)
-        return np.array(_turned(_to_rgb(image), orientation))
+        return np.array(_turned(_to_rgb(image, decoding), orientation))
 
 
 def pixels_digest(pixels: Pixels) -> str:
@@ -215,67 +203,75 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return _read(path)
 
 
-class _Refused(Exception):
-    """A reason of our own to refuse a picture."""
-
-
 @contextlib.contextmanager
 def _unreadable(name: str) -> Iterator[None]:
     """Turn whatever goes wrong in the block into an `UnreadableImage` of this name."""
     try:
         yield
-    except _Refused as error:
-        raise _error(name, str(error)) from None
-    except OSError as error:
-        raise _error(name, error.strerror or str(error)) from error
+    except Refused as error:
+        raise _error(name, str(error), passing=error.passing) from None
+    except Image.DecompressionBombError as error:  # by Pillow's own limit, of a WebP or a frame
+        raise _error(name, f"{str(error).split(',')[0]}, which --max-pixels raises", passing=True) from error
+    except MemoryError as error:
+        raise _error(name, "there is not enough memory for it", passing=True) from error
+    except OSError as error:  # of the system, which has a number, or of Pillow
+        raise _error(name, error.strerror or str(error), passing=error.errno is not None) from error
     except Exception as error:  # Pillow's parsers meet arbitrary bytes, and raise almost anything
-        raise _error(name, f"{error or type(error).__name__}") from error
+        words = str(error) if " " in str(error) else f"{type(error).__name__} {error}".rstrip()
+        raise _error(name, f"Pillow says {words!r}") from error
 
 
-def _error(name: str, reason: str) -> UnreadableImage:
+def _error(name: str, reason: str, *, passing: bool = False) -> UnreadableImage:
     reason = " ".join(reason.split())
     message = f"cannot read picture {name!r}: {reason} - replace or remove it, or pass --skip-bad to leave it out"
-    return UnreadableImage(message, path=name, reason=reason)
+    return UnreadableImage(message, path=name, reason=reason, passing=passing)
 
 
 def _read(source: str | os.PathLike[str]) -> bytes:
     path = Path(source)
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):  # a pipe would hang the run
-        raise _Refused("not a regular file")
+        raise Refused("not a regular file")
     if facts.st_size > MAX_FILE_BYTES:
-        raise _Refused(f"{facts.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
+        raise Refused(f"{facts.st_size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
     return path.read_bytes()
 
 
-def _decode(data: bytes, min_side: int | None) -> tuple[Pixels, ImageInfo]:
+def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixels, ImageInfo]:
     if not data:
-        raise _Refused("the file is empty")
-    kind = sniff_format(data[:16])
+        raise Refused("the file is empty")
+    kind = sniff_format(data[:_SNIFFED])
     if kind is None:
-        raise _Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
-    if kind == "PNG":
-        data = _without_large_metadata(data)
-    image: Image.Image = _PLUGINS[kind](io.BytesIO(data))
+        raise Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
+    image = open_picture(data, kind, decoding.max_pixels)
     width, height = image.size
-    scaled = kind == "JPEG" and min_side is not None
-    _check_size(width, height, MAX_SCALED_PIXELS if scaled else MAX_PIXELS)
+    side = min_side if kind == "JPEG" else None
+    _check_size(width, height, decoding.max_pixels * (1 if side is None else SCALED))
     mode, animated, transparent = image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data
-    if min_side is not None:
-        image.draft(
-            None, (min_side, min_side)
-        )  # JPEG only; the side kept is the short one, however the camera was held
-        _check_size(*image.size, MAX_PIXELS)
+    if side is not None:  # it is the short one that is kept, however the camera was held
+        image.draft(None, (side, side))
+        _check_size(*image.size, decoding.max_pixels)
     image.load()
     orientation = _orientation(image)
-    rgb = _turned(_to_rgb(image), orientation)
-    if (image.width > image.height) != (width > height) and kind == "TIFF":
-        width, height = height, width  # Pillow turns a TIFF itself while loading
+    rgb = _turned(_to_rgb(image, decoding), orientation)
+    if (image.width > image.height) != (width > height) and kind in ("TIFF", "HEIF"):
+        width, height = height, width  # those that are turned while loading
     if orientation >= 5:
         width, height = height, width
     pixels = np.array(rgb)
-    peak = int(pixels.max()) if mode.startswith("I;16") else 255
+    peak = _peak(image, mode, pixels, data)
     return pixels, ImageInfo(kind, mode, width, height, animated, transparent, _is_one_colour(pixels), peak)
+
+
+def _peak(image: Image.Image, mode: str, pixels: Pixels, data: bytes) -> int | None:
+    """Return the largest value of pixels of 16 bits; of colour, whose low bytes Pillow drops, about it."""
+    if isinstance(image, TiffImageFile):
+        deep = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] == DEEPEST
+    else:
+        deep = image.format == "PNG" and data[_PNG_DEPTH] == DEEPEST
+    if not deep:
+        return None
+    return int(np.asarray(image).max()) if mode.startswith("I;16") else int(pixels.max()) * 257
 
 
 def _is_one_colour(pixels: Pixels) -> bool:
@@ -283,24 +279,14 @@ def _is_one_colour(pixels: Pixels) -> bool:
     return bool((few == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
 
 
-def _without_large_metadata(data: bytes) -> bytes:
-    """Return a PNG without its large chunks of text and colour profiles, for which Pillow refuses the whole file."""
-    parts, at, whole = [data[:8]], 8, True
-    while at + 8 <= len(data):
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind in _METADATA and size > _LARGE:
-            whole = False
-        else:
-            parts.append(data[at : at + 12 + size])
-        at += 12 + size
-    return data if whole else b"".join(parts)
-
-
 def _check_size(width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
-        raise _Refused(f"it has no pixels ({width} x {height})")
+        raise Refused(f"it has no pixels ({width} x {height})")
     if width * height > limit:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {limit:,} pixels")
+        raise Refused(
+            f"{width} x {height} pixels, more than the limit of {limit:,} pixels, which --max-pixels raises",
+            passing=True,
+        )
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -316,62 +302,33 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
     if image.mode in {"I", "F"}:
         kind = "floating-point" if image.mode == "F" else "32-bit or signed integer"
-        raise _Refused(f"{kind} pixels have no agreed range; convert it to 8 or 16 bits")
+        raise Refused(f"{kind} pixels have no agreed range; convert it to 8 or 16 bits")
     if image.mode.startswith("I;16"):
-        image = _from_16_bit(image)
+        image = _from_16_bit(image, decoding.grey_bits)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        page = Image.new("RGB", image.size, BACKGROUND)
+        page = Image.new("RGB", image.size, decoding.ground)
         page.paste(image, mask=image.getchannel("A"))
         return page
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, bits: int) -> Image.Image:
     """Scale grey of 9 to 16 bits to 8, rounded, keeping a transparent level (PNG) as an alpha channel."""
-    bits, white_is_zero = 16, False
+    white_is_zero = False
     if isinstance(image, TiffImageFile):
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]
+        named = image.tag_v2.get(_BITS_PER_SAMPLE, (DEEPEST,))[0]
+        bits = bits if named == DEEPEST else named
         white_is_zero = image.tag_v2.get(_PHOTOMETRIC, 1) == 0
     top = (1 << bits) - 1
-    values = np.minimum(np.asarray(image).astype(np.uint32), top)
-    grey = ((values * 255 + top // 2) // top).astype(np.uint8)
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((np.minimum(values, top) * 255 + top // 2) // top).astype(np.uint8)
     if white_is_zero:
         grey = 255 - grey
     level = image.info.get("transparency")
     if isinstance(level, int):
-        return Image.fromarray(np.stack([grey, np.where(values == level, 0, 255).astype(np.uint8)], axis=-1), "LA")
+        return Image.fromarray(np.stack([grey, np.where(values == level, 0, 255).astype(np.uint8)], axis=-1))
     return Image.fromarray(grey)
-
-
-# ---- Pillow's warnings ------------------------------------------------------------------------------------------
-
-_lock = threading.Lock()
-_depth = 0
-_PATTERN: Final = r"PIL\."
-_FILTER: Final = ("ignore", None, Warning, re.compile(_PATTERN), 0)  # the entry `filterwarnings` makes of it
-
-
-@contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Ignore warnings raised inside Pillow (odd metadata, large pictures) until the last thread has left the block.
-
-    `warnings.catch_warnings` swaps the whole list of filters, so two threads that overlap leave a wrong list behind.
-    Here exactly one entry, which matches Pillow's modules alone, is put in and taken out.
-    """
-    global _depth
-    with _lock:
-        if _depth == 0:
-            warnings.filterwarnings("ignore", module=_PATTERN)
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                with contextlib.suppress(ValueError):  # someone else restored the list meanwhile
-                    cast(list[Any], warnings.filters).remove(_FILTER)

@@ -10,14 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, TypeVar
 
-from transferkit.data.images.decode import (
-    ImageInfo,
-    Pixels,
-    UnreadableImage,
-    decode_with_info,
-    quiet_pillow,
-    read_bytes,
-)
+from transferkit.core.records import USUAL, Decoding
+from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, decode_with_info, read_bytes
+from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.sketch import Sketch, sketch_of
 
 __all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "read_images"]
@@ -55,6 +50,7 @@ def read_images(
     paths: Sequence[str],
     *,
     min_side: int | None,
+    decoding: Decoding = USUAL,
     keep_bytes: int = 0,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -64,6 +60,7 @@ def read_images(
     Args:
         paths: The files.
         min_side: As for `decode_image`.
+        decoding: Likewise.
         keep_bytes: Budget for pixels in the results. In input order, each picture that still fits has them, whatever
             the number of workers; besides these at most two pictures per worker are in memory.
         workers: Threads; Pillow decodes without holding Python's lock.
@@ -76,7 +73,7 @@ def read_images(
     in_memory: dict[str, Pixels] = {}
     left = keep_bytes
     with quiet_pillow():
-        for result in _in_order(lambda path: _read(path, min_side), paths, workers):
+        for result in _in_order(lambda path: _read(path, min_side, decoding), paths, workers):
             pixels, digest = result.pixels, result.sha256
             if pixels is not None and digest is not None:
                 if digest not in in_memory and pixels.nbytes <= left:
@@ -119,12 +116,12 @@ def _hash(path: str) -> ReadResult:
         return ReadResult(path, None, error.reason)
 
 
-def _read(path: str, min_side: int | None) -> ReadResult:
+def _read(path: str, min_side: int | None, decoding: Decoding) -> ReadResult:
     digest = None
     try:
         data = read_bytes(path)
         digest = hashlib.sha256(data).hexdigest()
-        pixels, info = decode_with_info(data, min_side=min_side, name=path)
+        pixels, info = decode_with_info(data, min_side=min_side, decoding=decoding, name=path)
     except UnreadableImage as error:
         return ReadResult(path, digest, error.reason)
     return ReadResult(path, digest, None, info, pixels, sketch_of(pixels, info))

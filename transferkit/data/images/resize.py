@@ -104,6 +104,7 @@ def check_config(config: DataConfig) -> None:
         value = getattr(config, field)
         if value not in known:
             problems.append(f"unknown {field} {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}")
+    problems += config.decoding.problems()
     if problems:
         raise ConfigError(gather(problems))
 

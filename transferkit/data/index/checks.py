@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from transferkit.core.records import Finding, ImageRecord
+from transferkit.core.records import DEEPEST, USUAL, Decoding, Finding, ImageRecord
 from transferkit.core.text import listing
+from transferkit.data.images.decode import ImageInfo
 from transferkit.data.images.reading import ReadResult
-from transferkit.data.scan.formats import EXTENSIONS
+from transferkit.data.scan.formats import EXTENSIONS, unread_text
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 
 __all__ = [
@@ -26,9 +27,13 @@ __all__ = [
 MANY_NUMBERS = 12
 """Labels that are numbers, up to which they may well be names of classes: digits, grades, months."""
 
-DARK = 32
-"""Of 255: 16-bit pictures whose brightest pixel is darker hardly differ once they have 8 bits."""
+FEW_BITS = 14
+"""Of 16: cameras and detectors have up to so many, and files of theirs are dark once they have 8 bits."""
 
+DARK = 2**13
+"""Of 65,536: a 16-bit picture whose brightest pixel is darker hardly has grey levels left once it has 8 bits."""
+
+_LITTLE = "of which less than an eighth of the range is used, as by 10-bit cameras, so that few levels are left"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
@@ -73,11 +78,10 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
         problems.append(Finding(Kind.UNTRAINED, message, tuple(sorted(elsewhere))))
     empty = [label for label in scan.class_names if label not in trained and label not in elsewhere]
     if empty and not allow_empty:
-        unread = Counter(path.suffix for file in scan.skipped if set((path := Path(file.path)).parts) & set(empty))
-        endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(unread.items()))
+        inside = [path for file in scan.skipped if set((path := Path(file.path)).parts) & set(empty)]
+        unread = unread_text(Counter(path.suffix.lower() for path in inside))
         message = (
-            f"classes without pictures: {listing(empty, limit=len(empty))}"
-            f"{f' (files that are not read: {endings})' if unread else ''}"
+            f"classes without pictures: {listing(empty, limit=len(empty))}{f' ({unread})' if inside else ''}"
             " - fill or remove them, or pass --allow-empty-classes to keep their place"
         )
         problems.append(Finding(Kind.EMPTY, message, tuple(empty)))
@@ -177,22 +181,32 @@ def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding
     return [Finding(Kind.NOTE, message, tuple(apart))]
 
 
-def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
-    """Count the decoded pictures that are of a special kind, a finding each."""
+def special_pictures(results: Iterable[ReadResult], decoding: Decoding = USUAL) -> list[Finding]:
+    """Count the decoded pictures that are of a special kind, a finding each.
+
+    Args:
+        results: Of all pictures.
+        decoding: How they were decoded.
+    """
     good = [(Path(result.path), result.info) for result in results if result.info is not None]
     infos = [info for _, info in good]
     grey = sum(info.grey for info in infos)
+    blank = [info for info in infos if info.one_colour]
+    hidden = sum(info.transparent for info in blank)
+    ground, other = {"#ffffff": ("white", "black"), "#000000": ("black", "white")}.get(
+        decoding.ground, (decoding.ground, "another colour")
+    )
     counts = (
         (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
         (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
-        (
-            sum(info.peak < DARK for info in infos),
-            "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels "
-            "are left, so scale them to the whole range (64 times as bright, say) before",
-        ),
+        *_depth_counts(infos, decoding.grey_bits),
         (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
-        (sum(info.transparent for info in infos), "with transparency: laid over white"),
-        (sum(info.one_colour for info in infos), "of one colour as decoded: nothing is to be seen on them"),
+        (sum(info.transparent for info in infos), f"with transparency: laid over {ground}"),
+        (
+            len(blank),
+            "of one colour as decoded: nothing is to be seen on them"
+            + (f"; {hidden} have transparency, and may show something by --ground {other}" if hidden else ""),
+        ),
         (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
         (
             sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
@@ -200,3 +214,27 @@ def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
         ),
     )
     return [Finding(Kind.NOTE, f"{count} of {len(good)} pictures: {text}") for count, text in counts if count]
+
+
+def _depth_counts(infos: Sequence[ImageInfo], bits: int) -> list[tuple[int, str]]:
+    """Count pictures of 16 bits whose values use less, or more, than is made of them, and say what to do."""
+    grey = [info.peak for info in infos if info.peak is not None and info.mode.startswith("I;16")]
+    colour = [info.peak for info in infos if info.peak is not None and not info.mode.startswith("I;16")]
+    most, above = max(grey, default=0), sum(peak >= 2**bits for peak in grey)
+    needed = max(most.bit_length(), 8)
+    counts = [(sum(peak < DARK for peak in colour), f"16-bit colour {_LITTLE}: scale them to the whole range before")]
+    if above:
+        text = (
+            f"16-bit greyscale with values above {2**bits - 1:,}, which become white: --grey-bits {needed} keeps them"
+        )
+        counts.append((above, text))
+    elif grey and bits == DEEPEST and needed <= FEW_BITS:
+        text = (
+            f"16-bit greyscale, none of whose values is above {most:,}: few grey levels are left - if they have "
+            f"{needed} bits, pass --grey-bits {needed}, and {2**needed - 1:,} becomes white"
+        )
+        counts.append((len(grey), text))
+    elif bits == DEEPEST:
+        text = f"16-bit greyscale {_LITTLE}, while others use more: scale them to the whole range before"
+        counts.append((sum(peak < DARK for peak in grey), text))
+    return counts

@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from transferkit.data.images.decode import UnreadableImage, decode_image, pixels_digest, quiet_pillow, read_bytes
+from transferkit.core.records import USUAL, Decoding
+from transferkit.data.images.decode import UnreadableImage, decode_image, pixels_digest, read_bytes
+from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult
 from transferkit.data.images.sketch import Sketch
 
@@ -25,22 +27,28 @@ TOLERANCE = 12.0
 400 x 533 pixels differ by 5 at most between 1/4 and full size. A wide one costs a second look, no mistake."""
 
 
-def equal_pictures(results: Sequence[ReadResult], *, workers: int = 1) -> dict[str, str]:
+def equal_pictures(results: Sequence[ReadResult], decoding: Decoding = USUAL, *, workers: int = 1) -> dict[str, str]:
     """Return what files of equal pixels are known by.
 
     Args:
-        results: Files that were read and decoded; those without a sketch are taken for unlike all others.
+        results: Files that were read and decoded; those without a sketch are taken for unlike all others, and so are
+            those of one colour: what they are pictures of is not to be seen.
+        decoding: How they were decoded.
         workers: Threads for the second look.
 
     Returns:
         The smallest sha256 of the files with the same pixels, by the sha256 of each of those files. Pictures that are
         alone, or whose copies have the same bytes, are not in it.
     """
-    distinct = {result.sha256: result for result in results if result.sha256 is not None and result.sketch is not None}
+    distinct = {
+        result.sha256: result
+        for result in results
+        if result.sha256 is not None and result.sketch is not None and not (result.info and result.info.one_colour)
+    }
     suspects = [distinct[sha256] for sha256 in sorted(_suspects(distinct))]
     families: dict[str, list[str]] = defaultdict(list)
     with quiet_pillow(), ThreadPoolExecutor(workers, thread_name_prefix="copies") as pool:
-        for result, digest in zip(suspects, pool.map(_digest, suspects), strict=True):
+        for result, digest in zip(suspects, pool.map(lambda result: _digest(result, decoding), suspects), strict=True):
             if digest is not None:
                 families[digest].append(str(result.sha256))
     return {sha256: min(family) for family in families.values() if len(family) > 1 for sha256 in family}
@@ -77,7 +85,7 @@ def _cells(sketches: Sequence[Sketch]) -> np.ndarray:
     return np.array([np.frombuffer(sketch.cells, np.uint8) for sketch in sketches], dtype=np.float64)
 
 
-def _digest(result: ReadResult) -> str | None:
+def _digest(result: ReadResult, decoding: Decoding) -> str | None:
     """Return the digest of a picture at full size; ``None`` where the file is not the one that was read any more."""
     if result.pixels is not None and result.sketch is not None and result.sketch.scale == 1:
         return pixels_digest(result.pixels)
@@ -86,8 +94,9 @@ def _digest(result: ReadResult) -> str | None:
         if hashlib.sha256(data).hexdigest() != result.sha256:
             return None
         try:
-            return pixels_digest(decode_image(data, name=result.path))
+            return pixels_digest(decode_image(data, decoding=decoding, name=result.path))
         except UnreadableImage:  # too large for its full size: a JPEG, as it could be decoded at a fraction
-            return pixels_digest(decode_image(data, min_side=CHECK_SIDE, name=result.path))
+            small = decode_image(data, min_side=CHECK_SIDE, decoding=decoding, name=result.path)
+            return pixels_digest(small)
     except UnreadableImage:
         return None

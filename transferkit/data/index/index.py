@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
-from transferkit.core.records import Finding, ImageRecord, SkippedFile
+from transferkit.core.records import USUAL, Decoding, Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, read_images
@@ -103,6 +103,7 @@ def index_images(
     *,
     reader: TargetReader = CLASSES,
     min_side: int | None = None,
+    decoding: Decoding | None = None,
     keep_bytes: int = 0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -116,6 +117,7 @@ def index_images(
         options: Where the data set lies, how it is split, and what may be wrong with it.
         reader: Says what labels mean.
         min_side: As for `decode_image`; what `pixels` will hold.
+        decoding: As for `decode_image`; what the options say when ``None``.
         keep_bytes: How many bytes of decoded pictures to keep in `ImageIndex.pixels`.
         workers: Threads that read and decode.
         progress: Called with the number of files done and their total.
@@ -131,14 +133,16 @@ def index_images(
         raise ConfigError(gather(problems))
     scan = scan_data(options.data, reader.columns_of(options))
     total = len(scan.files)
+    decoding = options.decoding() if decoding is None else decoding
     results = read_images(
         [file.path for file in scan.files],
         min_side=min_side,
+        decoding=decoding,
         keep_bytes=keep_bytes,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return build_index(options, scan, results, reader=reader, workers=workers)
+    return build_index(options, scan, results, reader=reader, decoding=decoding, workers=workers)
 
 
 def build_index(
@@ -147,6 +151,7 @@ def build_index(
     results: Sequence[ReadResult],
     *,
     reader: TargetReader = CLASSES,
+    decoding: Decoding = USUAL,
     workers: int = 1,
 ) -> ImageIndex:
     """Make an index of what was scanned and read already. See `index_images`.
@@ -156,6 +161,7 @@ def build_index(
         scan: Its files and classes.
         results: What reading (or only hashing) each of `scan.files` gave, in the same order.
         reader: Says what labels mean.
+        decoding: How they were decoded, where they were.
         workers: Threads for a second look at what may be copies.
 
     Raises:
@@ -170,7 +176,7 @@ def build_index(
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
     problems += reader.problems(scan, counted, options)
-    same = equal_pictures([result for _, result in good], workers=workers)
+    same = equal_pictures([result for _, result in good], decoding, workers=workers)
     leaking = leaks(good, same)
     if not options.allow_leaks:
         problems += [
@@ -193,7 +199,7 @@ def build_index(
             *([left_out] if bad else []),
             *leaking,
             *moved,
-            *special_pictures(results),
+            *special_pictures(results, decoding),
             *scattered_folders(records, options.data),
             *reader.thin(targets, records, options),
         ),

@@ -19,7 +19,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.records import Finding, SkippedFile
 from transferkit.core.text import listing, name_text
 from transferkit.data.scan.class_names import class_name_problems, order_classes
-from transferkit.data.scan.formats import EXTENSIONS
+from transferkit.data.scan.formats import read_extensions, unread_text
 from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
 
 __all__ = ["SYSTEM_NAMES", "scan_folder"]
@@ -72,9 +72,10 @@ def scan_folder(data: str) -> Scan:
     if report.unreadable:
         raise DataError(f"{'; '.join(report.unreadable)} - check the path and its permissions")
     if not top.folders:
+        unread = f" ({unread_text(report.extensions)})" if report.extensions else ""
         raise DataError(
             f"no class folders in {data!r}: expected {str(root / '<class>' / '*.jpg')!r}, found {len(top.pictures)}"
-            " pictures directly in the folder - move each into a folder named after its class"
+            f" pictures directly in the folder{unread} - move each into a folder named after its class"
         )
     named = {name: split for name in top.folders if (split := split_named(name)) is not None}
     if named and _has_splits(root, top, named):
@@ -91,9 +92,7 @@ def scan_folder(data: str) -> Scan:
             report.unreadable,
         )
     if report.extensions:
-        counts = ", ".join(f"{count} x {extension!r}" for extension, count in sorted(report.extensions.items()))
-        message = f"{report.extensions.total()} files skipped for their extension: {counts}"
-        report.notes.append(Finding(Kind.NOTE, message, tuple(sorted(report.extensions))))
+        report.notes.append(Finding(Kind.NOTE, unread_text(report.extensions), tuple(sorted(report.extensions))))
     return Scan(
         order_classes(class_names),
         tuple(sorted(files, key=lambda file: file.path)),
@@ -254,7 +253,7 @@ def _pictures_below(folder: Path, report: _Report) -> list[str]:
 
 def _level(folder: Path, report: _Report) -> _Level:
     """Read one folder; what is skipped by rule or cannot be read goes to `report`."""
-    folders, pictures = [], []
+    folders, pictures, read = [], [], read_extensions()
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
@@ -272,15 +271,15 @@ def _level(folder: Path, report: _Report) -> _Level:
             continue
         extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a Path each would double the time of a scan
         if stat.S_ISDIR(kind):
-            if extension in EXTENSIONS:
+            if extension in read:
                 report.skip(entry.path, "a folder with the name of a picture")
             else:
                 folders.append(entry.name)
         elif not stat.S_ISREG(kind):
             report.skip(entry.path, "not a regular file")
-        elif extension in EXTENSIONS:
+        elif extension in read:
             pictures.append(entry.path)
         else:
-            report.extensions[extension or "none"] += 1
+            report.extensions[extension] += 1
             report.skip(entry.path, f"extension {extension!r} is not that of a picture format that is read")
     return _Level(tuple(folders), tuple(pictures))

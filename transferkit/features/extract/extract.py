@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,9 @@ def extract_table(
     """
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
-    views = make_views(frozen.backbone.data_config, config.views, config.augment, config.seed, flip=not config.no_flip)
+    given = frozen.backbone.data_config  # of a network that others may use, too
+    prepared = dataclasses.replace(given, decoding=config.decoding(given.decoding))
+    views = make_views(prepared, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     reader = reader or task_of(config).targets
     scan = scan_data(config.data, reader.columns_of(config))
@@ -124,7 +127,7 @@ def extract_table(
             for result in hashes
         ]
         index = warn_of(build_index(config, scan, reads, reader=reader))
-    return table_of(index, pictures, extraction, _facts(config, frozen, extraction))
+    return table_of(index, pictures, extraction, _facts(config, frozen, prepared, extraction))
 
 
 def frozen_backbone(
@@ -214,13 +217,15 @@ def table_of(
     )
 
 
-def _facts(config: FeatureOptions, frozen: FrozenBackbone, extraction: Extraction) -> dict[str, Any]:
+def _facts(
+    config: FeatureOptions, frozen: FrozenBackbone, prepared: DataConfig, extraction: Extraction
+) -> dict[str, Any]:
     backbone = frozen.backbone
     return {
         "backbone": backbone.name,
         "weights": backbone.weights_source,
         "weights_sha256": frozen.digest,
-        "data_config": backbone.data_config.to_dict(),
+        "data_config": prepared.to_dict(),
         "layers": {tap.layer: tap.pool for tap in extraction.rows},
         "views": config.views,
         "augment": config.augment if config.views else "none",

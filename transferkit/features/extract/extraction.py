@@ -16,6 +16,7 @@ from transferkit.data.batches.dataset import ImageDataset, Job, Picture
 from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import Views
 from transferkit.data.batches.workers import worker_errors
+from transferkit.data.images.decode import UnreadableImage
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
@@ -150,7 +151,7 @@ class _Computation:
         )
         places: list[tuple[int, int]] = []
         parts: list[tuple[torch.Tensor, ...]] = []
-        failures: dict[int, str] = {}
+        failures: dict[int, UnreadableImage] = {}
         try:
             for batch, loaded in zip(batches, loading, strict=True):
                 before = len(failures)
@@ -158,7 +159,7 @@ class _Computation:
                     if error is None:
                         places += [(position, view) for view in views]
                     else:
-                        failures[position] = error.reason
+                        failures[position] = error
                 if len(loaded.images):
                     left = (self.total - self.done) * self.rows.views
                     parts.append(self.engine.rows(loaded.images, left=left))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +18,7 @@ from transferkit.core.errors import StoreError, TransferkitWarning
 from transferkit.core.text import listing
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import EVALUATION, Views
+from transferkit.data.images.decode import UnreadableImage
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap
 from transferkit.features.store.spec import FeatureSpec, row_key
@@ -132,20 +133,23 @@ class StoredRows:
                         missing[position].add(view)
         return missing
 
-    def add(self, places: Sequence[tuple[int, int]], columns: Sequence[Rows], failures: dict[int, str]) -> None:
+    def add(
+        self, places: Sequence[tuple[int, int]], columns: Sequence[Rows], failures: Mapping[int, UnreadableImage]
+    ) -> None:
         """Put computed rows in their places, and into the store if it can be written.
 
         Args:
             places: Position and view of each row.
             columns: ``(len(places), D) float32`` of each tap; none where there are no rows.
-            failures: Reason by position, of pictures that turned out to be unreadable.
+            failures: Of pictures that turned out to be unreadable, by position.
 
         Raises:
             StoreError: A row is not finite.
             StorageError: The disk is full or failing.
         """
-        self.failures |= failures
-        unreadable = dict(zip(self.keys(failures), failures.values(), strict=True))
+        self.failures |= {at: error.reason for at, error in failures.items()}
+        lasting = {at: error.reason for at, error in failures.items() if not error.passing}
+        unreadable = dict(zip(self.keys(lasting), lasting.values(), strict=True))
         computed = dict(zip(self.rows, columns, strict=True)) if columns else {}
         for part in self._parts:
             mine = [at for at, (_, view) in enumerate(places) if view in part.views]
@@ -206,7 +210,7 @@ def specs(
         "pillow": PIL.__version__,
         "opencv": cv2.__version__,
     }
-    config = frozen.backbone.data_config
+    config = views.evaluation.config
 
     def spec(tap: Tap, transform: dict[str, object]) -> FeatureSpec:
         return FeatureSpec(
@@ -214,7 +218,7 @@ def specs(
             weights_sha256=frozen.digest,
             layer=tap.layer,
             pool=tap.pool,
-            transform={**transform, "config": config.to_dict()},
+            transform={**transform, "config": config.key_values()},
             decode_side=config.decode_side,
             precision=precision,
             versions=versions,

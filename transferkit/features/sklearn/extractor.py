@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import ALL, Tap, find_taps
 from transferkit.features.extract.extract import frozen_backbone, make_views
 from transferkit.features.extract.extraction import extract_pictures
-from transferkit.features.sklearn.inputs import InputError, list_items, name_unreadable, read_items
+from transferkit.features.sklearn.inputs import InputError, Item, list_items, name_unreadable, read_items
 from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, keep_memory
@@ -36,7 +36,10 @@ HOME = "transferkit.features.sklearn"
 """The module that estimators say they are of: saved ones name it, and it stays where its parts may move."""
 
 ON_ERROR = ("raise", "nan")
-SHARED = ("backbone", "weights", "image_size", "layer", "pool", "cache", "precision", "accelerator")
+SHARED = (
+    "backbone", "weights", "image_size", "layer", "pool", "cache", "max_pixels", "ground", "grey_bits", "precision",
+    "accelerator",
+)  # fmt: skip
 """Arguments that the probe hands on to its extractor."""
 
 
@@ -49,6 +52,10 @@ class Setup:
     views: Views
     store: FeatureStore
     compute: Compute
+
+    def read(self, items: Sequence[Item]) -> list[Picture | str]:
+        """Return each item as a picture known by its content, or why it cannot be read."""
+        return read_items(items, self.views.evaluation.config.decoding, threads=self.compute.threads)
 
     def rows(self, pictures: Sequence[Picture | str]) -> tuple[Rows, dict[int, str]]:
         """Return features ``(N, D)``, NaN where there is no picture, and the reasons by position."""
@@ -79,6 +86,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         layer: ``"pooled"``, the penultimate layer; or a stage by number (``"stage3"``) or name (``"layer3"``).
         pool: ``"avg"``, ``"max"``, ``"avgmax"`` or ``"cls"``; default: the backbone's own, the average for stages.
         cache: Directory of the feature store; default: in the user's cache, shared by all runs.
+        max_pixels: The largest picture that is decoded, in pixels; default: 100 million.
+        ground: The colour that shows through transparent pixels: ``"white"``, ``"black"`` or ``"#rrggbb"``.
+        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16.
         precision: ``"auto"``, ``"32"`` or ``"bf16"``.
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
         batch_size: Pictures per forward pass; default: what suits the device.
@@ -104,6 +114,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         layer: str = "pooled",
         pool: str | None = None,
         cache: str | os.PathLike[str] | None = None,
+        max_pixels: int | None = None,
+        ground: str | None = None,
+        grey_bits: int | None = None,
         precision: str = "auto",
         accelerator: str = "auto",
         batch_size: int | None = None,
@@ -115,6 +128,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.layer = layer
         self.pool = pool
         self.cache = cache
+        self.max_pixels = max_pixels
+        self.ground = ground
+        self.grey_bits = grey_bits
         self.precision = precision
         self.accelerator = accelerator
         self.batch_size = batch_size
@@ -164,7 +180,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 "ones differ from process to process"
             )
         items = list_items(X)
-        rows, failures = setup.rows(read_items(items, threads=setup.compute.threads))
+        rows, failures = setup.rows(setup.read(items))
         if failures and self.on_error == "raise":
             raise InputError(
                 f"{name_unreadable(items, failures)} - replace them, or pass on_error='nan' for rows of NaN"
@@ -200,7 +216,8 @@ def make_setup(extractor: FeatureExtractor) -> Setup:
         raise ConfigError("layer is 'all', expected one layer - join several extractors by a FeatureUnion")
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size)
     tap = find_taps(frozen.backbone, config.layer, config.pool)[0]
-    views = make_views(frozen.backbone.data_config, 0, "none", 0)
+    given = frozen.backbone.data_config
+    views = make_views(replace(given, decoding=config.decoding(given.decoding)), 0, "none", 0)
     return Setup(frozen, tap, views, FeatureStore(config.store), _compute(config))
 
 

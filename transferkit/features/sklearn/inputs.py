@@ -17,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.records import USUAL, Decoding
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import UnreadableImage, image_pixels, pixels_digest
 from transferkit.data.images.reading import hash_images
@@ -78,7 +79,7 @@ def list_items(X: Any) -> list[Item]:
     return items
 
 
-def read_items(items: Sequence[Item], *, threads: int = 1) -> list[Picture | str]:
+def read_items(items: Sequence[Item], decoding: Decoding = USUAL, *, threads: int = 1) -> list[Picture | str]:
     """Return each item as a picture known by its content, or why it cannot be read.
 
     A file is hashed, not decoded: it is known by its bytes, as everywhere in the package. A Pillow picture or an array
@@ -86,6 +87,7 @@ def read_items(items: Sequence[Item], *, threads: int = 1) -> list[Picture | str
 
     Args:
         items: From `list_items`.
+        decoding: For Pillow pictures, which are decoded here.
         threads: Files hashed side by side.
     """
     paths = [item for item in items if isinstance(item, str)]
@@ -98,7 +100,7 @@ def read_items(items: Sequence[Item], *, threads: int = 1) -> list[Picture | str
             read.append(str(result.error) if result.sha256 is None else Picture(item, result.sha256))
             continue
         try:
-            pixels = image_pixels(item, name=name) if isinstance(item, Image.Image) else _rgb(item)
+            pixels = image_pixels(item, decoding=decoding, name=name) if isinstance(item, Image.Image) else _rgb(item)
         except UnreadableImage as error:
             read.append(error.reason)
         else:

@@ -22,7 +22,6 @@ from transferkit.features.sklearn.inputs import (
     encode_labels,
     list_items,
     name_unreadable,
-    read_items,
     weigh_labels,
 )
 from transferkit.models.solver import LabelledRows, ProbeOptions
@@ -47,6 +46,9 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         layer: Likewise.
         pool: Likewise.
         cache: Likewise.
+        max_pixels: Likewise.
+        ground: Likewise.
+        grey_bits: Likewise.
         classifier: ``"logistic"``, ``"knn"`` or the import path of a scikit-learn classifier, which is fitted on
             standardised features.
         classifier_args: ``{"C": number or list}``, ``{"k": number or list, "temperature": number}``, or the
@@ -76,6 +78,9 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         layer: str = "pooled",
         pool: str | None = None,
         cache: str | os.PathLike[str] | None = None,
+        max_pixels: int | None = None,
+        ground: str | None = None,
+        grey_bits: int | None = None,
         classifier: str = "logistic",
         classifier_args: Mapping[str, Any] | None = None,
         class_weight: str | Mapping[Any, float] | None = None,
@@ -90,6 +95,9 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         self.layer = layer
         self.pool = pool
         self.cache = cache
+        self.max_pixels = max_pixels
+        self.ground = ground
+        self.grey_bits = grey_bits
         self.classifier = classifier
         self.classifier_args = classifier_args
         self.class_weight = class_weight
@@ -119,7 +127,7 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
             raise ConfigError("class_weight by label is for one class per picture, expected None or 'balanced'")
         classes, targets = encode_labels(y, len(items)) if flags is None else (np.arange(flags.shape[1]), flags)
         setup = make_setup(extractor.fit(items))
-        pictures = read_items(items, threads=setup.compute.threads)
+        pictures = setup.read(items)
         rows, failures = setup.rows(pictures)
         if failures:
             raise InputError(f"{name_unreadable(items, failures)} - replace them, or leave them out")

@@ -51,7 +51,9 @@ class Paired:
         self.config = config
         self.splits: dict[str, dict[str, Any]] = {}
         self._task, self._targets, self._spec = task, targets, spec
-        self._predictor = load(run, accelerator=config.accelerator, precision=config.precision)
+        self._predictor = load(
+            run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
+        )
         other = self._predictor.module.task.name
         if other != task.name:
             raise ConfigError(f"--against {run} is a model of {other}, expected one of {task.name} - name another run")

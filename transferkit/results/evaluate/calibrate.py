@@ -20,7 +20,7 @@ from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing, visible
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.scan import scan_data
-from transferkit.models.artifact import load_model, save_info
+from transferkit.models.artifact import load_model, read_info, save_info
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
@@ -69,7 +69,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
                 soft_wrap=True,
             )  # fmt: skip
         return Calibration()
-    predictor = load(run, accelerator=config.accelerator, precision=config.precision)
+    predictor = load(run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels)
     task = predictor.module.task
     task.require("calibrator", "calibrate")
     assert task.calibrator is not None
@@ -101,7 +101,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
             TransferkitWarning,
             stacklevel=2,
         )
-    save_info(run, predictor.info.calibrated(calibration))
+    save_info(run, read_info(run).calibrated(calibration))  # with its own limit of pixels
     if not config.quiet:
         summary = task.calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
         _print(config, predictor, calibration, len(targets), summary, left_out)

@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> Path:
 def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     started = time.perf_counter()
     _check_out(out, config)
-    predictor = load(run, accelerator=config.accelerator, precision=config.precision)
+    predictor = load(run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels)
     digest = sha256_of_file(run / "model.safetensors")  # while it is what was loaded
     task, targets = predictor.module.task, predictor.info.targets
     spec = predictor.info.target_spec

@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,7 +34,7 @@ from transferkit.results.explain.gradcam import Heat, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.explain.page import TOP, Evidence, draw_page
 from transferkit.results.explain.pictures import enlarged
-from transferkit.results.predict.pictures import find_pictures
+from transferkit.results.predict.pictures import find_pictures, warn_of_unread
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
@@ -75,8 +76,12 @@ def explain(config: ExplainConfig) -> Path:
     out = Path(config.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(f"{out}: is there already, expected a new or empty directory - give another --out")
-    paths = list(find_pictures(config.paths, sys.stdin))
-    predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
+    unread: Counter[str] = Counter()
+    paths = list(find_pictures(config.paths, sys.stdin, unread))
+    warn_of_unread(unread)
+    predictor = load(
+        config.run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
+    )
     names = predictor.class_names
     if config.target is not None and config.target not in names:
         raise ConfigError(

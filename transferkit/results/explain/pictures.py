@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from transferkit.core.errors import DataError, TransferkitError
-from transferkit.core.records import DataConfig
+from transferkit.core.records import USUAL, DataConfig, Decoding
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.data.images.resize import fit
 
@@ -60,7 +60,7 @@ def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | 
     times = max(1.0, side / max(config.image_size))
     height, width = (round(length * times) for length in config.image_size)
     large = dataclasses.replace(config, image_size=(height, width))
-    return fit(decode_image(source, min_side=large.decode_side, name=name), large)
+    return fit(decode_image(source, min_side=large.decode_side, decoding=large.decoding, name=name), large)
 
 
 def overlay(image: Pixels, heat: npt.NDArray[np.floating]) -> Pixels:
@@ -81,21 +81,24 @@ def overlay(image: Pixels, heat: npt.NDArray[np.floating]) -> Pixels:
     return laid
 
 
-def thumbnail(path: str) -> str | None:
+def thumbnail(path: str, decoding: Decoding = USUAL) -> str | None:
     """Return the centre square of a picture as a ``data:`` address; ``None`` where it cannot be read."""
     square = DataConfig(image_size=(SAMPLE_SIDE, SAMPLE_SIDE), crop_pct=1.0)
     try:
-        return data_uri(fit(decode_image(path, min_side=2 * SAMPLE_SIDE), square))
+        return data_uri(fit(decode_image(path, min_side=2 * SAMPLE_SIDE, decoding=decoding), square))
     except DataError:
         return None
 
 
-def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str]) -> dict[str, Any]:
+def sample_pictures(
+    pictures: Sequence[Mapping[str, str]], names: Sequence[str], decoding: Decoding = USUAL
+) -> dict[str, Any]:
     """Return a few pictures of each class, the same ones each time, in the order of their content's digest.
 
     Args:
         pictures: Rows of `pictures.csv`, of which those of ``train`` are shown; of an evaluation its predictions.
         names: Classes in order; the first dozen is shown.
+        decoding: As the network has them decoded.
 
     Returns:
         ``rows``, a class each with its ``pictures``; ``shown`` and ``expected``, how many there are and should be.
@@ -111,7 +114,7 @@ def sample_pictures(pictures: Sequence[Mapping[str, str]], names: Sequence[str])
             if len(made) < SAMPLES and (
                 shown or not expected
             ):  # nothing of the first class is left: the folder is gone
-                made += [uri for uri in [thumbnail(row["path"])] if uri is not None]
+                made += [uri for uri in [thumbnail(row["path"], decoding)] if uri is not None]
         expected += min(SAMPLES, len(inside))
         shown += len(made)
         rows.append({"name": name, "pictures": made})

@@ -242,7 +242,7 @@ def _batches(
         for place in places:
             try:
                 if place not in decoded:
-                    decoded[place] = decode_image(paths[place], min_side=config.decode_side)
+                    decoded[place] = decode_image(paths[place], min_side=config.decode_side, decoding=config.decoding)
             except UnreadableImage:
                 continue
         readable = [place for place in places if place in decoded]

@@ -109,7 +109,7 @@ def _export_network(
     run, format = Path(config.run), FORMATS[config.format]
     need(format)
     _check_head(run, head)
-    module, info = load_model(run, head=head)
+    module, info = load_model(run, head=head, max_pixels=config.max_pixels)
     facts = export_facts(config, info)
     facts |= format.supports(run, module, info) or {}
     pictures = export_pictures(run, info.targets, data=config.data, most=config.pictures)

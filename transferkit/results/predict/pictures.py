@@ -9,24 +9,24 @@ import os
 import stat
 import time
 import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
-from transferkit.core.errors import DataError
+from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.text import listing, name_text
 from transferkit.data.scan.folders import SYSTEM_NAMES
-from transferkit.data.scan.formats import EXTENSIONS
+from transferkit.data.scan.formats import read_extensions, unread_text
 from transferkit.data.scan.records import split_named
 
-__all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures"]
+__all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures", "warn_of_unread"]
 
 STDIN: Final = "-"
 
 ANY_DEPTH: Final = "**"
-
-
-_Entered = set[tuple[int, int]]
 
 
 class _Entry(NamedTuple):
@@ -34,7 +34,22 @@ class _Entry(NamedTuple):
     is_folder: bool
 
 
-def find_pictures(paths: Iterable[str], stdin: TextIO | None = None) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A walk through folders.
+
+    Attributes:
+        entered: Device and inode of every folder that it has been in.
+        unread: Endings of the files that it passed by, with their numbers.
+    """
+
+    entered: set[tuple[int, int]] = field(default_factory=set)
+    unread: Counter[str] = field(default_factory=Counter)
+
+
+def find_pictures(
+    paths: Iterable[str], stdin: TextIO | None = None, unread: Counter[str] | None = None
+) -> Iterator[str]:
     """Yield the files that `paths` stand for, in the order of `paths`.
 
     - A file is taken whatever its name.
@@ -49,6 +64,7 @@ def find_pictures(paths: Iterable[str], stdin: TextIO | None = None) -> Iterator
     Args:
         paths: What the user wrote. All are looked at before the first file is yielded.
         stdin: Where ``-`` reads; decoded as file names are, where it is a stream of bytes underneath.
+        unread: Gets the endings of the files in folders that are not taken for pictures, with their numbers.
 
     Raises:
         DataError: A path does not exist, or a glob matches nothing: at once, and all of them in one message. There is
@@ -62,7 +78,13 @@ def find_pictures(paths: Iterable[str], stdin: TextIO | None = None) -> Iterator
             f"no such file or folder{', and no picture that matches' if globs else ''}: "
             f"{listing(missing, limit=len(missing))} - check the paths"
         )
-    return _all_of(listed, stdin)
+    return _all_of(listed, stdin, Counter() if unread is None else unread)
+
+
+def warn_of_unread(unread: Counter[str]) -> None:
+    """Warn of files that were passed by for their endings, where there are any."""
+    if unread:
+        warnings.warn(unread_text(unread), TransferkitWarning, stacklevel=3)
 
 
 def count_pictures(paths: Iterable[str], *, seconds: float = 1.0) -> int | None:
@@ -77,7 +99,7 @@ def count_pictures(paths: Iterable[str], *, seconds: float = 1.0) -> int | None:
     for path in paths:
         if path == STDIN:
             return None
-        for _ in _files_of(path):
+        for _ in _files_of(path, Counter()):
             count += 1
             if not count % 64 and time.monotonic() > until:
                 return None
@@ -105,27 +127,28 @@ def class_folders(folder: str, class_names: Sequence[str]) -> frozenset[str]:
 # ---- what a path stands for -------------------------------------------------------------------------------------
 
 
-def _all_of(paths: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
+def _all_of(paths: Sequence[str], stdin: TextIO | None, unread: Counter[str]) -> Iterator[str]:
     empty = True
     for path in paths:
-        for file in _lines_of(stdin) if path == STDIN else _files_of(path):
+        for file in _lines_of(stdin) if path == STDIN else _files_of(path, unread):
             empty = False
             yield file
     if empty:
         raise DataError(
-            f"no pictures in {listing(paths, limit=len(paths))} - expected files ending in {', '.join(EXTENSIONS)}"
+            f"no pictures in {listing(paths, limit=len(paths))}{f' ({unread_text(unread)})' if unread else ''} - "
+            f"expected files ending in {', '.join(read_extensions())}"
         )
 
 
 def _exists(path: str) -> bool:
-    return _kind(path) is not None or (glob.has_magic(path) and next(_matches(path), None) is not None)
+    return _kind(path) is not None or (glob.has_magic(path) and next(_matches(path, Counter()), None) is not None)
 
 
-def _files_of(path: str) -> Iterator[str]:
+def _files_of(path: str, unread: Counter[str]) -> Iterator[str]:
     kind = _kind(path)
     if kind is None and glob.has_magic(path):
-        return _matches(path)
-    return _below(path, set()) if kind is not None and stat.S_ISDIR(kind) else iter((path,))
+        return _matches(path, unread)
+    return _below(path, _Walk(unread=unread)) if kind is not None and stat.S_ISDIR(kind) else iter((path,))
 
 
 def _lines_of(stdin: TextIO | None) -> Iterator[str]:
@@ -139,9 +162,9 @@ def _lines_of(stdin: TextIO | None) -> Iterator[str]:
             yield path
 
 
-def _below(folder: str, entered: _Entered) -> Iterator[str]:
+def _below(folder: str, walk: _Walk) -> Iterator[str]:
     """Yield the pictures in a folder and below."""
-    if not _enter(folder, entered):
+    if not _enter(folder, walk):
         return
     entries = _entries(folder)
     if entries is None:
@@ -149,12 +172,14 @@ def _below(folder: str, entered: _Entered) -> Iterator[str]:
         return
     for entry in entries:
         if entry.is_folder:
-            yield from _below(_join(folder, entry.name), entered)
+            yield from _below(_join(folder, entry.name), walk)
         elif _is_picture(entry):
             yield _join(folder, entry.name)
+        else:
+            walk.unread[_ending(entry)] += 1
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def _matches(pattern: str, unread: Counter[str]) -> Iterator[str]:
     """Yield what a glob stands for; every file once, however many ways there are to match it."""
     parts = Path(pattern).parts
     plain = next(at for at, part in enumerate(parts) if glob.has_magic(part))
@@ -162,12 +187,12 @@ def _matches(pattern: str) -> Iterator[str]:
     kind = _kind(base or os.curdir)
     if kind is None or not stat.S_ISDIR(kind):
         return iter(())
-    return _matching(base, parts[plain:], frozenset({0}), set())
+    return _matching(base, parts[plain:], frozenset({0}), _Walk(unread=unread))
 
 
-def _matching(folder: str, parts: Sequence[str], states: frozenset[int], entered: _Entered) -> Iterator[str]:
+def _matching(folder: str, parts: Sequence[str], states: frozenset[int], walk: _Walk) -> Iterator[str]:
     """Yield the matches below a folder. A state is how many parts of the pattern are used up on the way to it."""
-    if not _enter(folder or os.curdir, entered):
+    if not _enter(folder or os.curdir, walk):
         return
     entries = _entries(folder)
     if entries is None:
@@ -178,10 +203,12 @@ def _matching(folder: str, parts: Sequence[str], states: frozenset[int], entered
         if not entry.is_folder:
             if len(parts) in after and _is_picture(entry):
                 yield path
+            elif len(parts) in after:
+                walk.unread[_ending(entry)] += 1
         elif len(parts) in after and ANY_DEPTH not in parts:
-            yield from _below(path, entered)
+            yield from _below(path, walk)
         elif after:
-            yield from _matching(path, parts, after, entered)
+            yield from _matching(path, parts, after, walk)
 
 
 def _after(entry: _Entry, parts: Sequence[str], states: frozenset[int]) -> frozenset[int]:
@@ -228,7 +255,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_picture(entry: _Entry) -> bool:
-    return not entry.is_folder and os.path.splitext(entry.name)[1].lower() in EXTENSIONS  # noqa: PTH122  likewise
+    return not entry.is_folder and _ending(entry) in read_extensions()
+
+
+def _ending(entry: _Entry) -> str:
+    return os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  likewise
 
 
 def _holding_pictures(folder: str) -> list[str]:
@@ -236,20 +267,20 @@ def _holding_pictures(folder: str) -> list[str]:
     return [
         entry.name
         for entry in _entries(folder) or ()
-        if entry.is_folder and next(_below(_join(folder, entry.name), set()), None) is not None
+        if entry.is_folder and next(_below(_join(folder, entry.name), _Walk()), None) is not None
     ]
 
 
-def _enter(folder: str, entered: _Entered) -> bool:
+def _enter(folder: str, walk: _Walk) -> bool:
     """Whether a folder has not been entered before, by whatever path."""
     try:
         facts = Path(folder).stat()
     except OSError:
         return True  # listing it will say so
     key = (facts.st_dev, facts.st_ino)
-    if key in entered:
+    if key in walk.entered:
         return False
-    entered.add(key)
+    walk.entered.add(key)
     return True
 
 

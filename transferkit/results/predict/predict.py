@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures
+from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures, warn_of_unread
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
@@ -58,7 +58,9 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
     """
     with connected(place_of_torchrun()):
         on_first(_check_out, config)
-        predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
+        predictor = load(
+            config.run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
+        )
         if config.check_classes:
             on_first(_check_classes, config.paths, predictor.class_names)
         counts = _Counts()
@@ -83,6 +85,7 @@ class _Counts:
     failed: int = 0
     abstained: int = 0
     total: int | None = None
+    unread: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 # ---- predictions ------------------------------------------------------------------------------------------------
@@ -95,7 +98,7 @@ def _predictions(
     pictures: list[Iterator[str]] = []
 
     def begin() -> int | None:
-        pictures.append(find_pictures(config.paths, stdin))
+        pictures.append(find_pictures(config.paths, stdin, counts.unread))
         return count_pictures(config.paths)
 
     counts.total = on_first(begin)
@@ -166,6 +169,7 @@ def _refuse(prediction: Record) -> None:
 
 def _conclude(config: PredictConfig, counts: _Counts) -> None:
     """Say in the first process how it ended."""
+    warn_of_unread(counts.unread)
     if config.out is not None and not config.quiet:
         parts = [f"{counts.failed:,} unreadable"] if counts.failed else []
         parts += [f"{counts.abstained:,} without a label"] if config.abstain is not None else []

@@ -191,8 +191,9 @@ class Predictor:
             ConfigError: `source` is no picture.
             DataError: It cannot be read.
         """
-        (picture,) = name_sources([source])
-        loaded = ImageDataset([], PredictionViews.make(self.info.preprocessing)).batch([Job(picture)])
+        config = self.info.preprocessing
+        (picture,) = name_sources([source], config.decoding)
+        loaded = ImageDataset([], PredictionViews.make(config)).batch([Job(picture)])
         if loaded.errors[0] is not None:
             raise DataError(f"cannot read picture {picture.name!r}: {loaded.errors[0].reason} - replace or remove it")
         image: npt.NDArray[np.uint8] = loaded.images[0].numpy()
@@ -344,6 +345,7 @@ def load(
     accelerator: str = "cpu",
     precision: Literal["32", "bf16"] = "32",
     head: nn.Module | None = None,
+    max_pixels: int | None = None,
 ) -> Predictor:
     """Return the model of a run directory, ready to predict.
 
@@ -352,12 +354,13 @@ def load(
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
         precision: ``"32"``, or ``"bf16"``, which may be faster and may flip close calls.
         head: The head, for a model whose head was a module of your own.
+        max_pixels: The largest picture to decode, in pixels; that of the model when ``None``.
 
     Raises:
         CheckpointError: The model is missing or damaged.
         ConfigError: The accelerator is not on this machine.
     """
     chosen = choose_accelerator(accelerator)
-    module, info = load_model(run, head=head)
+    module, info = load_model(run, head=head, max_pixels=max_pixels)
     tune_process(choose_workers(None, chosen)[1])
     return Predictor(module, info, device_of(chosen), precision=precision)

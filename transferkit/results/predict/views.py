@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from transferkit.core.errors import ConfigError
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Decoding
 from transferkit.data.batches.augment import Transform, eval_transform, train_transform
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import load_batches
@@ -118,17 +118,21 @@ class PredictionViews:
 # ---- sources ----------------------------------------------------------------------------------------------------
 
 
-def name_sources(sources: Iterable[Source]) -> Iterator[Picture]:
+def name_sources(sources: Iterable[Source], decoding: Decoding) -> Iterator[Picture]:
     """Yield a picture for every source; lazy.
+
+    Args:
+        sources: As many as you like.
+        decoding: For Pillow pictures, which are decoded here.
 
     Raises:
         ConfigError: A source is none.
     """
     for position, source in enumerate(sources):
-        yield _picture(f"images[{position}]", source)
+        yield _picture(f"images[{position}]", source, decoding)
 
 
-def _picture(name: str, source: Source) -> Picture:
+def _picture(name: str, source: Source, decoding: Decoding) -> Picture:
     match source:
         case str():
             return Picture(source)
@@ -139,7 +143,7 @@ def _picture(name: str, source: Source) -> Picture:
         case Image.Image():
             # Here, not in a thread or process: one Pillow object may be listed twice, and two threads must not load it.
             try:
-                return Picture(name, content=image_pixels(source, name=name))
+                return Picture(name, content=image_pixels(source, decoding=decoding, name=name))
             except UnreadableImage as error:
                 return Picture(name, error=error)
         case np.ndarray() if source.dtype == np.uint8 and source.size:
@@ -178,7 +182,7 @@ def load_sources(
     """
     dataset = ImageDataset([], views, threads=threads)
     numbers = tuple(range(views.count))
-    jobs = (Job(picture, numbers) for picture in name_sources(sources))
+    jobs = (Job(picture, numbers) for picture in name_sources(sources, views.evaluation.config.decoding))
     first = list(islice(jobs, batch_size))
     chained = chain(first, jobs)
     batches = iter(lambda: list(islice(chained, batch_size)), [])

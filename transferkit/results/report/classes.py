@@ -63,7 +63,7 @@ def class_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
     if pictures and (files.pictures or files.predictions):
         hardest = sorted(rows, key=lambda row: (row["recall"] is None, row["recall"]))
         names = [row["name"] for row in hardest] or files.class_names
-        samples = sample_pictures(files.pictures or files.predictions, names)
+        samples = sample_pictures(files.pictures or files.predictions, names, files.decoding)
     data = parts.data(class_counts(files), samples, len(rows))
     names = files.class_names
     title = f"{len(names)} classes" if names else ""

@@ -147,7 +147,7 @@ class Answerer:
         self._near: Batcher[tuple[Pixels, str], list[Neighbour]] | None = None
         if neighbours is not None:
             self._near = batcher(partial(_nearest, neighbours, count), batch_size=batch_size)
-        self._thumbnail = lru_cache(maxsize=1024)(thumbnail)
+        self._thumbnail = lru_cache(maxsize=1024)(partial(thumbnail, decoding=predictor.info.preprocessing.decoding))
         self._abstention = lru_cache(maxsize=64)(partial(Abstention, predictor.info, by="sets"))
 
     @property
@@ -240,7 +240,8 @@ class Answerer:
 
     def _open(self, data: bytes, *, explain: bool) -> _View:
         config = self.predictor.info.preprocessing
-        pixels = self._transform(decode_image(data, min_side=config.decode_side, name="picture"), 0)
+        decoded = decode_image(data, min_side=config.decode_side, decoding=config.decoding, name="picture")
+        pixels = self._transform(decoded, 0)
         if not explain:
             return _View(pixels, pixels)
         shown = enlarged(data, config, SHOWN_SIDE, name="picture")

@@ -57,7 +57,9 @@ def serve(config: ServeConfig) -> None:
     console = output_console()
     with open_port(config.host, config.port) as listener:  # before the model: a taken port is told at once
         host, port = listener.getsockname()[:2]
-        predictor = load(config.run, accelerator=config.accelerator, precision=config.precision)
+        predictor = load(
+            config.run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
+        )
         neighbours = _neighbours(config, predictor) if config.neighbours else None
         answerer = Answerer(
             predictor,

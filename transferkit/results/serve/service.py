@@ -122,7 +122,7 @@ def build_app(
         ] = None,
         explain: Annotated[bool, Query(description="add a heat map and the nearest training pictures")] = False,
     ) -> Answer | TaskAnswer:
-        """Classify one picture: JPEG, PNG, WebP, BMP, GIF or TIFF."""
+        """Classify one picture: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, or HEIC where it is installed."""
         data = await _picture(request, limits)
         try:
             return await answerer.answer(data, top_k=top_k, coverage=coverage, explain=explain)
@@ -133,7 +133,7 @@ def build_app(
                 422, "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
             ) from None
         except UnreadableImage as error:
-            known = sniff_format(data[:16]) is not None
+            known = sniff_format(data) is not None
             raise HTTPException(422 if known else 415, f"cannot read the picture: {_plain(error.reason)}") from None
 
     @app.get("/health", response_description="it can answer")
