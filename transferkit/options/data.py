@@ -1,4 +1,4 @@
-"""The options that verbs on pictures share: where they come from, their splits, what looks at them; and `check`."""
+"""The options that verbs on pictures share: where they come from, their splits, what looks at them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
 
-__all__ = ["BackboneOptions", "CheckConfig", "DataOptions"]
+__all__ = ["BackboneOptions", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 
@@ -73,10 +73,3 @@ class BackboneOptions(DataOptions):
     image_size: int | None = option(
         None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(DataOptions):
-    """Audit a data folder: unreadable, duplicate and leaking pictures, imbalance, classes without a split."""
-
-    quiet: bool = option(False, "no progress bar")

@@ -105,9 +105,10 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], same: Mapping[str, st
         ([same for same in by_content.values() if len({file.label for file in same}) > 1], "label"),
     ):
         if families:
-            equal = sorted(" = ".join(repr(file.path) for file in family) for family in families)
+            alike = tuple(sorted(tuple(file.path for file in family) for family in families))
+            equal = [" = ".join(map(repr, family)) for family in alike]
             message = f"{len(equal)} pictures {'in' if what == 'split' else 'with'} more than one {what}: "
-            findings.append(Finding(Kind.LEAK, message + listing(equal, quote=False), tuple(equal)))
+            findings.append(Finding(Kind.LEAK, message + listing(equal, quote=False), tuple(equal), alike))
     groups = sorted(group for group, splits in group_splits.items() if len(splits) > 1)
     if groups:
         message = f"{len(groups)} groups in more than one split: {listing(groups)}"
@@ -174,29 +175,34 @@ def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding
         f"pictures of {len(apart)} of {len(splits)} sub-folders are in several splits, such as those of {apart[0]!r}: "
         "if a sub-folder is one patient, burst or video, keep each group together by --group-by folder"
     )
-    return [Finding(Kind.NOTE, message, tuple(apart))]
+    return [Finding(Kind.GROUP, message, tuple(apart))]
 
 
 def special_pictures(results: Iterable[ReadResult]) -> list[Finding]:
     """Count the decoded pictures that are of a special kind, a finding each."""
-    good = [(Path(result.path), result.info) for result in results if result.info is not None]
-    infos = [info for _, info in good]
-    grey = sum(info.grey for info in infos)
-    counts = (
-        (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
-        (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
-        (
-            sum(info.peak < DARK for info in infos),
-            "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels "
-            "are left, so scale them to the whole range (64 times as bright, say) before",
-        ),
-        (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
-        (sum(info.transparent for info in infos), "with transparency: laid over white"),
-        (sum(info.one_colour for info in infos), "of one colour as decoded: nothing is to be seen on them"),
-        (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
-        (
-            sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
-            "with an extension that does not match the content: read by content",
-        ),
-    )
-    return [Finding(Kind.NOTE, f"{count} of {len(good)} pictures: {text}") for count, text in counts if count]
+    good = [(result.path, result.info) for result in results if result.info is not None]
+    grey = [path for path, info in good if info.grey]
+    special = (
+        (Kind.MODE, grey,
+         f"{'all' if len(grey) == len(good) else 'some'} are greyscale: their one channel is used for all three"),
+        (Kind.DEPTH, [path for path, info in good if info.mode.startswith("I;16")],
+         "16-bit greyscale: scaled to 8 bits"),
+        (Kind.DEPTH, [path for path, info in good if info.peak < DARK],
+         "16-bit greyscale of which less than an eighth of the range is used, as by 10-bit cameras: few grey levels "
+         "are left, so scale them to the whole range (64 times as bright, say) before"),
+        (Kind.MODE, [path for path, info in good if info.mode == "CMYK"],
+         "in CMYK: converted to RGB without a colour profile"),
+        (Kind.MODE, [path for path, info in good if info.transparent], "with transparency: laid over white"),
+        (Kind.ONE_COLOUR, [path for path, info in good if info.one_colour],
+         "of one colour as decoded: nothing is to be seen on them"),
+        (Kind.MODE, [path for path, info in good if info.animated],
+         "with several frames or pages: the first is used"),
+        (Kind.WRONG_NAME,
+         [path for path, info in good if EXTENSIONS.get(Path(path).suffix.lower(), info.format) != info.format],
+         "with an extension that does not match the content: read by content"),
+    )  # fmt: skip
+    return [
+        Finding(kind, f"{len(paths)} of {len(good)} pictures: {text}", families=tuple((path,) for path in paths))
+        for kind, paths, text in special
+        if paths
+    ]
