@@ -227,10 +227,14 @@ def test_start_up_is_light(code):
     assert loaded_by(code) == []
 
 
+def test_the_audit_loads_a_network_only_when_it_looks():
+    assert loaded_by("import transferkit.results.audit.audit") == ["numpy", "PIL"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["check", "--data", "{folder}", "--quiet"], ["numpy", "PIL"]),
+        (["check", "--data", "{folder}", "--quick", "--out", "{store}", "--quiet"], ["numpy", "PIL"]),
         (["store", "list", "--store", "{store}"], ["numpy"]),
         (["store", "verify", "--store", "{store}", "--quiet"], ["numpy"]),
         (["store", "gc", "--store", "{store}"], ["numpy"]),

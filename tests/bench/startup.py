@@ -37,7 +37,7 @@ def measure(folder: str) -> None:
         "transferkit --help": lambda: run("-m", "transferkit", "--help"),
         "transferkit finetune --help": lambda: run("-m", "transferkit", "finetune", "--help"),
         "transferkit finetune --epochs 0 (refused)": lambda: run("-m", "transferkit", "finetune", "--epochs", "0"),
-        "transferkit check, 20 pictures": lambda: run("-m", "transferkit", "check", "--data", folder),
+        "transferkit check, 20 pictures": lambda: run("-m", "transferkit", "check", "--quick", "--data", folder),
         "transferkit store list": lambda: run("-m", "transferkit", "store", "list", "--store", f"{folder}/store"),
     }
     print_table("start-up", compare(sides, rounds=10), base="bare interpreter", unit="s")

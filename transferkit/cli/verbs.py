@@ -11,8 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from transferkit.core.errors import Interrupted
-from transferkit.options.data import CheckConfig
-from transferkit.options.features import BackbonesConfig, FeaturesConfig, ProbeConfig, StoreConfig
+from transferkit.options.features import BackbonesConfig, CheckConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import make_config
 from transferkit.options.results import (
     CalibrateConfig,
@@ -148,7 +147,10 @@ VERBS = {
             "serve", ServeConfig, "transferkit.results.serve.serve.serve",
             "a small HTTP server with a page to drop pictures on", ("run",),
         ),
-        Verb("check", CheckConfig, "transferkit.data.index.audit.check", "audit a data folder before training on it"),
+        Verb(
+            "check", CheckConfig, "transferkit.results.audit.audit.check",
+            "audit a data folder before training on it; --fix writes a cleaned manifest", keeps_features=True,
+        ),
         Verb(
             "backbones", BackbonesConfig, "transferkit.cli.listing.print_backbones",
             "list, search and describe backbones", ("pattern",),

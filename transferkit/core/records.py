@@ -61,11 +61,13 @@ class Finding:
         kind: What it is; code decides by this, never by the message.
         message: A sentence for people.
         items: The files, classes or groups that it is about, as the message has them.
+        families: The same of files, as paths; those of one picture stand together.
     """
 
     kind: str
     message: str
     items: tuple[str, ...] = ()
+    families: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The options that verbs on pictures share: where they come from, their splits, what looks at them; and `check`."""
+"""The options that verbs on pictures share: where they come from, their splits, what looks at them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 from transferkit.core.records import DEEPEST, USUAL, Decoding
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
 
-__all__ = ["BackboneOptions", "CheckConfig", "DataOptions"]
+__all__ = ["BackboneOptions", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)
@@ -110,10 +110,3 @@ class BackboneOptions(DataOptions):
                 f"--weights {self.weights} has a meaning of its own, and there is a file "
                 f"{str(Path(self.weights).absolute())!r}, too - pass ./{self.weights} for the file, or rename it"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(DataOptions):
-    """Audit a data folder: unreadable, duplicate and leaking pictures, imbalance, classes without a split."""
-
-    quiet: bool = option(False, "no progress bar")

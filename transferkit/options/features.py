@@ -11,12 +11,34 @@ from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
 
-__all__ = ["BackbonesConfig", "FeatureOptions", "FeaturesConfig", "ProbeConfig", "StoreConfig"]
+__all__ = [
+    "BackbonesConfig",
+    "CheckConfig",
+    "ComputeOptions",
+    "FeatureOptions",
+    "FeaturesConfig",
+    "ProbeConfig",
+    "StoreConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(BackboneOptions):
-    """Features of the pictures, their store, and the machine they are computed on."""
+class ComputeOptions(BackboneOptions):
+    """The store of features, and the machine they are computed on."""
+
+    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    precision: Literal["auto", "32", "bf16"] = option(
+        "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"
+    )
+    compile: Literal["auto", "on", "off"] = option("auto", "compile the backbone; auto where the pictures pay for it")
+    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device", at_least(1))
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
+    workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(ComputeOptions):
+    """Features of the pictures: of which layer, and of which views."""
 
     layer: str = option(
         "pooled", "{pooled|stageN|NAME|all}: the penultimate layer, a stage, or every depth in one pass"
@@ -27,14 +49,6 @@ class FeatureOptions(BackboneOptions):
     views: int = option(0, "augmented views of each picture, kept besides the evaluation view", at_least(0))
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
-    store: str | None = option(None, "directory of the feature store; default: in the user's cache")
-    precision: Literal["auto", "32", "bf16"] = option(
-        "auto", "auto takes bf16 where it is faster and every row keeps a cosine of 0.9995 with fp32"
-    )
-    compile: Literal["auto", "on", "off"] = option("auto", "compile the backbone; auto where the pictures pay for it")
-    batch_size: int | None = option(None, "pictures per forward pass; default: what suits the device", at_least(1))
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
-    workers: int | None = option(None, "decoding processes; default: what the processor has room for", at_least(0))
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
@@ -48,6 +62,29 @@ class FeaturesConfig(FeatureOptions):
 
     out: str | None = option(None, "also write the features to this .npz, .parquet or .csv")
     quiet: bool = option(False, "no progress bars, no summary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(ComputeOptions):
+    """Audit a data folder: files, copies, labels, outliers, splits; writes check.html and check.json."""
+
+    quick: bool = option(False, "only what needs no network: no likely wrong labels, outliers or mirrored classes")
+    fix: str | None = option(None, "write a cleaned manifest to this .csv, for finetune --data; pictures stay")
+    fix_labels: Literal["keep", "drop", "relabel"] = option(
+        "keep", "what --fix does with training pictures whose labels are likely wrong: look at them first"
+    )
+    out: str | None = option(None, "directory for check.html and check.json; default: runs/<data>-check-<n>")
+    overwrite: bool = option(False, "replace check.html and check.json in --out, and the manifest of --fix")
+    quiet: bool = option(False, "no progress bars")
+
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        if self.fix_labels != "keep" and self.fix is None:
+            yield f"--fix-labels {self.fix_labels} changes nothing without --fix: name the manifest to write"
+        if self.fix_labels != "keep" and self.quick:
+            yield f"--fix-labels {self.fix_labels} needs a network to tell which: leave out --quick"
+        if self.fix is not None and not self.fix.lower().endswith(".csv"):
+            yield f"--fix {self.fix!r}: expected the name of a .csv file to write"
 
 
 CLASSIFIERS = ("auto", "logistic", "knn", "ridge")

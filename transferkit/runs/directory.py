@@ -15,9 +15,10 @@ from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import storage_errors
 from transferkit.core.locks import hold
 
-__all__ = ["default_run_dir", "is_complete", "named_run_dir", "open_run_dir", "prepare_run_dir", "run_stem"]
+__all__ = ["LOCK", "default_run_dir", "is_complete", "named_run_dir", "open_run_dir", "prepare_run_dir", "run_stem"]
 
 LOCK = ".lock"
+"""Lies in a directory while somebody writes to it."""
 
 
 def default_run_dir(data: str, backbone: str) -> Path:

@@ -102,7 +102,7 @@ def test_plain_surfaces_are_like_any_other(tmp_path):
 
 def test_features_confirm_and_deny(tmp_path):
     pictures = [scene(seed) for seed in range(5)]
-    pictures += [pictures[0].rotate(3, resample=Image.Resampling.BICUBIC), saved(pictures[1], 60)]
+    pictures += [pictures[0].rotate(2.5, resample=Image.Resampling.BICUBIC), saved(pictures[1], 60)]
     sketches = [sketch(picture, tmp_path) for picture in pictures]
     assert near_copies(sketches) == ((1, 6),)
     features = np.eye(7, 9)

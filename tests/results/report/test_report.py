@@ -625,7 +625,7 @@ def test_contrast_is_computed_as_the_standard_says():
 
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_contrast(mode):
-    from transferkit.results.report.classes import MAX_TINT
+    from transferkit.results.report.counts import MAX_TINT
 
     style = (resources.files("transferkit.results") / "templates" / "report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)

@@ -28,7 +28,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
 
-__all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "train_transform"]
+__all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "train_transform"]
 
 Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carries no type marker
 
@@ -107,6 +107,16 @@ def eval_transform(config: DataConfig) -> Transform:
     return Transform("none", [], config)
 
 
+def mirror_transform(config: DataConfig) -> Transform:
+    """Build the mirror image of the evaluation view; nothing random.
+
+    Raises:
+        ConfigError: A value of `config` is out of range.
+    """
+    check_config(config)
+    return Transform("mirror", [_Fit(config), A.HorizontalFlip(p=1.0)], config)
+
+
 def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Transform:
     """Build a training transform by preset.
 
@@ -127,6 +137,20 @@ def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Tran
     check_config(config)
     steps = [step for step in _PRESETS[name](config) if flip or not isinstance(step, A.HorizontalFlip)]
     return Transform(name, steps, config)
+
+
+class _Fit(A.ImageOnlyTransform):  # type: ignore[misc]  # an untyped base
+    """The evaluation view as a step."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(p=1.0)
+        self.config = config
+
+    def apply(self, img: Pixels, **params: Any) -> Pixels:
+        return fit(img, self.config)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        return ("config",)
 
 
 class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base

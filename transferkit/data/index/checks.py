@@ -109,9 +109,10 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], same: Mapping[str, st
         ([same for same in by_content.values() if len({file.label for file in same}) > 1], "label"),
     ):
         if families:
-            equal = sorted(" = ".join(repr(file.path) for file in family) for family in families)
+            alike = tuple(sorted(tuple(file.path for file in family) for family in families))
+            equal = [" = ".join(map(repr, family)) for family in alike]
             message = f"{len(equal)} pictures {'in' if what == 'split' else 'with'} more than one {what}: "
-            findings.append(Finding(Kind.LEAK, message + listing(equal, quote=False), tuple(equal)))
+            findings.append(Finding(Kind.LEAK, message + listing(equal, quote=False), tuple(equal), alike))
     groups = sorted(group for group, splits in group_splits.items() if len(splits) > 1)
     if groups:
         message = f"{len(groups)} groups in more than one split: {listing(groups)}"
@@ -178,7 +179,7 @@ def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding
         f"pictures of {len(apart)} of {len(splits)} sub-folders are in several splits, such as those of {apart[0]!r}: "
         "if a sub-folder is one patient, burst or video, keep each group together by --group-by folder"
     )
-    return [Finding(Kind.NOTE, message, tuple(apart))]
+    return [Finding(Kind.GROUP, message, tuple(apart))]
 
 
 def special_pictures(results: Iterable[ReadResult], decoding: Decoding = USUAL) -> list[Finding]:
@@ -188,41 +189,46 @@ def special_pictures(results: Iterable[ReadResult], decoding: Decoding = USUAL) 
         results: Of all pictures.
         decoding: How they were decoded.
     """
-    good = [(Path(result.path), result.info) for result in results if result.info is not None]
-    infos = [info for _, info in good]
-    grey = sum(info.grey for info in infos)
-    blank = [info for info in infos if info.one_colour]
-    hidden = sum(info.transparent for info in blank)
+    good = [(result.path, result.info) for result in results if result.info is not None]
+    grey = [path for path, info in good if info.grey]
+    blank = [path for path, info in good if info.one_colour]
+    hidden = sum(info.transparent for _, info in good if info.one_colour)
     ground, other = {"#ffffff": ("white", "black"), "#000000": ("black", "white")}.get(
         decoding.ground, (decoding.ground, "another colour")
     )
-    counts = (
-        (grey, f"{'all' if grey == len(good) else 'some'} are greyscale: their one channel is used for all three"),
-        (sum(info.mode.startswith("I;16") for info in infos), "16-bit greyscale: scaled to 8 bits"),
-        *_depth_counts(infos, decoding.grey_bits),
-        (sum(info.mode == "CMYK" for info in infos), "in CMYK: converted to RGB without a colour profile"),
-        (sum(info.transparent for info in infos), f"with transparency: laid over {ground}"),
-        (
-            len(blank),
-            "of one colour as decoded: nothing is to be seen on them"
-            + (f"; {hidden} have transparency, and may show something by --ground {other}" if hidden else ""),
-        ),
-        (sum(info.animated for info in infos), "with several frames or pages: the first is used"),
-        (
-            sum(EXTENSIONS.get(path.suffix.lower(), info.format) != info.format for path, info in good),
-            "with an extension that does not match the content: read by content",
-        ),
-    )
-    return [Finding(Kind.NOTE, f"{count} of {len(good)} pictures: {text}") for count, text in counts if count]
+    special = (
+        (Kind.MODE, grey,
+         f"{'all' if len(grey) == len(good) else 'some'} are greyscale: their one channel is used for all three"),
+        (Kind.DEPTH, [path for path, info in good if info.mode.startswith("I;16")],
+         "16-bit greyscale: scaled to 8 bits"),
+        *((Kind.DEPTH, paths, text) for paths, text in _depth_counts(good, decoding.grey_bits)),
+        (Kind.MODE, [path for path, info in good if info.mode == "CMYK"],
+         "in CMYK: converted to RGB without a colour profile"),
+        (Kind.MODE, [path for path, info in good if info.transparent], f"with transparency: laid over {ground}"),
+        (Kind.ONE_COLOUR, blank,
+         "of one colour as decoded: nothing is to be seen on them"
+         + (f"; {hidden} have transparency, and may show something by --ground {other}" if hidden else "")),
+        (Kind.MODE, [path for path, info in good if info.animated],
+         "with several frames or pages: the first is used"),
+        (Kind.WRONG_NAME,
+         [path for path, info in good if EXTENSIONS.get(Path(path).suffix.lower(), info.format) != info.format],
+         "with an extension that does not match the content: read by content"),
+    )  # fmt: skip
+    return [
+        Finding(kind, f"{len(paths)} of {len(good)} pictures: {text}", families=tuple((path,) for path in paths))
+        for kind, paths, text in special
+        if paths
+    ]
 
 
-def _depth_counts(infos: Sequence[ImageInfo], bits: int) -> list[tuple[int, str]]:
+def _depth_counts(good: Sequence[tuple[str, ImageInfo]], bits: int) -> list[tuple[list[str], str]]:
     """Count pictures of 16 bits whose values use less, or more, than is made of them, and say what to do."""
-    grey = [info.peak for info in infos if info.peak is not None and info.mode.startswith("I;16")]
-    colour = [info.peak for info in infos if info.peak is not None and not info.mode.startswith("I;16")]
-    most, above = max(grey, default=0), sum(peak >= 2**bits for peak in grey)
+    grey = {path: info.peak for path, info in good if info.peak is not None and info.mode.startswith("I;16")}
+    colour = {path: info.peak for path, info in good if info.peak is not None and not info.mode.startswith("I;16")}
+    most, above = max(grey.values(), default=0), [path for path, peak in grey.items() if peak >= 2**bits]
     needed = max(most.bit_length(), 8)
-    counts = [(sum(peak < DARK for peak in colour), f"16-bit colour {_LITTLE}: scale them to the whole range before")]
+    dark = [path for path, peak in colour.items() if peak < DARK]
+    counts = [(dark, f"16-bit colour {_LITTLE}: scale them to the whole range before")]
     if above:
         text = (
             f"16-bit greyscale with values above {2**bits - 1:,}, which become white: --grey-bits {needed} keeps them"
@@ -233,8 +239,8 @@ def _depth_counts(infos: Sequence[ImageInfo], bits: int) -> list[tuple[int, str]
             f"16-bit greyscale, none of whose values is above {most:,}: few grey levels are left - if they have "
             f"{needed} bits, pass --grey-bits {needed}, and {2**needed - 1:,} becomes white"
         )
-        counts.append((len(grey), text))
+        counts.append((list(grey), text))
     elif bits == DEEPEST:
         text = f"16-bit greyscale {_LITTLE}, while others use more: scale them to the whole range before"
-        counts.append((sum(peak < DARK for peak in grey), text))
+        counts.append(([path for path, peak in grey.items() if peak < DARK], text))
     return counts

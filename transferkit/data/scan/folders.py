@@ -27,8 +27,8 @@ __all__ = ["SYSTEM_NAMES", "scan_folder"]
 SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """Of files and folders that systems leave about, in lower case; those that are hidden besides."""
 
-OUTPUTS: Final = (".lock", "plan.json", "metrics.json", "model.json", "lr.csv", "explain.csv")
-"""Files that mark a folder as one that transferkit wrote: a run, a plan, an evaluation, explanations."""
+OUTPUTS: Final = (".lock", "plan.json", "metrics.json", "model.json", "lr.csv", "explain.csv", "check.json")
+"""Files that mark a folder as one that transferkit wrote: a run, a plan, an evaluation, an audit."""
 
 
 @dataclass(slots=True)

@@ -41,6 +41,17 @@ class Kind(StrEnum):
     LEAK = "leak"  # equal pictures, or pictures of a group, in several splits or classes
     THIN = "thin"  # classes that cannot be validated
     IMBALANCE = "imbalance"
+    WRONG_NAME = "wrong-name"  # files whose endings are not those of their content
+    MODE = "mode"  # grey, CMYK, transparent or animated pictures
+    DEPTH = "bit-depth"  # pictures of more than 8 bits
+    SIZE = "size"  # pictures far smaller, larger or longer than the others
+    ONE_COLOUR = "one-colour"
+    COPY = "copy"  # equal pictures of one label in one split
+    NEAR_COPY = "near-copy"  # the same picture at another size or quality, or cut
+    WRONG_LABEL = "wrong-label"  # labels that a probe doubts
+    OUTLIER = "outlier"  # pictures unlike all others
+    GROUP = "group"  # pictures that may belong together, over several splits
+    MIRROR = "mirror"  # classes whose mirror images are taken for another one
     NOTE = "note"  # a fact that needs nothing done
 
 

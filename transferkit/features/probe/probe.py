@@ -30,7 +30,7 @@ from transferkit.features.probe.selection import Folds, choice_record, choose, c
 from transferkit.features.probe.statistics import RowStatistics
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
-__all__ = ["FittedProbe", "add_rows", "fit_probe"]
+__all__ = ["FittedProbe", "add_rows", "blas_threads", "fit_probe"]
 
 STEP = 10.0 ** (2 / 3)
 STRENGTHS = tuple(1e-2 * STEP**number for number in range(10))
@@ -158,7 +158,7 @@ def fit_probe(
     if rows.weight is not None:
         rows = rows.take(np.flatnonzero(rows.weight))
     report = progress or (lambda done, total: None)
-    with _threads(rows.X, rows.width):
+    with blas_threads(rows.X, rows.width):
         if "." in name:
             return _fit_by_path(rows, options, seed, report)
         folds = cross_validation_folds(rows, folds=options.folds, seed=seed)
@@ -175,7 +175,8 @@ def _class_problems(rows: LabelledRows) -> list[str]:
     return ["rows of weight above 0 are of fewer than 2 classes; expected at least 2 classes"]
 
 
-def _threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
+def blas_threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
+    """Return what keeps the BLAS to one thread for features (N, D) where more are in each other's way."""
     return threadpool_limits(1, user_api="blas") if X.size * num_classes < SMALL else nullcontext()
 
 

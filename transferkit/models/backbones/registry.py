@@ -17,7 +17,8 @@ from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
 
-__all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "list_backbones", "register_backbone"]
+__all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "is_backbone", "list_backbones",
+           "register_backbone"]  # fmt: skip
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 
@@ -139,6 +140,11 @@ def list_backbones(pattern: str = "*", *, pretrained_only: bool = False) -> list
         pretrained_only: Leave out what has no pretrained weights.
     """
     return [name for source in _SOURCES for name in source.names(pattern, pretrained_only)]
+
+
+def is_backbone(name: str) -> bool:
+    """Whether a backbone goes by this name; nothing is said of its weights."""
+    return any(source.knows(name) for source in _SOURCES)
 
 
 def describe_backbone(name: str) -> dict[str, Any]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from PIL import Image
 
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.core.records import USUAL, DataConfig, Decoding
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.data.images.resize import fit
+from transferkit.results.report.page import data_uri
 
 if TYPE_CHECKING:
     from transferkit.results.predict.predictor import Predictor
 
-__all__ = ["COLOURS", "data_uri", "enlarged", "mistake_pictures", "overlay", "sample_pictures", "thumbnail"]
+__all__ = ["COLOURS", "enlarged", "mistake_pictures", "overlay", "sample_pictures", "thumbnail"]
 
 COLOURS = "inferno"
 """Matplotlib's name of the colours: evenly growing brightness, told apart by colour-blind eyes and in grey print."""
@@ -31,18 +29,9 @@ STRENGTH = 0.6
 """Share of the colour where there is most evidence."""
 
 SAMPLE_SIDE, MISTAKE_SIDE = 112, 224  # pixels; about twice what the page shows, for dense screens
-QUALITY = 80
 SAMPLE_CLASSES, SAMPLES = 12, 4
 TRIES = 8
 """Pictures of a class that are tried before it is shown with fewer."""
-
-
-def data_uri(image: Pixels, kind: Literal["jpeg", "png"] = "jpeg") -> str:
-    """Return an RGB picture inside a ``data:`` address."""
-    stream = io.BytesIO()
-    options = {"quality": QUALITY, "optimize": True} if kind == "jpeg" else {"compress_level": 4}
-    Image.fromarray(image).save(stream, kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | None = None) -> Pixels:

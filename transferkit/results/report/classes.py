@@ -11,6 +11,7 @@ import numpy as np
 from transferkit.models.figures.paired import Outcomes, compare
 from transferkit.results.evaluate.plots import FEW, reliability_chart
 from transferkit.results.explain.pictures import mistake_pictures, sample_pictures
+from transferkit.results.report.counts import confusion_table, count_table
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, macros
 from transferkit.results.report.svg import drawn
@@ -19,12 +20,6 @@ from transferkit.runs.files import RunFiles, number
 __all__ = ["class_comparison", "class_sections"]
 
 TEMPLATE = "classes.html.j2"
-
-CONFUSION_CLASSES = 30
-"""Up to so many classes the whole matrix is shown, above it the most frequent confusions."""
-
-TOP_CONFUSIONS = 30
-MAX_TINT = 42  # percent of colour behind a figure of the matrix; more would cost contrast
 
 MISTAKES = 12
 
@@ -120,26 +115,7 @@ def confusion(values: Mapping[str, Any]) -> dict[str, Any] | None:
     matrix = _matrix(values)
     if matrix is None:
         return None
-    names = [str(name) for name in values["per_class"]]
-    top = sorted(
-        ((count, true, guess) for true, row in enumerate(matrix) for guess, count in enumerate(row)
-         if count and true != guess),
-        key=lambda item: (-item[0], item[1], item[2]),
-    )  # fmt: skip
-    rows = []
-    for name, row in zip(names, matrix, strict=True) if len(names) <= CONFUSION_CLASSES else ():
-        total = sum(row)
-        # The root, because what is worth seeing is rare: one in nine shows as a third.
-        cells = [{"n": n, "tint": round(MAX_TINT * math.sqrt(n / total)) if total else 0} for n in row]
-        rows.append({"name": name, "cells": cells})
-    listed = top[: TOP_CONFUSIONS if not rows else 5]
-    return {
-        "names": names,
-        "rows": rows,
-        "top": [{"true": names[true], "predicted": names[guess], "n": count, "share": count / sum(matrix[true])}
-                for count, true, guess in listed],
-        "pairs": len(top),
-    }  # fmt: skip
+    return confusion_table([str(name) for name in values["per_class"]], matrix)
 
 
 def calibration(values: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
@@ -188,22 +164,7 @@ def class_counts(files: RunFiles) -> dict[str, Any] | None:
     names = files.data.get("classes") or files.class_names
     if not counts or not names:
         return None
-    rows: list[dict[str, Any]] = [
-        {"name": str(name), "counts": [int(by.get(name) or 0) for by in counts.values()]} for name in names
-    ]
-    most = max(sum(row["counts"]) for row in rows) or 1
-    for row in rows:
-        row |= {"total": sum(row["counts"]), "widths": [round(100 * count / most, 2) for count in row["counts"]]}
-    first = "train" if "train" in counts else next(iter(counts))
-    sizes = {str(name): int(counts[first].get(name) or 0) for name in names}
-    large, small = max(sizes, key=lambda key: sizes[key]), min(sizes, key=lambda key: sizes[key])
-    ratio = sizes[large] / sizes[small] if sizes[small] else None
-    imbalance = (
-        f"The largest class ({large}, {sizes[large]:,} {first} pictures) has {ratio:.1f} times the pictures of the "
-        f"smallest ({small}, {sizes[small]:,})." if ratio is not None else f"“{small}” has no {first} pictures."
-    )  # fmt: skip
-    return {"splits": list(counts), "rows": rows, "imbalance": imbalance if len(names) > 1 else "",
-            "totals": [sum(int(n) for n in by.values()) for by in counts.values()]}  # fmt: skip
+    return count_table(counts, names)
 
 
 # ---- several runs -----------------------------------------------------------------------------------------------

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from transferkit import __version__
 from transferkit.core.text import visible
+from transferkit.data.images.decode import Pixels
 from transferkit.show.words import PERCENT, value_text
 
-__all__ = ["Section", "TaskSections", "macros", "render"]
+__all__ = ["Section", "TaskSections", "data_uri", "macros", "render"]
 
 TEMPLATES = "templates"
+QUALITY = 80
+"""Of pictures in a page, as JPEG."""
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{script}'; base-uri 'none'; "
@@ -71,6 +76,14 @@ def render(template: str, values: dict[str, Any]) -> str:
         "version": __version__,
     }
     return _environment().get_template(template).render(page=page, **values)
+
+
+def data_uri(image: Pixels, kind: Literal["jpeg", "png"] = "jpeg") -> str:
+    """Return an RGB picture ``(H, W, 3) uint8`` inside a ``data:`` address."""
+    stream = io.BytesIO()
+    options = {"quality": QUALITY, "optimize": True} if kind == "jpeg" else {"compress_level": 4}
+    Image.fromarray(image).save(stream, kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def macros(template: str) -> Any:

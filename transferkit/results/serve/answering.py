@@ -22,10 +22,11 @@ from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
 from transferkit.models.parts import Request
 from transferkit.results.explain.gradcam import heatmaps
-from transferkit.results.explain.pictures import data_uri, enlarged, overlay, thumbnail
+from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.predictor import Output, Predictor
+from transferkit.results.report.page import data_uri
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:

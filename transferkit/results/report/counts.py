@@ -1,0 +1,68 @@
+"""Tables of classes for a page: pictures per class and split, and which classes are taken for which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["confusion_table", "count_table"]
+
+CONFUSION_CLASSES = 30
+"""Up to so many classes the whole matrix is shown, above it the most frequent confusions."""
+
+TOP_CONFUSIONS = 30
+MAX_TINT = 42  # percent of colour behind a figure of the matrix; more would cost contrast
+
+
+def confusion_table(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return what the page shows of a confusion matrix: its cells, and the most frequent confusions.
+
+    Args:
+        names: Of the classes.
+        matrix: ``(C, C)``, rows true and columns predicted.
+    """
+    top = sorted(
+        ((count, true, guess) for true, row in enumerate(matrix) for guess, count in enumerate(row)
+         if count and true != guess),
+        key=lambda item: (-item[0], item[1], item[2]),
+    )  # fmt: skip
+    rows = []
+    for name, row in zip(names, matrix, strict=True) if len(names) <= CONFUSION_CLASSES else ():
+        total = sum(row)
+        # The root, because what is worth seeing is rare: one in nine shows as a third.
+        cells = [{"n": n, "tint": round(MAX_TINT * math.sqrt(n / total)) if total else 0} for n in row]
+        rows.append({"name": name, "cells": cells})
+    listed = top[: TOP_CONFUSIONS if not rows else 5]
+    return {
+        "names": list(names),
+        "rows": rows,
+        "top": [{"true": names[true], "predicted": names[guess], "n": count, "share": count / sum(matrix[true])}
+                for count, true, guess in listed],
+        "pairs": len(top),
+    }  # fmt: skip
+
+
+def count_table(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> dict[str, Any]:
+    """Return pictures per class and split, and how unbalanced the classes are.
+
+    Args:
+        counts: Pictures by split and class; at least one split.
+        names: Of the classes, at least one.
+    """
+    rows: list[dict[str, Any]] = [
+        {"name": str(name), "counts": [int(by.get(name) or 0) for by in counts.values()]} for name in names
+    ]
+    most = max(sum(row["counts"]) for row in rows) or 1
+    for row in rows:
+        row |= {"total": sum(row["counts"]), "widths": [round(100 * count / most, 2) for count in row["counts"]]}
+    first = "train" if "train" in counts else next(iter(counts))
+    sizes = {str(name): int(counts[first].get(name) or 0) for name in names}
+    large, small = max(sizes, key=lambda key: sizes[key]), min(sizes, key=lambda key: sizes[key])
+    ratio = sizes[large] / sizes[small] if sizes[small] else None
+    imbalance = (
+        f"The largest class ({large}, {sizes[large]:,} {first} pictures) has {ratio:.1f} times the pictures of the "
+        f"smallest ({small}, {sizes[small]:,})." if ratio is not None else f"“{small}” has no {first} pictures."
+    )  # fmt: skip
+    return {"splits": list(counts), "rows": rows, "imbalance": imbalance if len(names) > 1 else "",
+            "totals": [sum(int(n) for n in by.values()) for by in counts.values()]}  # fmt: skip
