@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from transferkit.core.errors import ConfigError, DataError, gather
-from transferkit.data.index.targets import ClassReader
 from transferkit.core.records import DataConfig
+from transferkit.data.index.targets import ClassReader
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
 from transferkit.features.extract.table import FeatureTable
