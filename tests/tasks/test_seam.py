@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -91,10 +91,11 @@ class Value:
     value: float | None = None
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 class Plain:
-    columns, names_one = ("label", "predicted"), False
+    columns, names_one, labels = ("label", "predicted"), False, False
 
     def activate(self, outputs):
         return outputs
@@ -112,6 +113,9 @@ class Plain:
 
     def unreadable(self, name, error):
         return Value(name, error=error)
+
+    def unlike(self, record, share, *, unknown):
+        return replace(record, unlike_training=share)
 
     def header(self, spec, request):
         return list(spec.names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import Request
+from transferkit.models.parts import UNKNOWN, Request
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 
@@ -33,6 +33,8 @@ class LabelPrediction:
         probs: Of every label, in index order.
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Always ``False``: a label that is not sure enough is not given.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures, in [0, 1]; ``None`` where
+            the model does not know.
     """
 
     path: str
@@ -40,6 +42,7 @@ class LabelPrediction:
     probs: tuple[float, ...] = ()
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class LabelOutput:
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
     names_one: bool = False
+    labels: bool = True
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the sigmoid of logits ``(..., C)``."""
@@ -95,6 +99,10 @@ class LabelOutput:
     def unreadable(self, name: str, error: str) -> LabelPrediction:
         """Return the record of a picture without a prediction."""
         return LabelPrediction(name, error=error)
+
+    def unlike(self, record: LabelPrediction, share: float, *, unknown: bool) -> LabelPrediction:
+        """Return a record with the share; its one label may be `UNKNOWN`, what else it says stays."""
+        return replace(record, unlike_training=share, labels=(UNKNOWN,) if unknown else record.labels)
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``labels``, and a column of the probability of every label."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class NumberPrediction:
         high: Upper ends.
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Always ``False``: how sure a number is, its interval says.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures, in [0, 1]; ``None`` where
+            the model does not know.
     """
 
     path: str
@@ -42,6 +44,7 @@ class NumberPrediction:
     high: tuple[float | None, ...] = ()
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class NumberOutput:
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
     names_one: bool = False
+    labels: bool = False
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return numbers in their own units for deviations ``(..., T)``."""
@@ -97,6 +101,10 @@ class NumberOutput:
     def unreadable(self, name: str, error: str) -> NumberPrediction:
         """Return the record of a picture without a prediction."""
         return NumberPrediction(name, error=error)
+
+    def unlike(self, record: NumberPrediction, share: float, *, unknown: bool) -> NumberPrediction:
+        """Return a record with the share; there is no label to be unknown."""
+        return replace(record, unlike_training=share)
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``NAME, NAME_low, NAME_high`` of every target; without the last two where there are no intervals."""
