@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="+", required=True)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--phases", nargs="+", default=("probe", "probe-finetune"), help="of the first draw")
     options = parser.parse_args()
     classes = sorted(path.name for path in (options.clothing / "train").iterdir())
     print(machine())
@@ -115,7 +116,7 @@ def main() -> None:
             folders = [options.clothing / split / name for split in ("train", "val") for name in held]
             others = {"classes held back": [str(file) for place in folders for file in sorted(place.iterdir())]}
             others |= {name: list(find_pictures([name])) for name in options.others}
-            for phases in ("probe", "probe-finetune") if seed == 0 else ("probe",):
+            for phases in options.phases if seed == 0 else ("probe",):
                 run = tk.finetune(
                     data=str(data), root=str(options.clothing), backbone="resnet18", weights=options.weights,
                     image_size=64, phases=phases, epochs=options.epochs, out=f"{folder}/{phases}-{seed}",
@@ -133,7 +134,8 @@ def main() -> None:
                 printed(title, [table])
                 if phases == "probe":
                     probes.append(table)
-    printed(f"probe, mean over {options.draws} draws of three classes", probes)
+    if len(probes) > 1:
+        printed(f"probe, mean over {len(probes)} draws of three classes", probes)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from transferkit.results.predict.predictor import Predictor, load
 class MapHead(nn.Module):
     takes_maps = True
 
-    def __init__(self, channels=512, classes=3):
+    def __init__(self, channels=96, classes=3):
         super().__init__()
         self.linear = nn.Linear(channels, classes)
 
@@ -138,7 +138,7 @@ def test_one_pass_gives_outputs_and_distances(run, pictures, monkeypatch):
     monkeypatch.setattr(FeatureNetwork, "forward", lambda self, images: passes.append(1) or forward(self, images))
     found = list(predictor.outputs(pictures["asked"], batch_size=8, features=True))
     assert len(passes) == 1
-    assert all(output.distance > 0 and output.features.shape == (512,) for output in found)
+    assert all(output.distance > 0 and output.features.shape == (96,) for output in found)
     np.testing.assert_allclose(
         np.stack([output.features for output in found]), seen(make_module(), pictures["asked"]), atol=1e-4
     )
@@ -159,7 +159,7 @@ def test_heads_on_maps_go_by_the_pooled_features(pictures, tmp_path, expected):
     with torch.inference_mode():
         features, outputs = module.features_and_outputs(torch.zeros(2, 3, 32, 32))
         assert torch.equal(outputs, module(torch.zeros(2, 3, 32, 32)))
-    assert features.shape == (2, 512)
+    assert features.shape == (2, 96)
 
 
 def test_numbers_and_labels_say_it_too(pictures, tmp_path, capsys):

@@ -31,8 +31,8 @@ def require_statistics(predictor: Predictor, config: EvaluateConfig) -> None:
     if config.unlike is not None and predictor.module.unlike is None:
         raise ConfigError(
             "--unlike asks how well the model tells pictures that belong to no class, but this one keeps nothing of "
-            "its training pictures: it is of an older transferkit, or its run had too few val pictures - run finetune or "
-            "probe again, or leave --unlike out"
+            "its training pictures: it is of an older transferkit, or its run had too few val pictures - run finetune "
+            "or probe again, or leave --unlike out"
         )
 
 
@@ -77,15 +77,15 @@ class Likeness:
                              **self._test(split)}  # fmt: skip
         if config.unlike is None:
             return {"unlike_training": splits}
-        distances, doubts = self._ask(config)
+        others, doubts = self._ask(config)
         for split, values in splits.items():
-            values["told"] = {"distance": separation(np.array(self._distances[split]), distances)}
+            values["told"] = {"distance": separation(np.array(self._distances[split]), others)}
             if split in unsure:
                 values["told"]["probability"] = separation(unsure[split], doubts)
-        shares = np.array([module.nearer(distance) for distance in distances.tolist()])
-        others = {"data": config.unlike, "n": len(distances), "median": float(np.median(shares)),
-                  "beyond_95": float((shares > BEYOND).mean())}  # fmt: skip
-        return {"unlike_training": splits, "unlike": others}
+        shares = np.array([module.nearer(distance) for distance in others.tolist()])
+        summary = {"data": config.unlike, "n": len(others), "median": float(np.median(shares)),
+                   "beyond_95": float((shares > BEYOND).mean())}  # fmt: skip
+        return {"unlike_training": splits, "unlike": summary}
 
     def _test(self, split: str) -> dict[str, Any]:
         """Compare the pictures of a split with the run's held-out ones, where there are enough of both."""
@@ -116,5 +116,5 @@ class Likeness:
 
 def doubts_of(predictions: Tensor) -> npt.NDArray[np.float32]:
     """Return 1 minus the largest probability of each picture, ``(N,)``, for ``(N, C)``."""
-    doubts: npt.NDArray[np.float32] = 1.0 - predictions.max(dim=1).values.numpy()
+    doubts: npt.NDArray[np.float32] = (1.0 - predictions.max(dim=1).values).numpy()
     return doubts
