@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -101,9 +101,7 @@ class Plain:
         return outputs
 
     def rows(self, predictions, targets, spec):
-        return [
-            (f"{t:.4f}", f"{p:.4f}") for t, p in zip(targets[:, 0].tolist(), predictions[:, 0].tolist(), strict=True)
-        ]
+        return [(f"{t:.4f}", f"{p:.4f}") for t, p in torch.cat((targets, predictions), dim=1).tolist()]
 
     def merge(self, predictions):
         return predictions.mean(axis=0)
@@ -113,9 +111,6 @@ class Plain:
 
     def unreadable(self, name, error):
         return Value(name, error=error)
-
-    def unlike(self, record, share, *, unknown):
-        return replace(record, unlike_training=share)
 
     def header(self, spec, request):
         return list(spec.names)

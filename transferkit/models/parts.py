@@ -143,7 +143,7 @@ class Request:
 
 
 class Record(Protocol):
-    """What is said of one picture; the rest of it is the task's own.
+    """What is said of one picture: a dataclass; the rest of it is the task's own.
 
     Attributes:
         path: The file, or its place among the pictures.
@@ -196,14 +196,8 @@ class Output(Protocol):
     def labels(self) -> bool:
         """Whether a record gives labels, which `UNKNOWN` can stand for."""
 
-    def unlike(self, record: Any, share: float, *, unknown: bool) -> Any:
-        """Return a record that says how unlike the training pictures its picture is.
-
-        Args:
-            record: Of the picture.
-            share: Of held-out pictures that are nearer.
-            unknown: Whether its label is to be `UNKNOWN`.
-        """
+    def unknown(self, record: Any) -> Any:
+        """Return a record with the label `UNKNOWN`; it is asked for only where there are `labels`."""
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return the columns of `predict` between ``path`` and ``error``."""

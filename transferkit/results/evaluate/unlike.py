@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError
+from transferkit.models.unlike.distance import SAMPLED
 from transferkit.models.unlike.figures import separation
 from transferkit.models.unlike.two_sample import LEAST_OF_TEST, compare_samples
 from transferkit.options.results import EvaluateConfig
@@ -38,7 +40,7 @@ def require_statistics(predictor: Predictor, config: EvaluateConfig) -> None:
 
 @dataclass
 class Likeness:
-    """Distances and features of the pictures of one evaluation, by split.
+    """Distances of the pictures of one evaluation, by split, and features of a sample of them.
 
     Args:
         predictor: Its model; where that keeps nothing of its training pictures, nothing is collected.
@@ -50,12 +52,20 @@ class Likeness:
     _distances: dict[str, list[float]] = field(default_factory=dict)
     _features: dict[str, list[npt.NDArray[np.float16]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._draw = random.Random(self.seed)
+
     def add(self, split: str, output: Output) -> None:
         """Take the distance and features of a picture."""
-        if output.distance is not None and output.features is not None:
-            self._distances.setdefault(split, []).append(output.distance)
-            length = max(float(np.linalg.norm(output.features)), 1e-12)
-            self._features.setdefault(split, []).append((output.features / length).astype(np.float16))
+        if output.distance is None or output.features is None:
+            return
+        distances, kept = self._distances.setdefault(split, []), self._features.setdefault(split, [])
+        distances.append(output.distance)
+        row = (output.features / max(float(np.linalg.norm(output.features)), 1e-12)).astype(np.float16)
+        if len(kept) < SAMPLED:
+            kept.append(row)
+        elif (place := self._draw.randrange(len(distances))) < SAMPLED:  # each picture so far is as likely to be kept
+            kept[place] = row
 
     def results(self, config: EvaluateConfig, unsure: dict[str, npt.NDArray[np.float32]]) -> dict[str, Any]:
         """Return what `metrics.json` holds: of each split, and of the pictures that belong to no class.
@@ -94,8 +104,7 @@ class Likeness:
         held = module.sample.cpu().numpy()
         if min(len(rows), len(held)) < LEAST_OF_TEST:
             return {}
-        chosen = np.random.default_rng(self.seed).permutation(len(rows))[: max(len(held), LEAST_OF_TEST)]
-        found = compare_samples(np.stack([rows[at] for at in np.sort(chosen)]), held, seed=self.seed)
+        found = compare_samples(np.stack(rows), held, seed=self.seed)
         return {"mmd2": found.mmd2, "p": found.p, "compared": [found.n, found.m]}
 
     def _ask(self, config: EvaluateConfig) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -100,9 +100,9 @@ class LabelOutput:
         """Return the record of a picture without a prediction."""
         return LabelPrediction(name, error=error)
 
-    def unlike(self, record: LabelPrediction, share: float, *, unknown: bool) -> LabelPrediction:
-        """Return a record with the share; its one label may be `UNKNOWN`, what else it says stays."""
-        return replace(record, unlike_training=share, labels=(UNKNOWN,) if unknown else record.labels)
+    def unknown(self, record: LabelPrediction) -> LabelPrediction:
+        """Return a record with the one label `UNKNOWN`; what else it says stays."""
+        return replace(record, labels=(UNKNOWN,))
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``labels``, and a column of the probability of every label."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,9 @@ class NumberOutput:
         """Return the record of a picture without a prediction."""
         return NumberPrediction(name, error=error)
 
-    def unlike(self, record: NumberPrediction, share: float, *, unknown: bool) -> NumberPrediction:
-        """Return a record with the share; there is no label to be unknown."""
-        return replace(record, unlike_training=share)
+    def unknown(self, record: NumberPrediction) -> NumberPrediction:
+        """Refused: there are no labels. Raises `ConfigError`."""
+        raise ConfigError("--unknown is for labels; how unlike the training pictures one is, unlike_training says")
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``NAME, NAME_low, NAME_high`` of every target; without the last two where there are no intervals."""

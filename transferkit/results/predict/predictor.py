@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -326,9 +326,10 @@ class Predictor:
         if self.module.unlike is None or output.distance is None:
             return prediction
         share = self.module.unlike.nearer(output.distance)
-        beyond = request.unknown is not None and share > request.unknown
-        marked: Prediction = part.unlike(prediction, share, unknown=beyond)
-        return marked
+        prediction = replace(prediction, unlike_training=share)
+        if request.unknown is not None and share > request.unknown:
+            prediction = part.unknown(prediction)
+        return prediction
 
     def check_unknown(self, rate: float) -> None:
         """Refuse a rate from which on pictures are unknown, where it cannot be used.

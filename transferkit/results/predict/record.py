@@ -94,9 +94,9 @@ class ClassOutput:
         """Return the record of a picture without a prediction."""
         return Prediction(name, error=error)
 
-    def unlike(self, record: Prediction, share: float, *, unknown: bool) -> Prediction:
-        """Return a record with the share; its label may be `UNKNOWN`, what else it says stays."""
-        return replace(record, unlike_training=share, label=UNKNOWN if unknown else record.label)
+    def unknown(self, record: Prediction) -> Prediction:
+        """Return a record with the label `UNKNOWN`; what else it says stays."""
+        return replace(record, label=UNKNOWN)
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``label,probability[,label_2,probability_2,...][,set]``."""
