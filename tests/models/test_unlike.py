@@ -114,7 +114,7 @@ def test_it_comes_back_from_model_json():
 @pytest.mark.parametrize(
     "change",
     [{"method": "x"}, {"groups": "a"}, {"quantiles": ""}, {"quantiles": "3 2"}, {"quantiles": "1 nan"},
-     {"features": -1}, {"quantiles": None}],
+     {"features": -1}, {"quantiles": None}, {"groups": float("inf")}],
 )  # fmt: skip
 def test_other_facts_are_refused(change):
     good = TrainingDistance(2, 4).hold_out(torch.arange(12.0), torch.eye(4)).to_dict()

@@ -116,7 +116,7 @@ class TrainingDistance(nn.Module):
             quantiles = _numbers(values["quantiles"])
             if not len(quantiles) or not np.isfinite(quantiles).all() or (np.diff(quantiles) < 0).any():
                 raise ValueError("quantiles that do not rise")
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"unlike_training cannot be read ({error}) - was it edited? Copy it again") from error
         sizes = ("method", "groups", "features", "sample")
         module.facts = {name: value for name, value in values.items() if name not in sizes}
