@@ -103,7 +103,9 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
         )
     solved = time.perf_counter()
     module, exported = _module(task, probe, table, backbone, tap)
-    measured, calibration, lines = _measure(task, probe, table, tap.layer, config, module)
+    # With pictures added to a run's own, only the new ones are here: the model would take the old ones for unlike.
+    known = module if base is None else None
+    measured, calibration, lines = _measure(task, probe, table, tap.layer, config, known)
     extra: dict[str, Any] = {}
     with counting_bar(console, "fitting curves") as progress:
         if config.depth and held is not None:
