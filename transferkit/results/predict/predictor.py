@@ -25,9 +25,8 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
-from transferkit.models.parts import UNKNOWN, Request
-from transferkit.models.unlike.distance import LEAST
-from transferkit.results.predict.abstention import AbstainBy, Abstention
+from transferkit.models.parts import Request
+from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.record import Prediction
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
@@ -306,7 +305,7 @@ class Predictor:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
         rule = None if abstain is None else Abstention(self.info, abstain, abstain_by)
         if unknown is not None:
-            self.check_unknown(unknown)
+            check_unknown(self.module, unknown)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
         request = Request(top_k=top_k, whole=whole, abstention=rule, unknown=unknown)
         return (self.record(output, request) for output in outputs)
@@ -330,32 +329,6 @@ class Predictor:
         if request.unknown is not None and share > request.unknown:
             prediction = part.unknown(prediction)
         return prediction
-
-    def check_unknown(self, rate: float) -> None:
-        """Refuse a rate from which on pictures are unknown, where it cannot be used.
-
-        Raises:
-            ConfigError: It is not in (0, 1), the model keeps no held-out pictures, a class of it has that name, or it
-                gives no labels.
-        """
-        if not 0.0 < rate < 1.0:
-            raise ConfigError(f"unknown is {rate}, expected a rate in (0, 1), such as 0.95")
-        if self.module.unlike is None:
-            raise ConfigError(
-                "this model does not know how far pictures are from its training pictures: it is of an older "
-                f"transferkit, or its run had fewer than {LEAST} val pictures - run finetune or probe again, or leave "
-                "--unknown out"
-            )
-        if not self.module.task.output.labels:
-            raise ConfigError(
-                f"--unknown writes {UNKNOWN!r} for a label, and {self.module.task.name} gives none - leave it out; "
-                "the column unlike_training says it"
-            )
-        if UNKNOWN in self.class_names:
-            raise ConfigError(
-                f"the model has a class {UNKNOWN!r} of its own, which could not be told from what --unknown writes - "
-                "leave it out; the column unlike_training says it"
-            )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import data_uri, enlarged, overlay, thumbnail
-from transferkit.results.predict.abstention import Abstention
+from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.predictor import Output, Predictor
 from transferkit.results.predict.record import unlike_values
@@ -190,7 +190,7 @@ class Answerer:
             raise NotCalibrated
         if unknown is not None:
             try:
-                self.predictor.check_unknown(unknown)
+                check_unknown(self.predictor.module, unknown)
             except ConfigError as error:
                 raise NoUnknown from error
         started = time.perf_counter()
