@@ -91,18 +91,17 @@ class Value:
     value: float | None = None
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 class Plain:
-    columns, names_one = ("label", "predicted"), False
+    columns, names_one, labels = ("label", "predicted"), False, False
 
     def activate(self, outputs):
         return outputs
 
     def rows(self, predictions, targets, spec):
-        return [
-            (f"{t:.4f}", f"{p:.4f}") for t, p in zip(targets[:, 0].tolist(), predictions[:, 0].tolist(), strict=True)
-        ]
+        return [(f"{t:.4f}", f"{p:.4f}") for t, p in torch.cat((targets, predictions), dim=1).tolist()]
 
     def merge(self, predictions):
         return predictions.mean(axis=0)

@@ -33,6 +33,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import CLASSIFICATION, Task, task_named
+from transferkit.models.unlike.distance import TrainingDistance
 from transferkit.models.weights.files import read_state_dict
 from transferkit.models.weights.loading import load_backbone_weights
 
@@ -40,6 +41,8 @@ __all__ = ["ModelInfo", "load_model", "load_weights_from", "read_info", "save_in
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
+UNLIKE = "unlike_training"
+"""Key of `model.json`; the tensors lie in `model.safetensors`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class ModelInfo:
         sha256: Hex digest of the weights file.
         task: The kind of answer; a `model.json` of the first release names none, it knew classification only.
         target_facts: What travels with the names, see `TargetSpec`.
+        unlike: Of the distance from the training pictures, see `TrainingDistance.to_dict`; ``None`` where the model
+            keeps none, as those of the first release.
     """
 
     backbone: str
@@ -76,6 +81,7 @@ class ModelInfo:
     sha256: str = ""
     task: str = CLASSIFICATION
     target_facts: Mapping[str, Any] = field(default_factory=dict)
+    unlike: Mapping[str, Any] | None = None
 
     @property
     def target_spec(self) -> TargetSpec:
@@ -149,6 +155,7 @@ def save_model(
         sha256=sha256_of_file(directory / WEIGHTS),
         task=module.task.name,
         target_facts=module.target_spec.facts,
+        unlike=None if module.unlike is None else module.unlike.to_dict(),
     ).calibrated(calibration or Calibration())
     save_info(directory, info)
     return info
@@ -182,6 +189,7 @@ def save_info(directory: Path, info: ModelInfo) -> None:
             "backbone_args": dict(info.backbone_args),
             "versions": dict(info.versions),
             "sha256": info.sha256,
+            **({} if info.unlike is None else {UNLIKE: dict(info.unlike)}),
         },
     )
 
@@ -227,6 +235,11 @@ def load_model(
     module = TransferModule(
         backbone, task.heads.width(spec), chosen, class_names=spec.names, task=task, target_facts=spec.facts
     )
+    if info.unlike is not None:
+        try:
+            module.unlike = TrainingDistance.from_dict(info.unlike)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / INFO}: {error}") from error
     try:
         _product(module).load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -337,6 +350,7 @@ def read_info(folder: Path) -> ModelInfo:
         calibration=_calibration(values, task, path=path),
         task=task.name,
         target_facts=spec.facts,
+        unlike=values.get(UNLIKE),
         **{name: values[name] for name in ("backbone", "head", "head_args", "weights_source", "license",
                                            "backbone_args", "versions", "sha256")},
     )  # fmt: skip
@@ -379,5 +393,6 @@ def _calibration(values: Mapping[str, Any], task: Task, *, path: Path) -> Fitted
 
 
 def _product(module: TransferModule) -> nn.ModuleDict:
-    """Backbone and head alone: metrics are no part of the product."""
-    return nn.ModuleDict({"backbone": module.backbone, "head": module.head})
+    """Backbone, head, and the distance from the training pictures: metrics are no part of the product."""
+    parts = {"backbone": module.backbone, "head": module.head}
+    return nn.ModuleDict(parts if module.unlike is None else {**parts, "unlike": module.unlike})

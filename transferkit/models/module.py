@@ -24,6 +24,7 @@ from transferkit.models.heads import build_head, check_head, takes_maps
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
+from transferkit.models.unlike.distance import TrainingDistance
 
 __all__ = ["HEAD", "TransferModule"]
 
@@ -113,6 +114,7 @@ class TransferModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.val_metrics = self._metrics("val_", self.task.objective.watched)
         self.test_metrics = self._metrics("test_", self.task.objective.watched)
+        self.unlike: TrainingDistance | None = None  # of a finished model: how far pictures are from the training ones
         self.boundary: Boundary | None = None
         self.to_loggers = True
         self._window = Window()
@@ -215,6 +217,14 @@ class TransferModule(L.LightningModule):
             features = run(images)
         logits: Tensor = self.head(features)
         return logits
+
+    def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
+        if self.head_takes_maps:
+            maps = self.backbone.forward_maps(images)
+            return self.backbone.pool(maps), self.head(maps)
+        features = self.backbone(images)
+        return features, self.head(features)
 
     @property
     def _run(self) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.figure import Figure
 
 __all__ = [
+    "UNKNOWN",
     "Answered",
     "Calibrator",
     "Details",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float32]
+
+UNKNOWN = "unknown"
+"""The label of a picture that is too unlike the training pictures."""
 
 
 @dataclass(frozen=True)
@@ -128,22 +132,29 @@ class Request:
         whole: Whether the record holds the whole prediction, too: of classification every class's probability.
         abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
         coverage: Share of true numbers that intervals shall hold, in (0, 1); ``None`` for the usual one.
+        unlike: Whether there is a column for how unlike the training pictures a picture is.
+        unknown: Share of held-out pictures beyond which a picture gets no label of the model's, in (0, 1); ``None``:
+            it always does.
     """
 
     top_k: int = 3
     sets: bool = False
     whole: bool = True
     coverage: float | None = None
+    unlike: bool = False
+    unknown: float | None = None
     abstention: Callable[[Array, npt.NDArray[np.int64]], tuple[bool, tuple[str, ...]]] | None = None
 
 
 class Record(Protocol):
-    """What is said of one picture; the rest of it is the task's own.
+    """What is said of one picture: a dataclass; the rest of it is the task's own.
 
     Attributes:
         path: The file, or its place among the pictures.
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Whether there is no answer because the model is not sure enough.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures; ``None`` where the model
+            does not know.
     """
 
     @property
@@ -157,6 +168,10 @@ class Record(Protocol):
     @property
     def abstained(self) -> bool:
         """Whether there is no answer because the model is not sure enough."""
+
+    @property
+    def unlike_training(self) -> float | None:
+        """Share of held-out pictures that are nearer to the training pictures."""
 
 
 class Output(Protocol):
@@ -183,6 +198,13 @@ class Output(Protocol):
 
     def unreadable(self, name: str, error: str) -> Any:
         """Return the `Record` of a picture that has no prediction."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether a record gives labels, which `UNKNOWN` can stand for."""
+
+    def unknown(self, record: Any) -> Any:
+        """Return a record with the label `UNKNOWN`; it is asked for only where there are `labels`."""
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return the columns of `predict` between ``path`` and ``error``."""

@@ -54,6 +54,9 @@ class EvaluateConfig(RunOptions):
         "auto", "which pictures of data with splits: auto takes every split but train, all takes them together"
     )
     against: str | None = option(None, "another run directory, compared picture by picture")
+    unlike: str | None = option(
+        None, "a folder of pictures that belong to no class: how well the model tells them from the labelled ones"
+    )
     unseen_only: bool = option(False, "leave out pictures that the run was trained on")
     check_classes: bool = option(False, "fail when the classes are not exactly those of the model")
     skip_bad: bool = option(False, "leave unreadable pictures out and list them, instead of stopping")
@@ -89,6 +92,11 @@ class PredictConfig(RunOptions):
     )
     coverage: float | None = option(
         None, "of numbers: share of the true ones that intervals shall hold, in (0, 1); default: 0.9", RATE
+    )
+    unknown: float | None = option(
+        None,
+        "label 'unknown' for pictures further from the training pictures than this share of held-out ones, in (0, 1)",
+        RATE,
     )
     check_classes: bool = option(False, "fail when a folder's class folders are not exactly the model's classes")
     strict: bool = option(False, "stop at the first picture that cannot be read")

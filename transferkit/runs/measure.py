@@ -18,6 +18,7 @@ from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import Task
+from transferkit.models.unlike.distance import sample_places
 
 __all__ = [
     "Outputs",
@@ -41,11 +42,15 @@ class Outputs:
         paths: N files.
         outputs: ``(N, width) float32``.
         targets: ``(N, ...)``, as the task has them.
+        distances: From the training pictures, ``(N, 1)``; ``None`` where the model knows none.
+        features: Of some of the pictures, ``(S, D)``; likewise.
     """
 
     paths: tuple[str, ...]
     outputs: Tensor
     targets: Tensor
+    distances: Tensor | None = None
+    features: Tensor | None = None
 
 
 def network_outputs(
@@ -70,9 +75,23 @@ def network_outputs(
 
 def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, device: str = "cpu") -> Outputs:
     """Return what a network returns for the pictures of a split, in index order. Raises `DataError` when empty."""
-    outputs, targets = network_outputs(module, data.evaluation_loader(split), device=device)
+    loader = data.evaluation_loader(split)
     paths = tuple(str(Path(record.path).absolute()) for record in data.index.split(split))
-    return Outputs(paths, outputs, targets)
+    if module.unlike is None:
+        return Outputs(paths, *network_outputs(module, loader, device=device))
+    module.eval().to(device)
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    kept, done = torch.from_numpy(sample_places(len(paths))), 0
+    with torch.inference_mode():
+        for images, targets in loader:
+            inputs = normalise(images.to(device, non_blocking=True), module.data_config)
+            features, outputs = module.features_and_outputs(inputs)
+            mine = kept[(kept >= done) & (kept < done + len(targets))] - done
+            done += len(targets)
+            parts = (outputs.float(), targets, module.unlike(features), features.float()[mine.to(device)])
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part.cpu())
+    return Outputs(paths, *(torch.cat(column).clone() for column in columns))
 
 
 def predictions_of(

@@ -53,6 +53,7 @@ from transferkit.training.ranks.processes import in_processes, started_as, warne
 from transferkit.training.ranks.strategies import quiet_lightning
 from transferkit.training.rehearsal import rehearse_saving
 from transferkit.training.setup import Training, prepare
+from transferkit.training.unlike import fit_on_training, hold_out
 
 __all__ = ["Run", "finetune"]
 
@@ -274,7 +275,7 @@ def _conclude(
     started = time.perf_counter()
     splits = [split for split in measured if training.data.index.split(split)]
     craft = _finish(run, training)
-    figures, calibration, rows = _measure(training, splits)
+    figures, calibration, rows = _measure(training, splits, fit_on_training(training))
     if training.config.snapshots:
         craft["snapshots"] = measure_snapshots(
             run, training.module, training.data, splits, device=training.device, seed=training.config.seed
@@ -319,12 +320,16 @@ def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
 
 
 def _measure(
-    training: Training[FinetuneConfig], splits: Sequence[str]
+    training: Training[FinetuneConfig], splits: Sequence[str], seconds: float
 ) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
-    """Calibrate on val, and return what each split tells of the weights; see `measure_splits`."""
+    """Calibrate on val, and return what each split tells of the weights; see `measure_splits` and `hold_out`."""
     config, module = training.config, training.module
     outputs = {split: outputs_of_split(module, training.data, split, device=training.device) for split in splits}
-    return measure_splits(outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed)
+    unlike = hold_out(module, outputs, seconds)
+    figures, calibration, rows = measure_splits(
+        outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed
+    )
+    return {**figures, **unlike}, calibration, rows
 
 
 def _selection(recorder: RunRecorder, *, tested: bool) -> dict[str, Any]:

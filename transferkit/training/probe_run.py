@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.solver import LabelledRows, ProbeOptions, Solution, Solver
 from transferkit.models.task import Task, task_of
+from transferkit.models.unlike.distance import sample_places
+from transferkit.models.unlike.statistics import groups_of
 from transferkit.options.features import ProbeConfig
 from transferkit.runs.curves import depth_chart, label_chart, path_charts
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
@@ -38,6 +41,7 @@ from transferkit.show.charts import save_charts
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.adding import Base
 from transferkit.training.head.features import row_groups, training_rows
+from transferkit.training.unlike import fit_on_features, hold_out
 
 __all__ = ["run_probe"]
 
@@ -99,7 +103,10 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
             solver.fit(rows, options, seed=config.seed, progress=progress) if base is None else base.fit(rows, train)
         )
     solved = time.perf_counter()
-    measured, calibration, lines = _measure(task, probe, table, tap.layer, config)
+    module, exported = _module(task, probe, table, backbone, tap)
+    # With pictures added to a run's own, only the new ones are here: the model would take the old ones for unlike.
+    known = module if base is None else None
+    measured, calibration, lines = _measure(task, probe, table, tap.layer, config, known)
     extra: dict[str, Any] = {}
     with counting_bar(console, "fitting curves") as progress:
         if config.depth and held is not None:
@@ -127,7 +134,13 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
             save_charts([depth_chart(extra["depth"], str(held), figure)], run / "depth.png")
         if "learning_curve" in extra:
             save_charts([label_chart(extra["learning_curve"], str(held), figure)], run / "learning_curve.png")
-        exported = _export(run, task, probe, table, backbone, tap, calibration)
+        state = probe.head()
+        if module is not None and state is not None:
+            prepared = DataConfig.from_dict(table.facts["data_config"])
+            save_model(
+                run, module, head=state.name, head_args=dict(state.arguments), calibration=calibration,
+                preprocessing=prepared,
+            )  # fmt: skip
         file = {}
         if exported != "yes" and probe.estimator is not None:
             file = {"kept": keep_classifier(run, probe.estimator, table.class_names)}
@@ -161,16 +174,29 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
 
 
 def _measure(
-    task: Task, probe: Solution, table: FeatureTable, layer: str, config: ProbeConfig
+    task: Task, probe: Solution, table: FeatureTable, layer: str, config: ProbeConfig, module: TransferModule | None
 ) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
-    outputs = {}
+    """Calibrate and measure; the module gets the distance from the training pictures, from the same features."""
+    outputs, started = {}, time.perf_counter()
+    if module is not None:
+        train = table.split("train")
+        fit_on_features(module, train.layers[layer], groups_of(train.y, classes=task.output.names_one))
     for name in ("val", "test"):
         split = table.split(name)
         if len(split):
             paths = tuple(str(Path(path).absolute()) for path in split.paths)
             answers = torch.from_numpy(probe.outputs(split.layers[layer]))
             outputs[name] = Outputs(paths, answers, torch.from_numpy(split.y))
-    return measure_splits(outputs, task, table.index.targets.spec, method=config.calibrate, seed=config.seed)
+            if name == "val" and module is not None and module.unlike is not None:
+                held = torch.from_numpy(split.layers[layer])
+                outputs[name] = replace(
+                    outputs[name], distances=module.unlike(held), features=held[sample_places(len(held))]
+                )
+    unlike = {} if module is None else hold_out(module, outputs, time.perf_counter() - started)
+    figures, calibration, rows = measure_splits(
+        outputs, task, table.index.targets.spec, method=config.calibrate, seed=config.seed
+    )
+    return {**figures, **unlike}, calibration, rows
 
 
 def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> LabelledRows:
@@ -178,26 +204,18 @@ def _layer_rows(table: FeatureTable, layer: str, *, grouped: bool = False) -> La
     return LabelledRows(table.layers[layer], table.y, len(table.class_names), row_groups(table) if grouped else None)
 
 
-def _export(
-    run: Path,
-    task: Task,
-    probe: Solution,
-    table: FeatureTable,
-    backbone: Backbone,
-    tap: Tap,
-    calibration: FittedCalibration,
-) -> str:
-    """Write the product, backbone and head; return why not, where the classifier cannot be one."""
+def _module(
+    task: Task, probe: Solution, table: FeatureTable, backbone: Backbone, tap: Tap
+) -> tuple[TransferModule | None, str]:
+    """Return the product, backbone and head, and ``"yes"``; or none, and why the classifier cannot be one."""
     if tap.layer != POOLED or tap.pool != OWN:
-        return f"no: a head stands on the penultimate features, not on {tap.layer} ({tap.pool})"
+        return None, f"no: a head stands on the penultimate features, not on {tap.layer} ({tap.pool})"
     state = probe.head()
     if state is None:
-        return f"no: {probe.name} is not linear - use it in a pipeline behind transferkit.FeatureExtractor"
+        return None, f"no: {probe.name} is not linear - use it in a pipeline behind transferkit.FeatureExtractor"
     spec = table.index.targets.spec
     width, arguments = task.heads.width(spec), dict(state.arguments)
     head = NeighbourHead(backbone.num_features, width, **arguments) if state.name == KNN else state.name
     module = TransferModule(backbone, width, head, class_names=spec.names, task=task, target_facts=spec.facts)
     module.head.load_state_dict(state.tensors)
-    prepared = DataConfig.from_dict(table.facts["data_config"])
-    save_model(run, module, head=state.name, head_args=arguments, calibration=calibration, preprocessing=prepared)
-    return "yes"
+    return module, "yes"

@@ -92,7 +92,8 @@ class Paired:
         title = "the other run"
         for picture, output in readable_outputs(shared, outputs, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])
-            theirs.append(self._predictor.probs(output))
+            assert output.logits is not None
+            theirs.append(self._predictor.probs(output.logits))
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
             other = torch.from_numpy(np.stack(theirs)), known, self._predictor.info.target_spec

@@ -156,7 +156,8 @@ def _ask(
         [picture.path for picture in pictures], batch_size=config.batch_size, workers=config.workers
     )  # fmt: skip
     for picture, output in readable_outputs(pictures, outputs, bad, title="computing logits", quiet=config.quiet):
-        rows.append(output[0])
+        assert output.logits is not None
+        rows.append(output.logits[0])
         labels.append(picture.label)
     width = predictor.module.task.heads.width(predictor.info.target_spec)
     table = np.stack(rows) if rows else np.empty((0, width), dtype=np.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
-from transferkit.results.predict.predictor import Predictor, load
+from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
+from transferkit.results.predict.predictor import load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
@@ -69,6 +71,8 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     digest = sha256_of_file(run / "model.safetensors")  # while it is what was loaded
     task, targets = predictor.module.task, predictor.info.targets
     spec = predictor.info.target_spec
+    require_statistics(predictor, config)
+    likeness = Likeness(predictor, config.seed)
     against = None if config.against is None else Paired(Path(config.against), config, task, targets, spec)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         everything = labelled_pictures(
@@ -78,7 +82,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     labelled, origin = _unseen(everything, config)
 
     with open_run_dir(out, resume=False, overwrite=config.overwrite):
-        splits, rows, bad = _measure(predictor, against, labelled, config)
+        splits, rows, bad, doubts = _measure(likeness, against, labelled, config)
         refuse_unreadable([] if config.skip_bad else bad)
         if not splits:
             raise DataError(f"{config.data}: none of its {len(labelled)} pictures can be read - check the files")
@@ -87,6 +91,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
             "run": str(run),
             "data": _absolute(config.data),
             "against": config.against and _absolute(config.against),
+            "unlike": config.unlike and _absolute(config.unlike),
         }
         write_config(out, {**dataclasses.asdict(config), **places})
         _describe_data(out, labelled, targets, rows)
@@ -115,6 +120,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
             },
             "tta": config.tta,
         }
+        metrics |= likeness.results(config, doubts)
         if calibration.method != "none":
             metrics["calibration"] = {"method": calibration.method, "temperature": calibration.temperature,
                                       "fitted_on": calibration.fitted_on}  # fmt: skip
@@ -135,7 +141,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
 
 def _check_out(out: Path, config: EvaluateConfig) -> None:
     """Refuse a directory that cannot be written to, or that `--overwrite` would take more from than an evaluation."""
-    for path in (config.run, config.data, *([config.against] if config.against else [])):
+    for path in filter(None, (config.run, config.data, config.against, config.unlike)):
         if Path(path).exists() and Path(path).resolve().is_relative_to(out.resolve()):
             raise ConfigError(
                 f"--out {out} holds {path}, which is read, expected another directory - give another --out"
@@ -176,29 +182,37 @@ def _unseen(labelled: Labelled, config: EvaluateConfig) -> tuple[Labelled, dict[
 
 
 def _measure(
-    predictor: Predictor, against: Paired | None, labelled: Labelled, config: EvaluateConfig
-) -> tuple[dict[str, dict[str, Any]], list[Row], list[SkippedFile]]:
-    """Return metrics by split, a row per picture, and what could not be read; one split at a time is in memory."""
+    likeness: Likeness, against: Paired | None, labelled: Labelled, config: EvaluateConfig
+) -> tuple[dict[str, dict[str, Any]], list[Row], list[SkippedFile], dict[str, npt.NDArray[np.float32]]]:
+    """Return metrics by split, a row per picture, what could not be read, and how unsure the model is by split.
+
+    One split at a time is in memory.
+    """
+    predictor = likeness.predictor
     task, targets, spec = predictor.module.task, predictor.info.targets, predictor.info.target_spec
     splits: dict[str, dict[str, Any]] = {}
     rows: list[Row] = []
     bad: list[SkippedFile] = []
+    doubts: dict[str, npt.NDArray[np.float32]] = {}
     for split, pictures in labelled.splits.items():
-        good, predictions, plain = _ask(predictor, pictures, config, bad)
+        good, predictions, plain = _ask(likeness, split, pictures, config, bad)
         if not good or (bad and not config.skip_bad):
             continue  # all that is unreadable is told at once, so the others are still read
         answers = torch.from_numpy(targets.encode(picture.label for picture in good))
         splits[split] = task.values(predictions, answers, spec, plain=plain, seed=config.seed)
         rows += prediction_rows(task, split, [picture.path for picture in good], predictions, answers, spec)
+        if task.output.names_one:
+            doubts[split] = doubts_of(predictions)
         if against is not None:
             bad += against.add(split, good, predictions)
-    return splits, rows, bad
+    return splits, rows, bad, doubts
 
 
 def _ask(
-    predictor: Predictor, pictures: Sequence[LabelledPicture], config: EvaluateConfig, bad: list[SkippedFile]
+    likeness: Likeness, split: str, pictures: Sequence[LabelledPicture], config: EvaluateConfig, bad: list[SkippedFile]
 ) -> tuple[list[LabelledPicture], Tensor, Tensor | None]:
     """Return the N readable pictures, predictions ``(N, width)``, and those without calibration where there is one."""
+    predictor = likeness.predictor
     task = predictor.module.task
     shape = len(pictures), task.heads.width(predictor.info.target_spec)
     predictions = np.empty(shape, dtype=np.float32)
@@ -206,12 +220,15 @@ def _ask(
     good: list[LabelledPicture] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], tta=config.tta, batch_size=config.batch_size, workers=config.workers,
-        seed=config.seed,
+        seed=config.seed, features=True,
     )  # fmt: skip
     for picture, output in readable_outputs(pictures, outputs, bad, title="evaluating", quiet=config.quiet):
-        predictions[len(good)] = predictor.probs(output)
+        logits = output.logits
+        assert logits is not None
+        likeness.add(split, output)
+        predictions[len(good)] = predictor.probs(logits)
         if plain is not None:
-            plain[len(good)] = task.output.merge(task.output.activate(torch.from_numpy(output)).numpy())
+            plain[len(good)] = task.output.merge(task.output.activate(torch.from_numpy(logits)).numpy())
         good.append(picture)
     count = len(good)
     return good, torch.from_numpy(predictions[:count]), None if plain is None else torch.from_numpy(plain[:count])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from transferkit.core.records import SkippedFile
 from transferkit.results.predict.predictor import Output
 from transferkit.runs.labelled import LabelledPicture
@@ -17,8 +14,8 @@ __all__ = ["readable_outputs"]
 
 def readable_outputs(
     pictures: Sequence[LabelledPicture], outputs: Iterable[Output], bad: list[SkippedFile], *, title: str, quiet: bool
-) -> Iterator[tuple[LabelledPicture, npt.NDArray[np.float32]]]:
-    """Yield each picture that can be read, with the network's outputs for its views, ``(V, width)``.
+) -> Iterator[tuple[LabelledPicture, Output]]:
+    """Yield each picture that can be read, with what the network returns for it: its `logits` are there.
 
     Args:
         pictures: In the order of `outputs`.
@@ -34,6 +31,6 @@ def readable_outputs(
             elif output.sha256 not in (None, picture.sha256):
                 bad.append(SkippedFile(picture.path, "it changed while it was evaluated"))
             else:
-                yield picture, output.logits
+                yield picture, output
             if progress is not None:
                 progress(number, len(pictures))

@@ -44,6 +44,8 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
             ("", figures_text(figures, values.get("uncalibrated", {}))),
             *((name, mark + text) for name, text in (files.details.lines(values) if files.details else ())),
         ]
+        if split in metrics.get("unlike_training", {}):
+            lines += _unlike(metrics["unlike_training"][split], metrics.get("unlike"), mark)
         if split in metrics.get("against", {}):
             lines += _against(files, metrics["against"][split], mark)
     lines += _caveats(metrics, files.data)
@@ -55,6 +57,11 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
     print_lines(console, lines)
 
 
+DIFFERS = 0.05
+
+WORDS = {"distance": "distance from the training pictures", "probability": "largest probability"}
+
+
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
@@ -63,6 +70,26 @@ def _against(files: RunFiles, values: Mapping[str, Any], mark: str) -> list[tupl
     lines = [("against", f"{mark}{values['verdict']}{left}")]
     more = "" if files.details is None else files.details.compared(values)
     return [*lines, ("", more)] if more else lines
+
+
+def _unlike(values: Mapping[str, Any], others: Mapping[str, Any] | None, mark: str) -> list[tuple[str, str]]:
+    """Return how far the pictures are from the training pictures, and how well others are told from them."""
+    whole = ""
+    if "p" in values:
+        verdict = "differs" if values["p"] < DIFFERS else "does not differ"
+        whole = (f"; as a whole the folder {verdict} from the run's val pictures: MMD² {values['mmd2']:.4f}, "
+                 f"p {values['p']:.3f} ({values['compared'][0]} with {values['compared'][1]} pictures)")  # fmt: skip
+    lines = [("unlike", f"{mark}{values['beyond_95']:.1%} are further from the training pictures than 95% of the run's "
+                        f"val pictures{whole}")]  # fmt: skip
+    if others is not None and "told" in values:
+        lines += [
+            ("" if number else "no class", f"{mark}{others['n']:,} pictures of {others['data']} by the {name}: AUROC "
+             f"{told['auroc']:.3f}, {told['fpr95']:.1%} pass where 95% of the known do")
+            for number, (name, told) in enumerate(
+                (WORDS[key], told) for key, told in values["told"].items()
+            )
+        ]  # fmt: skip
+    return lines
 
 
 # ---- what must be known about them ------------------------------------------------------------------------------

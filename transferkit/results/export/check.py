@@ -36,9 +36,10 @@ __all__ = [
 T = TypeVar("T")
 Rows: TypeAlias = npt.NDArray[np.float32]
 
-Exported: TypeAlias = Callable[[npt.NDArray[Any]], tuple[Rows, Rows | None]]
+Exported: TypeAlias = Callable[[npt.NDArray[Any]], tuple[Rows | None, ...]]
 """The reloaded model: ``(B, 3, H, W) float32, normalised`` (or ``(B, H, W, 3) uint8`` of any size, where it prepares
-pictures itself) to predictions, of classification probabilities, and, where it gives them, outputs, each ``(B, C)``."""
+pictures itself) to predictions, of classification probabilities, and, where it gives them, outputs, each ``(B, C)``,
+and how unlike the training pictures each picture is, ``(B,)``."""
 
 _SIZES = (1, 2, 7)
 """Batch sizes that are tried first, then `_BATCH`."""
@@ -124,11 +125,14 @@ class Limits:
             this is below 1.
         logits: Largest difference of a logit, over 1 or the largest logit of all, whichever is more.
         probability: Largest difference of a probability.
+        unlike: Largest difference of the share of held-out pictures that are nearer, in the mean over the pictures;
+            what one held-out picture makes up does not count.
     """
 
     agreement: float
     logits: float | None = None
     probability: float | None = None
+    unlike: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class Comparison:
         largest_logit: Of the run, in size.
         ratio: Speed of the exported model over torch in eager mode; ``None`` where they do not do the same work.
         timed: Pictures of a batch that this was measured with.
+        unlike: Difference of the share of held-out pictures that are nearer, in the mean over the pictures, beyond what
+            one of those makes up; ``None`` where the exported model does not give it.
     """
 
     pictures: int
@@ -152,6 +158,7 @@ class Comparison:
     largest_logit: float = 0.0
     ratio: float | None = None
     timed: int = 0
+    unlike: float | None = None
 
     @property
     def agreement(self) -> float:
@@ -175,6 +182,8 @@ class Comparison:
             most = limits.logits * max(1.0, self.largest_logit)
             if self.logits > most:
                 problems.append(f"logits differ by {self.logits:.2g} (at most {most:.2g} may)")
+        if limits.unlike is not None and self.unlike is not None and not self.unlike <= limits.unlike:
+            problems.append(f"unlike_training differs by {self.unlike:.2g} (at most {limits.unlike:g} may)")
         return "; ".join(problems) or None
 
 
@@ -202,12 +211,18 @@ def compare(
     """
     task = predictor.module.task
     agreed: dict[int, bool] = {}
+    moved: list[float] = []
     largest = farthest = 0.0
     apart: float | None = None
     example: npt.NDArray[Any] | None = None
     for places, images, shown in _batches(predictor, paths, inside):
-        probs, logits = exported(images)
+        probs, logits, *further = exported(images)
+        assert probs is not None
         expected = predictor.logits(shown)
+        if further and further[0] is not None and (shares := predictor.shares(shown)) is not None:
+            assert predictor.module.unlike is not None
+            step = 1.0 / len(predictor.module.unlike.held_out)  # a picture that was held out lies on a step itself
+            moved += np.maximum(np.abs(further[0] - shares) - step, 0.0).tolist()
         shapes = [rows.shape for rows in (probs, logits) if rows is not None]
         if any(shape != expected.shape for shape in shapes):
             raise ExportError(
@@ -228,7 +243,8 @@ def compare(
     if example is None:
         raise ExportError(f"none of the {len(paths)} pictures can be read - pass --data with others")
     ratio = _speed(exported, predictor, example, inside) if timed else None
-    return Comparison(len(agreed), sum(agreed.values()), farthest, apart, largest, ratio, len(example))
+    unlike = float(np.mean(moved)) if moved else None
+    return Comparison(len(agreed), sum(agreed.values()), farthest, apart, largest, ratio, len(example), unlike)
 
 
 def _batches(

@@ -190,6 +190,8 @@ def _print(out: Path, example: Path | None, verified: _Verified) -> None:
     apart = f"probabilities differ by at most {result.probability:.1e}"
     if result.logits is not None:
         apart += f", logits by {result.logits:.1e}"
+    if result.unlike is not None:
+        apart += f", unlike_training by {result.unlike:.1e} on average"
     lines = [
         ("file", f"{out} ({out.stat().st_size / 1e6:.1f} MB, read back before it was put there)"),
         ("weights", verified.weights),

@@ -29,7 +29,8 @@ from transferkit.results.predict.predictor import Predictor
 __all__ = ["FORMAT", "IMAGES", "LARGEST", "MEASURED", "build_onnx", "load_onnx", "quantise", "write_onnx"]
 
 IMAGES: Final = "images"
-OUTPUTS: Final = ("probabilities", "logits")
+OUTPUTS: Final = ("probabilities", "logits", "unlike_training")
+"""The third where the model knows how unlike its training pictures a picture is."""
 
 LARGEST: Final = 2**31 - 2**20
 """Bytes of a file; protobuf ends at 2 GiB."""
@@ -43,13 +44,14 @@ _HEAD = "head/"
 """Begins the names of the head's nodes."""
 
 
-def build_onnx(module: TransferModule, info: ModelInfo, *, half: bool = False) -> Any:
+def build_onnx(module: TransferModule, info: ModelInfo, *, half: bool = False, unlike: bool = True) -> Any:
     """Return the ONNX model of a run, from normalised pictures ``(B, 3, H, W) float32``.
 
     Args:
         module: The model, in eval mode on the CPU.
         info: What `model.json` holds.
         half: Backbone in float16.
+        unlike: Whether to say how unlike its training pictures a picture is, where the model knows.
 
     Raises:
         ExportError: The backbone cannot be traced or written as ONNX, or the file would be larger than ONNX files get.
@@ -64,13 +66,14 @@ def build_onnx(module: TransferModule, info: ModelInfo, *, half: bool = False) -
                 else "pass --precision fp16, or --format torch or safetensors"
             )
         )
-    program = trace(module, info, half=half)
+    program = trace(module, info, half=half, unlike=unlike)
+    names = OUTPUTS if unlike and module.unlike is not None else OUTPUTS[:2]
     try:
         with torch.no_grad(), quiet():
             written = torch.onnx.export(
                 program,
                 input_names=[IMAGES],
-                output_names=list(OUTPUTS),
+                output_names=list(names),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
@@ -172,16 +175,17 @@ def load_onnx(path: Path, *, preprocessing: Literal["outside", "inside"] = "outs
             f"onnxruntime does not take the file ({first_line(error)}) - use --format torch or safetensors"
         ) from error
     name = PICTURES if preprocessing == "inside" else IMAGES
+    there = [output.name for output in session.get_outputs()]
+    wanted = [output for output in OUTPUTS if output in there]
 
-    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         try:
-            probabilities, logits = session.run(list(OUTPUTS), {name: images})
+            return tuple(session.run(wanted, {name: images}))
         except Exception as error:
             raise ExportError(
                 f"onnxruntime cannot run the file on a batch of {len(images)} ({first_line(error)}) - "
                 "use --format torch or safetensors"
             ) from error
-        return probabilities, logits
 
     return run
 
@@ -220,7 +224,7 @@ class _Reader:
 
 def _write(subject: Subject, path: Path) -> None:
     config, info = subject.config, subject.info
-    model = build_onnx(subject.module, info, half=config.precision == "fp16")
+    model = build_onnx(subject.module, info, half=config.precision == "fp16", unlike=config.precision != "int8")
     if subject.way:
         model = quantise(model, subject.predictor, subject.pictures.calibrating, static=subject.way == "static")
     facts = {**subject.facts, "quantisation": subject.way}
@@ -234,7 +238,7 @@ def _load(subject: Subject, path: Path) -> Exported:
 def _limits(config: ExportConfig) -> Limits:
     if config.precision == "32" and config.preprocessing == "inside":
         # Pictures that grow are interpolated by other rounding than OpenCV's.
-        return Limits(agreement=0.99, probability=0.02)
+        return Limits(agreement=0.99, probability=0.02, unlike=0.05)
     return LIMITS[config.precision]
 
 
@@ -245,8 +249,8 @@ def _instead(config: ExportConfig) -> str:
 
 
 LIMITS: Final = {
-    "32": Limits(agreement=1.0, logits=1e-4),
-    "fp16": Limits(agreement=0.99, probability=0.02),
+    "32": Limits(agreement=1.0, logits=1e-4, unlike=0.01),
+    "fp16": Limits(agreement=0.99, probability=0.02, unlike=0.05),
     "int8": Limits(agreement=0.97),
 }
 """By precision."""

@@ -33,37 +33,46 @@ FACTS: Final = "transferkit.json"
 class ExportNetwork(nn.Module):
     """``(B, 3, H, W) float32, normalised`` to predictions (of classification, calibrated probabilities) and logits.
 
-    Each is ``(B, C) float32``.
+    Each is ``(B, C) float32``. Where the model knows how unlike its training pictures a picture is, that is the third
+    output, ``(B,) float32`` in [0, 1].
 
     Args:
         module: The model; it is not changed.
         info: What `model.json` holds.
         half: Backbone in float16; head, calibration, input and outputs stay float32.
+        unlike: Whether to give the third output.
     """
 
-    def __init__(self, module: TransferModule, info: ModelInfo, *, half: bool = False) -> None:
+    def __init__(self, module: TransferModule, info: ModelInfo, *, half: bool = False, unlike: bool = True) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(module.backbone).half() if half else module.backbone
         self.head = module.head
         self.takes_maps = module.head_takes_maps
         self.task, self.calibration = module.task, info.calibration
         self.half_precision = half
+        self.unlike = module.unlike if unlike else None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities and logits."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return probabilities, logits and the share of held-out pictures that are nearer, where it is known."""
         images = images.half() if self.half_precision else images
         features = self.backbone.forward_maps(images) if self.takes_maps else self.backbone(images)
         logits = self.head(features.float()).float()
-        return self.task.predictions(logits, self.calibration), logits
+        outputs = self.task.predictions(logits, self.calibration), logits
+        if self.unlike is None:
+            return outputs
+        pooled = self.backbone.pool(features) if self.takes_maps else features
+        return (*outputs, self.unlike.share(self.unlike(pooled)))
 
 
-def trace(module: TransferModule, info: ModelInfo, *, half: bool = False) -> torch.export.ExportedProgram:
+def trace(
+    module: TransferModule, info: ModelInfo, *, half: bool = False, unlike: bool = True
+) -> torch.export.ExportedProgram:
     """Return the program of a model, for batches of any size.
 
     Raises:
         ExportError: torch cannot trace this backbone or head.
     """
-    network = ExportNetwork(module, info, half=half).eval()
+    network = ExportNetwork(module, info, half=half, unlike=unlike).eval()
     example = torch.zeros(2, 3, *info.preprocessing.image_size)
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
@@ -108,12 +117,11 @@ def _load(subject: Subject, path: Path) -> Exported:
     except Exception as error:  # whatever torch's reader meets
         raise ExportError(f"torch does not take the program back ({first_line(error)}) - use --format onnx") from error
 
-    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         with torch.inference_mode():
-            probabilities, logits = program(torch.from_numpy(images))
-        return probabilities.numpy(), logits.numpy()
+            return tuple(output.numpy() for output in program(torch.from_numpy(images)))
 
     return run
 
 
-FORMAT: Final = Format(".pt2", _write, _load, lambda config: Limits(agreement=1.0, logits=1e-4))
+FORMAT: Final = Format(".pt2", _write, _load, lambda config: Limits(agreement=1.0, logits=1e-4, unlike=0.01))

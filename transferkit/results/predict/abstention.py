@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.artifact import ModelInfo
+from transferkit.models.module import TransferModule
+from transferkit.models.parts import UNKNOWN
+from transferkit.models.unlike.distance import LEAST
 
-__all__ = ["AbstainBy", "Abstention"]
+__all__ = ["AbstainBy", "Abstention", "check_unknown"]
 
 AbstainBy: TypeAlias = Literal["sets", "thresholds"]
 
@@ -54,3 +57,29 @@ class Abstention:
             return len(classes) == 1, classes
         least = self.least[int(order[0])]
         return least is not None and bool(probs[order[0]] >= least), ()
+
+
+def check_unknown(module: TransferModule, rate: float) -> None:
+    """Refuse a rate from which on pictures are unknown, where it cannot be used.
+
+    Raises:
+        ConfigError: It is not in (0, 1), the model keeps no held-out pictures, a class of it has that name, or it gives
+            no labels.
+    """
+    if not 0.0 < rate < 1.0:
+        raise ConfigError(f"unknown is {rate}, expected a rate in (0, 1), such as 0.95")
+    if module.unlike is None:
+        raise ConfigError(
+            "this model does not know how far pictures are from its training pictures: it is of an older transferkit, "
+            f"or its run had fewer than {LEAST} val pictures - run finetune or probe again, or leave --unknown out"
+        )
+    if not module.task.output.labels:
+        raise ConfigError(
+            f"--unknown writes {UNKNOWN!r} for a label, and {module.task.name} gives none - leave it out; the column "
+            "unlike_training says it"
+        )
+    if UNKNOWN in module.class_names:
+        raise ConfigError(
+            f"the model has a class {UNKNOWN!r} of its own, which could not be told from what --unknown writes - leave "
+            "it out; the column unlike_training says it"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import Request
+from transferkit.models.parts import UNKNOWN, Request
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 
@@ -32,6 +32,8 @@ class LabelPrediction:
         probs: Of every label, in index order.
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Always ``False``: a label that is not sure enough is not given.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures, in [0, 1]; ``None`` where
+            the model does not know.
     """
 
     path: str
@@ -39,6 +41,7 @@ class LabelPrediction:
     probs: tuple[float, ...] = ()
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class LabelOutput:
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
     names_one: bool = False
+    labels: bool = True
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the sigmoid of logits ``(..., C)``."""
@@ -96,6 +100,10 @@ class LabelOutput:
     def unreadable(self, name: str, error: str) -> LabelPrediction:
         """Return the record of a picture without a prediction."""
         return LabelPrediction(name, error=error)
+
+    def unknown(self, record: LabelPrediction) -> LabelPrediction:
+        """Return a record with the one label `UNKNOWN`; what else it says stays."""
+        return replace(record, labels=(UNKNOWN,))
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``labels``, and a column of the probability of every label."""

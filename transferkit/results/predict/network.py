@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
 from transferkit.features.engine.engine import Engine
-from transferkit.features.engine.taps import find_taps
+from transferkit.features.engine.taps import OWN, POOLED, Tap
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
@@ -17,15 +17,23 @@ from transferkit.models.module import TransferModule
 
 __all__ = ["WholeNetwork", "whole_engine"]
 
+FEATURES, UNLIKE = "features", "unlike"
+
 
 class WholeNetwork(Backbone):
-    """Backbone and head as one network for the engine, whose one row per picture are the logits."""
+    """Backbone and head as one network for the engine, whose first row per picture are the logits.
+
+    Where the model knows the distance from its training pictures there are two rows more, from the same pass: the
+    features, and the distance.
+    """
 
     def __init__(self, module: TransferModule) -> None:
         backbone = module.backbone
         super().__init__(backbone, BackboneFacts(backbone.name, backbone.data_config))
         self.head: nn.Module = module.head
         self.takes_maps = module.head_takes_maps
+        self.seen = nn.Identity()
+        self.unlike = module.unlike
         self.num_features = module.num_classes
         self.map_channels = None
 
@@ -36,7 +44,13 @@ class WholeNetwork(Backbone):
         features = backbone.forward_maps(images) if self.takes_maps else backbone(images)
         with torch.autocast(images.device.type, enabled=False):  # logits in bf16 would have ties
             logits: Tensor = self.head(features.float())
+            if self.unlike is not None:
+                self.unlike(self.seen((backbone.pool(features) if self.takes_maps else features).float()))
         return logits
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return the features and the distance, where there is one: they are rows of the same pass."""
+        return {} if self.unlike is None else {FEATURES: self.seen, UNLIKE: self.unlike}
 
     def forward_maps(self, images: Tensor) -> Tensor:
         """Refused: the logits are the one tap. Raises `BackboneError`."""
@@ -59,6 +73,11 @@ def whole_engine(
     batch: int = 32,
     compiling: Literal["auto", "off"] = "auto",
 ) -> Engine:
-    """Return the inference engine of a whole model, whose rows are logits. For the arguments see `Engine`."""
+    """Return the inference engine of a whole model. For the arguments see `Engine`.
+
+    Its rows are logits ``(B, C)`` and, where the model knows the distance from its training pictures, features
+    ``(B, D)`` and distances ``(B, 1)``.
+    """
     network = WholeNetwork(module)
-    return Engine(network, find_taps(network), device=device, precision=precision, batch=batch, compiling=compiling)
+    taps = (Tap(POOLED, OWN), *(Tap(name, "avg") for name in network.stages()))
+    return Engine(network, taps, device=device, precision=precision, batch=batch, compiling=compiling)

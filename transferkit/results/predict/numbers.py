@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
@@ -38,6 +39,8 @@ class NumberPrediction:
         high: Upper ends.
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Always ``False``: how sure a number is, its interval says.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures, in [0, 1]; ``None`` where
+            the model does not know.
     """
 
     path: str
@@ -47,6 +50,7 @@ class NumberPrediction:
     high: tuple[float | None, ...] = ()
     error: str | None = None
     abstained: bool = False
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class NumberOutput:
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
     names_one: bool = False
+    labels: bool = False
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return numbers in their own units for deviations ``(..., T)``."""
@@ -113,6 +118,10 @@ class NumberOutput:
     def unreadable(self, name: str, error: str) -> NumberPrediction:
         """Return the record of a picture without a prediction."""
         return NumberPrediction(name, error=error)
+
+    def unknown(self, record: NumberPrediction) -> NumberPrediction:
+        """Refused: there are no labels. Raises `ConfigError`."""
+        raise ConfigError("--unknown is for labels; how unlike the training pictures one is, unlike_training says")
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``NAME, NAME_low, NAME_high`` of every target; without the last two where there are no intervals."""

@@ -84,6 +84,7 @@ class _Counts:
     done: int = 0
     failed: int = 0
     abstained: int = 0
+    unknown: int = 0
     total: int | None = None
     unread: Counter[str] = dataclasses.field(default_factory=Counter)
 
@@ -110,6 +111,7 @@ def _predictions(
         counts.done += 1
         counts.failed += prediction.error is not None
         counts.abstained += prediction.abstained
+        counts.unknown += config.unknown is not None and (prediction.unlike_training or 0.0) > config.unknown
         if config.strict and prediction.error is not None:
             on_first(_refuse, prediction)
         yield prediction
@@ -140,6 +142,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         abstain=config.abstain,
         abstain_by=config.abstain_by,
         coverage=config.coverage,
+        unknown=config.unknown,
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
@@ -173,6 +176,7 @@ def _conclude(config: PredictConfig, counts: _Counts) -> None:
     if config.out is not None and not config.quiet:
         parts = [f"{counts.failed:,} unreadable"] if counts.failed else []
         parts += [f"{counts.abstained:,} without a label"] if config.abstain is not None else []
+        parts += [f"{counts.unknown:,} unknown"] if config.unknown is not None else []
         print(", ".join([f"predicted  {counts.done:,} pictures", *parts, f"in {config.out}"]), flush=True)
     if counts.failed:
         raise ExportError(
@@ -204,7 +208,8 @@ def _lines(records: Iterable[Record], config: PredictConfig, predictor: Predicto
     if _format(config) == "jsonl":
         yield from (json_row(output, record) for record in records)
         return
-    request = Request(top_k=config.top_k, sets=config.abstain is not None and config.abstain_by == "sets")
+    sets = config.abstain is not None and config.abstain_by == "sets"
+    request = Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None)
     header = csv_header(output, spec, request)
     for record in records:
         yield header + csv_row(output, record, spec, request)  # not before it is known that there is a picture

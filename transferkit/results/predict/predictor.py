@@ -7,9 +7,9 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,15 @@ from transferkit.machine.device import choose_accelerator, choose_workers, devic
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
-from transferkit.results.predict.abstention import AbstainBy, Abstention
+from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.record import Prediction
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
 
 __all__ = ["Output", "Predictor", "load"]
+
+Rows: TypeAlias = tuple[Tensor, ...]
+"""Of a batch: outputs and, where the model knows the distance from its training pictures, features and distances."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,16 @@ class Output:
         logits: ``(V, C) float32``, a row per test-time view, the evaluation view first; ``None`` when it is unreadable.
         error: Why there are no logits.
         sha256: What it is known by: hex digest of the file's bytes, or of pixels; ``None`` where nothing could be read.
+        distance: Of its evaluation view from the training pictures; ``None`` where the model knows none.
+        features: Of that view, ``(D,)``, where they were asked for.
     """
 
     name: str
     logits: npt.NDArray[np.float32] | None
     error: str | None = None
     sha256: str | None = None
+    distance: float | None = None
+    features: npt.NDArray[np.float32] | None = None
 
 
 class Predictor:
@@ -94,6 +101,7 @@ class Predictor:
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
+        features: bool = False,
     ) -> Iterator[Output]:
         """Yield the logits of every picture, in order; lazily, so that there may be any number of them.
 
@@ -106,6 +114,7 @@ class Predictor:
             batch_size: Views per forward pass; what suits the device when ``None``.
             workers: Decoding processes; what suits the machine when ``None``. 0 decodes on threads of this process.
             seed: Of augmented views.
+            features: Whether to give those, too, where the model knows a distance of them.
 
         Raises:
             ConfigError: An option or a source is not what is expected.
@@ -121,11 +130,12 @@ class Predictor:
             raise ConfigError(f"the pictures are one {type(sources).__name__}, expected a list or iterable of them")
         decoders, threads = choose_workers(workers, "gpu" if self.device == "cuda" else self.device)
         batch = batch_size or Compute(self.device).batch
-        return self._outputs(sources, views, batch, decoders, threads)
+        return self._outputs(sources, views, batch, (decoders, threads), features)
 
     def _outputs(
-        self, sources: Iterable[Source], views: PredictionViews, batch: int, workers: int, threads: int
+        self, sources: Iterable[Source], views: PredictionViews, batch: int, cores: tuple[int, int], features: bool
     ) -> Iterator[Output]:
+        workers, threads = cores
         total = len(sources) if isinstance(sources, Sized) else None
         done = 0
         batches = load_sources(
@@ -138,17 +148,33 @@ class Predictor:
         )
         # A GPU computes the next batch while the results of the one before are copied.
         ahead = 1 if self.device == "cuda" else 0
-        waiting: deque[tuple[Loaded, Tensor | None]] = deque()
+        waiting: deque[tuple[Loaded, Rows]] = deque()
         with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
             for loaded in batches:
                 done += len(loaded.names)
                 # Of an unknown number as many are taken to come as have come: compiling at worst doubles the time.
                 left = (done if total is None else max(0, total - done)) * views.count
-                waiting.append((loaded, self._rows(loaded.images, batch, left)))
+                rows = self._rows(loaded.images, batch, left)
+                waiting.append((loaded, rows if features else (*rows[:1], *rows[2:])))
                 while len(waiting) > ahead:
                     yield from _outputs_of(*waiting.popleft(), views.count)
             while waiting:
                 yield from _outputs_of(*waiting.popleft(), views.count)
+
+    def shares(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+        """Return how unlike the training pictures each of ``(B, h, w, 3) uint8`` is, ``(B,)`` in [0, 1].
+
+        Args:
+            images: As for `logits`.
+
+        Returns:
+            Shares of held-out pictures that are nearer; ``None`` where the model does not know.
+        """
+        rows = self._rows(torch.from_numpy(images), Compute(self.device).batch, 0)
+        if self.module.unlike is None or len(rows) < 3:
+            return None
+        shares: npt.NDArray[np.float32] = self.module.unlike.share(rows[2]).cpu().numpy()
+        return shares
 
     def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return logits ``(B, C)`` of pictures ``(B, h, w, 3) uint8`` that are of the network's size already.
@@ -160,23 +186,23 @@ class Predictor:
             TrainingError: Memory ran out.
         """
         rows = self._rows(torch.from_numpy(images), Compute(self.device).batch, 0)
-        if rows is None:
+        if not rows:
             return np.zeros((0, len(self.class_names)), dtype=np.float32)
-        logits: npt.NDArray[np.float32] = rows.cpu().numpy()
+        logits: npt.NDArray[np.float32] = rows[0].cpu().numpy()
         return logits
 
-    def _rows(self, images: Tensor, batch: int, left: int) -> Tensor | None:
-        """Return ``(R V, C) float32`` on the device, or ``None`` where there is no picture."""
+    def _rows(self, images: Tensor, batch: int, left: int) -> Rows:
+        """Return logits ``(R V, C) float32``, features and distances on the device; nothing where is no picture."""
         if not len(images):
-            return None
+            return ()
         engine = self._engine(batch)
         try:
-            parts = [engine.rows(images[at : at + batch], left=left)[0] for at in range(0, len(images), batch)]
+            parts = [engine.rows(images[at : at + batch], left=left) for at in range(0, len(images), batch)]
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory in batches of {batch} - pass a smaller batch size, such as {max(1, batch // 2)}"
             ) from error
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
 
     def _engine(self, batch: int) -> Engine:
         if batch not in self._engines:
@@ -221,6 +247,7 @@ class Predictor:
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
         coverage: float | None = None,
+        unknown: float | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -236,6 +263,8 @@ class Predictor:
                 ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
                 Both rates are those of held-out pictures without test-time views.
             coverage: Share of true numbers that the intervals of numbers shall hold, in (0, 1); 0.9 when ``None``.
+            unknown: In (0, 1): pictures that are further from the training pictures than this share of the held-out
+                ones get the label ``"unknown"``. ``None``: none does.
             batch_size: See `outputs`.
             workers: See `outputs`.
             seed: See `outputs`.
@@ -255,6 +284,7 @@ class Predictor:
                 abstain=abstain,
                 abstain_by=abstain_by,
                 coverage=coverage,
+                unknown=unknown,
                 batch_size=batch_size,
                 workers=workers,
                 seed=seed,
@@ -270,6 +300,7 @@ class Predictor:
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
         coverage: float | None = None,
+        unknown: float | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -286,6 +317,9 @@ class Predictor:
             raise ConfigError(problem)
         if abstain is not None:
             request = dataclasses.replace(request, abstention=Abstention(self.info, abstain, abstain_by))
+        if unknown is not None:
+            check_unknown(self.module, unknown)
+            request = dataclasses.replace(request, unknown=unknown)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
         return (self.record(output, request) for output in outputs)
 
@@ -297,11 +331,16 @@ class Predictor:
             request: What of it is wanted.
         """
         part = self.module.task.output
-        prediction: Prediction = (
-            part.unreadable(output.name, str(output.error))
-            if output.logits is None
-            else part.record(output.name, self.probs(output.logits), self.info.target_spec, request)
-        )
+        if output.logits is None:
+            unreadable: Prediction = part.unreadable(output.name, str(output.error))
+            return unreadable
+        prediction: Prediction = part.record(output.name, self.probs(output.logits), self.info.target_spec, request)
+        if self.module.unlike is None or output.distance is None:
+            return prediction
+        share = self.module.unlike.nearer(output.distance)
+        prediction = replace(prediction, unlike_training=share)
+        if request.unknown is not None and share > request.unknown:
+            prediction = part.unknown(prediction)
         return prediction
 
 
@@ -323,18 +362,20 @@ def _compute_threads(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _outputs_of(loaded: Loaded, logits: Tensor | None, views: int) -> Iterator[Output]:
-    """Yield the outputs of a batch."""
-    rows = None if logits is None else logits.cpu().numpy()
+def _outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
+    """Yield the outputs of a batch; distances, and before them features, are of the first view of each picture."""
+    logits, *further = (column.cpu().numpy() for column in rows) if rows else (None,)
     at = 0
     for name, sha256, error in zip(loaded.names, loaded.hashes, loaded.errors, strict=True):
-        if error is not None or rows is None:
+        if error is not None or logits is None:
             yield Output(name, None, None if error is None else error.reason, sha256)
             continue
-        mine = rows[at : at + views].copy()
+        mine = logits[at : at + views].copy()
+        distance = float(further[-1][at, 0]) if further else None
+        features = further[0][at].copy() if len(further) > 1 else None
         at += views
         if np.isfinite(mine).all():
-            yield Output(name, mine, None, sha256)
+            yield Output(name, mine, None, sha256, distance, features)
         else:
             yield Output(name, None, "the model returns NaN or infinity for it", sha256)
 

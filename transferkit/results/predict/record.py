@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
-from transferkit.models.parts import Output, Record, Request
+from transferkit.models.parts import UNKNOWN, Output, Record, Request
 
-__all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row"]
+__all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
 
 
 Array = npt.NDArray[np.float32]
@@ -37,6 +37,8 @@ class Prediction:
         error: Why there is no prediction; ``None`` where there is one.
         abstained: Whether there is no label because the model is not sure enough.
         classes: The conformal prediction set, most probable first; empty unless `abstain_by` is ``"sets"``.
+        unlike_training: Share of held-out pictures that are nearer to the training pictures, in [0, 1]; ``None`` where
+            the model does not know.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Prediction:
     error: str | None = None
     abstained: bool = False
     classes: tuple[str, ...] = ()
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ClassOutput:
 
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
     names_one: bool = True
+    labels: bool = True
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the softmax of logits ``(..., C)``."""
@@ -97,6 +101,10 @@ class ClassOutput:
     def unreadable(self, name: str, error: str) -> Prediction:
         """Return the record of a picture without a prediction."""
         return Prediction(name, error=error)
+
+    def unknown(self, record: Prediction) -> Prediction:
+        """Return a record with the label `UNKNOWN`; what else it says stays."""
+        return replace(record, label=UNKNOWN)
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``label,probability[,label_2,probability_2,...][,set]``."""
@@ -150,17 +158,26 @@ class ClassOutput:
 
 
 def csv_header(output: Output, spec: TargetSpec, request: Request) -> str:
-    """Return the first line of the CSV: ``path``, the columns of the task, ``error``."""
-    return csv_text([["path", *output.header(spec, request), "error"]])
+    """Return the first line of the CSV: ``path``, the columns of the task[, ``unlike_training``], ``error``."""
+    return csv_text(
+        [["path", *output.header(spec, request), *(["unlike_training"] if request.unlike else []), "error"]]
+    )
 
 
 def csv_row(output: Output, record: Record, spec: TargetSpec, request: Request) -> str:
     """Return a prediction as a line of CSV that no spreadsheet takes for a formula."""
-    return csv_text([[record.path, *output.cells(record, spec, request), record.error]])
+    share = None if record.unlike_training is None else f"{record.unlike_training:.4f}"
+    cells = [*output.cells(record, spec, request), *([share] if request.unlike else [])]
+    return csv_text([[record.path, *cells, record.error]])
+
+
+def unlike_values(record: Record) -> dict[str, float]:
+    """Return ``unlike_training`` of a record, where it is known."""
+    return {} if record.unlike_training is None else {"unlike_training": round(record.unlike_training, 4)}
 
 
 def json_row(output: Output, record: Record) -> str:
-    """Return a prediction as a line of JSON: path, what the task says, error."""
+    """Return a prediction as a line of JSON: path, what the task says, `unlike_values`, error."""
     error = None if record.error is None else valid_text(record.error)
-    values = {"path": valid_text(record.path), **output.values(record), "error": error}
+    values = {"path": valid_text(record.path), **output.values(record), **unlike_values(record), "error": error}
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"

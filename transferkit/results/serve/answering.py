@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import time
@@ -17,22 +18,23 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from transferkit.core.errors import TransferkitError
+from transferkit.core.errors import ConfigError, TransferkitError
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
-from transferkit.models.parts import Request
+from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
-from transferkit.results.predict.abstention import Abstention
+from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.network import whole_engine
 from transferkit.results.predict.predictor import Output, Predictor
+from transferkit.results.predict.record import unlike_values
 from transferkit.results.report.page import data_uri
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 
-__all__ = ["Answer", "Answerer", "Guess", "NotCalibrated", "Similar", "TaskAnswer"]
+__all__ = ["Answer", "Answerer", "Guess", "NoUnknown", "NotCalibrated", "Similar", "TaskAnswer"]
 
 Array = npt.NDArray[np.float32]
 Made = TypeVar("Made")
@@ -77,6 +79,9 @@ class Answer(BaseModel):
         list[Similar] | None, Field(description="with explain: the nearest training pictures, nearest first")
     ] = None
     notes: Annotated[list[str] | None, Field(description="what was asked for and could not be given")] = None
+    unlike_training: Annotated[
+        float | None, Field(description="share of held-out pictures that are nearer to the training pictures")
+    ] = None
 
 
 class TaskAnswer(BaseModel):
@@ -93,6 +98,10 @@ class TaskAnswer(BaseModel):
 
 class NotCalibrated(Exception):
     """A coverage for a model without held-out probabilities."""
+
+
+class NoUnknown(Exception):
+    """A request for unknown pictures to a model that cannot tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,7 @@ class Answerer:
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         batcher = partial(Batcher, wait_s=wait_s, executor=self._model)
-        self.logits: Batcher[Pixels, Array] = batcher(self._forward, batch_size=batch_size)
+        self.logits: Batcher[Pixels, Output] = batcher(self._forward, batch_size=batch_size)
         self._heat: Batcher[tuple[Pixels, str], Array] = batcher(self._explain, batch_size=EXPLAINED_AT_ONCE)
         self._near: Batcher[tuple[Pixels, str], list[Neighbour]] | None = None
         if neighbours is not None:
@@ -158,7 +167,13 @@ class Answerer:
         return covers
 
     async def answer(
-        self, data: bytes, *, top_k: int, coverage: float | None = None, explain: bool = False
+        self,
+        data: bytes,
+        *,
+        top_k: int,
+        coverage: float | None = None,
+        unknown: float | None = None,
+        explain: bool = False,
     ) -> Answer | TaskAnswer:
         """Return what the model says about one picture.
 
@@ -166,18 +181,26 @@ class Answerer:
             data: A picture file.
             top_k: Most probable classes in the answer.
             coverage: Of the conformal set, in (0, 1), and ``None`` for no set; or of the intervals of numbers.
+            unknown: Share of held-out pictures beyond which the label is ``"unknown"``, in (0, 1); ``None`` for never.
             explain: Whether to add the heat map and the nearest training pictures.
 
         Raises:
             UnreadableImage: Not a picture that can be decoded.
             NotCalibrated: `coverage` for a model that was not calibrated, or not on enough pictures.
+            NoUnknown: `unknown` for a model that cannot tell.
         """
         if coverage is not None and not self.calibrated:
             raise NotCalibrated
+        if unknown is not None:
+            try:
+                check_unknown(self.predictor.module, unknown)
+            except ConfigError as error:
+                raise NoUnknown from error
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
-        logits = await self.logits.submit(view.pixels)
-        record = self.predictor.record(Output("", logits), self._request(top_k, coverage))
+        output = await self.logits.submit(view.pixels)
+        request = dataclasses.replace(self._request(top_k, coverage), unknown=unknown)
+        record = self.predictor.record(output, request)
         answer = self._answer_of(record)
         if coverage is not None and isinstance(answer, Answer):
             answer.abstained, answer.set = record.abstained, list(record.classes)
@@ -213,10 +236,12 @@ class Answerer:
     def _answer_of(self, record: Any) -> Answer | TaskAnswer:
         """Return a record as an answer, without the time."""
         if not self.output.names_one:
-            return TaskAnswer.model_validate({**self.output.values(record), "model": self.name, "ms": 0.0})
+            values = {**self.output.values(record), **unlike_values(record)}
+            return TaskAnswer.model_validate({**values, "model": self.name, "ms": 0.0})
         label, probability = record.top[0]
         return Answer(
-            label=label, probability=probability, model=self.name, ms=0.0,
+            label=UNKNOWN if record.label == UNKNOWN else label, probability=probability, model=self.name, ms=0.0,
+            unlike_training=unlike_values(record).get("unlike_training"),
             top=[Guess(label=name, probability=share) for name, share in record.top],
         )  # fmt: skip
 
@@ -248,10 +273,14 @@ class Answerer:
         shown = enlarged(data, config, SHOWN_SIDE, name="picture")
         return _View(pixels, shown, hashlib.sha256(data).hexdigest())
 
-    def _forward(self, pictures: Sequence[Pixels]) -> list[Array | Exception]:
-        logits = self._engine.rows(torch.from_numpy(np.stack(pictures)))[0].cpu().numpy()
+    def _forward(self, pictures: Sequence[Pixels]) -> list[Output | Exception]:
+        rows = self._engine.rows(torch.from_numpy(np.stack(pictures)))
+        logits, distances = rows[0].cpu().numpy(), rows[2][:, 0].tolist() if len(rows) > 2 else [None] * len(pictures)
         reason = "the model returns NaN or infinity for it"
-        return [row[None] if np.isfinite(row).all() else UnreadableImage(reason) for row in logits]
+        return [
+            Output("", row[None], distance=distance) if np.isfinite(row).all() else UnreadableImage(reason)
+            for row, distance in zip(logits, distances, strict=True)
+        ]
 
     def _explain(self, items: Sequence[tuple[Pixels, str]]) -> list[Array]:
         pictures, targets = zip(*items, strict=True)

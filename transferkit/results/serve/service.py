@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from transferkit import __version__
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.scan.formats import sniff_format
-from transferkit.results.serve.answering import Answer, Answerer, NotCalibrated, TaskAnswer
+from transferkit.results.serve.answering import Answer, Answerer, NotCalibrated, NoUnknown, TaskAnswer
 from transferkit.results.serve.batching import BatcherClosed
 from transferkit.results.serve.guards import Guards, Limits
 
@@ -120,18 +120,24 @@ def build_app(
             float | None,
             Query(gt=0.0, lt=1.0, description="of the conformal set, or of intervals of numbers; calibrated runs only"),
         ] = None,
+        unknown: Annotated[
+            float | None,
+            Query(gt=0.0, lt=1.0, description="label 'unknown' where more held-out pictures than this are nearer"),
+        ] = None,
         explain: Annotated[bool, Query(description="add a heat map and the nearest training pictures")] = False,
     ) -> Answer | TaskAnswer:
         """Classify one picture: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, or HEIC where it is installed."""
         data = await _picture(request, limits)
         try:
-            return await answerer.answer(data, top_k=top_k, coverage=coverage, explain=explain)
+            return await answerer.answer(data, top_k=top_k, coverage=coverage, unknown=unknown, explain=explain)
         except BatcherClosed:
             raise HTTPException(503, "the server is stopping") from None
         except NotCalibrated:
             raise HTTPException(
                 422, "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
             ) from None
+        except NoUnknown:
+            raise HTTPException(422, "unknown is for models that know their training pictures, not this one") from None
         except UnreadableImage as error:
             known = sniff_format(data) is not None
             raise HTTPException(422 if known else 415, f"cannot read the picture: {_plain(error.reason)}") from None
