@@ -11,7 +11,7 @@ from typing import Any, Final
 from transferkit.core.records import DEEPEST, USUAL, Decoding
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
 
-__all__ = ["BackboneOptions", "DataOptions"]
+__all__ = ["SEED", "BackboneOptions", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)

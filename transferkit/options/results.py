@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from transferkit.options.data import SEED
 from transferkit.options.fields import POSITIVE, REQUIRED, Options, Range, at_least, option
 
 __all__ = [
@@ -61,7 +62,7 @@ class EvaluateConfig(RunOptions):
     check_classes: bool = option(False, "fail when the classes are not exactly those of the model")
     skip_bad: bool = option(False, "leave unreadable pictures out and list them, instead of stopping")
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")
-    seed: int = option(0, "seed of the bootstrap, and of K augmented views")
+    seed: int = option(0, "seed of the bootstrap, and of K augmented views", SEED)
     out: str | None = option(None, "directory to write; default: runs/<data>-<run>-evaluate-<n>")
     report: Literal["on", "off"] = option("on", "write report.html")
     overwrite: bool = option(False, "replace what is in --out; it is deleted only when the new one is done")
@@ -100,7 +101,7 @@ class PredictConfig(RunOptions):
     )
     check_classes: bool = option(False, "fail when a folder's class folders are not exactly the model's classes")
     strict: bool = option(False, "stop at the first picture that cannot be read")
-    seed: int = option(0, "seed of K augmented views")
+    seed: int = option(0, "seed of K augmented views", SEED)
     quiet: bool = option(False, "no progress bar")
 
     def _conflicts(self) -> Iterator[str]:
@@ -118,7 +119,7 @@ class CalibrateConfig(RunOptions):
         "auto", "one number for all logits (auto) or a scale and a shift per class; intervals of numbers: conformal "
         "(auto); none takes calibration off",
     )  # fmt: skip
-    seed: int = option(0, "seed of the folds")
+    seed: int = option(0, "seed of the folds", SEED)
     quiet: bool = option(False, "no progress bar, no summary")
 
     def _conflicts(self) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from transferkit.options.data import BackboneOptions
+from transferkit.options.data import SEED, BackboneOptions
 from transferkit.options.fields import (
     BELOW_ONE,
     EPOCHS,
@@ -256,7 +256,7 @@ class SelftestConfig(Options):
     weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
     image_size: int | None = option(32, "side of the model's input in pixels", at_least(1))
     kills: int = option(20, "how often to kill", at_least(1))
-    seed: int = option(0, "of the points")
+    seed: int = option(0, "of the points", SEED)
     quiet: bool = option(False, "no progress, no table")
 
     def _conflicts(self) -> Iterator[str]:
