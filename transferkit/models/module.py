@@ -59,8 +59,7 @@ class TransferModule(L.LightningModule):
         backbone_args: Passed to the backbone's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Attributes:
-        to_loggers: Whether a Trainer hands the figures of an epoch to its loggers. `finetune` logs them itself, with
-            the rest of the epoch's row.
+        to_loggers: Whether a Trainer hands the figures of an epoch to its loggers; `finetune` logs whole rows itself.
 
     Raises:
         ConfigError: An argument is out of range, or the head does not fit.
@@ -221,8 +220,7 @@ class TransferModule(L.LightningModule):
     def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
         if self.head_takes_maps:
-            maps = self.backbone.forward_maps(images)
-            return self.backbone.pool(maps), self.head(maps)
+            return self.backbone.pool(maps := self.backbone.forward_maps(images)), self.head(maps)
         features = self.backbone(images)
         return features, self.head(features)
 
