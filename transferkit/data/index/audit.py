@@ -14,7 +14,7 @@ from transferkit.data.images.reading import CHECK_SIDE
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.numbers import NumberReader
-from transferkit.data.index.targets import TargetReader, inferred_task
+from transferkit.data.index.targets import TargetReader, task_name
 from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
 from transferkit.options.data import CheckConfig, DataOptions
@@ -65,7 +65,7 @@ def _reader(options: DataOptions) -> TargetReader:
         ConfigError: There is no such task here; a task of one's own is known to Python alone.
         DataError: The manifest cannot be read.
     """
-    name = inferred_task(options)[0] if options.task == "auto" else options.task
+    name = task_name(options)
     if name not in READERS:
         known = ", ".join(READERS)
         raise ConfigError(f"check reads no answers of task {name!r}, expected one of {known} - or use finetune at once")
