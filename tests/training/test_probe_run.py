@@ -104,7 +104,7 @@ def test_the_run_directory_and_its_recipe_which_repeats_it_from_the_store(option
     assert "5 folds of the training rows" in metrics["probe"]["criterion"]
     with Image.open(run / "path.png") as image:
         assert image.width > 400
-    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["classifier"] == "logistic"
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["classifier"] == "auto"
     words = ["--config", run / "config.yaml", "--out", tmp_path / "again", "--store", tmp_path / "store", "--quiet"]
     assert main(["probe", *map(str, words)]) == 0
     again = read(tmp_path / "again")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
-from transferkit.data.index.targets import TargetReader, inferred_task
+from transferkit.data.index.targets import TargetReader, task_name
 from transferkit.models.parts import Calibrator, Details, FittedCalibration, Heads, Objective, Output, Scores
 from transferkit.models.solver import Solver
 from transferkit.options.data import DataOptions
@@ -149,7 +149,7 @@ def task_of(options: DataOptions) -> Task:
         ConfigError: There is none of that name.
         DataError: The manifest cannot be read.
     """
-    return task_named(inferred_task(options)[0] if options.task == AUTO else options.task)
+    return task_named(task_name(options))
 
 
 def task_named(name: str) -> Task:

@@ -605,7 +605,7 @@ def test_weights_by_label(paths, labels, store):
         (["a"] * 44, "y has 44 labels for 45 pictures"),
         (["a"] * 45, "y has 1 class"),
         (np.linspace(0, 1, 45), "Unknown label type: continuous"),
-        (np.zeros((45, 2)), "y should be a 1d array"),
+        (np.zeros((45, 2)), "y has no label that some pictures have and others lack"),
         ([*range(44), float("nan")], "NaN"),
         (np.array(["a", 1, None] * 15, dtype=object), "expected y of shape (N,)"),
     ],

@@ -23,7 +23,7 @@ from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, read_table
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
-__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task"]
+__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task", "task_name"]
 
 LABEL, LABELS, TARGET = "label", "labels", "target"
 """Columns of a class, of a list of labels, of a number, where the options name none."""
@@ -51,6 +51,11 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
             if name in columns:
                 return task, f"the manifest has a column {name!r}"
     return "classification", "the manifest has a column of labels"
+
+
+def task_name(options: DataOptions) -> str:
+    """Return the name of the task that options give, or that their data set shows. Raises as `inferred_task`."""
+    return inferred_task(options)[0] if options.task == "auto" else options.task
 
 
 class Targets(Protocol):

@@ -36,7 +36,7 @@ from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
 from transferkit.data.index.index import CLASSES, build_index
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.numbers import NumberReader
-from transferkit.data.index.targets import TargetReader, inferred_task
+from transferkit.data.index.targets import TargetReader, task_name
 from transferkit.data.scan.records import Kind, Scan
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
@@ -211,7 +211,7 @@ def _reader(config: CheckConfig) -> TargetReader:
         ConfigError: There is no such task here; a task of one's own is known to Python alone.
         DataError: The manifest cannot be read.
     """
-    name = inferred_task(config)[0] if config.task == "auto" else config.task
+    name = task_name(config)
     if name not in READERS:
         known = ", ".join(READERS)
         raise ConfigError(f"check reads no answers of task {name!r}, expected one of {known} - or use finetune at once")

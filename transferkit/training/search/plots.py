@@ -82,7 +82,7 @@ def write_best(path: Path, plan: SearchPlan, best: TrialRow, rows: Sequence[Tria
     assert best.value is not None
     finished = sum(row.state == "finished" for row in rows)
     lines = [
-        f"The best of {finished} finished trials: trial {best.number}, {plan.config.monitor} {best.value:.6g}.",
+        f"The best of {finished} finished trials: trial {best.number}, {plan.monitor.name} {best.value:.6g}.",
         "It was chosen on val, so that figure is optimistic; test was not looked at.",
         *(
             ["Its head was trained on cached features: finetune has other figures, by a little."]
