@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 import transferkit as tk
 from transferkit.cli.main import main
-from transferkit.features.probe.labels import LabelSolver
+from transferkit.features.linear.labels import LabelSolver
 from transferkit.models.solver import LabelledRows, ProbeOptions
 
 SIDE = 64

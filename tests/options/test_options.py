@@ -7,8 +7,7 @@ import pytest
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import Decoding
-from transferkit.options.data import CheckConfig
-from transferkit.options.features import BackbonesConfig, FeaturesConfig, ProbeConfig, StoreConfig
+from transferkit.options.features import BackbonesConfig, CheckConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import default_of, flag, make_config
 from transferkit.options.results import (
     CalibrateConfig,

@@ -6,7 +6,7 @@ import signal
 import lightning as L
 
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.features.probe.softening import START_STD
+from transferkit.features.linear.softening import START_STD
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.craft.ema import EMA

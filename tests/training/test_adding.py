@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError
-from transferkit.features.probe.logistic import MISSING_LOGIT
-from transferkit.features.probe.statistics import SHARPNESS, RowStatistics
+from transferkit.features.linear.logistic import MISSING_LOGIT
+from transferkit.features.linear.statistics import SHARPNESS, RowStatistics
 
 COLOURS = {"blue": (60, 60, 200), "green": (60, 200, 60), "grey": (128, 128, 128), "red": (200, 60, 60)}
 OLD = ("blue", "red")

@@ -294,7 +294,7 @@ class TransferModule(L.LightningModule):
         assert isinstance(sums, Tensor)
         names = ("loss", *self.task.objective.running)
         figures = {f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)}
-        self.log_dict(figures, logger=self.to_loggers)
+        self.log_dict(figures, logger=None if self.to_loggers else False)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Update ``val_loss``, the plain loss, and the figures that are watched."""
@@ -328,7 +328,7 @@ class TransferModule(L.LightningModule):
                 metric.update(predictions, targets)
 
     def _log(self, metrics: MetricCollection) -> None:
-        self.log_dict(metrics.compute(), logger=self.to_loggers)
+        self.log_dict(metrics.compute(), logger=None if self.to_loggers else False)
         metrics.reset()
 
     # ---- optimizer and checkpoints ----------------------------------------------------------------------------

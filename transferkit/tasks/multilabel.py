@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.labels import LabelReader
-from transferkit.features.probe.labels import LabelSolver
+from transferkit.features.linear.labels import LabelSolver
 from transferkit.models.answers.multilabel import LabelCalibrator, LabelHeads, LabelObjective, LabelScores
 from transferkit.models.task import Task
 from transferkit.results.evaluate.labels import LabelDetails

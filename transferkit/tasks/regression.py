@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.numbers import NumberReader
-from transferkit.features.probe.ridge import RidgeSolver
+from transferkit.features.linear.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
 from transferkit.models.task import Task
 from transferkit.results.evaluate.numbers import NumberDetails

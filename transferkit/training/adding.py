@@ -14,8 +14,8 @@ import numpy as np
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
 from transferkit.core.text import listing
 from transferkit.features.extract.table import FeatureTable
+from transferkit.features.linear.statistics import RowStatistics
 from transferkit.features.probe.probe import FittedProbe, add_rows
-from transferkit.features.probe.statistics import RowStatistics
 from transferkit.models.solver import LabelledRows
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import default_of, flag, make_config

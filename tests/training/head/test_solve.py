@@ -17,9 +17,9 @@ from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.extract.rows import StoredRows
-from transferkit.features.probe.logistic import LinearModel
+from transferkit.features.linear.logistic import LinearModel
+from transferkit.features.linear.softening import START_STD, scaled_down
 from transferkit.features.probe.probe import FittedProbe
-from transferkit.features.probe.softening import START_STD, scaled_down
 from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from transferkit.features.probe.logistic import Standardiser
+from transferkit.features.linear.logistic import Standardiser
 from transferkit.models.solver import Array
 
 __all__ = ["TEMPERATURE", "Neighbours"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.features.probe.logistic import LinearModel, Standardiser, fit_path
+from transferkit.features.linear.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.probe import blas_threads
 from transferkit.features.probe.selection import Folds, cross_validation_folds, score
 from transferkit.models.solver import Array, LabelledRows, Progress

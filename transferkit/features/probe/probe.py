@@ -17,6 +17,8 @@ from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
+from transferkit.features.linear.logistic import LinearModel, Standardiser, fit_path
+from transferkit.features.linear.statistics import RowStatistics
 from transferkit.features.probe.estimators import (
     build_estimator,
     estimator_linear,
@@ -24,10 +26,8 @@ from transferkit.features.probe.estimators import (
     fit_estimator,
     gives_probabilities,
 )
-from transferkit.features.probe.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
 from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
-from transferkit.features.probe.statistics import RowStatistics
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedProbe", "add_rows", "blas_threads", "fit_probe"]

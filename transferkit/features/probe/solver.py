@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transferkit.features.probe.softening import scaled_down
+from transferkit.features.linear.softening import scaled_down
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 if TYPE_CHECKING:

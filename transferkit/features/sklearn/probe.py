@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.dataset import Picture
-from transferkit.features.probe.labels import FittedLabels, LabelSolver
+from transferkit.features.linear.labels import FittedLabels, LabelSolver
 from transferkit.features.probe.probe import FittedProbe, fit_probe
 from transferkit.features.sklearn.extractor import HOME, SHARED, FeatureExtractor, make_setup, picture_tags
 from transferkit.features.sklearn.inputs import (

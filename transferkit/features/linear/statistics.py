@@ -16,7 +16,7 @@ from safetensors.torch import save
 from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write
 from transferkit.data.scan.class_names import order_classes
-from transferkit.features.probe.logistic import MISSING_LOGIT, LinearModel
+from transferkit.features.linear.logistic import MISSING_LOGIT, LinearModel
 from transferkit.models.solver import Array
 
 __all__ = ["STATISTICS", "RowStatistics"]

@@ -7,8 +7,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import ConfigError
-from transferkit.features.probe.ridge import STRENGTHS, RidgeSolver, _folds
-from transferkit.features.probe.softening import evened_out
+from transferkit.features.linear.ridge import STRENGTHS, RidgeSolver, _folds
+from transferkit.features.linear.softening import evened_out
 from transferkit.models.answers.regression import Units
 from transferkit.models.solver import HeadState, LabelledRows, ProbeOptions
 

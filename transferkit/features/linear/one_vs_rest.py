@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from transferkit.core.errors import TransferkitWarning
-from transferkit.features.probe.logistic import Standardiser, principal_axes
+from transferkit.features.linear.logistic import Standardiser, principal_axes
 from transferkit.models.solver import Array
 
 __all__ = ["LabelProblem", "choose_strengths", "iterative_folds"]

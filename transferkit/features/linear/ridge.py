@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 
 from transferkit.core.errors import ConfigError, gather
-from transferkit.features.probe.softening import evened_out
+from transferkit.features.linear.softening import evened_out
+from transferkit.features.linear.solution import LinearSolution
 from transferkit.models.answers.regression import Units
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
@@ -21,31 +21,15 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-8, 9))
 
 
 @dataclass(frozen=True, eq=False)
-class FittedRidge:
-    """A linear model of each target, on raw features; its outputs are deviations from the training mean.
+class FittedRidge(LinearSolution):
+    """A linear model of each target; its outputs are deviations from the training mean.
 
     Attributes:
-        weight: ``(T, D)``.
-        bias: ``(T,)``.
         units: Of the targets.
-        choice: The strength of each target, by which criterion, and the curve.
     """
 
-    weight: Array
-    bias: Array
-    units: Units
-    choice: Mapping[str, Any] = field(default_factory=dict)
     name: str = "ridge"
-    estimator: Any = None
-
-    def head(self) -> HeadState:
-        """Return the linear head that computes the same."""
-        tensors = {"linear.weight": torch.from_numpy(self.weight), "linear.bias": torch.from_numpy(self.bias)}
-        return HeadState("linear", {}, tensors)
-
-    def outputs(self, X: Array) -> Array:
-        """Return deviations (N, T) float32 for raw features (N, D)."""
-        return np.asarray(X @ self.weight.T.astype(X.dtype) + self.bias.astype(X.dtype), dtype=np.float32)
+    units: Units = field(default_factory=Units)
 
     def scores(self, X: Array, y: Array) -> Array:
         """Return for each row (N,) its mean squared deviation."""
@@ -130,7 +114,7 @@ class RidgeSolver:
         coefficients, bias = _Path(X, y, weight).solve(strengths)
         if progress is not None:
             progress(len(parts) + 1, len(parts) + 1)
-        return FittedRidge(coefficients, bias, self.units, choice)
+        return FittedRidge(coefficients, bias, choice, units=self.units)
 
 
 class _Path:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from transferkit.core.errors import ConfigError, gather
-from transferkit.features.probe.softening import scaled_down
+from transferkit.features.linear.softening import scaled_down
+from transferkit.features.linear.solution import LinearSolution
 from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedLabels", "LabelSolver"]
@@ -28,30 +28,8 @@ SMALL = 2e8
 """Multiplications of one product up to which more threads of the BLAS only get in each other's way."""
 
 
-@dataclass(frozen=True, eq=False)
-class FittedLabels:
-    """A linear model of each label, on raw features.
-
-    Attributes:
-        weight: ``(C, D)``.
-        bias: ``(C,)``.
-        choice: What was chosen for each label, by which criterion.
-    """
-
-    weight: Array
-    bias: Array
-    choice: Mapping[str, Any] = field(default_factory=dict)
-    name: str = "logistic"
-    estimator: Any = None
-
-    def head(self) -> HeadState:
-        """Return the linear head that computes the same."""
-        tensors = {"linear.weight": torch.from_numpy(self.weight), "linear.bias": torch.from_numpy(self.bias)}
-        return HeadState("linear", {}, tensors)
-
-    def outputs(self, X: Array) -> Array:
-        """Return logits (N, C) float32 for raw features (N, D)."""
-        return np.asarray(X @ self.weight.T.astype(X.dtype) + self.bias.astype(X.dtype), dtype=np.float32)
+class FittedLabels(LinearSolution):
+    """A logistic model of each label; its outputs are logits."""
 
     def probs(self, X: Array) -> Array:
         """Return the probability of every label (N, C) float32 for raw features (N, D)."""
@@ -117,7 +95,7 @@ class LabelSolver:
 def _fitted(
     rows: LabelledRows, options: ProbeOptions, given: float | None, seed: int, progress: Progress
 ) -> FittedLabels:
-    from transferkit.features.probe.one_vs_rest import MEMORY, LabelProblem, choose_strengths, iterative_folds
+    from transferkit.features.linear.one_vs_rest import MEMORY, LabelProblem, choose_strengths, iterative_folds
 
     truth, count = np.asarray(rows.y) > 0.5, rows.width
     row = np.ones(len(rows)) if rows.weight is None else np.asarray(rows.weight, dtype=np.float64)

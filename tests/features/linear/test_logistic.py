@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from transferkit.core.errors import TransferkitWarning
-from transferkit.features.probe.logistic import MISSING_LOGIT, LinearModel, Standardiser, _Problem, fit_path, softmax
+from transferkit.features.linear.logistic import MISSING_LOGIT, LinearModel, Standardiser, _Problem, fit_path, softmax
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import ConfigError
-from transferkit.features.probe.labels import LabelSolver
-from transferkit.features.probe.one_vs_rest import STRENGTHS, choose_strengths, iterative_folds
+from transferkit.features.linear.labels import LabelSolver
+from transferkit.features.linear.one_vs_rest import STRENGTHS, choose_strengths, iterative_folds
 from transferkit.models.solver import LabelledRows, ProbeOptions
 
 
@@ -137,7 +137,7 @@ def test_what_does_not_fit_labels_is_said_at_once():
 
 def test_a_thousand_labels_share_their_work(monkeypatch):
     """The features are turned once a fold, however many labels there are."""
-    from transferkit.features.probe import one_vs_rest
+    from transferkit.features.linear import one_vs_rest
 
     times = []
     plain = one_vs_rest.principal_axes

@@ -1,0 +1,1 @@
+"""Linear models solved on features, and what fine-tuning makes of them. Read `logistic` first."""
