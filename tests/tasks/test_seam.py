@@ -43,8 +43,10 @@ class Brightness:
 
     problems = thin = nothing
 
-    def mixer(self, spec, mixup, cutmix):
+    def none(self, *_):
         return None
+
+    mixer = none
 
     def find(self, label):
         return [float(label)]
@@ -60,16 +62,15 @@ class Brightness:
 
 
 class OneNumber:
+    problems = Brightness.nothing
+
     def width(self, spec):
         return 1
-
-    def problems(self, width):
-        return []
 
 
 class SquaredError:
     running, watched, monitors = (), ("mae",), {"loss": False, "mae": False}
-    losses, smoothing, smooths, monitor = ("squares",), 0.0, False, "mae"
+    losses, smoothing, monitor = ("squares",), None, "mae"
 
     def loss(self, options, width):
         return torch.nn.MSELoss()
@@ -94,7 +95,7 @@ class Value:
 
 
 class Plain:
-    columns, names_one, labels = ("label", "predicted"), False, False
+    columns, names_one, labels, problem = ("label", "predicted"), False, False, Brightness.none
 
     def activate(self, outputs):
         return outputs
@@ -104,9 +105,6 @@ class Plain:
 
     def merge(self, predictions):
         return predictions.mean(axis=0)
-
-    def problem(self, spec, request):
-        return None
 
     def record(self, name, prediction, spec, request):
         return Value(name, float(prediction[0]))
@@ -251,8 +249,8 @@ def test_export(run, data, format, tmp_path, command):
 
 def test_what_an_export_computes_and_what_it_cannot_be(run):
     module, info = load_model(run.path)
-    predictions, outputs = ExportNetwork(module, info).eval()(torch.zeros(2, 3, 32, 32))
-    assert outputs.shape == (2, 1) and torch.equal(predictions, outputs)
+    predictions, outputs, unlike = ExportNetwork(module, info).eval()(torch.zeros(2, 3, 32, 32))
+    assert outputs.shape == (2, 1) and torch.equal(predictions, outputs) and unlike.shape == (2,)
     with pytest.raises(ExportError, match="--format skops writes classifiers, and brightness is none"):
         linear_pipeline(module, info)
 
@@ -266,7 +264,7 @@ def test_serve(run, data):
     predictor = tk.load(run.path)
     with serving(Answerer(predictor, name="run", batch_size=8, wait_s=0.001, threads=1)) as port:
         status, _, answer = ask(port, "/predict?explain=true", (data / "0.png").read_bytes())
-        assert status == 200 and answer.keys() == {"value", "model", "ms", "heatmap"}
+        assert status == 200 and answer.keys() == {"value", "unlike_training", "model", "ms", "heatmap"}
         assert answer["value"] == pytest.approx(predictor.predict(data / "0.png")[0].value, abs=1e-4)
         assert ask(port, "/health")[2]["classes"] == ["brightness"]
         status, headers, _ = ask(port, "/")

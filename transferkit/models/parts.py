@@ -71,12 +71,8 @@ class Objective(Protocol):
         """Names of the training losses, the usual one first."""
 
     @property
-    def smoothing(self) -> float:
-        """The usual label smoothing."""
-
-    @property
-    def smooths(self) -> bool:
-        """Whether there is such a thing as label smoothing."""
+    def smoothing(self) -> float | None:
+        """The usual label smoothing; ``None`` where there is no such thing."""
 
     @property
     def monitor(self) -> str:

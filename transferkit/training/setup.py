@@ -251,7 +251,8 @@ def loss_options(config: TrainingOptions, task: Task, data: ImageData | None = N
     Raises:
         ConfigError: Weights are wanted, and the answers cannot be balanced.
     """
-    smoothing = task.objective.smoothing if config.label_smoothing is None else config.label_smoothing
+    usual = task.objective.smoothing or 0.0
+    smoothing = usual if config.label_smoothing is None else config.label_smoothing
     weights = None
     if config.class_weights == "balanced" and data is not None:
         weights = task.objective.balanced(data.targets("train"), task.heads.width(data.index.targets.spec))

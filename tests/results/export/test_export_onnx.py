@@ -341,7 +341,7 @@ class Off:
 @pytest.fixture
 def prepared(core, monkeypatch):
     """Exports without tracing the network again."""
-    monkeypatch.setattr(onnx_format, "build_onnx", lambda module, info, half: copy.deepcopy(core))
+    monkeypatch.setattr(onnx_format, "build_onnx", lambda module, info, half, unlike: copy.deepcopy(core))
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,9 @@ def test_csv_and_json_lines(predict, predictor, paths, tmp_path):  # fault 83
     expected = predictor.predict([paths[0], bad, paths[1]])
     with pytest.raises(ExportError, match="1 of 3 pictures could not be read; their rows say why"):
         predict(paths[0], bad, paths[1])
-    assert predict.out.splitlines()[0] == "path,label,probability,label_2,probability_2,label_3,probability_3,error"
+    assert predict.out.splitlines()[0] == (
+        "path,label,probability,label_2,probability_2,label_3,probability_3,unlike_training,error"
+    )
     rows = rows_of(predict.out)
     assert [row["path"] for row in rows] == [paths[0], str(bad), paths[1]]
     for row, item in zip(rows, expected, strict=True):
@@ -473,7 +475,7 @@ def test_csv_and_json_lines(predict, predictor, paths, tmp_path):  # fault 83
     with pytest.raises(ExportError):
         predict(paths[0], bad, format="jsonl", top_k=1)
     good, failed = map(json.loads, predict.out.splitlines())
-    assert list(good) == ["path", "label", "probability", "top", "abstained", "set", "error"]
+    assert list(good) == ["path", "label", "probability", "top", "abstained", "set", "unlike_training", "error"]
     share = round(expected[0].probability, 6)
     assert good == {"path": paths[0], "label": expected[0].label, "probability": share,
                     "top": [[expected[0].label, share]], "abstained": False, "set": [], "error": None}  # fmt: skip
@@ -487,7 +489,7 @@ def test_prediction_sets_have_a_column(run, predict, paths, tmp_path):
     values["calibration"] = Calibration(method="temperature", temperature=4.0, held_out=held).to_dict()
     (copy / "model.json").write_text(json.dumps(values), encoding="utf-8")
     rows = rows_of(predict(*paths, run=str(copy), abstain=0.9, top_k=1))
-    assert list(rows[0]) == ["path", "label", "probability", "set", "error"]
+    assert list(rows[0]) == ["path", "label", "probability", "set", "unlike_training", "error"]
     for row in rows:
         assert (row["label"] == "") == ("|" in row["set"] or not row["set"])
     assert any("|" in row["set"] for row in rows)

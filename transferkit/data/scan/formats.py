@@ -9,7 +9,17 @@ from typing import Final, NamedTuple
 
 from transferkit.core.text import listing, one_line
 
-__all__ = ["EXTENSIONS", "EXTRAS", "FORMATS", "Extra", "install_line", "read_extensions", "sniff_format", "unread_text"]
+__all__ = [
+    "EXTENSIONS",
+    "EXTRAS",
+    "FORMATS",
+    "TEXTS",
+    "Extra",
+    "install_line",
+    "read_extensions",
+    "sniff_format",
+    "unread_text",
+]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 """Every format that is decoded. JPEG includes MPO, which cameras write: a JPEG with further pictures behind it."""
@@ -67,6 +77,10 @@ _STARTS: Final = (
     (b"MM\0\x2b", "TIFF"),  # BigTIFF
     (b"II\x2b\0", "TIFF"),
 )
+TEXTS: Final = frozenset(
+    (".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".html", ".log", ".parquet")
+)
+"""Endings of lists and notes that lie beside pictures as a rule."""
 # Brands of ISO/IEC 23008-12 (HEIF), annex B, and of the AVIF specification, section 8; any other box file is a video.
 _AVIF_BRANDS: Final = (b"avif", b"avis")
 _HEIF_BRANDS: Final = (

@@ -56,8 +56,7 @@ class ClassObjective:
     """Cross entropy, or what the options ask for; accuracy beside it."""
 
     losses: tuple[str, ...] = LOSSES
-    smoothing: float = 0.1
-    smooths: bool = True
+    smoothing: float | None = 0.1
     monitor: str = "acc"
     running: tuple[str, ...] = ("acc",)
     watched: tuple[str, ...] = ("acc", "f1_macro")

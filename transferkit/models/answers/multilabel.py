@@ -104,8 +104,7 @@ class LabelObjective:
     """Binary cross entropy, or what the options ask for; mean average precision beside it."""
 
     losses: tuple[str, ...] = ("bce", "asymmetric", "focal")
-    smoothing: float = 0.0
-    smooths: bool = True
+    smoothing: float | None = 0.0
     monitor: str = "map"
     running: tuple[str, ...] = ()
     watched: tuple[str, ...] = ("map", "f1_macro")

@@ -123,8 +123,7 @@ class NumberObjective:
     """
 
     losses: tuple[str, ...] = tuple(LOSSES)
-    smoothing: float = 0.0
-    smooths: bool = False
+    smoothing: float | None = None
     monitor: str = "loss"
     running: tuple[str, ...] = ()
     watched: tuple[str, ...] = ("rmse", "r2")

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, TextIO
 from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.text import listing, name_text
 from transferkit.data.scan.folders import SYSTEM_NAMES
-from transferkit.data.scan.formats import read_extensions, unread_text
+from transferkit.data.scan.formats import TEXTS, read_extensions, unread_text
 from transferkit.data.scan.records import split_named
 
 __all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures", "warn_of_unread"]
@@ -82,9 +82,10 @@ def find_pictures(
 
 
 def warn_of_unread(unread: Counter[str]) -> None:
-    """Warn of files that were passed by for their endings, where there are any."""
-    if unread:
-        warnings.warn(unread_text(unread), TransferkitWarning, stacklevel=3)
+    """Warn of files that were passed by for their endings, where there are any but lists and notes."""
+    odd = {ending: count for ending, count in unread.items() if ending not in TEXTS}
+    if odd:
+        warnings.warn(unread_text(odd), TransferkitWarning, stacklevel=3)
 
 
 def count_pictures(paths: Iterable[str], *, seconds: float = 1.0) -> int | None:

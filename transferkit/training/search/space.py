@@ -244,7 +244,7 @@ def plan_search(options: Mapping[str, Any], space: Mapping[str, Any] | None = No
     if space is None:
         if probing and config.probe == "solve":
             problems.append("a solved probe chooses its regularisation itself - give a space, or pass --probe sgd")
-        left = set(fixed) if task_of(config).objective.smooths else {*fixed, "label_smoothing"}
+        left = {*fixed, "label_smoothing"} if task_of(config).objective.smoothing is None else set(fixed)
         raw = {key: axis for key, axis in (PROBE_SPACE if probing else DEFAULT_SPACE).items() if key not in left}
     else:
         raw = dict(space)
