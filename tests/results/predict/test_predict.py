@@ -37,8 +37,8 @@ from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.models.parts import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.network import WholeNetwork
-from transferkit.results.predict.predictor import Output, Predictor, load
+from transferkit.results.predict.network import Output, WholeNetwork
+from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import ClassOutput, Prediction, csv_header, csv_row, json_row
 from transferkit.results.predict.views import PredictionViews
 from transferkit.runs.measure import predictions_of
@@ -478,7 +478,8 @@ def test_csv_and_json_lines(predict, predictor, paths, tmp_path):  # fault 83
     assert list(good) == ["path", "label", "probability", "top", "abstained", "set", "unlike_training", "error"]
     share = round(expected[0].probability, 6)
     assert good == {"path": paths[0], "label": expected[0].label, "probability": share,
-                    "top": [[expected[0].label, share]], "abstained": False, "set": [], "error": None}  # fmt: skip
+                    "top": [[expected[0].label, share]], "abstained": False, "set": [],
+                    "unlike_training": round(expected[0].unlike_training, 4), "error": None}  # fmt: skip
     assert (failed["label"], failed["top"], failed["error"]) == (None, [], expected[1].error)
 
 

@@ -15,8 +15,9 @@ from transferkit.models.unlike.distance import SAMPLED
 from transferkit.models.unlike.figures import separation
 from transferkit.models.unlike.two_sample import LEAST_OF_TEST, compare_samples
 from transferkit.options.results import EvaluateConfig
+from transferkit.results.predict.network import Output
 from transferkit.results.predict.pictures import find_pictures
-from transferkit.results.predict.predictor import Output, Predictor
+from transferkit.results.predict.predictor import Predictor
 from transferkit.show.progress import counting_bar, progress_console
 
 __all__ = ["Likeness", "doubts_of", "require_statistics"]

@@ -1,13 +1,18 @@
-"""`WholeNetwork`: backbone and head as one network for the inference engine."""
+"""`WholeNetwork`: backbone and head as one network for the inference engine, and what it returns for a picture."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
+from transferkit.data.batches.dataset import Loaded
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import OWN, POOLED, Tap
 from transferkit.models.backbones.facts import BackboneFacts
@@ -15,9 +20,33 @@ from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.module import TransferModule
 
-__all__ = ["WholeNetwork", "whole_engine"]
+__all__ = ["Output", "Rows", "WholeNetwork", "outputs_of", "whole_engine"]
 
 FEATURES, UNLIKE = "features", "unlike"
+
+Rows: TypeAlias = tuple[Tensor, ...]
+"""Of a batch: outputs and, where the model knows the distance from its training pictures, features and distances."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network returns for one picture.
+
+    Attributes:
+        name: Its path, or its place among the sources, as ``"images[3]"``.
+        logits: ``(V, C) float32``, a row per test-time view, the evaluation view first; ``None`` when it is unreadable.
+        error: Why there are no logits.
+        sha256: What it is known by: hex digest of the file's bytes, or of pixels; ``None`` where nothing could be read.
+        distance: Of its evaluation view from the training pictures; ``None`` where the model knows none.
+        features: Of that view, ``(D,)``, where they were asked for.
+    """
+
+    name: str
+    logits: npt.NDArray[np.float32] | None
+    error: str | None = None
+    sha256: str | None = None
+    distance: float | None = None
+    features: npt.NDArray[np.float32] | None = None
 
 
 class WholeNetwork(Backbone):
@@ -81,3 +110,27 @@ def whole_engine(
     network = WholeNetwork(module)
     taps = (Tap(POOLED, OWN), *(Tap(name, "avg") for name in network.stages()))
     return Engine(network, taps, device=device, precision=precision, batch=batch, compiling=compiling)
+
+
+def outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
+    """Yield the outputs of a batch; distances, and before them features, are of the first view of each picture.
+
+    Args:
+        loaded: The pictures.
+        rows: Of the engine, on any device; nothing where no picture could be read.
+        views: Of each picture.
+    """
+    logits, *further = (column.cpu().numpy() for column in rows) if rows else (None,)
+    at = 0
+    for name, sha256, error in zip(loaded.names, loaded.hashes, loaded.errors, strict=True):
+        if error is not None or logits is None:
+            yield Output(name, None, None if error is None else error.reason, sha256)
+            continue
+        mine = logits[at : at + views].copy()
+        distance = float(further[-1][at, 0]) if further else None
+        features = further[0][at].copy() if len(further) > 1 else None
+        at += views
+        if np.isfinite(mine).all():
+            yield Output(name, mine, None, sha256, distance, features)
+        else:
+            yield Output(name, None, "the model returns NaN or infinity for it", sha256)

@@ -7,9 +7,9 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,35 +28,11 @@ from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
-from transferkit.results.predict.network import whole_engine
+from transferkit.results.predict.network import Output, Rows, outputs_of, whole_engine
 from transferkit.results.predict.record import Prediction
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
 
-__all__ = ["Output", "Predictor", "load"]
-
-Rows: TypeAlias = tuple[Tensor, ...]
-"""Of a batch: outputs and, where the model knows the distance from its training pictures, features and distances."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """What the network returns for one picture.
-
-    Attributes:
-        name: Its path, or its place among the sources, as ``"images[3]"``.
-        logits: ``(V, C) float32``, a row per test-time view, the evaluation view first; ``None`` when it is unreadable.
-        error: Why there are no logits.
-        sha256: What it is known by: hex digest of the file's bytes, or of pixels; ``None`` where nothing could be read.
-        distance: Of its evaluation view from the training pictures; ``None`` where the model knows none.
-        features: Of that view, ``(D,)``, where they were asked for.
-    """
-
-    name: str
-    logits: npt.NDArray[np.float32] | None
-    error: str | None = None
-    sha256: str | None = None
-    distance: float | None = None
-    features: npt.NDArray[np.float32] | None = None
+__all__ = ["Predictor", "load"]
 
 
 class Predictor:
@@ -157,9 +133,9 @@ class Predictor:
                 rows = self._rows(loaded.images, batch, left)
                 waiting.append((loaded, rows if features else (*rows[:1], *rows[2:])))
                 while len(waiting) > ahead:
-                    yield from _outputs_of(*waiting.popleft(), views.count)
+                    yield from outputs_of(*waiting.popleft(), views.count)
             while waiting:
-                yield from _outputs_of(*waiting.popleft(), views.count)
+                yield from outputs_of(*waiting.popleft(), views.count)
 
     def shares(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
         """Return how unlike the training pictures each of ``(B, h, w, 3) uint8`` is, ``(B,)`` in [0, 1].
@@ -360,24 +336,6 @@ def _compute_threads(threads: int | None) -> Iterator[None]:
     finally:
         if threads is not None:
             torch.set_num_threads(before)
-
-
-def _outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
-    """Yield the outputs of a batch; distances, and before them features, are of the first view of each picture."""
-    logits, *further = (column.cpu().numpy() for column in rows) if rows else (None,)
-    at = 0
-    for name, sha256, error in zip(loaded.names, loaded.hashes, loaded.errors, strict=True):
-        if error is not None or logits is None:
-            yield Output(name, None, None if error is None else error.reason, sha256)
-            continue
-        mine = logits[at : at + views].copy()
-        distance = float(further[-1][at, 0]) if further else None
-        features = further[0][at].copy() if len(further) > 1 else None
-        at += views
-        if np.isfinite(mine).all():
-            yield Output(name, mine, None, sha256, distance, features)
-        else:
-            yield Output(name, None, "the model returns NaN or infinity for it", sha256)
 
 
 def load(
