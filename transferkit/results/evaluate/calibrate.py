@@ -26,7 +26,8 @@ from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_splits
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures
+from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
@@ -121,7 +122,8 @@ def _split(config: CalibrateConfig, targets: Targets) -> str:
 def _unseen(run: Path, labelled: Labelled, config: CalibrateConfig) -> tuple[list[LabelledPicture], list[str]]:
     """Return the pictures to fit on, and what was left out, in words."""
     pictures = [picture for chosen in labelled.splits.values() for picture in chosen]
-    known = run_splits(run)
+    with counting_bar(progress_console(config.quiet), "comparing pictures") as progress:
+        known = run_splits(run, [picture.read for picture in pictures], progress=progress)
     if known is None:
         warnings.warn(
             f"{run}: has no pictures.csv, which says what the run was trained on; if these pictures are among them, "

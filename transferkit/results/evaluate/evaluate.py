@@ -27,8 +27,9 @@ from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
+from transferkit.runs.seen import run_splits
 from transferkit.runs.write import environment, write_config, write_metrics
 from transferkit.show.progress import counting_bar, progress_console
 
@@ -145,7 +146,9 @@ def _check_out(out: Path, config: EvaluateConfig) -> None:
 
 def _unseen(labelled: Labelled, config: EvaluateConfig) -> tuple[Labelled, dict[str, Any]]:
     """Return the pictures to measure on, and how many of them the run has met before."""
-    known = run_splits(config.run)
+    pictures = [picture.read for of_split in labelled.splits.values() for picture in of_split]
+    with counting_bar(progress_console(config.quiet), "comparing pictures") as progress:
+        known = run_splits(config.run, pictures, progress=progress)
     if known is None:
         if config.unseen_only:
             raise CheckpointError(
