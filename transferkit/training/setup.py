@@ -175,7 +175,7 @@ def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
         if seen:
             warnings.warn(
                 f"{run} was trained on {seen:,} of these {len(held):,} val and test pictures, so their figures say "
-                "little about new ones - give the pictures their splits, or that run's --split-seed",
+                "little about new ones - give the pictures their splits, or that run's seed as --split-seed",
                 TransferkitWarning,
                 stacklevel=3,
             )
