@@ -17,8 +17,9 @@ from transferkit.data.index.targets import Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
+from transferkit.runs.seen import run_splits
 
-__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable"]
+__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "trained_pictures"]
 
 ALL = "all"
 
@@ -143,6 +144,12 @@ def refuse_unreadable(bad: Sequence[SkippedFile]) -> None:
     if bad:
         finding = unreadable_pictures(((file.path, file.reason) for file in bad), limit=len(bad))
         raise DataError(finding.message, [finding])
+
+
+def trained_pictures(run: str | Path, pictures: Sequence[LabelledPicture]) -> int | None:
+    """Return how many of the pictures a run was trained on; ``None`` where it does not say. See `run_splits`."""
+    splits = run_splits(run, [picture.read for picture in pictures])
+    return None if splits is None else sum(splits.get(picture.sha256) == "train" for picture in pictures)
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------

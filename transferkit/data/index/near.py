@@ -52,8 +52,9 @@ def near_copies(
 
     Use it with the sketches of `ImageIndex.sketches`, or of `ReadResult`; positions in the result are those in
     `sketches`. Near copies of near copies are one group. Pictures that are mirrored or turned are not found, nor those
-    without structure (all of one colour, say). Time grows with the square of the number of pictures: seconds for a few
-    thousand, minutes for 100,000.
+    without structure (all of one colour, say). Those that differ in small things only are taken for near copies: frames
+    of a fixed camera, filled-in forms, drawn digits. Time grows with the square of the number of pictures: seconds for
+    a few thousand, minutes for 100,000.
 
     Args:
         sketches: Of N pictures.

@@ -21,8 +21,7 @@ from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import load
-from transferkit.runs.labelled import LabelledPicture
-from transferkit.runs.seen import run_splits
+from transferkit.runs.labelled import LabelledPicture, trained_pictures
 
 __all__ = ["Paired", "write_differences"]
 
@@ -101,10 +100,7 @@ class Paired:
                 first, second, self._targets.strata(labels), self._targets.stratum_names, names=self._names,
                 seed=config.seed,
             )  # fmt: skip
-            known_to_it = run_splits(self.run, [picture.read for picture in shared])
-            trained = None
-            if known_to_it is not None:
-                trained = sum(known_to_it.get(picture.sha256) == "train" for picture in shared)
+            trained = trained_pictures(self.run, shared)
             if trained:
                 warnings.warn(
                     f"{self.run} was trained on {trained:,} of the {len(shared):,} {split} pictures, which favours it"
