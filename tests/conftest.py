@@ -153,13 +153,13 @@ def decoded(monkeypatch):
     """Names of the pictures that data sets decode during the test."""
     from transferkit.data.batches import dataset
 
-    decode, names = dataset.decode_image, []
+    decode, names = dataset.decode_with_info, []
 
     def counting(*args, **options):
         names.append(options["name"])
         return decode(*args, **options)
 
-    monkeypatch.setattr(dataset, "decode_image", counting)
+    monkeypatch.setattr(dataset, "decode_with_info", counting)
     return names
 
 

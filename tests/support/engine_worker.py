@@ -17,7 +17,7 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
-from transferkit.data.images.decode import decode_image
+from transferkit.data.images.decode import decode_image, decode_with_info
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views
@@ -141,9 +141,9 @@ def extract_in_a_process(options, report, chunk, meet=None, pause=0.0, die_at=No
         time.sleep(pause)
         if number == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode_image(*args, **more)
+        return decode_with_info(*args, **more)
 
-    dataset.decode_image = counting
+    dataset.decode_with_info = counting
     table = extract.extract_table(make_config(FeaturesConfig, {**options, "accelerator": "cpu", "workers": 0}))
     facts = {"computed": table.facts["computed"], "decoded": len(decoded), "rows": table.X.tolist()}
     report.write_text(json.dumps(facts), encoding="utf-8")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_runs import make_module
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
@@ -53,7 +55,8 @@ def test_a_phase_ends_with_the_first_figure_that_its_task_watches(tmp_path):
     assert recorder.history.figures == ("train_loss", "val_loss", "val_f1_macro")
 
 
-def test_weights_that_were_trained_on_what_is_measured_are_said(pets, tmp_path):  # fault 99
+@pytest.mark.parametrize("again", [False, True])
+def test_weights_that_were_trained_on_what_is_measured_are_said(pets, tmp_path, again):  # fault 99
     earlier = ImageData(pets, image_size=32, seed=0).index
     (tmp_path / "run").mkdir()
     write_data(tmp_path / "run", earlier, skip_bad=False)
@@ -61,8 +64,32 @@ def test_weights_that_were_trained_on_what_is_measured_are_said(pets, tmp_path):
     config = make_config(FinetuneConfig, {"data": str(pets), "init_from": str(tmp_path / "run"), "seed": 1})
     data = ImageData(pets, image_size=32, seed=1)
     held = [record.sha256 in trained for record in data.index.records if record.split != "train"]
+    if again:  # the same pictures, of the same splits, under other bytes
+        rows = [(record.split, record.label, saved_again(record.path, tmp_path / "again")) for record in
+                data.index.records]  # fmt: skip
+        lines = [",".join(("path", "label", "split")), *(f"{path},{label},{split}" for split, label, path in rows)]
+        (tmp_path / "again" / "m.csv").write_text("\n".join(lines), encoding="utf-8")
+        data = ImageData(tmp_path / "again" / "m.csv", image_size=32)
     with pytest.warns(
         TransferkitWarning, match=f"was trained on {sum(held)} of these {len(held)} val and test pictures"
     ):
         _warn_of_seen(config, data)
     _warn_of_seen(config, ImageData(pets, image_size=32, seed=0))  # the same splits
+
+
+def saved_again(path, folder):
+    """Write a picture as PNG, and return the name of the file."""
+    folder.mkdir(exist_ok=True)
+    name = f"{Path(path).parent.name}-{Path(path).stem}.png"
+    Image.open(path).save(folder / name)
+    return name
+
+
+def test_the_split_has_a_seed_of_its_own(quick, pets):
+    def splits(**seeds):
+        config = make_config(FinetuneConfig, {**quick, "data": str(pets), **seeds})
+        return [record.split for record in prepare(config, quiet=True).data.index.records]
+
+    assert splits(seed=1) == splits(seed=1, split_seed=1) == splits(seed=2, split_seed=1) == splits(split_seed=1)
+    assert splits(seed=2) != splits(seed=1)
+    assert splits(seed=1, split_seed=0) == splits()

@@ -30,6 +30,8 @@ class ImageRecord:
         sha256: Hex digest of the file's bytes.
         group: Pictures of one group never sit in two splits; ``None`` for a picture on its own.
         same_as: The smallest `sha256` of the files with equal pixels; ``None`` where no file of other bytes has them.
+        unit: The name of what it stays together with, in splits and folds, for any of these reasons; ``None`` where
+            that was not looked at.
     """
 
     path: str
@@ -38,6 +40,7 @@ class ImageRecord:
     sha256: str
     group: str | None = None
     same_as: str | None = None
+    unit: str | None = None
 
     @property
     def content(self) -> str:

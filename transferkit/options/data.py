@@ -45,6 +45,9 @@ class DataOptions(Options):
     group_by: str | None = option(
         None, "what keeps pictures in one split: folder, or a pattern of the path whose first group is its name"
     )
+    group_near: bool = option(
+        False, "keep near copies (another size or quality, brighter, cut a little) in one split, too, as equal ones are"
+    )
     skip_bad: bool = option(False, "drop unreadable pictures before splitting and list them, instead of stopping")
     allow_empty_classes: bool = option(False, "keep a class without pictures as an output of the model")
     allow_leaks: bool = option(False, "go on although the same picture is in two splits or has two labels")
@@ -57,6 +60,9 @@ class DataOptions(Options):
         None, "bits that the values of 16-bit grey pictures use, 8 to 16, such as 10; default: 16", BITS
     )
     seed: int = option(0, "seed of splits, initialisation, sample order and augmentation", SEED)
+    split_seed: int | None = option(
+        None, "seed of the splits alone: runs of several --seed on one split; default: that of --seed", SEED
+    )
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
-from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
+from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, read_images
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
-from transferkit.runs.files import RunFiles
+from transferkit.runs.seen import run_splits
 
-__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "run_splits", "trained_pictures"]
+__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "trained_pictures"]
 
 ALL = "all"
 
@@ -38,6 +38,11 @@ class LabelledPicture(NamedTuple):
     label: str
     target: Any
     sha256: str
+
+    @property
+    def read(self) -> ReadResult:
+        """The picture as a file that was read and not decoded."""
+        return ReadResult(self.path, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -140,33 +145,9 @@ def refuse_unreadable(bad: Sequence[SkippedFile]) -> None:
         raise DataError(finding.message, [finding])
 
 
-def run_splits(run: str | Path) -> dict[str, str] | None:
-    """Return the split of every picture that a run was made with, by sha256; ``None`` where the run does not say.
-
-    A picture that a run had in several splits counts as one of train.
-
-    Raises:
-        CheckpointError: `pictures.csv` is damaged.
-        StorageError: It cannot be read.
-    """
-    files = RunFiles(Path(run))
-    if not files.has("pictures.csv"):
-        return None
-    splits: dict[str, str] = {}
-    for row in files.pictures:
-        if splits.get(row["sha256"]) != "train":
-            splits[row["sha256"]] = row["split"]
-    return splits
-
-
-def trained_pictures(run: str | Path, pictures: Iterable[LabelledPicture]) -> int | None:
-    """Return how many of the pictures a run was trained on; ``None`` where the run does not say.
-
-    Raises:
-        CheckpointError: `pictures.csv` is damaged.
-        StorageError: It cannot be read.
-    """
-    splits = run_splits(run)
+def trained_pictures(run: str | Path, pictures: Sequence[LabelledPicture]) -> int | None:
+    """Return how many of the pictures a run was trained on; ``None`` where it does not say. See `run_splits`."""
+    splits = run_splits(run, [picture.read for picture in pictures])
     return None if splits is None else sum(splits.get(picture.sha256) == "train" for picture in pictures)
 
 

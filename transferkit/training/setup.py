@@ -17,6 +17,7 @@ from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.errors import gather as gather_problems
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.sample import SAMPLE
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
@@ -28,7 +29,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
 from transferkit.options.training import TrainingOptions
-from transferkit.runs.labelled import run_splits
+from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.options import lacks_solver, resolve_phases
@@ -168,13 +169,15 @@ def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
         run = next((folder for folder in folders if (folder / "pictures.csv").is_file()), None)
         if run is None:
             continue
-        splits = run_splits(run) or {}
         held = [record for record in data.index.records if record.split != "train"]
+        sketches = data.index.sketches
+        pictures = [ReadResult(record.path, record.sha256, sketch=sketches.get(record.sha256)) for record in held]
+        splits = run_splits(run, pictures, decoding=config.decoding()) or {}
         seen = sum(splits.get(record.sha256) == "train" for record in held)
         if seen:
             warnings.warn(
                 f"{run} was trained on {seen:,} of these {len(held):,} val and test pictures, so their figures say "
-                "little about new ones - give the pictures their splits, or that run's seed",
+                "little about new ones - give the pictures their splits, or that run's seed as --split-seed",
                 TransferkitWarning,
                 stacklevel=3,
             )
@@ -196,7 +199,9 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             val_split=config.val_split,
             test_split=config.test_split,
             group_by=config.group_by,
+            group_near=config.group_near,
             seed=config.seed,
+            split_seed=config.split_seed,
             workers=workers,
             keep_bytes=free_memory() // (4 * local_world()),
             skip_bad=config.skip_bad,

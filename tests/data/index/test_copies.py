@@ -1,6 +1,7 @@
 """Pictures of equal pixels under other bytes: found whatever was done to the file, kept in one split and class."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.images import decode
 from transferkit.data.images.reading import CHECK_SIDE, read_images
+from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index import copies
 from transferkit.data.index.copies import equal_pictures
 from transferkit.data.scan.records import Kind
@@ -39,7 +41,8 @@ def families(paths, **options):
     """Return the sets of files that are told to be equal."""
     results = read_images([str(path) for path in paths], **{"min_side": None, **options})
     assert [result.error for result in results] == [None] * len(results)
-    same, found = equal_pictures(results, options.get("decoding", USUAL), workers=2), {}
+    book = Sketchbook(options.get("decoding", USUAL))
+    same, found = equal_pictures(results, book, workers=2), {}
     for result in results:
         found.setdefault(same.get(result.sha256, result.sha256), set()).add(result.path.rpartition("/")[2])
     return sorted((family for family in found.values() if len(family) > 1), key=min)
@@ -97,7 +100,7 @@ def test_one_level_of_one_pixel(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "b.png")
     results = read_images([str(tmp_path / "a.png"), str(tmp_path / "b.png")], min_side=None)
     assert results[0].sketch == results[1].sketch  # so it is the second look that tells them apart
-    assert equal_pictures(results) == {}
+    assert equal_pictures(results, Sketchbook()) == {}
 
 
 def test_only_what_may_be_equal_is_looked_at_again(tmp_path, monkeypatch):
@@ -111,18 +114,30 @@ def test_only_what_may_be_equal_is_looked_at_again(tmp_path, monkeypatch):
     assert families(paths) == [{"7.png", "again.png"}]
     assert sorted(looked) == sorted([str(paths[7]), str(paths[-1])])
     looked.clear()
+    assert families(paths) == [{"7.png", "again.png"}]
+    assert looked == []  # they are known from before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     assert families(paths, keep_bytes=10**9) == [{"7.png", "again.png"}]
     assert looked == []  # their pixels are in memory
 
 
-def test_files_that_change_meanwhile_are_no_copies(tmp_path):
-    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
-    for level, path in enumerate(paths):
-        photo(0).save(path, compress_level=level)
-    results = read_images([str(path) for path in paths], min_side=None)
-    paths[0].write_bytes(b"")
-    paths[1].unlink()
-    assert equal_pictures(results) == {}
+def test_files_that_are_gone_are_what_they_look_like(tmp_path):
+    pixels = np.array(photo(0))
+    for number in range(3):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", compress_level=number)
+    pixels[3, 3, 0] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "other.png")
+    results = read_images([str(path) for path in sorted(tmp_path.iterdir())], min_side=None)
+    hashes = [result.sha256 for result in results]
+    (tmp_path / "0.png").rename(tmp_path / "0")
+    (tmp_path / "1.png").rename(tmp_path / "1")
+    (tmp_path / "1.png").write_bytes(b"")
+    assert equal_pictures(results[:2], Sketchbook()) == dict.fromkeys(hashes[:2], min(hashes[:2]))
+    assert equal_pictures(results[:3], Sketchbook()) == dict.fromkeys(hashes[:3], min(hashes[:3]))
+    assert equal_pictures(results, Sketchbook()) == {}  # they may be copies of either
+    (tmp_path / "0").rename(tmp_path / "0.png")
+    (tmp_path / "1").rename(tmp_path / "1.png")
+    assert equal_pictures(results, Sketchbook()) == dict.fromkeys(hashes[:3], min(hashes[:3]))
 
 
 def test_photos_too_large_for_their_full_size(tmp_path):
@@ -153,6 +168,57 @@ def test_copies_share_a_split_and_a_fold(tmp_path):
         if smallest.path in before:
             assert smallest.split == before[smallest.path]
     assert len({record.split for record in indexed.records}) == 3
+
+
+def test_groups_and_copies_tie_pictures_together(tmp_path):
+    folder(tmp_path / "d", count=6)
+    for name in ("cat/000", "cat/003"):
+        Image.open(tmp_path / "d" / f"{name}.bmp").save(tmp_path / "d" / f"{name}.png")
+    rows = [f"cat/00{number}.bmp,cat,g{number // 2}" for number in range(6)]
+    rows += ["cat/000.png,cat,g1", "cat/003.png,cat,"] + [f"dog/00{number}.bmp,dog," for number in range(6)]
+    manifest = table(tmp_path / "d" / "m.csv", *rows, header="path,label,group")
+    for seed in range(5):
+        indexed = index(manifest, seed=seed, val_split=0.3, test_split=0.3)
+        units = {}
+        for record in indexed.records:
+            units.setdefault(record.unit, []).append(record)
+        assert sorted(map(len, units.values())) == [1] * 6 + [2, 6]
+        assert all(len({record.split for record in unit}) == 1 for unit in units.values())
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_near_copies_are_kept_together_on_request(tmp_path, near):
+    for label, number in itertools.product("ab", range(20)):
+        picture = photo(100 * ord(label) + number, (200, 150))
+        (tmp_path / "d" / label).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "d" / label / f"{number}-0.png")
+        small = picture.resize((150, 110)).crop((2, 2, 149, 109))
+        (tmp_path / "d" / label / f"{number}-1.jpg").write_bytes(jpeg(small))
+    progress = []
+    indexed = index(tmp_path / "d", group_near=near, progress=lambda *each: progress.append(each), workers=2)
+    apart, places = 0, {}
+    for record in indexed.records:
+        places.setdefault(record.path.rpartition("-")[0], []).append(record)
+    for pair in places.values():
+        apart += len({record.split for record in pair}) > 1
+        assert (len({record.unit for record in pair}) == 1) == near
+    assert (apart == 0) == near
+    assert progress.count((80, 80)) == 1 + near
+    notes = [note for note in indexed.notes if "80 pictures are kept together with their near copies: " in note]
+    assert len(notes) == near
+
+
+def test_near_copies_in_two_given_splits_are_refused_on_request(tmp_path):
+    for split, seed in itertools.product(("train", "test"), range(8)):
+        path = tmp_path / "d" / split / "ab"[seed % 2] / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(seed if (split, seed) == ("test", 5) or split == "train" else seed + 50, (200, 150)).save(path)
+    Image.open(path.with_name("5.png")).resize((180, 140)).save(path.with_name("5.png"))
+    assert index(tmp_path / "d").findings == ()
+    message, (finding,) = refused(tmp_path / "d", Kind.LEAK, group_near=True)
+    assert "1 pictures with near copies in more than one split: " in message and "--allow-leaks" in message
+    assert finding.items == (f"{str(tmp_path / 'd/test/b/5.png')!r} ~ {str(tmp_path / 'd/train/b/5.png')!r}",)
+    assert index(tmp_path / "d", group_near=True, allow_leaks=True).findings
 
 
 def test_a_copy_in_another_split_or_class_is_refused(tmp_path):  # fault 24

@@ -13,11 +13,13 @@ import pytest
 import torch
 from conftest import draw_folder
 from engine_worker import CLOSE, error, plain_rows
+from PIL import Image
 from safetensors.torch import save_file
 
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches import dataset
-from transferkit.data.images.decode import decode_image
+from transferkit.data.images import sketchbook
+from transferkit.data.images.decode import decode_with_info
 from transferkit.features.engine import compute
 from transferkit.features.extract.extract import build_once, extract_features, extract_table, frozen_backbone
 from transferkit.features.store.store import FeatureStore
@@ -103,6 +105,42 @@ def test_a_folder_that_is_wrong_is_refused_before_any_work(data, options, decode
         table = extract_features(data, allow_leaks=True, **options)
     assert table.facts["computed"] == 45  # the copy is the same picture
     assert len(table) == 46
+
+
+def test_copies_under_other_bytes_are_found_while_features_are_computed(data, options, decoded, monkeypatch):
+    whole = data / "train"  # no splits of its own
+    for path in sorted(whole.rglob("*.png"))[::2]:
+        Image.open(path).save(path.with_suffix(".bmp"))
+    monkeypatch.setattr(sketchbook, "read_images", refuse_to_read)
+    cold = extract_features(whole, **options)
+    assert len(decoded) == len(set(decoded)) == cold.facts["computed"] == 36  # once each
+    warm = extract_features(whole, **options)
+    assert warm.facts["computed"] == 0 and len(decoded) == 36
+    for table in (cold, warm):
+        together = {}
+        for record in table.records:
+            together.setdefault(record.path[:-4], set()).add((record.split, record.unit))
+        assert len(together) == 24 and all(len(units) == 1 for units in together.values())
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data))  # what is known of pictures is lost, their features are there
+    other = extract_features(whole, **options)
+    assert other.facts["computed"] == 0 and other.records == cold.records
+
+
+def refuse_to_read(paths, **options):
+    assert not paths
+    return []
+
+
+def test_a_copy_in_another_split_is_refused_once_it_is_found(data, options, decoded):  # fault 24
+    Image.open(data / "train" / "circle" / "000.png").save(data / "val" / "circle" / "copy.bmp")
+    for computed in (46, 0):  # the features that the first time computed are kept
+        decoded.clear()
+        with pytest.raises(DataError, match=r"in more than one split: .*000\.png.*copy\.bmp"):
+            extract_features(data, **options)
+        assert len(decoded) == computed
+    with pytest.warns(TransferkitWarning, match=r"in more than one split: .*000\.png.*copy\.bmp"):
+        assert len(extract_features(data, allow_leaks=True, **options)) == 46
 
 
 def test_a_manifest(data, options):
@@ -249,9 +287,9 @@ def test_a_real_signal(folder, tmp_path, command, monkeypatch, number, status):
     def hit(*args, **more):
         if next(count) == 17:
             os.kill(os.getpid(), number)
-        return decode_image(*args, **more)
+        return decode_with_info(*args, **more)
 
-    monkeypatch.setattr(dataset, "decode_image", hit)
+    monkeypatch.setattr(dataset, "decode_with_info", hit)
     before = signal.getsignal(signal.SIGTERM)
     words = ["--image-size", 32, "--store", tmp_path / "s", "--batch-size", 2, "--quiet"]
     code, out, err = command("features", "--data", folder, *words)

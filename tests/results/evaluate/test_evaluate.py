@@ -30,8 +30,9 @@ from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.predict.predictor import load
-from transferkit.runs.labelled import labelled_pictures, run_splits, trained_pictures
+from transferkit.runs.labelled import labelled_pictures
 from transferkit.runs.measure import prediction_rows, write_predictions
+from transferkit.runs.seen import run_splits
 from transferkit.show.charts import save_charts
 
 NAMES = ("circle", "square", "stripes")
@@ -227,9 +228,25 @@ def test_pictures_it_was_trained_on_are_told_and_can_be_left_out(run, folder, ou
     assert (found["all"]["n"], found["seen_in_training"], found["left_out"]["seen_in_training"]) == (21, 0, 24)
     with pytest.raises(DataError, match="the run was trained on every picture"):
         measured(run, folder, tmp_path / "none", split="train", unseen_only=True)
-    pictures = labelled_pictures(str(folder), ClassTargets(NAMES), split="all").splits["all"]
-    assert trained_pictures(run, pictures) == 24
     assert set(run_splits(run).values()) == {"train", "val", "test"}
+
+
+def test_so_are_those_that_were_saved_again(run, folder, out, tmp_path):
+    again = tmp_path / "again"
+    for path in folder.rglob("*.png"):
+        place = again / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(place.with_suffix(".bmp"))
+    with pytest.warns(TransferkitWarning, match="the run was trained on 24 of these 45 pictures"):
+        found = measured(run, again, out, split="all")
+    assert (found["seen_in_training"], found["seen_in_val"]) == (24, 12)
+    found = measured(run, again, tmp_path / "unseen", split="all", unseen_only=True)
+    assert (found["all"]["n"], found["left_out"]["seen_in_training"]) == (21, 24)
+    second = shutil.copytree(run, tmp_path / "second")
+    rows = (second / "pictures.csv").read_text(encoding="utf-8").replace("test,", "train,")
+    (second / "pictures.csv").write_text(rows, encoding="utf-8")
+    with pytest.warns(TransferkitWarning, match="second was trained on 9 of the 9 test pictures, which favours it"):
+        measured(run, again, tmp_path / "unfair", split="test", against=str(second))
 
 
 def test_a_run_that_does_not_say_what_it_was_trained_on(run, folder, out, tmp_path):
@@ -238,7 +255,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on(run, folder, out, tmp_pa
     (old / "pictures.csv").unlink()
     found = measured(old, folder, out, split="all")
     assert (found["seen_in_training"], found["seen_in_val"]) == (None, None)
-    assert trained_pictures(old, labelled_pictures(str(folder), ClassTargets(NAMES)).splits["val"]) is None
+    assert run_splits(old) is None
     with pytest.raises(CheckpointError, match=r"has no pictures\.csv"):
         measured(old, folder, tmp_path / "more", unseen_only=True)
 

@@ -25,7 +25,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.batches import dataset
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import ImageData, normalise
-from transferkit.data.images.decode import decode_image
+from transferkit.data.images.decode import decode_image, decode_with_info
 from transferkit.data.images.resize import resize
 from transferkit.features.engine.engine import Engine
 from transferkit.machine.cores import available_cores
@@ -344,7 +344,7 @@ def test_the_engine_is_told_how_much_is_left(predictor, paths, monkeypatch):
 
 def test_views_are_rendered_from_one_decoded_picture(predictor, paths, monkeypatch):
     calls = []
-    monkeypatch.setattr(dataset, "decode_image", lambda *a, **k: calls.append(1) or decode_image(*a, **k))
+    monkeypatch.setattr(dataset, "decode_with_info", lambda *a, **k: calls.append(1) or decode_with_info(*a, **k))
     for tta, count in (("none", 1), ("flip", 2), ("5crop", 5), (3, 4), ("3", 4)):
         calls.clear()
         outputs = list(predictor.outputs(paths, tta=tta))

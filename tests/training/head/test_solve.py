@@ -220,7 +220,7 @@ def test_pictures_in_memory_are_not_decoded_again(solving, monkeypatch):
     from transferkit.data.batches import dataset
 
     decoded = []
-    monkeypatch.setattr(dataset, "decode_image", lambda *args, **kwargs: decoded.append(args))
+    monkeypatch.setattr(dataset, "decode_with_info", lambda *args, **kwargs: decoded.append(args))
     finetune(**{**solving, "phases": "probe"})
     assert decoded == []
 

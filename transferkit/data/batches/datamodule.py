@@ -52,7 +52,9 @@ class ImageData(L.LightningDataModule):
         val_split: Share of a folder without splits, in [0, 1).
         test_split: Share of a folder without splits, in [0, 1).
         group_by: What keeps pictures in one split: ``"folder"``, or a pattern of the path.
+        group_near: Keep near copies in one split, too, as equal pictures are.
         seed: Of splits, order and augmentation.
+        split_seed: Of the splits alone, where they are to have one of their own.
         workers: Decoding processes; 0 decodes in this process, on all of its threads.
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
         skip_bad: Drop unreadable pictures instead of raising.
@@ -91,7 +93,9 @@ class ImageData(L.LightningDataModule):
         val_split: float = 0.15,
         test_split: float = 0.15,
         group_by: str | None = None,
+        group_near: bool = False,
         seed: int = 0,
+        split_seed: int | None = None,
         workers: int = 0,
         keep_bytes: int | None = None,
         skip_bad: bool = False,
@@ -118,6 +122,7 @@ class ImageData(L.LightningDataModule):
             val_split=val_split,
             test_split=test_split,
             group_by=group_by,
+            group_near=group_near,
             skip_bad=skip_bad,
             allow_empty_classes=allow_empty_classes,
             allow_leaks=allow_leaks,
@@ -125,6 +130,7 @@ class ImageData(L.LightningDataModule):
             ground=ground,
             grey_bits=grey_bits,
             seed=seed,
+            split_seed=split_seed,
             targets=targets,
             path_column=path_column,
             label_column=label_column,

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.data.batches.views import Renderer
-from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image, pixels_digest, read_bytes
+from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
+from transferkit.data.images.sketch import Sketch, sketch_of
 
 __all__ = ["ImageDataset", "Job", "Loaded", "Picture"]
 
@@ -55,6 +56,7 @@ class Loaded(NamedTuple):
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
         errors: Why each cannot be decoded; ``None`` where it can.
         targets: ``(B, ...)``, where the data set has any.
+        sketches: Of each picture, where they were asked for; empty where not.
     """
 
     images: Tensor
@@ -62,6 +64,7 @@ class Loaded(NamedTuple):
     hashes: list[str | None]
     errors: list[UnreadableImage | None]
     targets: Tensor | None
+    sketches: Sequence[Sketch | None] = ()
 
     def labelled(self) -> tuple[Tensor, Tensor]:
         """Return images and targets.
@@ -85,15 +88,23 @@ class ImageDataset(Dataset[Loaded]):
         views: How they are shown; all views of a batch are of one size.
         targets: ``(N, ...)``, a row per picture.
         threads: Decode so many pictures of a batch side by side, when this process is not a worker.
+        sketches: Whether files that are decoded are sketched, too.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture], views: Renderer, *, targets: Tensor | None = None, threads: int = 1
+        self,
+        pictures: Sequence[Picture],
+        views: Renderer,
+        *,
+        targets: Tensor | None = None,
+        threads: int = 1,
+        sketches: bool = False,
     ) -> None:
         self.pictures = pictures
         self.views = views
         self.targets = targets
         self.threads = threads
+        self.sketches = sketches
         self._rows: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -135,15 +146,16 @@ class ImageDataset(Dataset[Loaded]):
             results = list(self._pool.map(self._show, pictures, views))
         else:
             results = list(map(self._show, pictures, views))
-        images = [image for _, shown in results if not isinstance(shown, UnreadableImage) for image in shown]
+        images = [image for _, shown, _ in results if not isinstance(shown, UnreadableImage) for image in shown]
         height, width = self.views.evaluation.config.image_size
         stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
         return Loaded(
             torch.from_numpy(stacked),
             names,
-            [sha256 for sha256, _ in results],
-            [shown if isinstance(shown, UnreadableImage) else None for _, shown in results],
+            [sha256 for sha256, _, _ in results],
+            [shown if isinstance(shown, UnreadableImage) else None for _, shown, _ in results],
             targets,
+            [sketch for _, _, sketch in results] if self.sketches else (),
         )
 
     def stand_in(self, rows: Tensor | None) -> None:
@@ -159,11 +171,13 @@ class ImageDataset(Dataset[Loaded]):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _show(self, picture: Picture, views: Sequence[int]) -> tuple[str | None, list[Pixels] | UnreadableImage]:
-        """Return the digest of a picture's content, and its views or why there are none."""
-        sha256, content = picture.sha256 or None, picture.content
+    def _show(
+        self, picture: Picture, views: Sequence[int]
+    ) -> tuple[str | None, list[Pixels] | UnreadableImage, Sketch | None]:
+        """Return the digest of a picture's content, its views or why there are none, and its sketch."""
+        sha256, content, sketch = picture.sha256 or None, picture.content, None
         if picture.error is not None:
-            return sha256, picture.error
+            return sha256, picture.error, None
         try:
             if isinstance(content, np.ndarray):
                 pixels, sha256 = content, sha256 or pixels_digest(content)
@@ -172,10 +186,13 @@ class ImageDataset(Dataset[Loaded]):
                     content = read_bytes(picture.name) if sha256 is None else _read_indexed(picture.name, sha256)
                 sha256 = sha256 or hashlib.sha256(content).hexdigest()
                 config = self.views.evaluation.config
-                pixels = decode_image(content, min_side=config.decode_side, decoding=config.decoding, name=picture.name)
+                pixels, info = decode_with_info(
+                    content, min_side=config.decode_side, decoding=config.decoding, name=picture.name
+                )
+                sketch = sketch_of(pixels, info) if self.sketches else None
         except UnreadableImage as error:
-            return sha256, error.with_traceback(None)  # its frames hold the file
-        return sha256, self.views.render(pixels, sha256, views)
+            return sha256, error.with_traceback(None), None  # its frames hold the file
+        return sha256, self.views.render(pixels, sha256, views), sketch
 
 
 def _read_indexed(path: str, sha256: str) -> bytes:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transferkit.core.records import DEEPEST, USUAL, Decoding, Finding, ImageRecord
 from transferkit.core.text import listing
 from transferkit.data.images.decode import ImageInfo
 from transferkit.data.images.reading import ReadResult
+from transferkit.data.index.copies import Copies
 from transferkit.data.scan.formats import EXTENSIONS, unread_text
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 
 __all__ = [
     "class_problems",
     "leaks",
+    "near_families",
     "odd_labels",
     "scattered_folders",
     "special_pictures",
@@ -90,17 +92,19 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
     return problems
 
 
-def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], same: Mapping[str, str]) -> list[Finding]:
+def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], copies: Copies) -> list[Finding]:
     """Return a finding per kind of leak: equal pictures in several splits or classes, groups in several splits.
 
     Args:
         reads: The pictures.
-        same: What those of equal pixels are known by, see `equal_pictures`.
+        copies: Which of them are copies.
     """
+    splits: dict[str, str | None] = {}
     by_content: dict[str | None, list[ScannedFile]] = defaultdict(list)
     group_splits: dict[str, set[str]] = defaultdict(set)
     for file, result in reads:
-        by_content[same.get(str(result.sha256), result.sha256)].append(file)
+        by_content[copies.same.get(str(result.sha256), result.sha256)].append(file)
+        splits[file.path] = file.split
         if file.group is not None and file.split is not None:
             group_splits[file.group].add(file.split)
     findings = []
@@ -117,7 +121,22 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], same: Mapping[str, st
     if groups:
         message = f"{len(groups)} groups in more than one split: {listing(groups)}"
         findings.append(Finding(Kind.LEAK, message, tuple(groups)))
+    apart = [family for family in copies.near if len({splits[path] for path in family if path in splits}) > 1]
+    if apart:
+        alike = tuple(" ~ ".join(repr(path) for path in family) for family in apart)
+        message = f"{len(alike)} pictures with near copies in more than one split: {listing(alike, quote=False)}"
+        findings.append(Finding(Kind.LEAK, message, alike))
     return findings
+
+
+def near_families(copies: Copies) -> list[Finding]:
+    """Return a note on near copies that are kept together."""
+    if not copies.near:
+        return []
+    families = tuple(" ~ ".join(repr(path) for path in family) for family in copies.near)
+    count = sum(map(len, copies.near))
+    message = f"{count} pictures are kept together with their near copies: {listing(families, limit=3, quote=False)}"
+    return [Finding(Kind.NOTE, message, families)]
 
 
 def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val_split: float) -> list[Finding]:
@@ -170,7 +189,7 @@ def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding
     splits: dict[str, set[str]] = defaultdict(set)
     for record in records:
         inside = Path(record.path).relative_to(root).parts if Path(record.path).is_relative_to(root) else ()
-        if len(inside) > 2 and record.group is None:
+        if len(inside) > 2 and record.group is None and inside[-2] != record.label:  # that is the class, below a split
             splits[str(Path(*inside[:-1]))].add(record.split)
     apart = sorted(folder for folder, of_folder in splits.items() if len(of_folder) > 1)
     if not apart:

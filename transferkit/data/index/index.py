@@ -19,9 +19,10 @@ from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.reading import ReadResult, read_images
 from transferkit.data.images.sketch import Sketch
-from transferkit.data.index.checks import leaks, scattered_folders, special_pictures, unreadable_pictures
-from transferkit.data.index.copies import equal_pictures
-from transferkit.data.index.splits import Item, assign_splits
+from transferkit.data.images.sketchbook import Sketchbook
+from transferkit.data.index.checks import leaks, near_families, scattered_folders, special_pictures, unreadable_pictures
+from transferkit.data.index.copies import Copies, find_copies
+from transferkit.data.index.splits import Item, assign_splits, units_of
 from transferkit.data.index.targets import ClassReader, TargetReader, Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
@@ -142,17 +143,20 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    return build_index(options, scan, results, reader=reader, decoding=decoding, workers=workers)
+    book = Sketchbook(decoding)
+    copies = find_copies(results, book, near=options.group_near, workers=workers, progress=progress)
+    book.keep(results)
+    return build_index(options, scan, results, copies, reader=reader, decoding=decoding)
 
 
 def build_index(
     options: DataOptions,
     scan: Scan,
     results: Sequence[ReadResult],
+    copies: Copies,
     *,
     reader: TargetReader = CLASSES,
     decoding: Decoding = USUAL,
-    workers: int = 1,
 ) -> ImageIndex:
     """Make an index of what was scanned and read already. See `index_images`.
 
@@ -160,9 +164,9 @@ def build_index(
         options: How the data set is split, and what may be wrong with it.
         scan: Its files and classes.
         results: What reading (or only hashing) each of `scan.files` gave, in the same order.
+        copies: Which of them are copies of each other.
         reader: Says what labels mean.
         decoding: How they were decoded, where they were.
-        workers: Threads for a second look at what may be copies.
 
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
@@ -176,8 +180,7 @@ def build_index(
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
     problems += reader.problems(scan, counted, options)
-    same = equal_pictures([result for _, result in good], decoding, workers=workers)
-    leaking = leaks(good, same)
+    leaking = leaks(good, copies)
     if not options.allow_leaks:
         problems += [
             Finding(leak.kind, f"{leak.message} - remove them, or pass --allow-leaks", leak.items) for leak in leaking
@@ -185,7 +188,7 @@ def build_index(
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
     targets = reader.learn(scan)
-    records, moved = _split(good, same, targets, options)
+    records, moved = _split(good, copies, targets, options)
     targets = targets.fitted(record.label for record in records if record.split == "train")
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
     skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
@@ -197,6 +200,7 @@ def build_index(
         findings=(
             *scan.notes,
             *([left_out] if bad else []),
+            *near_families(copies),
             *leaking,
             *moved,
             *special_pictures(results, decoding),
@@ -243,24 +247,28 @@ def warn_of(index: ImageIndex) -> ImageIndex:
 
 
 def _split(
-    reads: Sequence[_Read], same: Mapping[str, str], targets: Targets, options: DataOptions
+    reads: Sequence[_Read], copies: Copies, targets: Targets, options: DataOptions
 ) -> tuple[tuple[ImageRecord, ...], list[Finding]]:
     named = {file.split for file, _ in reads} - {None}
     test_split = 0.0 if named and "val" not in named else options.test_split  # test is what the data set names
-    hashed = [read for read in reads if "val" not in named and read[0].split in {None, "train"}]
-    strata = targets.strata(file.label for file, _ in hashed).tolist()
+    family = {path: number for number, paths in enumerate(copies.near) for path in paths}
     items = [
-        Item(same.get(str(result.sha256), str(result.sha256)), stratum, file.group)
-        for (file, result), stratum in zip(hashed, strata, strict=True)
+        Item(copies.same.get(str(result.sha256), str(result.sha256)), stratum, file.group, family.get(file.path))
+        for (file, result), stratum in zip(reads, targets.strata(f.label for f, _ in reads).tolist(), strict=True)
     ]
-    assigned, moved = assign_splits(items, val_split=options.val_split, test_split=test_split, seed=options.seed)
-    drawn = {file.path: split for (file, _), split in zip(hashed, assigned, strict=True)}
+    hashed = [at for at, (file, _) in enumerate(reads) if "val" not in named and file.split in {None, "train"}]
+    seed = options.seed if options.split_seed is None else options.split_seed
+    assigned, moved = assign_splits(
+        [items[at] for at in hashed], val_split=options.val_split, test_split=test_split, seed=seed
+    )
+    drawn = dict(zip(hashed, assigned, strict=True))
     records = tuple(
         ImageRecord(
-            file.path, file.label, drawn.get(file.path) or str(file.split), sha256, file.group, same.get(sha256)
+            file.path, file.label, drawn.get(at) or str(file.split), str(result.sha256), file.group,
+            copies.same.get(str(result.sha256)), unit,
         )
-        for file, sha256 in ((file, str(result.sha256)) for file, result in reads)
-    )
+        for at, ((file, result), unit) in enumerate(zip(reads, units_of(items), strict=True))
+    )  # fmt: skip
     if not moved:
         return records, []
     names = tuple(targets.stratum_names[stratum] for stratum in moved)

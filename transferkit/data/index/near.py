@@ -8,7 +8,6 @@ every other one that is somewhat like it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError
 from transferkit.data.images.sketch import SIDE, Sketch
+from transferkit.data.index.families import Families
 
 __all__ = ["SIMILAR", "near_copies"]
 
@@ -56,8 +56,9 @@ def near_copies(
 
     Use it with the sketches of `ImageIndex.sketches`, or of `ReadResult`; positions in the result are those in
     `sketches`. Near copies of near copies are one group. Pictures that are mirrored or turned are not found, nor those
-    without structure (all of one colour, say). Time grows with the square of the number of pictures: seconds for a few
-    thousand, minutes for 100,000.
+    without structure (all of one colour, say). Those that differ in small things only are taken for near copies: frames
+    of a fixed camera, filled-in forms, drawn digits. Time grows with the square of the number of pictures: seconds for
+    a few thousand, minutes for 100,000.
 
     Args:
         sketches: Of N pictures.
@@ -78,7 +79,7 @@ def near_copies(
     plain, structured = _differences(cells, _windows()[0])
     least = SIMILAR if features is None else CONFIRMED
     unit = None if features is None else _unit(np.asarray(features, dtype=np.float32))
-    pairs: list[npt.NDArray[np.int64]] = []
+    families: Families[int] = Families()
     for start in range(0, len(sketches), _BLOCK):
         block = slice(start, start + _BLOCK)
         alike = plain[block] @ plain.T > CANDIDATE
@@ -91,25 +92,10 @@ def near_copies(
             near = (windows @ plain[others].T).max(axis=0) >= least
             if unit is not None:
                 near &= unit[others] @ unit[start + row] >= FEATURES
-            pairs.append(np.stack([np.full(near.sum(), start + row), others[near]]))
+            families.join((start + row, *others[near].tolist()))
         if progress is not None:
             progress(min(start + _BLOCK, len(sketches)), len(sketches))
-    return _groups(len(sketches), pairs)
-
-
-def _groups(count: int, pairs: Sequence[npt.NDArray[np.int64]]) -> tuple[tuple[int, ...], ...]:
-    """Return what pairs ``(2, P)`` of positions tie together."""
-    if not pairs:
-        return ()
-    from scipy.sparse import coo_array  # few need it, and it takes as long to load as all of `check`
-    from scipy.sparse.csgraph import connected_components
-
-    one, other = np.concatenate(pairs, axis=1)
-    _, family = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(count, count)))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for position, number in enumerate(family.tolist()):
-        groups[number].append(position)
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    return tuple(tuple(group) for group in families.members().values())
 
 
 def _differences(cells: _Array, window: tuple[_Array, _Array]) -> tuple[_Array, npt.NDArray[np.bool_]]:

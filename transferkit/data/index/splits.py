@@ -15,19 +15,26 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Item", "assign_splits", "unit_interval"]
+from transferkit.data.index.families import Families
+
+__all__ = ["Item", "assign_splits", "unit_interval", "units_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """A picture as far as splitting goes: its content, its stratum, and what it must stay together with.
 
-    Pictures of equal pixels have one content: the smallest hash of their bytes.
+    Attributes:
+        sha256: Of its bytes; of pictures of equal pixels the smallest one.
+        stratum: A number.
+        group: Its group, if it has one.
+        near: The number of its family of near copies, if it has one.
     """
 
     sha256: str
     stratum: int
     group: str | None = None
+    near: int | None = None
 
 
 def unit_interval(seed: int, key: str) -> float:
@@ -43,7 +50,8 @@ def assign_splits(
 
     With ``u = unit_interval(seed, key)`` an item goes to test where ``u < test_split``, to val where
     ``u < test_split + val_split``, and to train otherwise. The key is that of the item's *unit*: its group if it has
-    one, else its content; groups that share a picture's content are one unit, whose smallest key counts.
+    one, else its content; groups that share a picture's content, or near copies, are one unit, whose smallest key
+    counts.
 
     Args:
         items: The pictures.
@@ -55,7 +63,7 @@ def assign_splits(
         The split of each item, in order; and the strata, sorted, for which a unit was moved to train because none of
         their pictures was there.
     """
-    units = _units(items)
+    units = units_of(items)
     position = {unit: unit_interval(seed, unit) for unit in set(units)}
     split = {unit: _split_at(u, val_split, test_split) for unit, u in position.items()}
     by_stratum: dict[int, set[str]] = defaultdict(set)
@@ -76,20 +84,12 @@ def _split_at(u: float, val_split: float, test_split: float) -> str:
     return "val" if u < test_split + val_split else "train"
 
 
-def _units(items: Sequence[Item]) -> list[str]:
-    """Return each item's unit: the smallest key of all that groups and equal contents tie it to (union-find)."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
+def units_of(items: Sequence[Item]) -> list[str]:
+    """Return each item's unit: the smallest key of all that groups, equal contents and near copies tie it to."""
+    families: Families[str] = Families()
     for item in items:
-        content, group = root(f"image:{item.sha256}"), None if item.group is None else root(f"group:{item.group}")
-        if group is not None and group != content:
-            low, high = sorted((content, group))  # "group:" before "image:": a unit with groups is named by one
-            parent[high] = low
-    return [root(f"image:{item.sha256}") for item in items]
+        if item.group is not None:  # "group:" before "image:": a unit with groups is named by one
+            families.join((f"group:{item.group}", f"image:{item.sha256}"))
+        if item.near is not None:
+            families.join((f"near:{item.near}", f"image:{item.sha256}"))
+    return [families.name(f"image:{item.sha256}") for item in items]

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,9 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
-from transferkit.data.images.reading import ReadResult, hash_images
+from transferkit.data.images.reading import hash_images
+from transferkit.data.images.sketchbook import Sketchbook
+from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import ImageIndex, build_index, warn_of
 from transferkit.data.index.targets import TargetReader
 from transferkit.data.scan.records import SPLITS
@@ -105,28 +108,30 @@ def extract_table(
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     reader = reader or task_of(config).targets
     scan = scan_data(config.data, reader.columns_of(config))
-    total = len(scan.files)
+    total, cores, book = len(scan.files), available_cores(), Sketchbook(prepared.decoding)
     hashes = hash_images(
         [file.path for file in scan.files],
-        workers=available_cores(),
+        workers=cores,
         progress=None if indexing is None else lambda done: indexing(done, total),
     )
-
-    index = warn_of(
-        build_index(config, scan, hashes, reader=reader)
-    )  # faults of names, classes and splits come before any work
+    hashes = book.fill(hashes)
+    copies = find_copies(hashes, book, near=config.group_near, workers=cores, progress=indexing)
+    index = build_index(config, scan, hashes, copies, reader=reader)  # faults of classes and splits come before work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
-        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting
+        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True
     )
     bad = {pictures[at].sha256: reason for at, reason in extraction.failures.items()}
-    if bad:
-        reads = [
-            ReadResult(result.path, result.sha256, bad[str(result.sha256)]) if str(result.sha256) in bad else result
-            for result in hashes
-        ]
-        index = warn_of(build_index(config, scan, reads, reader=reader))
+    if bad or any(result.sketch is None for result in readable):  # more is known than before
+        hashes = [replace(result, error=result.error or bad.get(str(result.sha256)),
+                          sketch=result.sketch or extraction.sketches.get(str(result.sha256)))
+                  for result in hashes]  # fmt: skip
+        hashes = book.complete(hashes, workers=cores, progress=indexing)
+        copies = replace(find_copies(hashes, book, workers=cores), near=copies.near)
+        index = build_index(config, scan, hashes, copies, reader=reader)
+    book.keep(hashes)
+    warn_of(index)
     return table_of(index, pictures, extraction, _facts(config, frozen, prepared, extraction))
 
 

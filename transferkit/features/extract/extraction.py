@@ -6,8 +6,8 @@ go on with other chunks and read it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,7 @@ from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import Views
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.decode import UnreadableImage
+from transferkit.data.images.sketch import Sketch
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
@@ -39,12 +40,14 @@ class Extraction:
         failures: Reason by position, of pictures that could not be read.
         computed: Pictures that the network was run on.
         precision: What the rows are computed in, and why.
+        sketches: By sha256, of the pictures that were decoded here, where they were asked for.
     """
 
     rows: dict[Tap, Rows]
     failures: dict[int, str]
     computed: int
     precision: PrecisionChoice
+    sketches: Mapping[str, Sketch]
 
 
 def extract_pictures(
@@ -56,6 +59,7 @@ def extract_pictures(
     compute: Compute,
     *,
     progress: Progress | None = None,
+    sketches: bool = False,
 ) -> Extraction:
     """Return the features of pictures, computing only what the store has not.
 
@@ -67,6 +71,7 @@ def extract_pictures(
         store: Where features lie.
         compute: What to compute with.
         progress: Called with pictures computed and pictures to compute.
+        sketches: Whether pictures that have to be decoded are sketched, too.
 
     Raises:
         DataError: A file is gone or has changed since it was hashed.
@@ -80,14 +85,15 @@ def extract_pictures(
     rows = StoredRows(unique, views, specs(frozen, taps, views, choice.precision), store)
     rows.allocate(rows.widths() or frozen.engine(taps, choice.precision, compute).widths)
     missing = rows.read(range(len(unique)))
-    computed = 0
+    computed, drawn = 0, {}
     if missing:
         rows.require_space(missing)
-        dataset = ImageDataset(unique, views, threads=compute.threads)
+        dataset = ImageDataset(unique, views, threads=compute.threads, sketches=sketches)
         try:
             with worker_errors():
                 engine = frozen.engine(taps, choice.precision, compute)
-                computed = _Computation(rows, engine, dataset, compute, len(missing), progress).run(missing)
+                computation = _Computation(rows, engine, dataset, compute, len(missing), progress)
+                computed, drawn = computation.run(missing), computation.sketches
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory while extracting features in batches of {compute.batch} - pass a smaller batch size "
@@ -102,6 +108,7 @@ def extract_pictures(
         failures={at: rows.failures[place] for at, place in enumerate(order) if place in rows.failures},
         computed=computed,
         precision=choice,
+        sketches=drawn,
     )
 
 
@@ -117,6 +124,7 @@ class _Computation:
     progress: Progress | None
     done: int = 0
     computed: int = 0
+    sketches: dict[str, Sketch] = field(default_factory=dict)
 
     def run(self, missing: dict[int, set[int]]) -> int:
         """Compute what this process claims first; wait for the rest and read it. Return the pictures computed."""
@@ -160,6 +168,8 @@ class _Computation:
                         places += [(position, view) for view in views]
                     else:
                         failures[position] = error
+                drawn = zip(batch, loaded.sketches, strict=False)  # there are none where none were asked for
+                self.sketches |= {self.dataset.pictures[at].sha256: sketch for (at, _), sketch in drawn if sketch}
                 if len(loaded.images):
                     left = (self.total - self.done) * self.rows.views
                     parts.append(self.engine.rows(loaded.images, left=left))

@@ -33,6 +33,8 @@ from transferkit.core.errors import (
 from transferkit.core.files import storage_errors, write_json
 from transferkit.core.records import Finding
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
+from transferkit.data.images.sketchbook import Sketchbook
+from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import CLASSES, build_index
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.numbers import NumberReader
@@ -241,7 +243,9 @@ def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reade
     """Index what was read with all faults allowed; what `finetune` would say to that is in `Pictures.problems`."""
     lenient = dataclasses.replace(config, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
     try:
-        index = build_index(lenient, scan, reads, reader=reader, workers=available_cores())
+        book = Sketchbook(config.decoding())
+        copies = find_copies(reads, book, near=config.group_near, workers=available_cores())
+        index = build_index(lenient, scan, reads, copies, reader=reader)
     except DataError as error:
         return Pictures(scan, reads, None, error.findings or (Finding(Kind.LAYOUT, str(error)),))
     return Pictures(scan, reads, index, ())
@@ -292,8 +296,7 @@ def _outlier_issues(
     """Return the pictures that are unlike all others, as they look from afar and, where that is known, to a network."""
     seen: dict[str | None, ReadResult] = {}
     for read in pictures.reads:  # a picture that is there a hundred times is no neighbour of itself
-        told = read.info is None or read.info.one_colour
-        if read.sketch is not None and not told and (not features or read.path in features):
+        if read.sketch is not None and (not features or read.path in features):
             seen.setdefault(read.sha256, read)
     if len(seen) < ENOUGH:
         left_out.append(f"pictures unlike all others: it takes {ENOUGH} pictures to say what is usual")

@@ -36,10 +36,11 @@ def families_of(
     equal: dict[str, list[str]] = defaultdict(list)
     first: dict[str, ReadResult] = {}
     for read in pictures.reads:
-        if read.sketch is not None:
+        if read.error is None:
             key = content.get(read.path, str(read.sha256))
             equal[key].append(read.path)
-            first.setdefault(key, read)
+            if read.sketch is not None:
+                first.setdefault(key, read)
     if features:  # all or none: one that cannot be read again has no features
         first = {key: read for key, read in first.items() if read.path in features}
     rows = _standardised(np.array([features[read.path] for read in first.values()])) if features else None

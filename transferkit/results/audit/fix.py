@@ -16,11 +16,14 @@ from typing import Final
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.files import atomic_write
 from transferkit.core.records import ImageRecord
+from transferkit.data.images.sketchbook import Sketchbook
+from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import build_index
 from transferkit.data.index.targets import TargetReader
 from transferkit.data.scan.manifest import read_table
 from transferkit.data.scan.records import Kind, ScannedFile
 from transferkit.data.scan.scan import scan_data
+from transferkit.machine.cores import available_cores
 from transferkit.options.features import CheckConfig
 from transferkit.options.fields import default_of, flag
 from transferkit.results.audit.copies import Families
@@ -169,7 +172,9 @@ def write_manifest(
     scan = scan_data(str(target), reader.columns_of(options))
     reads = {_place(read.path): read for read in pictures.reads}
     try:
-        build_index(options, scan, [reads[_place(file.path)] for file in scan.files], reader=reader)
+        kept = [reads[_place(file.path)] for file in scan.files]
+        copies = find_copies(kept, Sketchbook(config.decoding()), near=config.group_near, workers=available_cores())
+        build_index(options, scan, kept, copies, reader=reader)
     except DataError as error:
         raise DataError(f"{target}: finetune would still refuse what is left: {error}", error.findings) from error
     return [*lines, ("next", shlex.join(["transferkit", "finetune", *_flags(options)]))]

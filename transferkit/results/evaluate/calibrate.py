@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from transferkit.core.errors import DataError, TransferkitWarning
-from transferkit.core.records import SkippedFile
+from transferkit.core.records import Decoding, SkippedFile
 from transferkit.core.text import listing, visible
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.scan import scan_data
@@ -26,7 +26,8 @@ from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_splits
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures
+from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
@@ -76,7 +77,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     split = _split(config, predictor.info.targets)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         labelled = labelled_pictures(config.data, predictor.info.targets, split=split, skip_bad=True, progress=progress)
-    pictures, left_out = _unseen(run, labelled, config)
+    pictures, left_out = _unseen(run, labelled, config, predictor.info.preprocessing.decoding)
     outputs, targets, bad = _ask(predictor, pictures, config)
     reason = task.calibrator.problem(outputs, targets)
     if reason is not None:
@@ -119,10 +120,13 @@ def _split(config: CalibrateConfig, targets: Targets) -> str:
     return "val" if any(file.split == "val" for file in scan.files) else "all"
 
 
-def _unseen(run: Path, labelled: Labelled, config: CalibrateConfig) -> tuple[list[LabelledPicture], list[str]]:
+def _unseen(
+    run: Path, labelled: Labelled, config: CalibrateConfig, decoding: Decoding
+) -> tuple[list[LabelledPicture], list[str]]:
     """Return the pictures to fit on, and what was left out, in words."""
     pictures = [picture for chosen in labelled.splits.values() for picture in chosen]
-    known = run_splits(run)
+    with counting_bar(progress_console(config.quiet), "comparing pictures") as progress:
+        known = run_splits(run, [picture.read for picture in pictures], decoding=decoding, progress=progress)
     if known is None:
         warnings.warn(
             f"{run}: has no pictures.csv, which says what the run was trained on; if these pictures are among them, "

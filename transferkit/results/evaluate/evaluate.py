@@ -19,7 +19,7 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, TransferkitWarning
 from transferkit.core.files import atomic_write, sha256_of_file, write_json
-from transferkit.core.records import SkippedFile
+from transferkit.core.records import Decoding, SkippedFile
 from transferkit.data.index.targets import Targets
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
@@ -29,8 +29,9 @@ from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_sta
 from transferkit.results.predict.predictor import load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_splits
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
+from transferkit.runs.seen import run_splits
 from transferkit.runs.write import environment, write_config, write_metrics
 from transferkit.show.progress import counting_bar, progress_console
 
@@ -79,7 +80,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
             config.data, targets, split=config.split, skip_bad=config.skip_bad, check_classes=config.check_classes,
             progress=progress,
         )  # fmt: skip
-    labelled, origin = _unseen(everything, config)
+    labelled, origin = _unseen(everything, config, predictor.info.preprocessing.decoding)
 
     with open_run_dir(out, resume=False, overwrite=config.overwrite):
         splits, rows, bad, doubts = _measure(likeness, against, labelled, config)
@@ -151,9 +152,11 @@ def _check_out(out: Path, config: EvaluateConfig) -> None:
     prepare_run_dir(out, resume=False, overwrite=config.overwrite)
 
 
-def _unseen(labelled: Labelled, config: EvaluateConfig) -> tuple[Labelled, dict[str, Any]]:
+def _unseen(labelled: Labelled, config: EvaluateConfig, decoding: Decoding) -> tuple[Labelled, dict[str, Any]]:
     """Return the pictures to measure on, and how many of them the run has met before."""
-    known = run_splits(config.run)
+    pictures = [picture.read for of_split in labelled.splits.values() for picture in of_split]
+    with counting_bar(progress_console(config.quiet), "comparing pictures") as progress:
+        known = run_splits(config.run, pictures, decoding=decoding, progress=progress)
     if known is None:
         if config.unseen_only:
             raise CheckpointError(

@@ -95,5 +95,5 @@ def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRo
 
 
 def row_groups(table: FeatureTable) -> list[str]:
-    """Return the group of each row, which stays in one fold: the user's, or pictures of equal content."""
-    return [record.group or record.content for record in table.records]
+    """Return the group of each row, which stays in one fold: the user's, copies of one picture, or both together."""
+    return [record.unit or record.group or record.content for record in table.records]

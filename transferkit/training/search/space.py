@@ -56,7 +56,10 @@ PROBE_SPACE: Mapping[str, Any] = {
 }
 """Where the head alone is trained."""
 
-MEASURES = ("data", "val_split", "test_split", "skip_bad", "allow_empty_classes", "allow_leaks", "seed", "monitor")
+MEASURES = (
+    "data", "val_split", "test_split", "group_by", "group_near", "skip_bad", "allow_empty_classes", "allow_leaks",
+    "seed", "split_seed", "monitor",
+)  # fmt: skip
 PLACES = ("accelerator", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers", *NOT_SAVED)
 
 OF_A_TRAINED_HEAD = frozenset({

@@ -1,0 +1,125 @@
+"""What is known of pictures from before: by content, for every process, and never a reason to stop."""
+
+import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from data_sets import draw
+
+from transferkit.core.files import user_cache
+from transferkit.data.images import sketchbook
+from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
+from transferkit.data.images.sketchbook import Sketchbook
+
+ONE, OTHER = "ab" * 32, "cd" * 32
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [str(draw(tmp_path / f"{number}.png", number)) for number in range(7)]
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Files that are decoded to complete what is known."""
+    names = []
+
+    def read(files, **options):
+        names.extend(files)
+        return read_images(files, **options)
+
+    monkeypatch.setattr(sketchbook, "read_images", read)
+    return names
+
+
+def file():
+    (only,) = user_cache().glob("sketches*")
+    return only
+
+
+def test_a_picture_is_decoded_once_whatever_it_is_called(tmp_path, paths, decoded):
+    progress = []
+    made = Sketchbook().complete(
+        hash_images(paths[:5]), workers=2, progress=lambda done, total: progress.append((done, total))
+    )
+    assert [each.sketch for each in made] == [each.sketch for each in read_images(paths[:5], min_side=CHECK_SIDE)]
+    assert decoded == paths[:5] and progress[-1] == (5, 5)
+    decoded.clear()
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("elsewhere"))
+    again = Sketchbook().complete(hash_images([str(moved / Path(path).name) for path in paths]))
+    assert decoded == [str(moved / "5.png"), str(moved / "6.png")]
+    assert [each.sketch for each in again] == [each.sketch for each in read_images(paths, min_side=None)]
+    assert Sketchbook().fill(hash_images(paths)) == hash_images(paths)  # sketches do not count for equality,
+    assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))  # but they are there
+
+
+def test_bad_and_changed_files_get_none(paths, decoded):
+    hashed = hash_images([*paths, "gone.png"])
+    Path(paths[0]).write_bytes(b"no picture")
+    shutil.copy(paths[1], paths[2])
+    made = Sketchbook().complete(hashed)
+    assert [each.sketch is None for each in made] == [True, False, True, *[False] * 4, True]
+    assert "gone.png" not in decoded
+    assert [each.sketch is None for each in Sketchbook().fill(made[:3])] == [True, False, True]
+
+
+def test_more_than_fit_in_one_question(paths, monkeypatch):
+    monkeypatch.setattr(sketchbook, "_AT_ONCE", 2)
+    Sketchbook().complete(hash_images(paths))
+    assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
+
+
+def test_digests():
+    assert Sketchbook().digests([ONE]) == {}
+    Sketchbook().keep_digests({ONE: OTHER})
+    Sketchbook().keep_digests({})
+    assert Sketchbook().digests([OTHER, ONE]) == {ONE: OTHER}
+
+
+@pytest.mark.parametrize("damage", [b"", b"nothing of the kind" * 100, None])
+def test_a_damaged_file_is_made_anew(paths, damage):
+    Sketchbook().complete(hash_images(paths))
+    whole = file().read_bytes()
+    assert whole.startswith(b"SQLite format 3")
+    file().write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    for _ in range(2):
+        made = Sketchbook().complete(hash_images(paths))
+        assert all(each.sketch for each in made)
+    Sketchbook().keep(made)
+    assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
+
+
+def test_rows_that_something_else_wrote(paths):
+    Sketchbook().complete(hash_images(paths))
+    with sqlite3.connect(file()) as database:
+        database.execute("UPDATE sketches SET cells = 'short'")
+    database.close()
+    assert not any(each.sketch for each in Sketchbook().fill(hash_images(paths)))
+    assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
+
+
+def test_a_cache_that_cannot_be_had(paths, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
+    Sketchbook().keep_digests({ONE: OTHER})
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
+    assert Sketchbook().digests([ONE]) == {}
+
+
+def test_others_that_write_meanwhile(paths, monkeypatch):
+    monkeypatch.setattr(sketchbook, "WAIT_S", 0.01)
+    Sketchbook().keep_digests({ONE: OTHER})
+    with sqlite3.connect(file()) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
+    database.close()
+    assert file().is_file() and Sketchbook().digests([ONE]) == {ONE: OTHER}
+    monkeypatch.setattr(sketchbook, "WAIT_S", 20.0)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda path: Sketchbook().complete(hash_images([path])), paths * 3))
+    assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
