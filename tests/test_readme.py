@@ -84,6 +84,7 @@ def test_every_flag_in_the_readme_exists():
 
     known = {flag(name) for verb in VERBS.values() for name in verb.options.__dataclass_fields__}
     known |= {"--config", "--debug", "--help", "--strict"}  # --strict is mypy's
+    known |= {"--logdir"}  # TensorBoard's
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text(encoding="utf-8"))) <= known
     assert "--overwrite" in {flag(name) for name in FinetuneConfig.__dataclass_fields__}

@@ -16,4 +16,4 @@ def test_what_was_understood_is_said(pets, options, names):  # fault 116
     lines = data_lines(index(pets, **options))
     assert [name for name, _ in lines] == names
     assert lines[0][1].startswith("40 pictures of 2 classes (cat, dog): ")
-    assert "'.md'" in lines[1][1]
+    assert ".md (1)" in lines[1][1]

@@ -348,7 +348,7 @@ def test_notes_count_what_is_special(pets):  # faults 14, 18, 19, 20, 29
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 99, 200)]
     frames[0].save(pets / "cat" / "film.gif", save_all=True, append_images=frames[1:])
     indexed = index(pets)
-    assert {finding.kind for finding in indexed.findings} == {Kind.NOTE}
+    assert {finding.kind for finding in indexed.findings} == {Kind.MODE, Kind.DEPTH, Kind.ONE_COLOUR, Kind.WRONG_NAME}
     notes = "; ".join(indexed.notes)
     for part in (
         "of 46 pictures: some are greyscale",

@@ -192,11 +192,12 @@ def test_accumulation_equals_the_large_batch(folder, tmp_path):
     large = finetune(**options, batch_size=8, out=tmp_path / "large").path
     small = finetune(**options, batch_size=4, accumulate=2, out=tmp_path / "small").path
     ours, theirs = load_file(small / "model.safetensors"), load_file(large / "model.safetensors")
-    for name, tensor in theirs.items():
+    network = {name: tensor for name, tensor in theirs.items() if not name.startswith("unlike.")}
+    for name, tensor in network.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     other = finetune(**options, batch_size=4, out=tmp_path / "other").path
     theirs = load_file(other / "model.safetensors")
-    assert not all(torch.allclose(ours[name], tensor, rtol=1e-4, atol=1e-6) for name, tensor in theirs.items())
+    assert not all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6) for name in network)
 
 
 # ---- the peak of a schedule -----------------------------------------------------------------------------------------

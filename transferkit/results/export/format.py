@@ -101,12 +101,8 @@ def export_facts(config: ExportConfig, info: ModelInfo) -> dict[str, str]:
         config: The options.
         info: What the `model.json` of the run holds.
     """
-    calibration = {
-        "method": info.calibration.method,
-        "temperature": info.calibration.temperature,
-        "scale": list(info.calibration.scale),
-        "bias": list(info.calibration.bias),
-    }
+    values = info.calibration.to_dict()
+    calibration = {key: values[key] for key in ("method", "temperature", "scale", "bias") if key in values}
     return {
         "classes": json.dumps(list(info.class_names), ensure_ascii=False),
         "preprocessing": json.dumps({**info.preprocessing.to_dict(), "decode_side": info.preprocessing.decode_side}),

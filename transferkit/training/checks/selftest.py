@@ -229,10 +229,12 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 
 def _metrics(run: Path) -> dict[str, Any]:
     metrics = RunFiles(run).metrics
-    compared = {key: value for key, value in metrics.items() if key not in ("time_s", "environment")}
     times = ("time_s", "images_per_s", "computed")
+    compared = {key: value for key, value in metrics.items() if key not in ("time_s", "environment")}
     compared["phases"] = [{key: value for key, value in phase.items() if key not in times}
                           for phase in metrics["phases"]]  # fmt: skip
+    unlike = metrics.get("unlike_training", {})
+    compared["unlike_training"] = {key: value for key, value in unlike.items() if key not in times}
     return compared
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
@@ -165,7 +165,8 @@ class RunRecorder(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
         # Decisions follow from these values: were they not the same everywhere, processes would wait for each other.
-        values = of_first({name: float(value) for name, value in trainer.callback_metrics.items()})
+        logged = _logged_by_monitors(trainer)
+        values = of_first({key: float(value) for key, value in trainer.callback_metrics.items() if key not in logged})
         for name in ("train_loss", "val_loss"):
             if name in values:
                 require_finite(values[name], name, trainer, self.checkpoints.last)
@@ -189,3 +190,11 @@ class RunRecorder(Checkpoint):
     def _pictures(self) -> int:
         """Return how many pictures of the epoch this process has trained on."""
         return int(self._module.train_sums()[-1].item())
+
+
+def _logged_by_monitors(trainer: L.Trainer) -> set[str]:
+    """Return the figures that monitors of Lightning give to the loggers themselves; a row has the LR of its own."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [callback for callback in callbacks if isinstance(callback, LearningRateMonitor)]
+    tables = [table for one in monitors for table in (one.lrs, one.last_momentum_values, one.last_weight_decay_values)]
+    return {key for table in tables for key in table}
