@@ -20,7 +20,7 @@ from transferkit.models.solver import LabelledRows
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import default_of, flag, make_config
 from transferkit.runs.files import RunFiles
-from transferkit.runs.labelled import run_splits
+from transferkit.runs.seen import run_splits
 
 __all__ = ["Base"]
 

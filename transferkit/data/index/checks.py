@@ -123,9 +123,9 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], copies: Copies) -> li
         findings.append(Finding(Kind.LEAK, message, tuple(groups)))
     apart = [family for family in copies.near if len({splits[path] for path in family if path in splits}) > 1]
     if apart:
-        alike = tuple(" ~ ".join(repr(path) for path in family) for family in apart)
-        message = f"{len(alike)} pictures with near copies in more than one split: {listing(alike, quote=False)}"
-        findings.append(Finding(Kind.LEAK, message, alike))
+        near = [" ~ ".join(map(repr, family)) for family in apart]
+        message = f"{len(near)} pictures with near copies in more than one split: {listing(near, quote=False)}"
+        findings.append(Finding(Kind.LEAK, message, tuple(near), tuple(apart)))
     return findings
 
 
@@ -136,7 +136,7 @@ def near_families(copies: Copies) -> list[Finding]:
     families = tuple(" ~ ".join(repr(path) for path in family) for family in copies.near)
     count = sum(map(len, copies.near))
     message = f"{count} pictures are kept together with their near copies: {listing(families, limit=3, quote=False)}"
-    return [Finding(Kind.NOTE, message, families)]
+    return [Finding(Kind.NOTE, message, families, copies.near)]
 
 
 def thin_classes(class_names: Sequence[str], records: Iterable[ImageRecord], val_split: float) -> list[Finding]:
