@@ -39,7 +39,7 @@ SABOTAGE = {
 PRELUDE = """
 import os
 import transferkit.data.images.decode as decode
-picture_fuzzer.LIMIT_S, real, third, hoard = 1, decode.decode_image, picture_fuzzer.mutated(2)[1], []
+picture_fuzzer.LIMIT_S, real, third, hoard = {limit}, decode.decode_image, picture_fuzzer.mutated(2)[1], []
 
 def sabotaged(data, **options):
     if data == third:
@@ -54,6 +54,6 @@ decode.decode_image = sabotaged
 def test_the_fuzzer_sees_what_it_looks_for(kind):
     """Of four files the third does that to the decoder."""
     code, said = SABOTAGE[kind]
-    outcome = fuzz(0, 4, prelude=PRELUDE.replace("{code}", code))
+    outcome = fuzz(0, 4, prelude=PRELUDE.replace("{code}", code).replace("{limit}", "1" if kind == "hang" else "60"))
     assert len(outcome.faults) == 1 and said in outcome.faults[0] and outcome.faults[0].startswith("file 2 (")
     assert outcome.read + outcome.refused.total() == 3

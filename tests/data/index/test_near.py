@@ -62,9 +62,12 @@ def test_cells_are_as_bright_as_the_picture_is_there(tmp_path):
 
 
 def test_tiny_and_long_pictures_have_sketches(tmp_path):
-    for size in ((1, 1), (1, 7), (5, 1), (31, 33), (3000, 2)):
-        made = sketch(Image.new("RGB", size, (40, 40, 40)), tmp_path)
+    for size in ((1, 7), (5, 1), (31, 33), (3000, 2)):
+        picture = Image.new("RGB", size, (40, 40, 40))
+        picture.putpixel((0, 0), (41, 40, 40))  # 40 of 255 in grey, too
+        made = sketch(picture, tmp_path)
         assert (made.width, made.height, made.scale) == (*size, 1) and set(made.cells) == {40}
+        assert sketch(Image.new("RGB", size, (40, 40, 40)), tmp_path) is None  # what it shows is not to be seen
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -95,7 +98,9 @@ def test_groups_hold_near_copies_of_near_copies(tmp_path):
 
 
 def test_plain_surfaces_are_like_any_other(tmp_path):
-    plain = [Image.new("RGB", (60, 40), (level, level, level)) for level in (0, 0, 127, 255)]
+    plain = [Image.new("RGB", (60, 40), (level, level, level)) for level in (0, 0, 127, 254)]
+    for picture in plain:
+        picture.putpixel((0, 0), (0, 1, 0) if picture.getpixel((1, 1))[0] < 200 else (255, 255, 255))
     noise = np.random.default_rng(0).integers(126, 129, (2, 300, 300, 3), dtype=np.uint8)
     assert near_copies([sketch(picture, tmp_path) for picture in [*plain, *map(Image.fromarray, noise)]]) == ()
 
