@@ -15,6 +15,7 @@ from transferkit.models.figures.classification import (
     confusion_matrix,
     reliability_bins,
 )
+from transferkit.models.figures.figure import classification_figures
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,36 @@ def test_equals_scikit_learn(sample):
         expected = {"recall": recall[index], "precision": precision[index], "f1": f1[index], "n": support[index]}
         assert ours["per_class"][name] == pytest.approx(expected)
     assert confusion_matrix(probs, targets) == reference.confusion_matrix(true, guess).tolist()
+
+
+def test_classes_that_are_grades_have_the_weighted_kappa(sample):
+    probs, targets, _ = sample
+    names = ("2", "3", "4", "5", "6", "7", "8")
+    ours = classification_metrics(probs, targets, names, resamples=100)
+    expected = reference.cohen_kappa_score(targets.numpy(), probs.argmax(dim=1).numpy(), weights="quadratic")
+    assert ours["kappa"] == pytest.approx(expected)
+    assert ours["kappa_ci"][0] < expected < ours["kappa_ci"][1]
+    assert ("kappa", ours["kappa"]) in [(figure.key, figure.value) for figure in classification_figures(ours)]
+    # Numbers in the order of their texts: the distance of two grades is not that of their places.
+    mixed = ("10", "11", "12", "6", "7", "8", "9")
+    grades = np.array([10, 11, 12, 6, 7, 8, 9])
+    expected = reference.cohen_kappa_score(
+        grades[targets.numpy()], grades[probs.argmax(dim=1).numpy()], weights="quadratic"
+    )
+    assert classification_metrics(probs, targets, mixed, resamples=10)["kappa"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "names", [tuple("abcdefg"), ("1", "2", "3", "4", "5", "6", "8"), ("1", "2", "3", "4", "5", "6", "x")]
+)
+def test_other_classes_have_no_kappa(sample, names):
+    assert "kappa" not in classification_metrics(*sample[:2], names, resamples=10)
+
+
+def test_kappa_of_one_grade_is_unknown():
+    result = classification_metrics(torch.eye(3)[[1, 1, 1]], torch.tensor([1, 1, 1]), ("0", "1", "2"), resamples=10)
+    assert result["kappa"] is None
+    assert result["kappa_ci"] is None
 
 
 def test_figures_are_in_double_precision():

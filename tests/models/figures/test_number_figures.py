@@ -82,12 +82,30 @@ def test_kappa_equals_scikit_learn():
     true = generator.integers(0, 5, 300)
     predicted = np.clip(true + generator.integers(-1, 2, 300), 0, 4)
     expected = reference.cohen_kappa_score(true, predicted, weights="quadratic", labels=range(5))
-    assert weighted_kappa(predicted.astype(float), true.astype(float)) == pytest.approx(expected)
-    assert weighted_kappa(np.ones(3), np.ones(3)) is None
+    assert weighted_kappa(predicted, true, np.ones(300)) == pytest.approx(expected)
+    counts = generator.integers(0, 3, 300)
+    weighed = reference.cohen_kappa_score(true, predicted, weights="quadratic", sample_weight=counts)
+    assert weighted_kappa(predicted, true, counts) == pytest.approx(weighed)
+    assert np.isnan(weighted_kappa(np.ones(3), np.ones(3), np.ones(3)))
+
+
+def test_kappa_of_numbers_is_that_of_the_nearest_grade():
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 5, 300)
+    predicted = np.clip(true + generator.integers(-1, 2, 300), 0, 4)
     guesses = predicted + generator.uniform(-0.4, 0.4, 300)  # rounded, they are those
-    values = number_metrics(guesses[:, None], true[:, None].astype(float), ["grade"], {"grades": [True]})
-    assert values["per_target"]["grade"]["kappa"] == pytest.approx(expected)
-    assert "kappa" in [figure.key for figure in number_figures(values)]
+    guesses[predicted == 4] += 3.0  # beyond the last grade
+    facts = {"grades": [True, False], "range": [[0.0, 4.0], [0.0, 4.0]]}
+    values = number_metrics(np.stack([guesses] * 2, 1), np.stack([true] * 2, 1).astype(float), ["grade", "b"], facts)
+    row = values["per_target"]["grade"]
+    expected = reference.cohen_kappa_score(true, predicted, weights="quadratic", labels=range(5))
+    assert row["kappa"] == pytest.approx(expected)
+    low, high = row["kappa_ci"]
+    assert low < expected < high < low + 0.2
+    assert "kappa" not in values["per_target"]["b"]
+    assert [(figure.of, figure.ci) for figure in number_figures(values) if figure.key == "kappa"] == [
+        ("grade", [low, high])
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ in double precision.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.numbers import weighted_kappa
 
 __all__ = ["classification_metrics", "confidence_metrics", "confusion_matrix", "negative_log", "reliability_bins"]
 
@@ -39,7 +41,8 @@ def classification_metrics(
 
     Returns:
         ``acc, acc_top5, balanced_acc, f1_macro, loss, ece, n``, intervals as ``acc_ci`` and so on, and ``per_class``
-        with ``recall, precision, f1, n`` by name. ``acc_top5`` is ``None`` with five classes or fewer.
+        with ``recall, precision, f1, n`` by name. ``acc_top5`` is ``None`` with five classes or fewer. Where the names
+        are consecutive whole numbers, grades, also ``kappa``, quadratic-weighted.
 
     Raises:
         ConfigError: The rows are not probabilities, or there are none.
@@ -64,13 +67,19 @@ def classification_metrics(
     per_class = _per_class(true, guess, np.ones(count), classes)
     result["balanced_acc"], result["f1_macro"] = _macro(per_class)
 
+    grades = _grades(class_names)
+    more = () if grades is None else ("kappa",)
+    if grades is not None:
+        result["kappa"] = _known(float(weighted_kappa(grades[guess], grades[true], np.ones(count))))
+
     def statistics(weights: Array) -> list[float]:
         plain = [float(weights @ values / count) for values in hits.values()]
-        return [*plain, *_macro(_per_class(true, guess, weights, classes))]
+        agreement = () if grades is None else (float(weighted_kappa(grades[guess], grades[true], weights)),)
+        return [*plain, *_macro(_per_class(true, guess, weights, classes)), *agreement]
 
     intervals = bootstrap_intervals(statistics, count, resamples=resamples, seed=seed)
-    for name, interval in zip((*hits, "balanced_acc", "f1_macro"), intervals, strict=True):
-        result[f"{name}_ci"] = list(interval)
+    for name, interval in zip((*hits, "balanced_acc", "f1_macro", *more), intervals, strict=True):
+        result[f"{name}_ci"] = None if np.isnan(interval[0]) else list(interval)
     result["per_class"] = {
         name: {
             "recall": _known(per_class["recall"][index]),
@@ -168,6 +177,14 @@ def _macro(per_class: dict[str, Array]) -> tuple[float, float]:
     """Mean recall and mean F1 over the classes that have pictures."""
     present = per_class["n"] > 0
     return float(per_class["recall"][present].mean()), float(per_class["f1"][present].mean())
+
+
+def _grades(names: Sequence[str]) -> Array | None:
+    """Return the grades ``(C,)`` that class names are: at least three consecutive whole numbers; else ``None``."""
+    if len(names) < 3 or not all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
+        return None
+    values = np.array([float(name) for name in names])
+    return values if (np.diff(np.sort(values)) == 1).all() else None
 
 
 def _known(value: float) -> float | None:

@@ -57,6 +57,7 @@ _WHOLE = (
     ("acc", "Accuracy", True, "share", "share of pictures classified correctly"),
     ("balanced_acc", "Balanced accuracy", True, "share", "mean recall of the classes, each counting the same"),
     ("f1_macro", "Macro F1", True, "share", "mean over the classes of precision and recall in one"),
+    ("kappa", "Weighted kappa", True, "", "agreement of grades beyond chance, quadratic weights (Cohen 1968)"),
     ("acc_top5", "Top-5 accuracy", True, "share", "the class is among the five most probable"),
     ("loss", "Log loss (NLL)", False, "nats", "mean negative log-likelihood of the true class; 0 at best"),
     ("ece", "Calibration error (ECE)", False, "", "mean distance of stated probability and accuracy; 0 at best"),

@@ -56,6 +56,13 @@ class Pairs:
         scaled[:3] /= self.scale
         return np.asarray(scaled.mean(axis=1))
 
+    def kappas(self, weights: Array, ranges: Sequence[Sequence[float]] | None = None) -> Array:
+        """Return the weighted kappa of each target, ``(T,)``, its predictions rounded to the nearest grade."""
+        rounded = self.predicted.round()
+        if ranges is not None:
+            rounded = np.clip(rounded, *np.asarray(ranges, dtype=np.float64).T)
+        return weighted_kappa(rounded, self.true, weights)
+
 
 def number_metrics(
     predicted: Array, true: Array, names: Sequence[str], facts: Mapping[str, Any] | None = None, *, seed: int = 0
@@ -66,29 +73,31 @@ def number_metrics(
         predicted: ``(N, T)``, in the targets' own units.
         true: ``(N, T)``.
         names: Of the targets.
-        facts: Of the spec: ``mean`` and ``scale`` of the training pictures, ``grades``. Those of `true` when ``None``.
+        facts: Of the spec: ``mean``, ``scale`` and ``range`` of the training pictures, ``grades``. Those of `true`
+            when ``None``.
         seed: Of the bootstrap.
 
     Returns:
         ``rmse, mae, median_ae, r2, spearman`` as means over the targets in units of their deviation, each with
         ``_ci``; ``per_target`` by name the same in its own unit, with ``always_mean`` (``rmse`` and ``mae`` of the
-        training mean) and, of grades, ``kappa``; ``n``. ``r2`` is against the mean of these pictures, and it and
-        ``spearman`` are ``None`` where the true numbers are all the same.
+        training mean) and, of grades, ``kappa`` with ``kappa_ci``; ``n``. ``r2`` is against the mean of these
+        pictures, and it and ``spearman`` are ``None`` where the true numbers are all the same.
     """
     facts, count = facts or {}, len(true)
     pairs = Pairs(predicted, true, facts.get("scale"))
     mean = np.asarray(facts.get("mean", pairs.true.mean(axis=0)))
+    grades = np.flatnonzero(facts.get("grades") or [False] * len(names)).tolist()
 
     def statistics(weights: Array) -> list[float]:
         values = pairs.figures(weights)
-        return [*pairs.means(values), *values.ravel()]
+        kappas = pairs.kappas(weights, facts.get("range"))[grades] if grades else ()
+        return [*pairs.means(values), *values.ravel(), *kappas]
 
     values = statistics(np.ones(count))
     intervals = bootstrap_intervals(statistics, count, seed=seed)
     result: dict[str, Any] = {"n": count}
     for key, value, interval in zip(KEYS, values, intervals, strict=False):
         result[key], result[f"{key}_ci"] = _known(value), _bounds(interval)
-    grades = facts.get("grades") or [False] * len(names)
     result["per_target"] = {}
     for at, name in enumerate(names):
         row: dict[str, Any] = {}
@@ -97,23 +106,29 @@ def number_metrics(
             row[key], row[f"{key}_ci"] = _known(values[place]), _bounds(intervals[place])
         off = pairs.true[:, at] - mean[at]
         row["always_mean"] = {"rmse": float(np.sqrt((off**2).mean())), "mae": float(np.abs(off).mean())}
-        if grades[at]:
-            row["kappa"] = weighted_kappa(pairs.predicted[:, at].round(), pairs.true[:, at])
+        if at in grades:
+            place = len(KEYS) * (1 + len(names)) + grades.index(at)
+            row["kappa"], row["kappa_ci"] = _known(values[place]), _bounds(intervals[place])
         result["per_target"][name] = row
     return result
 
 
-def weighted_kappa(predicted: Array, true: Array) -> float | None:
-    """Return the quadratic-weighted kappa of whole numbers (Cohen 1968); ``None`` where all are the same.
+def weighted_kappa(predicted: Array, true: Array, weights: Array) -> Array:
+    """Return the quadratic-weighted kappa of whole numbers (Cohen 1968); NaN where all are the same.
 
     Args:
-        predicted: ``(N,)``.
-        true: ``(N,)``.
+        predicted: ``(N,)``, or a column per target ``(N, T)``.
+        true: Likewise.
+        weights: ``(N,)``, how often each row counts.
     """
-    observed = float(((predicted - true) ** 2).mean())
+    total = weights.sum()
+    observed = weights @ (predicted - true) ** 2 / total
+    means = [weights @ side / total for side in (predicted, true)]
+    spreads = [weights @ (side - mean) ** 2 / total for side, mean in zip((predicted, true), means, strict=True)]
     # The mean squared distance of all pairs, as if grades were dealt out by chance.
-    chance = float(predicted.var() + true.var() + (predicted.mean() - true.mean()) ** 2)
-    return None if chance == 0 else 1 - observed / chance
+    chance = np.asarray(spreads[0] + spreads[1] + (means[0] - means[1]) ** 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(chance > 0, 1 - observed / chance, np.nan)
 
 
 def _correlation(first: Array, second: Array, weights: Array) -> Array:
