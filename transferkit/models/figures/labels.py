@@ -33,12 +33,12 @@ class LabelCounts:
     """Pictures, by weight, that have a label, are given it, and both: ``(C,)`` each."""
 
     positives: Array
-    given: Array
+    assigned: Array
     right: Array
 
     def ratio(self, name: str) -> Array:
         """Return ``"precision"``, ``"recall"`` or ``"f1"`` of each label, NaN where it is undefined."""
-        total = {"precision": self.given, "recall": self.positives, "f1": (self.positives + self.given) / 2}[name]
+        total = {"precision": self.assigned, "recall": self.positives, "f1": (self.positives + self.assigned) / 2}[name]
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(self.right / total)
 
@@ -98,18 +98,18 @@ def label_metrics(
     """
     probs, truth = probs.astype(np.float64), targets > 0.5
     limits = np.full(len(names), THRESHOLD) if thresholds is None else np.asarray(thresholds)
-    given = probs >= limits
-    ranking, wrong = Ranking(probs, truth), truth != given
+    assigned = probs >= limits
+    ranking, wrong = Ranking(probs, truth), truth != assigned
     exact, off = ~wrong.any(axis=1), wrong.mean(axis=1)
     clipped = probs.clip(1e-7, 1 - 1e-7)
     nll = -np.where(truth, np.log(clipped), np.log1p(-clipped)).mean(axis=1)
-    both, count = truth & given, len(probs)
+    both, count = truth & assigned, len(probs)
 
     def statistics(weights: Array) -> list[float]:
-        counts = LabelCounts(weights @ truth, weights @ given, weights @ both)
+        counts = LabelCounts(weights @ truth, weights @ assigned, weights @ both)
         present = counts.positives > 0
         precisions = ranking.precisions(weights)
-        total = (counts.positives.sum() + counts.given.sum()) / 2
+        total = (counts.positives.sum() + counts.assigned.sum()) / 2
         return [
             _mean(precisions[present]),
             _mean(counts.ratio("f1")[present]),
@@ -126,10 +126,10 @@ def label_metrics(
     result: dict[str, Any] = {"n": count}
     for key, value, interval in zip(keys, values, intervals, strict=False):
         result[key], result[f"{key}_ci"] = _known(value), _bounds(interval)
-    counts = LabelCounts(truth.sum(axis=0), given.sum(axis=0), both.sum(axis=0))
+    counts = LabelCounts(truth.sum(axis=0), assigned.sum(axis=0), both.sum(axis=0))
     of_label = {name: counts.ratio(name) for name in ("f1", "precision", "recall")}
     bare = ~truth.any(axis=1)
-    result["none"] = {"n": int(bare.sum()), "given_none": int((bare & ~given.any(axis=1)).sum())}
+    result["none"] = {"n": int(bare.sum()), "given_none": int((bare & ~assigned.any(axis=1)).sum())}
     result["per_label"] = {
         name: {
             "ap": _known(values[len(keys) + at]),

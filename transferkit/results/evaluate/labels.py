@@ -39,9 +39,9 @@ class LabelDetails:
         """Return of each label how many pictures were not given it that have it, and were given it that lack it."""
         missed: Counter[str] = Counter()
         extra: Counter[str] = Counter()
-        for truth, given in ((set(split_labels(row[0])), set(split_labels(row[1]))) for row in rows):
-            missed.update(truth - given)
-            extra.update(given - truth)
+        for truth, assigned in ((set(split_labels(row[0])), set(split_labels(row[1]))) for row in rows):
+            missed.update(truth - assigned)
+            extra.update(assigned - truth)
         return {"mistakes": {name: {"missed": missed[name], "extra": extra[name]} for name in spec.names}}
 
     def tables(
@@ -86,8 +86,8 @@ class LabelDetails:
         if not wrong:
             return None
         worst = max(wrong, key=lambda row: float(row["loss"]))
-        has, given = (worst[key].replace("|", ", ") or "no label" for key in ("labels", "predicted"))
-        return worst["path"], f"the largest loss: has {has}; given {given}"
+        has, assigned = (worst[key].replace("|", ", ") or "no label" for key in ("labels", "predicted"))
+        return worst["path"], f"the largest loss: has {has}; given {assigned}"
 
     def compare(self, first: Answered, second: Answered, *, names: tuple[str, str], seed: int) -> dict[str, Any]:
         """Compare mean average precision, F1 and exact matches, and the average precision of each label.
@@ -136,12 +136,12 @@ def _statistics(answered: Answered, shared: Sequence[str]) -> Callable[[Array], 
     truth = answered.targets.numpy()[:, columns] > 0.5
     chosen = answered.spec.facts.get("thresholds")
     limits = np.full(len(columns), THRESHOLD) if chosen is None else np.asarray(chosen)[columns]
-    given = probs >= limits
-    ranking, exact, both = Ranking(probs, truth), (given == truth).all(axis=1), given & truth
+    assigned = probs >= limits
+    ranking, exact, both = Ranking(probs, truth), (assigned == truth).all(axis=1), assigned & truth
 
     def statistics(weights: Array) -> list[float]:
         precisions = ranking.precisions(weights)
-        counts = LabelCounts(weights @ truth, weights @ given, weights @ both)
+        counts = LabelCounts(weights @ truth, weights @ assigned, weights @ both)
         present = counts.positives > 0
         if not present.any():
             return [np.nan, np.nan, float(weights @ exact / weights.sum()), *precisions]

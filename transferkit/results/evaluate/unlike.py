@@ -60,13 +60,13 @@ class Likeness:
         """Take the distance and features of a picture."""
         if output.distance is None or output.features is None:
             return
-        distances, kept = self._distances.setdefault(split, []), self._features.setdefault(split, [])
+        distances, sample = self._distances.setdefault(split, []), self._features.setdefault(split, [])
         distances.append(output.distance)
         row = (output.features / max(float(np.linalg.norm(output.features)), 1e-12)).astype(np.float16)
-        if len(kept) < SAMPLED:
-            kept.append(row)
+        if len(sample) < SAMPLED:
+            sample.append(row)
         elif (place := self._draw.randrange(len(distances))) < SAMPLED:  # each picture so far is as likely to be kept
-            kept[place] = row
+            sample[place] = row
 
     def results(self, config: EvaluateConfig, unsure: dict[str, npt.NDArray[np.float32]]) -> dict[str, Any]:
         """Return what `metrics.json` holds: of each split, and of the pictures that belong to no class.
@@ -105,8 +105,8 @@ class Likeness:
         held = module.sample.cpu().numpy()
         if min(len(rows), len(held)) < LEAST_OF_TEST:
             return {}
-        found = compare_samples(np.stack(rows), held, seed=self.seed)
-        return {"mmd2": found.mmd2, "p": found.p, "compared": [found.n, found.m]}
+        test = compare_samples(np.stack(rows), held, seed=self.seed)
+        return {"mmd2": test.mmd2, "p": test.p, "compared": [test.n, test.m]}
 
     def _ask(self, config: EvaluateConfig) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         paths = list(find_pictures([str(config.unlike)]))

@@ -29,13 +29,13 @@ def logger_class(name: str, arguments: Mapping[str, Any]) -> type[Logger]:
         ConfigError: A package is missing, there is nothing to import, it is no logger of Lightning's, or it does not
             take an argument.
     """
-    found = CLASSES[name] if name in CLASSES else _imported(name)
-    packages, extra = kind_of(found).packages, kind_of(found).extra
+    cls = CLASSES[name] if name in CLASSES else _imported(name)
+    packages, extra = kind_of(cls).packages, kind_of(cls).extra
     if packages and not any(map(_is_installed, packages)):
         raise ConfigError(
             f"--logger {name} needs {packages[0]}, which is not installed - pip install 'transferkit[{extra}]'"
         )
-    parameters = inspect.signature(found).parameters
+    parameters = inspect.signature(cls).parameters
     known = sorted(parameter.name for parameter in parameters.values() if parameter.kind not in _VARIADIC)
     for key in arguments:
         if key not in known and not any(parameter.kind is _KEYWORDS for parameter in parameters.values()):
@@ -43,21 +43,21 @@ def logger_class(name: str, arguments: Mapping[str, Any]) -> type[Logger]:
                 f"--logger {name} takes no argument {key!r}, expected one of {', '.join(known) or 'none'}."
                 f"{did_you_mean(key, known)}"
             )
-    return found
+    return cls
 
 
 _KEYWORDS = inspect.Parameter.VAR_KEYWORD
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, _KEYWORDS)
 
 
-def build_logger(name: str, found: type[Logger], arguments: Mapping[str, Any]) -> Logger:
+def build_logger(name: str, cls: type[Logger], arguments: Mapping[str, Any]) -> Logger:
     """Construct a logger.
 
     Raises:
         ConfigError: Its class refuses the arguments.
     """
     try:
-        return found(**arguments)
+        return cls(**arguments)
     except Exception as error:  # of a class that is not ours
         raise ConfigError(
             f"--logger {name} cannot be made ({first_line(error)}) - correct its arguments in --logger-args, or leave "
@@ -93,21 +93,21 @@ def _imported(path: str) -> type[Logger]:
             f"--logger {path} cannot be imported ({first_line(error)}) - expected an import path such as "
             "lightning.pytorch.loggers.CSVLogger; check its spelling and that its package is installed"
         ) from error
-    found = vars(module).get(name)
-    if found is None:
+    cls = vars(module).get(name)
+    if cls is None:
         raise ConfigError(
             f"--logger {path}: {module_name} has no {name!r}, expected the name of a class in it."
             f"{did_you_mean(name, vars(module))}"
         )
-    if not (inspect.isclass(found) and issubclass(found, Logger)):
-        other = _of_another_lightning(found) if inspect.isclass(found) else ""
+    if not (inspect.isclass(cls) and issubclass(cls, Logger)):
+        other = _of_another_lightning(cls) if inspect.isclass(cls) else ""
         raise ConfigError(f"--logger {path} is no subclass of lightning.pytorch.loggers.Logger{other} - give one")
-    return found
+    return cls
 
 
-def _of_another_lightning(found: type) -> str:
+def _of_another_lightning(cls: type) -> str:
     """Return, for a message, under which other name of Lightning's a class is a logger."""
-    homes = [base.__module__ for base in found.__mro__ if base.__name__ == "Logger"]
+    homes = [base.__module__ for base in cls.__mro__ if base.__name__ == "Logger"]
     other = next((name for name in OTHER_LIGHTNINGS if any(home.startswith(name) for home in homes)), None)
     return "" if other is None else f" but of {other}, whose parts do not mix with it"
 

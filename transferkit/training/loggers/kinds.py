@@ -139,10 +139,10 @@ class Kind:
 def _in_folder(name: str) -> Callable[[Where, Mapping[str, Any]], dict[str, Any]]:
     """Return the arguments of a logger that writes to a folder: one in the run directory, unless one is given."""
 
-    def arguments(where: Where, given: Mapping[str, Any]) -> dict[str, Any]:
-        if "save_dir" in given:
-            return {"name": where.label, **given}
-        return {"save_dir": str(where.run), "name": "", "version": name, **given}
+    def arguments(where: Where, own: Mapping[str, Any]) -> dict[str, Any]:
+        if "save_dir" in own:
+            return {"name": where.label, **own}
+        return {"save_dir": str(where.run), "name": "", "version": name, **own}
 
     return arguments
 
@@ -198,14 +198,14 @@ def _begin_csv(logger: CSVLogger, goes_on: bool) -> Callable[[bool], None]:
 # ---- MLflow -----------------------------------------------------------------------------------------------------
 
 
-def _mlflow_arguments(where: Where, given: Mapping[str, Any]) -> dict[str, Any]:
+def _mlflow_arguments(where: Where, own: Mapping[str, Any]) -> dict[str, Any]:
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", HOME)
-    arguments = {"experiment_name": experiment, "run_name": where.label, **given}
+    arguments = {"experiment_name": experiment, "run_name": where.label, **own}
     if where.group is not None:
-        arguments["tags"] = {"group": where.group, **(given.get("tags") or {})}
+        arguments["tags"] = {"group": where.group, **(own.get("tags") or {})}
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
-    if "tracking_uri" not in given and "save_dir" not in given:
+    if "tracking_uri" not in own and "save_dir" not in own:
         import mlflow
 
         arguments["tracking_uri"] = mlflow.get_tracking_uri()  # Lightning's default is a store that MLflow 3 refuses
@@ -237,7 +237,7 @@ def _mlflow_files(logger: MLFlowLogger, files: Sequence[Path]) -> None:
 # ---- W&B --------------------------------------------------------------------------------------------------------
 
 
-def _wandb_arguments(where: Where, given: Mapping[str, Any]) -> dict[str, Any]:
+def _wandb_arguments(where: Where, own: Mapping[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody asked to tell W&B's makers
     import wandb
 
@@ -247,8 +247,8 @@ def _wandb_arguments(where: Where, given: Mapping[str, Any]) -> dict[str, Any]:
         "project": os.environ.get("WANDB_PROJECT", HOME),
         "name": os.environ.get("WANDB_NAME", where.label),
         "save_dir": os.environ.get("WANDB_DIR", str(where.run)),
-        **given,
-        "settings": {**settings, **(given.get("settings") or {})},
+        **own,
+        "settings": {**settings, **(own.get("settings") or {})},
     }
     return arguments if where.group is None else {"group": where.group, **arguments}
 

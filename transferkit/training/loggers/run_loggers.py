@@ -105,10 +105,10 @@ class RunLoggers:
                     stacklevel=3,
                 )
         chosen.pop(NO_LOGGER, None)
-        self._named = [(name, logger_class(name, given), given) for name, given in chosen.items()]
+        self._named = [(name, logger_class(name, own), own) for name, own in chosen.items()]
         if not started_as():
-            for name, found, given in self._named:
-                _check(name, found, given)
+            for name, cls, own in self._named:
+                _check(name, cls, own)
 
     def open(self, run: Path) -> None:
         """Begin to log a run whose options are written down.
@@ -130,15 +130,15 @@ class RunLoggers:
             for logger in self._made:
                 name = f"{type(logger).__module__}.{type(logger).__qualname__}"
                 self._open_one(GuardedLogger(logger, name, None), params, _take(earlier, name))
-            for name, found, given in self._named:
+            for name, cls, own in self._named:
                 before = _take(earlier, name)
-                known = given if before is None else {**(before["args"] or {}), **given}
-                arguments = _complete(name, found, where, known)
-                places = set(kind_of(found).places) - known.keys()
-                kept = {key: value for key, value in arguments.items() if key not in places}
+                known = own if before is None else {**(before["args"] or {}), **own}
+                arguments = _complete(name, cls, where, known)
+                places = set(kind_of(cls).places) - known.keys()
+                saved = {key: value for key, value in arguments.items() if key not in places}
                 with _quiet_databases():
-                    logger = build_logger(name, found, arguments)
-                    self._open_one(GuardedLogger(logger, name, kept), params, before)
+                    logger = build_logger(name, cls, arguments)
+                    self._open_one(GuardedLogger(logger, name, saved), params, before)
         self._remember()
         if not self._quiet:
             print_lines(output_console(), [("logger", logger.place) for logger in self._open])
@@ -258,20 +258,20 @@ def _take(entries: list[Entry], name: str) -> Entry | None:
     return None
 
 
-def _check(name: str, found: type[Logger], given: Mapping[str, Any]) -> None:
+def _check(name: str, cls: type[Logger], own: Mapping[str, Any]) -> None:
     """Find out that nobody is logged in, or that there is no server, before anything is computed."""
     nowhere = Where(Path(), "")
-    arguments = _complete(name, found, nowhere, given)
+    arguments = _complete(name, cls, nowhere, own)
     try:
         with quiet_lightning(), _quiet_databases():
-            kind_of(found).check(arguments)
+            kind_of(cls).check(arguments)
     except Exception as error:  # of a package that is not ours, or a server
         raise _unusable(name, error) from error
 
 
-def _complete(name: str, found: type[Logger], where: Where, given: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(name: str, cls: type[Logger], where: Where, own: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return kind_of(found).arguments(where, given)
+        return kind_of(cls).arguments(where, own)
     except Exception as error:  # importing a package runs code that is not ours
         raise _unusable(name, error) from error
 
