@@ -172,6 +172,31 @@ def test_a_bug_is_one_line_without_debug(command, monkeypatch):
         main(["backbones", "--debug"])
 
 
+def test_a_refusal_of_the_system_is_no_bug(command, monkeypatch, tmp_path):
+    """Wherever it comes from: the place and the system's words."""
+    work = {"work": lambda config: (tmp_path / "none" / "file").read_bytes()}
+    monkeypatch.setitem(VERBS, "backbones", dataclasses.replace(VERBS["backbones"], **work))
+    status, _, err = command("backbones")
+    assert status == 74
+    assert err == f"transferkit: error[io]: cannot use '{tmp_path}/none/file': No such file or directory\n"
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "x/" * 2100, "/tmp/" + "é" * 128])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("finetune", "--data", "sample", "--out"), ("finetune", "--data"), ("probe", "--data", "sample", "--store"),
+        ("check", "--data", "sample", "--fix"), ("finetune", "--data", "sample", "--init-from"), ("report",),
+        ("evaluate",), ("export",), ("predict",), ("predict", "run"), ("store", "list", "--store"), ("serve",),
+    ],
+)  # fmt: skip
+def test_paths_that_are_too_long(command, words, path):  # fault 153
+    status, _, err = command(*words, path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"({len(path) + 2:,} characters), longer than a path can be" in err or len(path) < 200
+    assert len(err) < 800
+
+
 def test_debug_shows_the_traceback(command):
     status, _, err = command("finetune", "--epochs", "0", "--debug")
     assert status == 2

@@ -28,6 +28,7 @@ def test_default_names_count_up(tmp_path, monkeypatch):
     (tmp_path / "runs" / "cats-mini-1").mkdir(parents=True)
     assert default_run_dir("cats", "mini").name == "cats-mini-2"
     assert default_run_dir("my-photos", "mini").name == "my-photos-mini-1"
+    assert default_run_dir("ä" * 120, "b" * 300).name == f"{'ä' * 40}-{'b' * 80}-1"
 
 
 def test_a_default_is_reserved_as_soon_as_it_is_chosen(tmp_path, monkeypatch):  # fault 100

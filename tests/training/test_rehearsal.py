@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.backbones import registry
 from transferkit.models.module import TransferModule
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
@@ -43,6 +44,32 @@ def model(backbone="test_resnet", head="linear", size=32):
 def test_what_would_fail_later_is_refused(module, options, message):  # fault 94
     with pytest.raises(ConfigError, match=message):
         rehearse(config(**options), model(*module))
+
+
+def test_sizes_beyond_the_memory(command, folder, tmp_path, monkeypatch):  # fault 152
+    """They are refused before anything of the size is made: a system may kill who asks for it."""
+    monkeypatch.setattr(registry, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **_: pytest.fail(f"zeros of {shape}"))
+    monkeypatch.chdir(tmp_path)
+    words = ("--data", folder, "--backbone", "test_resnet", "--weights", "random", "--quiet", "--accelerator", "cpu")
+    for verb in ("finetune", "features", "probe", "plan", "lr-find"):
+        status, _, err = command(verb, *words, "--image-size", 100_000)
+        assert status == 2
+        assert "(--image-size) is 100000 x 100000 pixels: a network needs about 2,000.0 GB of memory for 1" in err
+        assert "and 1.0 GB are free - pass a smaller size" in err
+    with pytest.raises(ConfigError, match="image_size .* 2236 x 2237 pixels"):
+        registry.create_backbone("test_resnet", weights="random", image_size=(2236, 2237))
+    assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
+
+
+def test_training_sizes_beyond_the_memory(monkeypatch):  # fault 152
+    module = model()
+    monkeypatch.setattr(registry, "free_memory", lambda: 10**9)
+    with pytest.raises(ConfigError, match="--train-size is 1600 x 1600 pixels: .* 1.0 GB of memory for 2 of them"):
+        rehearse(config(train_size=1600), module)
+    rehearse(config(train_size=64), module)
+    monkeypatch.setattr(registry, "free_memory", lambda: 0)  # unknown
+    rehearse(config(train_size=64), module)
 
 
 @pytest.mark.parametrize("options", [{}, {"train_size": 48}, {"batch_size": 1}])

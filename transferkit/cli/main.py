@@ -13,7 +13,7 @@ from typing import Any
 from transferkit import __version__
 from transferkit.cli.parser import build_parser, parse_options
 from transferkit.cli.verbs import VERBS
-from transferkit.core.errors import ConfigError, TransferkitError, TransferkitWarning, did_you_mean
+from transferkit.core.errors import ConfigError, StorageError, TransferkitError, TransferkitWarning, did_you_mean
 from transferkit.core.text import one_line, shown
 
 __all__ = ["main"]
@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; nothing is left to say
+    except OSError as error:  # of the system, at a place where none was expected
+        if debug:
+            traceback.print_exc()
+        place = "" if error.filename is None else f"cannot use {shown(error.filename)}: "
+        print(f"transferkit: error[io]: {place}{one_line(error.strerror or error)}", file=sys.stderr)
+        return StorageError.exit_status
     except Exception as error:
         if debug:
             raise

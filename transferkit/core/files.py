@@ -18,6 +18,7 @@ from transferkit.core.errors import StorageError
 
 __all__ = [
     "atomic_write",
+    "is_too_long",
     "sha256_of_file",
     "storage_errors",
     "stored_path",
@@ -54,6 +55,17 @@ def user_path(text: str) -> str:
     """
     path = os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111  ~NAME of nobody stays, as in a shell
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+
+
+def is_too_long(path: str) -> bool:
+    """Whether a path, or a name in it, is longer than the system takes."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # a NUL or half of a character, which is another mistake
+        return False
+    return False
 
 
 def stored_path(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transferkit.core.errors import did_you_mean
+from transferkit.core.text import shown
 from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
@@ -84,7 +85,7 @@ class CheckConfig(ComputeOptions):
         if self.fix_labels != "keep" and self.quick:
             yield f"--fix-labels {self.fix_labels} needs a network to tell which: leave out --quick"
         if self.fix is not None and not self.fix.lower().endswith(".csv"):
-            yield f"--fix {self.fix!r}: expected the name of a .csv file to write"
+            yield f"--fix {shown(self.fix)}: expected the name of a .csv file to write"
 
 
 CLASSIFIERS = ("auto", "logistic", "knn", "ridge")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from transferkit.core.documents import parse_yaml
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.core.files import user_path
+from transferkit.core.files import is_too_long, user_path
 from transferkit.core.text import is_text, shown
 
 __all__ = [
@@ -98,6 +98,9 @@ class Options:
                 problems.append(item.metadata["missing"])
             elif within is not None and isinstance(value, int | float) and not within.holds(value):
                 problems.append(f"{flag(item.name)} is {shown(value)}, expected {within.words}")
+            for path in (value if isinstance(value, list) else [value]) if item.name in _PLACES else ():
+                if isinstance(path, str) and is_too_long(path):
+                    problems.append(f"{flag(item.name)} is {shown(path)}, longer than a path can be - shorten it")
         return [*problems, *self._conflicts()]
 
     def _conflicts(self) -> Iterator[str]:

@@ -17,6 +17,9 @@ from transferkit.core.locks import hold
 
 __all__ = ["LOCK", "default_run_dir", "is_complete", "named_run_dir", "open_run_dir", "prepare_run_dir", "run_stem"]
 
+LONGEST_NAME = 80
+"""Bytes of a name that become part of another: file systems take 255, and the kind, a number and more are added."""
+
 LOCK = ".lock"
 """Lies in a directory while somebody writes to it."""
 
@@ -66,8 +69,9 @@ def named_run_dir(out: str | None, data: str, backbone: str) -> Iterator[Path]:
 
 
 def run_stem(data: str, backbone: str) -> str:
-    """Return ``<data>-<backbone>``, fit for a file name."""
-    return "-".join(re.sub(r"[^\w.-]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
+    """Return ``<data>-<backbone>``, fit for a file name: of long names the beginning."""
+    names = (re.sub(r"[^\w.-]+", "_", part).strip("_") or "data" for part in (Path(data).stem, backbone))
+    return "-".join(name.encode()[:LONGEST_NAME].decode(errors="ignore") for name in names)
 
 
 def is_complete(run: Path) -> bool:

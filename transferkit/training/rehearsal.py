@@ -12,6 +12,7 @@ from transferkit.core.errors import ConfigError, StorageError, TransferkitError
 from transferkit.core.text import first_line, listing
 from transferkit.machine.random import undisturbed
 from transferkit.models.artifact import load_model, save_model
+from transferkit.models.backbones.registry import require_memory
 from transferkit.models.freezing import restored_modes
 from transferkit.models.module import TransferModule
 from transferkit.options.training import TrainingOptions
@@ -66,6 +67,8 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
     if config.train_size is not None:
         sizes["--train-size"] = (config.train_size, config.train_size)
     batch = 1 if config.batch_size == 1 else 2
+    for flag, size in sizes.items():
+        require_memory(size, flag, batch)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with restored_modes(module), undisturbed(config.seed, "cpu"), torch.no_grad():
         try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
+from transferkit.machine.cores import free_memory
 from transferkit.models.backbones import mini, registered, timm, torchvision
 from transferkit.models.backbones.facts import MINI, Request
 from transferkit.models.backbones.groups import LayerGroup
@@ -18,7 +19,10 @@ from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
 
 __all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "is_backbone", "list_backbones",
-           "register_backbone"]  # fmt: skip
+           "register_backbone", "require_memory"]  # fmt: skip
+
+BYTES_OF_A_PIXEL = 200
+"""What a network needs for a pixel: 64 maps of half the sides in float32, going into and out of a layer, and copies."""
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 
@@ -203,4 +207,26 @@ def _image_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     if min(size) < 1:
         raise ConfigError(f"image_size is {image_size}, expected pixels: a number or (height, width), each at least 1")
+    require_memory(size, "image_size (--image-size)")
     return size
+
+
+def require_memory(size: tuple[int, int], flag: str, pictures: int = 1) -> None:
+    """Fail where pictures are so large that no usual network can be run on them in the memory that is free.
+
+    Asked before anything of that size is made: a system that promises more memory than it has kills who uses it.
+
+    Args:
+        size: ``(height, width)`` in pixels.
+        flag: What set it.
+        pictures: How many at once.
+
+    Raises:
+        ConfigError: There is not memory enough.
+    """
+    needed, free = pictures * size[0] * size[1] * BYTES_OF_A_PIXEL, free_memory()
+    if 0 < free < needed:
+        raise ConfigError(
+            f"{flag} is {size[0]} x {size[1]} pixels: a network needs about {needed / 1e9:,.1f} GB of memory for "
+            f"{pictures} of them, and {free / 1e9:,.1f} GB are free - pass a smaller size"
+        )
