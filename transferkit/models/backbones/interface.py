@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from transferkit.core.errors import BackboneError
+from transferkit.core.errors import BackboneError, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.text import first_line
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import STEM, LayerGroup
+from transferkit.models.backbones.pyramid import LAST, Level, as_map, choose_levels, finer_stages, recorded
 from transferkit.models.freezing import evaluation_mode
 
 __all__ = ["Backbone"]
+
+_USUAL_LEVELS = 4
+"""Of a network that halves its maps from stride 4 to 32; with fewer, its sequences are opened."""
 
 
 class Backbone(nn.Module, abc.ABC):
@@ -51,6 +56,7 @@ class Backbone(nn.Module, abc.ABC):
         self.license = facts.license
         self.weights_source = facts.weights_source
         self.weights_sha256 = facts.weights_sha256
+        self._levels: tuple[Level, ...] | None = None
 
     @abc.abstractmethod
     def forward_maps(self, images: Tensor) -> Tensor:
@@ -87,6 +93,73 @@ class Backbone(nn.Module, abc.ABC):
         modules = dict(self.model.named_modules())
         return {group.name: modules[group.name] for group in self.layer_groups() if group.name in modules
                 and group.name != STEM}  # fmt: skip
+
+    def pyramid(self) -> tuple[Level, ...]:
+        """Return the levels of `forward_pyramid`, from fine to coarse, measured by a dry forward in eval mode.
+
+        Of the stages the last one at each stride counts. A network that works on tokens of one size has one level.
+
+        Raises:
+            BackboneError: The network has no feature map at its end, so that its stages are no trunk.
+        """
+        if self._levels is None:
+            size = self.data_config.image_size
+            images = torch.zeros(1, 3, *size)
+            with evaluation_mode(self), torch.no_grad():
+                levels = choose_levels(self._maps(images, self.stages()), size)
+                if len(levels) < _USUAL_LEVELS:
+                    finer = finer_stages(self.model)
+                    levels = max(levels, choose_levels(self._maps(images, finer), size), key=len)
+            if not levels:
+                raise BackboneError(
+                    f"backbone {self.name!r} has no pyramid: its end is no feature map (B, C, H, W), nor tokens of "
+                    "patches - use another backbone, such as resnet18"
+                )
+            self._levels = levels
+        return self._levels
+
+    def forward_pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return a feature map ``(B, C, H / stride, W / stride)`` for each of the levels of `pyramid`.
+
+        They are by-products of `forward_maps`: one pass, and gradients flow into all.
+
+        Args:
+            images: ``(B, 3, H, W)`` float32, normalised as `data_config` says.
+
+        Raises:
+            BackboneError: As `pyramid`; or tokens cannot be laid out as a picture of this size.
+        """
+        levels = self.pyramid()
+        modules = dict(self.model.named_modules())
+        maps = self._maps(images, {level.name: modules[level.name] for level in levels if level.name != LAST})
+        missing = [level.name for level in levels if level.name not in maps]
+        if missing:
+            size = "x".join(map(str, images.shape[2:]))
+            raise BackboneError(
+                f"backbone {self.name!r} gives no feature map of {gather(missing)} for pictures of {size} pixels - "
+                "use sides that are multiples of its patches"
+            )
+        return tuple(maps[level.name] for level in levels)
+
+    def _maps(self, images: Tensor, stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return the feature maps of some stages, in the order in which they are computed, and the one at the end.
+
+        Where the end is no map there are none: what the stages gave is no trunk then.
+        """
+        height, width = images.shape[2:]
+        with recorded(stages) as outputs:
+            end = as_map(
+                self.forward_maps(images), (height, width), channels_last=False, prefix_tokens=self.prefix_tokens
+            )
+        if end is None:
+            return {}
+        maps = {
+            name: as_map(output, (height, width), channels_last=self.channels_last, prefix_tokens=self.prefix_tokens)
+            for name, output in outputs.items()
+        }
+        trunk = {name: made for name, made in maps.items() if made is not None}
+        # A stage of the last stride is what heads are used to; what follows it (a norm, a wider convolution) is not.
+        return trunk if any(made.shape[2:] == end.shape[2:] for made in trunk.values()) else {**trunk, LAST: end}
 
     def measure(self) -> None:
         """Set `num_features` and `map_channels` by a dry forward. An adapter's constructor ends with this.
