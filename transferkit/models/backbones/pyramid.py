@@ -54,7 +54,7 @@ def as_map(value: object, image: tuple[int, int], *, channels_last: bool, prefix
     rows, columns = image[0] // max(side, 1), image[1] // max(side, 1)
     if rows * columns != tokens.shape[1]:
         return None
-    return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], rows, columns)
 
 
 def choose_levels(maps: Mapping[str, Tensor], image: tuple[int, int]) -> tuple[Level, ...]:
