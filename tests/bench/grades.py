@@ -41,7 +41,8 @@ def graded(cells: Path, out: Path) -> Path:
 def line(name: str, run: Run) -> None:
     """Print a row: figures of rounded grades by scikit-learn from `predictions.csv`, and the kappa that we say."""
     rows = [row for row in read_csv(run.path / "predictions.csv") if row["split"] == "val"]
-    true, predicted = (np.array([float(row[key]) for row in rows]) for key in ("target", "predicted"))
+    asked = "target" if "target" in rows[0] else "label"
+    true, predicted = (np.array([float(row[key]) for row in rows]) for key in (asked, "predicted"))
     nearest = np.clip(predicted.round(), 0, GRADES - 1)
     kappa = cohen_kappa_score(true.astype(int), nearest.astype(int), weights="quadratic")
     figure = next(one for one in run.metrics["val"]["figures"] if one["key"] == "kappa")
