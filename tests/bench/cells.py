@@ -1,6 +1,6 @@
 """Numbers per picture on real photos: the solved probe beside scikit-learn, and beside what fine-tuning makes of it.
 
-    python tests/bench/cells.py CELLS --weights resnet18.safetensors [--seeds 2] [--epochs 4] [--lr 3e-4]
+    python tests/bench/cells.py CELLS --weights resnet18.safetensors [--epochs 4] [--lr 3e-4] [--augment light]
 
 CELLS holds `counts.csv` with columns `path,split,red,platelets`. Every row is RMSE on val, in cells, and the loss on
 val in squared deviations of the training pictures.
@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--losses", nargs="*", default=["mse"])
+    parser.add_argument("--augment", default="light")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     common = {
         "data": str(options.cells / "counts.csv"), "targets": ",".join(TARGETS), "backbone": "resnet18",
         "weights": options.weights, "image_size": options.image_size, "probe_views": 0, "precision": "32",
-        "accelerator": "cpu", "quiet": True, "report": "off",
+        "accelerator": "cpu", "quiet": True, "report": "off", "augment": options.augment,
     }  # fmt: skip
     print("| | RMSE of red | RMSE of platelets | loss | time |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +94,8 @@ def main() -> None:
                 )
                 val = run.metrics["val"]
                 epochs = [round(float(row["val_loss"]), 3) for row in read_csv(run.path / "history.csv")]
-                line(f"probe-finetune, {loss}, seed {seed}", [val["per_target"][name]["rmse"] for name in TARGETS],
+                way = f"probe-finetune, {loss}, --augment {options.augment}, seed {seed}"
+                line(way, [val["per_target"][name]["rmse"] for name in TARGETS],
                      val["loss"], time.perf_counter() - started)  # fmt: skip
                 print(f"<!-- val loss by epoch: {json.dumps(epochs)}; kept {run.metrics['selection']['kept']} -->")
 

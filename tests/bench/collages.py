@@ -2,9 +2,10 @@
 
     python tests/bench/collages.py --data clothing/ --weights resnet18.safetensors [--pictures 3000] [--epochs 4]
 
-Collages of val are of val photos. Prints mean average precision of both, how far the solved probe is from
-scikit-learn's `OneVsRestClassifier` on the same features, and what thresholds per label do for F1. Finished runs are
-not repeated.
+Collages of train are of train photos, those of val of one half of the val photos and those of test of the other.
+Prints a table: mean average precision and, by thresholds, F1 on val, where the thresholds were chosen, and on test; and
+how far the solved probe is from scikit-learn's `OneVsRestClassifier` on the same features. Finished runs are not
+repeated.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import machine
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -33,14 +35,16 @@ SIDE = 64
 
 
 def collages(data: Path, out: Path, count: int, seed: int = 0) -> Path:
-    """Make collages and the manifest that lists their labels; a fifth of them are of val. Returns the manifest."""
+    """Make collages and the manifest that lists their labels; a tenth each of val and test. Returns the manifest."""
     manifest = out / "labels.csv"
     if manifest.exists():
         return manifest
     rng = np.random.default_rng(seed)
     rows: list[tuple[str, str, str]] = []
-    for split, many in (("train", count - count // 5), ("val", count // 5)):
-        photos = sorted(path for path in (data / split).glob("*/*") if path.is_file())
+    train, held = (sorted(path for path in (data / name).glob("*/*") if path.is_file()) for name in ("train", "val"))
+    sources = {"train": train, "val": held[::2], "test": held[1::2]}
+    for split, photos in sources.items():
+        many = count - 2 * (count // 10) if split == "train" else count // 10
         (out / split).mkdir(parents=True, exist_ok=True)
         for number in range(many):
             chosen = rng.choice(len(photos), int(rng.integers(2, 5)), replace=False)
@@ -94,10 +98,23 @@ def against_scikit(manifest: Path, weights: str, size: int, store: Path) -> str:
     )
 
 
-def told(values: dict[str, Any], key: str) -> str:
-    """A figure with its interval."""
-    low, high = values[f"{key}_ci"]
-    return f"{values[key]:.3f} ({low:.3f} to {high:.3f})"
+def row(title: str, run: Path, manifest: Path) -> str:
+    """A row of the table: figures of a run on val and test, by scikit-learn from what the model predicts."""
+    with manifest.open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    model = json.loads((run / "model.json").read_text(encoding="utf-8"))
+    names, chosen = model["classes"], np.array(model["calibration"]["thresholds"])
+    cells = []
+    for split in ("val", "test"):
+        mine = [one for one in listed if one["split"] == split]
+        truth = np.array([[name in one["labels"].split("|") for name in names] for one in mine])
+        records = tk.load(run).predict([str(manifest.parent / one["path"]) for one in mine])
+        probs = np.array([record.probs for record in records])
+        scores = [f1_score(truth, probs >= limits, average="macro", zero_division=0) for limits in (0.5, chosen)]
+        exact = [(truth == (probs >= limits)).all(axis=1).mean() for limits in (0.5, chosen)]
+        cells += [f"{average_precision_score(truth, probs):.3f}", *(f"{score:.3f}" for score in scores),
+                  *(f"{share:.1%}" for share in exact)]  # fmt: skip
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def compare() -> None:
@@ -113,26 +130,19 @@ def compare() -> None:
     options = parser.parse_args()
     manifest = collages(options.data, options.out / "pictures", options.pictures)
     common = ["finetune", "--data", str(manifest), "--backbone", "resnet18", "--weights", options.weights,
-              "--store", str(options.out / "store")]  # fmt: skip
+              "--probe-views", "0", "--store", str(options.out / "store")]  # fmt: skip
     jobs = {f"probe at {size} px": ["--phases", "probe", "--image-size", str(size)]
             for size in {options.image_size: 0, options.tune_size: 0}}  # fmt: skip
     jobs[f"probe-finetune at {options.tune_size} px"] = [
         "--phases", "probe-finetune", "--epochs", str(options.epochs), "--augment", "light", "--image-size",
         str(options.tune_size),
     ]  # fmt: skip
+    ways = [f"{split}: {what}" for split in ("val", "test")
+            for what in ("mAP", "macro F1 at 0.5", "at thresholds", "all right at 0.5", "at thresholds")]  # fmt: skip
+    print(f"{machine()}\n\n| | {' | '.join(ways)} |\n|{'---|' * (1 + len(ways))}")
     for title, words in jobs.items():
         metrics = run([*common, *words], options.out / title.replace(" ", "-"))
-        values = metrics["val"]
-        print(
-            f"{title:<26}val mAP {told(values, 'map')}, macro F1 {told(values, 'f1_macro')}, exact "
-            f"{values['subset_acc']:.3f}, {metrics['time_s']:.0f} s",
-            flush=True,
-        )
-        figures = json.loads(
-            (options.out / title.replace(" ", "-") / "model.json").read_text(encoding="utf-8")
-        )["calibration"]["figures"]  # fmt: skip
-        print(f"{'':<26}macro F1 at 0.5 {figures['f1_before']:.3f}, at thresholds per label {figures['f1_after']:.3f} "
-              "(thresholds and figure on the same pictures)", flush=True)  # fmt: skip
+        print(row(f"{title}, {metrics['time_s']:.0f} s", options.out / title.replace(" ", "-"), manifest), flush=True)
     print(against_scikit(manifest, options.weights, options.image_size, options.out / "store"))
 
 

@@ -14,6 +14,7 @@ from transferkit.cli.main import main
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import load_model
 from transferkit.results.predict.predictor import load
+from transferkit.results.report.report import write_report
 from transferkit.training import unlike
 
 
@@ -64,6 +65,28 @@ def test_it_is_of_the_final_weights(data, run):
     assert shares == pytest.approx(np.arange(12) / 12, abs=0.09)  # its own quantiles, but for rounding
 
 
+def test_the_page_says_what_the_model_keeps(run):
+    page = write_report([run.path], out=run.path / "page.html").read_text(encoding="utf-8")
+    assert "features of 24 training pictures" in page and "the 12 val pictures is nearer" in page
+
+
+@pytest.mark.parametrize(("held", "said"), [(12, "of 24 training pictures are kept"), (4, "there are 4 val pictures")])
+def test_plan_says_it(data, tmp_path, capsys, held, said):
+    rows = [f"data/{split}/{name}/{number}.png,{name},{split}"
+            for split, count in (("train", 12), ("val", held // 2)) for name in ("coarse", "fine")
+            for number in range(count)]  # fmt: skip
+    manifest = tmp_path / "data.csv"
+    manifest.write_text("\n".join(("path,label,split", *rows)), encoding="utf-8")
+    words = ["plan", "--data", manifest, "--root", data, "--backbone", "transferkit/mini", "--weights", "bundled",
+             "--image-size", "32", "--phases", "probe", "--precision", "32", "--workers", "0"]  # fmt: skip
+    assert (
+        main([*map(str, words), "--accelerator", "cpu", "--store", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    )
+    assert said in " ".join(capsys.readouterr().out.split())
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))
+    assert plan["unlike_training"]["pictures"] == (24 if held == 12 else 0)
+
+
 def test_evaluate_tells_pictures_of_no_class(data, run, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["evaluate", str(run.path), str(data / "data"), "--out", str(out), "--unlike", str(data / "other")]
@@ -78,6 +101,8 @@ def test_evaluate_tells_pictures_of_no_class(data, run, tmp_path, capsys):
     assert values["told"]["distance"]["auroc"] == pytest.approx(roc_auc_score(truth, known + other), abs=1e-9)
     sure = [[-record.probability for record in predictor.predict(part)] for part in paths]
     assert values["told"]["probability"]["auroc"] == pytest.approx(roc_auc_score(truth, [*sure[0], *sure[1]]), abs=1e-6)
+    page = write_report([out]).read_text(encoding="utf-8")
+    assert "Of the val pictures" in page and "8 pictures of" in page and "As a whole the folder" in page
     assert metrics["unlike"]["n"] == 8
     assert values["p"] > 0.5 and values["compared"] == [12, 12]  # they are the val pictures
     assert "AUROC" in said and "does not differ from the run's val pictures" in said

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from export_runs import draw_pictures
+from export_runs import draw_pictures, run_example
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import ledoit_wolf
 from torch import nn
@@ -234,3 +234,6 @@ def test_exported_files_say_it(run, pictures, expected, tmp_path, format, flags,
     images = normalise(shown, predictor.info.preprocessing).contiguous().numpy()
     (shares,) = session.run(["unlike_training"], {"images": images})
     assert shares.tolist() == pytest.approx(expected, abs=1e-4)
+    rows = run_example(tmp_path / "model_example.py", pictures["asked"])
+    assert {len(row) for row in rows} == {4}
+    assert [float(row[3]) for row in rows] == pytest.approx(expected, abs=5e-3)

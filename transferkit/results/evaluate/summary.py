@@ -12,6 +12,7 @@ from rich.console import Console
 from transferkit.core.text import listing
 from transferkit.data.scan.records import SPLITS
 from transferkit.models.task import task_named
+from transferkit.results.report.unlike import beyond_text, told_texts, whole_text
 from transferkit.runs.files import RunFiles
 from transferkit.runs.summary import figures_text, headline_text, print_lines
 from transferkit.show.progress import output_console
@@ -57,11 +58,6 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
     print_lines(console, lines)
 
 
-DIFFERS = 0.05
-
-WORDS = {"distance": "distance from the training pictures", "probability": "largest probability"}
-
-
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
@@ -74,22 +70,10 @@ def _against(files: RunFiles, values: Mapping[str, Any], mark: str) -> list[tupl
 
 def _unlike(values: Mapping[str, Any], others: Mapping[str, Any] | None, mark: str) -> list[tuple[str, str]]:
     """Return how far the pictures are from the training pictures, and how well others are told from them."""
-    whole = ""
-    if "p" in values:
-        verdict = "differs" if values["p"] < DIFFERS else "does not differ"
-        whole = (f"; as a whole the folder {verdict} from the run's val pictures: MMD² {values['mmd2']:.4f}, "
-                 f"p {values['p']:.3f} ({values['compared'][0]} with {values['compared'][1]} pictures)")  # fmt: skip
-    lines = [("unlike", f"{mark}{values['beyond_95']:.1%} are further from the training pictures than 95% of the run's "
-                        f"val pictures{whole}")]  # fmt: skip
-    if others is not None and "told" in values:
-        lines += [
-            ("" if number else "no class", f"{mark}{others['n']:,} pictures of {others['data']} by the {name}: AUROC "
-             f"{told['auroc']:.3f}, {told['fpr95']:.1%} pass where 95% of the known do")
-            for number, (name, told) in enumerate(
-                (WORDS[key], told) for key, told in values["told"].items()
-            )
-        ]  # fmt: skip
-    return lines
+    whole = whole_text(values)
+    lines = [("unlike", f"{mark}{beyond_text(values)}{'' if whole is None else f'; {whole}'}")]
+    told = told_texts(values, others)
+    return lines + [("" if number else "no class", f"{mark}{text}") for number, text in enumerate(told)]
 
 
 # ---- what must be known about them ------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
 from transferkit.models.module import TransferModule
+from transferkit.models.unlike.distance import LEAST
+from transferkit.models.unlike.statistics import MOST
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.curves import rates_chart
 from transferkit.runs.directory import run_stem
@@ -66,6 +68,7 @@ def write_preview(
         measured = forecast(training)
     values["batch_size"] = training.data.batch_size
     values["lr_found"] = "at the start of the run, by a range test" if config.lr == AUTO else None
+    values["unlike_training"] = _unlike(training)
     _predict(values, training, measured, norms)
     directory = plan_directory(config, out)
     with storage_errors("create", directory):
@@ -122,6 +125,7 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
         console.print(f"rgn      {norms}", soft_wrap=True)
         console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True)
     console.print(f"batch    {values['batch_size']} pictures, {values['steps_per_epoch']:,} steps per epoch")
+    console.print(f"unlike   {values['unlike_training']['kept']}", soft_wrap=True)
     console.print(f"time     about {duration(values['time_s'])}, evaluation included")
     console.print(f"plan     {directory / 'plan.json'}", soft_wrap=True)
     if trained:
@@ -166,6 +170,21 @@ def _gradient_norms(training: Training[Options]) -> dict[str, Any]:
     return {"norms": norms, "proposed": list(propose_groups(norms, module.group_names()))}
 
 
+def _unlike(training: Training[Options]) -> dict[str, Any]:
+    """Return of how many training pictures statistics will be taken, and what the model keeps of them, in words."""
+    index = training.data.index
+    train, val = len(index.split("train")), len(index.split("val"))
+    if val < LEAST:
+        kept = f"nothing of the training pictures is kept: there are {val} val pictures, and {LEAST} are needed"
+        return {"pictures": 0, "kept": kept}
+    count = min(MOST, train)
+    kept = (
+        f"means and covariance of the features of {count:,} training pictures are kept: `unlike_training` of predict "
+        f"is the share of the {val:,} val pictures that are nearer to them"
+    )
+    return {"pictures": count, "kept": kept}
+
+
 def _predict(values: dict[str, Any], training: Training[Options], measured: Forecast, norms: list[int]) -> None:
     """Add to each phase what it will take, and what its LRs are."""
     plan, size, accumulate = training.plan, training.data.batch_size, training.config.accumulate
@@ -189,5 +208,5 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
             "lr_course": {name: [course[0][name], max(lrs[name] for lrs in course), course[-1][name]]
                           for name in phase["groups"]} if course else {},
         }  # fmt: skip
-    final = measured.evaluation_s * (counts["val"] + counts["test"]) / size
+    final = measured.evaluation_s * (counts["val"] + counts["test"] + values["unlike_training"]["pictures"]) / size
     values["time_s"] = sum(phase["time_s"] for phase in values["phases"]) + final
