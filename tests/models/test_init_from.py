@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from transferkit.core.errors import TransferkitWarning
-from transferkit.models.artifact import load_model, load_weights_from, save_model
+from transferkit.models.artifact import load_model, save_model
+from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 
 

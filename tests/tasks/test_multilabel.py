@@ -20,15 +20,22 @@ from torch.nn import functional
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
-from transferkit.data.index.labels import LabelReader, LabelTargets
+from transferkit.data.index.labels import LabelReader, LabelTargets, _other_separator
 from transferkit.data.index.targets import inferred_task
 from transferkit.models.answers.multilabel import LabelHeads, LabelObjective
-from transferkit.models.calibration.labels import LabelCalibration, best_threshold, fit_label_calibration
+from transferkit.models.calibration.labels import (
+    NEVER,
+    LabelCalibration,
+    best_threshold,
+    fit_label_calibration,
+    precise_threshold,
+)
 from transferkit.models.figures.labels import average_precisions, label_metrics
 from transferkit.models.parts import Answered, LossOptions, Request
 from transferkit.options.data import DataOptions
 from transferkit.results.evaluate.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput
+from transferkit.results.report.labels import _count, _few
 
 READER = LabelReader()
 
@@ -366,3 +373,53 @@ def test_two_models_are_compared_by_the_labels_that_both_have():
     alien = Answered(first.predictions, first.targets, TargetSpec(tuple("vwxyz")))
     with pytest.raises(ConfigError, match="no label in common"):
         LabelDetails().compare(first, alien, names=("ours", "theirs"), seed=0)
+
+
+def test_the_threshold_of_a_precision_is_the_lowest_that_reaches_it():  # fault 155
+    rng = np.random.default_rng(4)
+    probs = rng.random(200).round(2)  # with ties
+    truth = (rng.random(200) < probs).astype(float)
+    for rate in (0.6, 0.8, 0.95):
+        limit = precise_threshold(probs, truth, precision=rate)
+        reached = [at for at in np.unique(probs) if (given := probs >= at).sum() >= max(10, 1 / (1 - rate))
+                   and truth[given].mean() >= rate]  # fmt: skip
+        assert limit == NEVER if not reached else (probs >= limit).sum() == (probs >= min(reached)).sum()
+    assert precise_threshold(probs, np.zeros(200), precision=0.5) == NEVER
+    assert precise_threshold(probs[:9], np.ones(9), precision=0.5) == NEVER  # too few to vouch for it
+    with pytest.raises(ConfigError, match="precision is 1"):
+        precise_threshold(probs, truth, precision=1.0)
+    logits = torch.from_numpy(rng.normal(size=(60, 2)).astype(np.float32))
+    targets = torch.stack([(logits[:, 0] > 0).float(), (torch.rand(60) < 0.5).float()], dim=1)
+    fitted, _ = fit_label_calibration(logits, targets, precision=0.9)
+    assert fitted.thresholds[1] == NEVER > fitted.thresholds[0]
+    assert LabelCalibration.from_dict(fitted.to_dict()) == fitted
+
+
+def test_the_interval_of_many_rare_labels_holds_its_figure():
+    rng = np.random.default_rng(5)
+    truth = (rng.random((60, 40)) < 0.05).astype(np.float32)
+    values = label_metrics(rng.random((60, 40)).astype(np.float32), truth, [f"n{at}" for at in range(40)])
+    low, high = values["map_ci"]
+    assert low < values["map"] < high  # a picture drawn twice lies next to itself: plain percentiles lie above
+    assert all(0 <= bound <= 1 for row in values["per_label"].values() if row["ap_ci"] for bound in row["ap_ci"])
+
+
+def test_a_page_of_very_many_labels_stays_readable():  # fault 156
+    names = [f"n{at}" for at in range(300)]
+    assert _few(names[:8]) == names[:8] and _few(names) == [*names[:8], "292 more"]
+    assert (_count(0.123), _count(3.21), _count(210.7), _count(1234.5)) == ("0.12", "3.2", "211", "1,234")
+
+
+def test_a_label_that_holds_the_mark_of_lists_is_refused(tmp_path):  # fault 157
+    path = manifest(tmp_path, "0.bmp,a|b;c,train", "1.bmp,c,train")
+    message, _ = refused(path, "layout", reader=READER, task="multilabel", label_separator=";")
+    assert "expected labels without '|' in them" in message and "line 2" in message
+    with pytest.raises(ConfigError, match="labels without '|'"):
+        READER.columns_of(DataOptions(data="-", targets=["a|b", "c"]))
+
+
+def test_another_separator_is_seen(tmp_path):  # fault 157
+    rows = [f"{at}.bmp,{text},train" for at, text in enumerate(("a;b", "a", "b;c", "c;a", "b", "c"))]
+    found = read(manifest(tmp_path, *rows)).findings
+    assert any("--label-separator ';'" in finding.message for finding in found)
+    assert _other_separator({"a-b", "b;c", "R&B"}) is None and _other_separator({"a/b", "b/a", "a"}) == "/"

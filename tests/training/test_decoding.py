@@ -16,7 +16,8 @@ from transferkit.cli.main import main
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.index.index import index_images
-from transferkit.models.artifact import load_model, load_weights_from, read_info
+from transferkit.models.artifact import load_model, read_info
+from transferkit.models.initial import load_weights_from
 from transferkit.options.data import DataOptions
 from transferkit.results.explain.pictures import enlarged, thumbnail
 from transferkit.runs.files import RunFiles

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +18,11 @@ from torch import nn
 
 from transferkit import __version__
 from transferkit.core.documents import parse_json
-from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, gather
+from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.files import atomic_write, sha256_of_file, user_path, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
-from transferkit.core.text import first_line, listing, shown
+from transferkit.core.text import first_line, shown
 from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.backbones.timm_import import timm
@@ -34,10 +32,8 @@ from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.unlike.distance import TrainingDistance
-from transferkit.models.weights.files import read_state_dict
-from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["ModelInfo", "load_model", "load_weights_from", "read_info", "save_info", "save_model", "versions"]
+__all__ = ["ModelInfo", "load_model", "product_of", "read_info", "save_info", "save_model", "versions"]
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
@@ -136,7 +132,7 @@ def save_model(
     """
     hparams = dict(module.hparams)
     tensors, places = {}, set()
-    for name, tensor in _product(module).state_dict().items():
+    for name, tensor in product_of(module).state_dict().items():
         tensors[name] = tensor.detach().cpu().contiguous()
         if tensors[name].data_ptr() in places:  # one tensor under two names: the file holds it twice
             tensors[name] = tensors[name].clone()
@@ -241,79 +237,10 @@ def load_model(
         except CheckpointError as error:
             raise CheckpointError(f"{folder / INFO}: {error}") from error
     try:
-        _product(module).load_state_dict(load_file(weights))
+        product_of(module).load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{weights}: does not fit {info.backbone} ({error}) - was {INFO} edited?") from error
     return module.eval(), info
-
-
-def load_weights_from(source: Path, module: TransferModule) -> None:
-    """Start a module from the weights of an earlier run: backbone and head.
-
-    Where the earlier run had other classes, or in another order, the rows of the head go by the classes' names; those
-    of new classes stay as they are.
-
-    Args:
-        source: A run directory, its `model.safetensors`, or one of its checkpoints.
-        module: Of the same backbone and head.
-
-    Raises:
-        BackboneError: A tensor is missing or has another shape; the module is unchanged then.
-
-    Warns:
-        TransferkitWarning: The classes are others.
-    """
-    path = source / WEIGHTS if source.is_dir() else source
-    read_state_dict(path)  # raises for everything that can be wrong with the file
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-        info = read_info(path.parent) if (path.parent / INFO).is_file() else None
-        names, theirs = (None, None) if info is None else (info.class_names, info.preprocessing)
-    else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state, names = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {}).get("class_names")
-        stored = checkpoint.get("transferkit_data_config")
-        theirs = None if stored is None else DataConfig.from_dict(stored)
-    if theirs is not None and theirs.decoding.key_values() != module.data_config.decoding.key_values():
-        before, here = (f"--ground {config.decoding.ground} --grey-bits {config.decoding.grey_bits}"
-                        for config in (theirs, module.data_config))  # fmt: skip
-        warnings.warn(
-            f"{source}: its pictures were decoded with {before}, and these with {here} - pass the same",
-            TransferkitWarning,
-            stacklevel=2,
-        )
-    product = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
-    if names and module.class_names and tuple(names) != module.class_names:
-        product = _by_class_name(product, module, tuple(names), str(source))
-    load_backbone_weights(_product(module), product, source=str(path))
-
-
-def _by_class_name(
-    product: dict[str, torch.Tensor], module: TransferModule, names: tuple[str, ...], source: str
-) -> dict[str, torch.Tensor]:
-    """Return the tensors of a product whose head has a row per class of the module, in its order."""
-    rows = {unicodedata.normalize("NFC", name): row for row, name in enumerate(names)}
-    pairs = [(at, rows.get(unicodedata.normalize("NFC", name))) for at, name in enumerate(module.class_names)]
-    fresh = [module.class_names[at] for at, row in pairs if row is None]
-    gone = sorted(set(range(len(names))) - {row for _, row in pairs})
-    if fresh or gone:
-        parts = [f"classes that start fresh: {listing(fresh)}"] if fresh else []
-        parts += [f"classes of it that are not here: {listing([names[row] for row in gone])}"] if gone else []
-        warnings.warn(
-            f"{source}: its head was taken over by the names of the classes; {'; '.join(parts)}",
-            TransferkitWarning,
-            stacklevel=3,
-        )
-    own, result = _product(module).state_dict(), dict(product)
-    for key, tensor in product.items():
-        mine = own.get(key)
-        per_class = key.startswith("head.") and mine is not None and tensor.ndim and len(tensor) == len(names)
-        if per_class and mine is not None and (len(mine), *tensor.shape[1:]) == (len(pairs), *mine.shape[1:]):
-            result[key] = mine.detach().clone()
-            for at, row in pairs:
-                if row is not None:
-                    result[key][at] = tensor[row]
-    return result
 
 
 def read_info(folder: Path) -> ModelInfo:
@@ -392,7 +319,7 @@ def _calibration(values: Mapping[str, Any], task: Task, *, path: Path) -> Fitted
     return Calibration() if temperature == 1.0 else Calibration(method="temperature", temperature=temperature)
 
 
-def _product(module: TransferModule) -> nn.ModuleDict:
+def product_of(module: TransferModule) -> nn.ModuleDict:
     """Backbone, head, and the distance from the training pictures: metrics are no part of the product."""
     parts = {"backbone": module.backbone, "head": module.head}
     return nn.ModuleDict(parts if module.unlike is None else {**parts, "unlike": module.unlike})

@@ -21,7 +21,6 @@ __all__ = [
     "Calibrator",
     "Details",
     "FittedCalibration",
-    "Heads",
     "LossOptions",
     "Objective",
     "Output",
@@ -51,16 +50,6 @@ class LossOptions:
     focal_gamma: float = 2.0
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
-
-
-class Heads(Protocol):
-    """What a head returns for a picture."""
-
-    def width(self, spec: TargetSpec) -> int:
-        """Return how many numbers that is."""
-
-    def problems(self, width: int) -> list[str]:
-        """Return what is wrong with so many, a sentence each."""
 
 
 class Objective(Protocol):
@@ -123,7 +112,7 @@ class Request:
     """What of a prediction is wanted.
 
     Attributes:
-        top_k: Most probable answers to name, at least 1.
+        top_k: Most probable classes to name, at least 1; ``None`` for the usual number of them.
         sets: Whether there is a column for prediction sets.
         whole: Whether the record holds the whole prediction, too: of classification every class's probability.
         abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
@@ -133,7 +122,7 @@ class Request:
             it always does.
     """
 
-    top_k: int = 3
+    top_k: int | None = None
     sets: bool = False
     whole: bool = True
     coverage: float | None = None
@@ -305,6 +294,13 @@ class Calibrator(Protocol):
 
         Raises:
             ConfigError: There is no such method.
+        """
+
+    def at_precision(self, rate: float) -> Any:
+        """Return the calibrator whose labels are right at a rate on held-out pictures, ``None`` where there are none.
+
+        Args:
+            rate: In (0, 1).
         """
 
     def read(self, values: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The solver of a task: rows of features and targets go in, a head that is fitted at once comes out."""
+"""The head of a task: what it returns; and its solver: rows of features and targets go in, a fitted head comes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Array", "HeadState", "LabelledRows", "ProbeOptions", "Progress", "Solution", "Solver"]
+from transferkit.core.targets import TargetSpec
+
+__all__ = ["Array", "HeadState", "Heads", "LabelledRows", "ProbeOptions", "Progress", "Solution", "Solver"]
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -98,6 +100,31 @@ class HeadState:
     name: str
     arguments: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+
+
+class Heads(Protocol):
+    """What a head returns for a picture."""
+
+    def width(self, spec: TargetSpec) -> int:
+        """Return how many numbers that is."""
+
+    def problems(self, width: int) -> list[str]:
+        """Return what is wrong with so many, a sentence each."""
+
+    def row(
+        self, values: Tensor, *, bias: bool, theirs: tuple[TargetSpec, int], ours: tuple[TargetSpec, int]
+    ) -> Tensor:
+        """Return a row of the last layer of another model as one of this model computes the same answer with.
+
+        Args:
+            values: ``(D,)`` weights of an output, or its bias, a scalar.
+            bias: Whether it is the bias.
+            theirs: What the other model's answers mean, and which of its outputs it is.
+            ours: Likewise, here.
+        """
+
+    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+        """Return rows ``(C, ...)`` of a last layer: those `kept` are of `taken`, the others of `solved`."""
 
 
 class Solution(Protocol):

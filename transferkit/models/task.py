@@ -16,8 +16,8 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader, task_name
-from transferkit.models.parts import Calibrator, Details, FittedCalibration, Heads, Objective, Output, Scores
-from transferkit.models.solver import Solver
+from transferkit.models.parts import Calibrator, Details, FittedCalibration, Objective, Output, Scores
+from transferkit.models.solver import Heads, Solver
 from transferkit.options.data import DataOptions
 
 __all__ = [
@@ -80,6 +80,14 @@ class Task:
         if value is None:
             raise ConfigError(f"{verb} has no {part} for {self.name} - {_INSTEAD[part]}")
         return value
+
+    def calibration_problem(self, method: str) -> str | None:
+        """Return that there is no such way to calibrate, for a message; ``None`` where there is one."""
+        methods = () if self.calibrator is None else self.calibrator.methods
+        known = (*dict.fromkeys((AUTO, *methods)), "none")
+        if method in known:
+            return None
+        return f"the calibration of {self.name} cannot be {method!r}, expected one of {', '.join(known)}"
 
     def values(
         self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0

@@ -83,13 +83,13 @@ class PredictConfig(RunOptions):
     out: str | None = option(None, "file to write, .csv or .jsonl; default: CSV on standard output")
     overwrite: bool = option(False, "replace the file in --out")
     format: Literal["auto", "csv", "jsonl"] = option("auto", "auto follows the name of --out")
-    top_k: int = option(3, "most probable classes to tell", at_least(1))
+    top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 3", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")
     abstain: float | None = option(
         None, "give a label only where the calibrated model can, at this rate, in (0, 1)", RATE
     )
-    abstain_by: Literal["sets", "thresholds"] = option(
-        "sets", "sets: the conformal set of that coverage holds one class; thresholds: its precision per class"
+    abstain_by: Literal["sets", "thresholds"] | None = option(
+        None, "sets (default): the conformal set of that coverage holds one class; thresholds: its precision per class"
     )
     coverage: float | None = option(
         None, "of numbers: share of the true ones that intervals shall hold, in (0, 1); default: 0.9", RATE
@@ -107,6 +107,8 @@ class PredictConfig(RunOptions):
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
         yield from _tta_problems(self.tta)
+        if self.abstain_by is not None and self.abstain is None:
+            yield f"--abstain-by {self.abstain_by} says how --abstain decides - pass --abstain, such as 0.95, too"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +121,16 @@ class CalibrateConfig(RunOptions):
         "auto", "one number for all logits (auto) or a scale and a shift per class; intervals of numbers: conformal "
         "(auto); none takes calibration off",
     )  # fmt: skip
+    label_precision: float | None = option(
+        None, "of several labels: precision that each threshold shall reach, in (0, 1); default: the largest F1", RATE
+    )
     seed: int = option(0, "seed of the folds", SEED)
     quiet: bool = option(False, "no progress bar, no summary")
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        if self.method == "none" and self.label_precision is not None:
+            yield "--label-precision chooses thresholds, and --method none takes them off - leave one of them out"
         if not self.data and self.method != "none":
             yield NO_DATA
 
@@ -193,7 +200,7 @@ class ServeConfig(RunOptions):
     max_upload_mb: float = option(16.0, "largest picture taken, in megabytes", POSITIVE)
     max_requests: int = option(64, "requests under way at once; more are told to come back (503)", at_least(1))
     wait_ms: float = option(5.0, "how long a batch waits for more requests, in milliseconds", WAIT)
-    top_k: int = option(5, "most probable classes to tell", at_least(1))
+    top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 5", at_least(1))
     neighbours: int = option(3, "nearest training pictures to show; 0 for none", at_least(0))
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     quiet: bool = option(False, "no line per request")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,16 @@ from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, read_images
 from transferkit.data.index.checks import unreadable_pictures
-from transferkit.data.index.targets import Targets
+from transferkit.data.index.targets import TargetReader, Targets
+from transferkit.data.scan.columns import Columns
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
+from transferkit.options.data import DataOptions
+from transferkit.runs.files import RunFiles
 from transferkit.runs.seen import run_splits
 
-__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "trained_pictures"]
+__all__ = ["Labelled", "LabelledPicture", "labelled_pictures", "refuse_unreadable", "run_columns", "trained_pictures"]
 
 ALL = "all"
 
@@ -78,6 +81,7 @@ def labelled_pictures(
     split: str = "auto",
     skip_bad: bool = False,
     check_classes: bool = False,
+    columns: Columns | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Labelled:
     """List and hash the pictures of a labelled folder or manifest whose classes a model knows, by name.
@@ -91,6 +95,7 @@ def labelled_pictures(
         split: ``"train"``, ``"val"`` or ``"test"``; ``"auto"`` for every split but train, each on its own; ``"all"``
             for all of them together.
         skip_bad: Leave files out that cannot be read, instead of refusing them all in one message.
+        columns: Of a manifest, see `run_columns`; those of `targets` when ``None``.
         check_classes: Refuse data whose classes are not exactly those of the model.
         progress: Called with the number of files read and their total.
 
@@ -98,7 +103,7 @@ def labelled_pictures(
         DataError: There is no such data or split, files cannot be read, or no picture is left.
         ExportError: The classes are not those of the model, with `check_classes`.
     """
-    scan = scan_data(data, targets.columns)
+    scan = scan_data(data, columns or targets.columns)
     problems = [problem for problem in scan.problems if problem.kind != Kind.NO_TRAIN]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
@@ -174,6 +179,24 @@ def _missing(labels: Sequence[str], targets: Targets) -> list[str]:
     """Return the names of the model that none of these labels holds."""
     counts = dict(zip(targets.stratum_names, targets.counts(labels), strict=True))
     return [name for name in targets.spec.names if not counts.get(name, 1)]
+
+
+def run_columns(run: Path, reader: TargetReader, targets: Targets) -> Columns:
+    """Return where the answers stand in a manifest for a run: where they stood in its own, or where they usually do.
+
+    Args:
+        run: Its directory; where it keeps no options, nothing is known of its own.
+        reader: Of its task.
+        targets: What labels mean to its model.
+    """
+    usual, config = targets.columns, RunFiles(run, lenient=True).config
+    said = {name: config[name] for name in ("targets", "label_column", "label_separator") if config.get(name)}
+    own = reader.columns_of(DataOptions(data="-", **said))
+
+    def text(names: Sequence[str], cells: Sequence[str]) -> str:
+        return (own if tuple(names) in own.choices else usual).text(names, cells)
+
+    return replace(usual, choices=tuple(dict.fromkeys((*own.choices, *usual.choices))), text=text)
 
 
 def _check_classes(data: str, scan: Scan, targets: Targets) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
+from transferkit.core.text import listing
 from transferkit.data.batches.datamodule import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.artifact import save_model
@@ -27,10 +28,10 @@ from transferkit.runs.curves import history_charts
 from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.files import RunFiles, followed_figures
 from transferkit.runs.measure import Row, measure_splits, outputs_of_split, write_predictions
-from transferkit.runs.summary import print_summary
+from transferkit.runs.summary import print_lines, print_summary
 from transferkit.runs.write import environment, write_config, write_data, write_metrics, write_plan
 from transferkit.show.charts import save_charts
-from transferkit.show.progress import counting_bar
+from transferkit.show.progress import counting_bar, output_console
 from transferkit.training.batch_size import halved, with_batch_size
 from transferkit.training.checks.overfit import check_overfit
 from transferkit.training.craft.batchnorm import recalibrate_bn
@@ -194,13 +195,27 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     with counting_bar(training.console, "solving the probe") as progress:
         solved = solve_probe(
             module, training.data, FeatureStore(config.store), training.compute,
-            views=config.probe_views, seed=config.seed, progress=progress,
+            views=config.probe_views, seed=config.seed, kept=_kept(training), progress=progress,
         )  # fmt: skip
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
     solved = of_first(dataclasses.replace(solved, figures={**solved.figures, "computed": computed}))
     module.head.load_state_dict(solved.head)
     log.info("probe solved in %.1f s: val loss %s", solved.figures["time_s"], solved.figures["val_loss"])
     return solved
+
+
+def _kept(training: Training[FinetuneConfig]) -> tuple[str, ...]:
+    """Return the classes whose rows of the head stay those of the run to start from, and say which are solved."""
+    names = training.module.class_names
+    if training.config.probe == "solve" or not training.taken:
+        return ()
+    fresh = [name for name in names if name not in training.taken]
+    told = f"{listing(training.taken)} as in {training.config.init_from}"
+    told += f"; solved on these pictures: {listing(fresh)}" if fresh else "; --probe solve would fit it anew"
+    log.info("head: %s", told)
+    if not training.config.quiet and is_writer():
+        print_lines(output_console(), [("head", told)])
+    return training.taken
 
 
 def _tune(

@@ -23,8 +23,8 @@ from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.machine.precision import Machine, choose_training_precision
-from transferkit.models.artifact import load_weights_from
 from transferkit.models.backbones.registry import Backbone, create_backbone
+from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
@@ -59,6 +59,7 @@ class Training(Generic[Options]):
         phases: Resolved against the module's groups.
         machine: What it is computed with.
         console: Where progress is shown; ``None`` for nowhere.
+        taken: Classes, labels or targets whose rows of the head are those of the run to start from.
     """
 
     config: Options
@@ -67,6 +68,7 @@ class Training(Generic[Options]):
     phases: tuple[Phase, ...]
     machine: Machine
     console: Console | None = None
+    taken: tuple[str, ...] = ()
 
     @cached_property
     def plan(self) -> Plan:
@@ -149,8 +151,9 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
             console.print(trained)
     _require_val(config, data, phases)
     _warn_of_seen(config, data)
+    taken: tuple[str, ...] = ()
     if config.init_from is not None and fresh:
-        load_weights_from(Path(config.init_from), module)
+        taken = load_weights_from(Path(config.init_from), module)
     with waiting(console, "measuring bf16 against fp32"):
         choice = by_first(choose_training_precision)(
             config.precision, accelerator, module.backbone, module.data_config.image_size, data.batch_size
@@ -159,7 +162,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
-    return Training(config, data, module, phases, machine, console)
+    return Training(config, data, module, phases, machine, console, taken)
 
 
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
@@ -216,6 +219,13 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             progress=progress,
         )
         pictures = len(data.index.split("train"))
+    if config.sampler == "balanced" and len(data.index.targets.stratum_names) < 2:
+        raise ConfigError(f"--sampler balanced draws classes or labels alike, and {task.name} has none - leave it out")
+    mixing = config.mixup or config.cutmix  # what refuses to mix these answers does it now
+    if mixing and task.targets.mixer(data.index.targets.spec, config.mixup, config.cutmix) is None:
+        raise ConfigError(
+            f"--mixup and --cutmix mix answers, and those of {task.name} cannot be mixed - leave them out"
+        )
     if pictures < 2:
         raise DataError(f"{config.data}: {pictures} training picture(s), expected at least 2 - lower --val-split")
     return data

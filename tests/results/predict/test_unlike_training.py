@@ -207,7 +207,7 @@ def test_edited_facts_are_an_error(run, tmp_path):
 
 
 def test_a_new_run_starts_from_the_backbone_and_head_alone(run):
-    from transferkit.models.artifact import load_weights_from
+    from transferkit.models.initial import load_weights_from
 
     module = make_module()
     load_weights_from(run, module)

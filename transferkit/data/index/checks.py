@@ -173,7 +173,8 @@ def odd_labels(labels: Sequence[str]) -> list[Finding]:
         if lists:
             message = (
                 f"the labels look like lists of labels ({listing(lists, limit=3)}), and each list is taken for a class "
-                "of its own: give every picture one label, or a manifest for each label with yes and no"
+                f"of its own: for several labels per picture pass --task multilabel --label-separator {mark!r} "
+                "--label-column label"
             )
             findings.append(Finding(Kind.NOTE, message, tuple(lists)))
     return findings

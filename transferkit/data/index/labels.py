@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -16,7 +17,7 @@ from transferkit.core.errors import DataError, did_you_mean
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.index.targets import LABELS, Targets
+from transferkit.data.index.targets import LABELS, Targets, refuse_columns
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import JOINT, Columns, label_columns, split_labels
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
@@ -37,6 +38,7 @@ class LabelReader:
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column of lists, or the columns of 0 and 1 that the options name."""
+        refuse_columns(options, "columns of 0 and 1", targets=True, lists=not options.targets)
         lists = () if options.targets else (options.label_column or LABELS,)
         columns = label_columns(lists, options.target_names, options.label_separator)
         return replace(columns, path=options.path_column, root=options.root)
@@ -68,6 +70,8 @@ class LabelReader:
                 "train or remove the labels"
             )
             problems.append(Finding(Kind.UNTRAINED, message, tuple(elsewhere)))
+        if (mark := _other_separator(set(trained))) is not None:
+            problems = [replace(one, message=f"{one.message}; or pass --label-separator {mark!r}") for one in problems]
         empty = sorted(known - set(trained) - set(elsewhere))
         if trained and empty and not options.allow_empty_classes:
             message = (
@@ -78,22 +82,29 @@ class LabelReader:
         return problems
 
     def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
-        """Return labels that few or all training pictures have, that cannot be validated, and pictures without any."""
+        """Return labels that few, all or no training pictures have, that val lacks, and pictures without any."""
         names = targets.spec.names
         counts = {split: Counter(label for record in records if record.split == split
                                  for label in split_labels(record.label)) for split in ("train", "val")}  # fmt: skip
         sizes = Counter(record.split for record in records)
         few = [f"{name} ({counts['train'][name]})" for name in names if 0 < counts["train"][name] < FEW]
         always = [name for name in names if counts["train"][name] == sizes["train"]]
-        absent = [name for name in names if not counts["val"][name]] if sizes["val"] else []
+        never = [name for name in names if not counts["train"][name]]
+        absent = [name for name in names if counts["train"][name] and not counts["val"][name]] if sizes["val"] else []
         bare = sum(not split_labels(record.label) for record in records)
         findings = []
+        if (mark := _other_separator(set(names))) is not None:
+            message = f"labels look like lists of labels: if they are, pass --label-separator {mark!r}"
+            findings.append(Finding(Kind.NOTE, message))
         if few:
             message = f"labels of fewer than {FEW} training pictures: {listing(few, quote=False)}"
             findings.append(Finding(Kind.THIN, message, tuple(few)))
         if always:
             message = f"labels that all training pictures have, so nothing can be learnt of them: {listing(always)}"
             findings.append(Finding(Kind.THIN, message, tuple(always)))
+        if never:
+            message = f"labels that no training picture has, so nothing can be learnt of them: {listing(never)}"
+            findings.append(Finding(Kind.EMPTY, message, tuple(never)))
         if absent:
             message = f"labels without a val picture, whose val figures are therefore n/a: {listing(absent)}"
             findings.append(Finding(Kind.THIN, message, tuple(absent)))
@@ -106,6 +117,16 @@ class LabelReader:
         from transferkit.data.batches.mixing import Mixer  # torchvision, which `check` does without
 
         return Mixer(len(spec.names), mixup, cutmix)
+
+
+def _other_separator(labels: AbstractSet[str]) -> str | None:
+    """Return the mark that lists of labels seem to be separated by, where those are taken for labels."""
+    for mark in ";,/&+":
+        lists = [label for label in labels if mark in label]
+        parts = {part.strip() for label in labels for part in label.split(mark)}
+        if len(lists) > 1 and len(parts) < len(labels):
+            return mark
+    return None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.index.targets import TARGET, Targets
+from transferkit.data.index.targets import TARGET, Targets, refuse_columns
 from transferkit.data.scan.columns import JOINT, Columns, number, number_columns
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
@@ -33,6 +33,7 @@ class NumberReader:
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the columns that the options name, else ``target``."""
+        refuse_columns(options, "numbers", targets=True, lists=False)
         columns = number_columns([options.target_names or (options.label_column or TARGET,)])
         return replace(columns, path=options.path_column, root=options.root)
 

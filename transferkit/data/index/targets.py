@@ -12,18 +12,18 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import DataError, did_you_mean
+from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.files import user_path
 from transferkit.core.records import Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
 from transferkit.data.scan.class_names import order_classes
-from transferkit.data.scan.columns import CLASS_COLUMN, Columns, number
+from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
 from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, read_table
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
-__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task", "task_name"]
+__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task", "refuse_columns", "task_name"]
 
 LABEL, LABELS, TARGET = "label", "labels", "target"
 """Columns of a class, of a list of labels, of a number, where the options name none."""
@@ -56,6 +56,27 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
 def task_name(options: DataOptions) -> str:
     """Return the name of the task that options give, or that their data set shows. Raises as `inferred_task`."""
     return inferred_task(options)[0] if options.task == "auto" else options.task
+
+
+def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: bool) -> None:
+    """Refuse options that say where answers of another kind stand: none is left out in silence.
+
+    Args:
+        options: The options.
+        answers: What these are, in words.
+        targets: Whether they stand in the columns that ``targets`` names.
+        lists: Whether a cell lists several.
+
+    Raises:
+        ConfigError: An option would mean nothing.
+    """
+    problems = []
+    if options.targets and not targets:
+        problems.append(f"--targets names columns of 0 and 1 or of numbers, and the answers are {answers}")
+    if options.label_separator != JOINT and not lists:
+        problems.append(f"--label-separator stands between the labels of one cell, and the answers are {answers}")
+    if problems:
+        raise ConfigError(f"{gather(problems)} - leave it out, or say what they are by --task")
 
 
 class Targets(Protocol):
@@ -133,6 +154,7 @@ class ClassReader:
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``label``, or what the options name."""
+        refuse_columns(options, "one class per picture", targets=False, lists=False)
         return Columns(((options.label_column or LABEL,),), path=options.path_column, root=options.root)
 
     def of(self, spec: TargetSpec) -> ClassTargets:

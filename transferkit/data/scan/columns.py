@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from transferkit.core.errors import ConfigError
 from transferkit.core.records import Finding
+from transferkit.core.text import listing
 from transferkit.data.scan.class_names import class_name_problems
 
 __all__ = ["CLASS_COLUMN", "JOINT", "Columns", "label_columns", "number", "number_columns", "split_labels"]
@@ -69,7 +71,10 @@ def label_columns(lists: Sequence[str], flags: Sequence[str], separator: str) ->
 
     def text(names: Sequence[str], cells: Sequence[str]) -> str:
         if set(names) != set(flags):
-            return JOINT.join(split_labels(cells[0], separator))
+            labels = split_labels(cells[0], separator)
+            if any(JOINT in label for label in labels):
+                raise ValueError(f"{cells[0]!r} in {names[0]!r}, expected labels without {JOINT!r} in them")
+            return JOINT.join(labels)
         for name, cell in zip(names, cells, strict=True):
             if cell.strip().lower() not in _YES | _NO:
                 raise ValueError(f"{cell!r} in {name!r}, expected 0 or 1")
@@ -79,6 +84,8 @@ def label_columns(lists: Sequence[str], flags: Sequence[str], separator: str) ->
     def problems(texts: Iterable[str]) -> list[Finding]:
         return class_name_problems({label for one in texts for label in split_labels(one)})
 
+    if any(JOINT in flag for flag in flags):
+        raise ConfigError(f"--targets names {listing(flags)}, expected labels without {JOINT!r} - rename the columns")
     choices = (*((name,) for name in lists), *([tuple(flags)] if flags else []))
     return Columns(choices, text, optional=True, name_problems=problems)
 

@@ -50,6 +50,19 @@ class ClassHeads:
         """Return what is wrong with so many classes."""
         return [] if width >= 2 else [f"num_classes is {width}, expected at least 2"]
 
+    def row(
+        self, values: Tensor, *, bias: bool, theirs: tuple[TargetSpec, int], ours: tuple[TargetSpec, int]
+    ) -> Tensor:
+        """Return the row as it is."""
+        return values
+
+    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+        """Return rows of both. What is added to all logits alike says nothing, so it is made equal first."""
+        at = list(kept)
+        rows = solved + (taken[at] - solved[at]).mean(dim=0)
+        rows[at] = taken[at]
+        return rows
+
 
 @dataclass(frozen=True)
 class ClassObjective:
@@ -159,6 +172,9 @@ class ClassCalibrator:
     """Temperature or vector scaling of logits."""
 
     methods: tuple[str, ...] = ("temperature", "vector")
+
+    def at_precision(self, rate: float) -> None:
+        """Return nothing: classes have a precision by `Calibration.class_thresholds`."""
 
     def read(self, values: Mapping[str, Any]) -> Calibration:
         """Return the calibration of which `values` are the `to_dict`. Raises `CheckpointError`."""

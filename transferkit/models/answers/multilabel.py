@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import (
     METHODS,
+    NEVER,
     LabelCalibration,
     cannot_calibrate_labels,
     fit_label_calibration,
@@ -47,6 +48,18 @@ class LabelHeads:
     def problems(self, width: int) -> list[str]:
         """Return what is wrong with so many labels."""
         return [] if width >= 1 else [f"there are {width} labels, expected at least 1"]
+
+    def row(
+        self, values: Tensor, *, bias: bool, theirs: tuple[TargetSpec, int], ours: tuple[TargetSpec, int]
+    ) -> Tensor:
+        """Return the row as it is."""
+        return values
+
+    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+        """Return rows of both."""
+        rows = solved.clone()
+        rows[list(kept)] = taken[list(kept)]
+        return rows
 
 
 class LabelLoss(nn.Module):
@@ -212,9 +225,18 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class LabelCalibrator:
-    """Temperature or vector scaling of logits, and thresholds."""
+    """Temperature or vector scaling of logits, and thresholds.
+
+    Attributes:
+        precision: That thresholds reach on held-out pictures, in (0, 1); ``None``: they have the largest F1.
+    """
 
     methods: tuple[str, ...] = METHODS
+    precision: float | None = None
+
+    def at_precision(self, rate: float) -> LabelCalibrator:
+        """Return the calibrator whose thresholds reach this precision."""
+        return replace(self, precision=rate)
 
     def read(self, values: Mapping[str, Any]) -> LabelCalibration:
         """Return the calibration of which `values` are the `to_dict`. Raises `CheckpointError`."""
@@ -224,7 +246,9 @@ class LabelCalibrator:
         self, outputs: Tensor, targets: Tensor, *, method: str, seed: int
     ) -> tuple[LabelCalibration | Calibration, Tensor]:
         """Return the calibration, and cross-fitted probabilities, see `fit_label_calibration`."""
-        fitted, predictions = fit_label_calibration(outputs, targets, method=method, seed=seed)
+        fitted, predictions = fit_label_calibration(
+            outputs, targets, method=method, seed=seed, precision=self.precision
+        )
         return fitted or Calibration(), predictions
 
     def apply(self, calibration: FittedCalibration, outputs: Tensor) -> Tensor:
@@ -246,7 +270,15 @@ class LabelCalibrator:
         lines = [("method", method)]
         lines += [(name, f"{figures[f'{key}_before']:.4f} before, {figures[f'{key}_after']:.4f} after")
                   for name, key in (("NLL", "loss"), ("F1", "f1"))]  # fmt: skip
-        lines.append(("limits", f"{min(calibration.thresholds):.2f} to {max(calibration.thresholds):.2f}, by label"))
+        limits = [limit for limit in calibration.thresholds if limit != NEVER]
+        spread = f"{min(limits):.2f} to {max(limits):.2f}, by label" if limits else "none: no label is given"
+        lines.append(("limits", spread))
+        never = len(calibration.thresholds) - len(limits)
+        if calibration.precision is not None:
+            told = f"{calibration.precision:.1%} wanted of each label"
+            lines.append(
+                ("precision", f"{told}; {never:,} labels cannot reach it and are never given" if never else told)
+            )
         given = (predictions >= torch.tensor(calibration.thresholds)).sum(dim=1)
         rows: list[tuple[str, ...]] = []
         for count in range(int(given.max()) + 1):

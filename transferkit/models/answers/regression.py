@@ -82,6 +82,22 @@ class NumberHeads:
         """Return what is wrong with so many targets."""
         return [] if width >= 1 else [f"there are {width} targets, expected at least 1"]
 
+    def row(
+        self, values: Tensor, *, bias: bool, theirs: tuple[TargetSpec, int], ours: tuple[TargetSpec, int]
+    ) -> Tensor:
+        """Return the row in the deviations of this model's training pictures."""
+        (their_mean, their_scale), (mean, scale) = (
+            (units.mean[at], units.scale[at]) if units.mean else (0.0, 1.0)
+            for units, at in ((Units.of(spec), at) for spec, at in (theirs, ours))
+        )
+        return (values * their_scale + (their_mean - mean if bias else 0.0)) / scale
+
+    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+        """Return rows of both."""
+        rows = solved.clone()
+        rows[list(kept)] = taken[list(kept)]
+        return rows
+
 
 class NumberLoss(nn.Module):
     """A loss of outputs ``(B, T) float32``, in deviations, and targets ``(B, T) float32`` in their own units.
@@ -232,6 +248,9 @@ class NumberCalibrator:
 
     methods: tuple[str, ...] = METHODS
     units: Units = field(default_factory=Units)
+
+    def at_precision(self, rate: float) -> None:
+        """Return nothing: numbers are not right or wrong."""
 
     def read(self, values: Mapping[str, Any]) -> NumberCalibration:
         """Return the calibration of which `values` are the `to_dict`. Raises `CheckpointError`."""

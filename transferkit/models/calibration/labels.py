@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,16 +16,28 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
+from transferkit.models.calibration.conformal import least_pictures
 from transferkit.models.calibration.scaling import stratified_folds
 from transferkit.models.figures.labels import THRESHOLD
 
-__all__ = ["METHODS", "LabelCalibration", "best_threshold", "cannot_calibrate_labels", "fit_label_calibration"]
+__all__ = [
+    "METHODS",
+    "NEVER",
+    "LabelCalibration",
+    "best_threshold",
+    "cannot_calibrate_labels",
+    "fit_label_calibration",
+    "precise_threshold",
+]
 
 METHODS: Final = ("temperature", "vector")
 MIN_PICTURES: Final = 10
 MIN_POSITIVES: Final = 5
 """Pictures with a label, and without, below which its own scale and threshold are not fitted."""
 FOLDS: Final = 5
+
+NEVER: Final = 2.0
+"""The threshold of a label that no picture is given: no probability reaches it."""
 
 Array = npt.NDArray[Any]
 
@@ -37,11 +50,12 @@ class LabelCalibration:
         method: ``"temperature"``: one number for all logits. ``"vector"``: a scale and a bias per label (Platt 1999).
         scale: ``(C,)`` factors of the logits, above 0.
         bias: ``(C,)`` numbers added to them.
-        thresholds: ``(C,)``, probabilities from which on a picture is given a label.
+        thresholds: ``(C,)``, probabilities from which on a picture is given a label; `NEVER` for none.
         fitted_on: The pictures it was fitted on, in words.
         folds: Of the cross-fitting.
         figures: ``n, loss_before, loss_after, f1_before, f1_after``; those after are of cross-fitted probabilities, and
             F1 is the mean over labels, at 0.5 and at the thresholds.
+        precision: That every threshold reaches on held-out pictures, in (0, 1); ``None``: it has the largest F1.
     """
 
     method: str
@@ -53,6 +67,7 @@ class LabelCalibration:
     figures: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     covers: bool = False
+    precision: float | None = None
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -84,6 +99,7 @@ class LabelCalibration:
             "fitted_on": self.fitted_on,
             "folds": self.folds,
             "figures": dict(self.figures),
+            **({} if self.precision is None else {"precision": self.precision}),
         }
 
     @classmethod
@@ -98,6 +114,7 @@ class LabelCalibration:
             fitted = cls(
                 str(values["method"]), scale, bias, thresholds, values["fitted_on"], int(values["folds"]),
                 {str(name): float(value) for name, value in values["figures"].items()}, float(values["temperature"]),
+                precision=None if values.get("precision") is None else float(values["precision"]),
             )  # fmt: skip
             if fitted.method not in METHODS or not len(scale) == len(bias) == len(thresholds):
                 raise ValueError(f"{len(scale)} scales, {len(bias)} biases, {len(thresholds)} thresholds")
@@ -111,7 +128,13 @@ class LabelCalibration:
 
 
 def fit_label_calibration(
-    logits: Tensor, targets: Tensor, *, method: str = "auto", seed: int = 0, fitted_on: str = "val"
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    method: str = "auto",
+    seed: int = 0,
+    fitted_on: str = "val",
+    precision: float | None = None,
 ) -> tuple[LabelCalibration | None, Tensor]:
     """Fit a calibration on held-out pictures, and return probabilities of each one that do not rest on it.
 
@@ -126,6 +149,8 @@ def fit_label_calibration(
         method: One of `METHODS`; ``"auto"`` for the first.
         seed: Of the folds.
         fitted_on: The pictures, in words.
+        precision: That every label shall have on held-out pictures, in (0, 1), see `precise_threshold`; ``None`` for
+            the largest F1.
 
     Returns:
         The calibration, fitted on all pictures, and probabilities ``(N, C) float32``: of each picture by a calibration
@@ -150,7 +175,8 @@ def fit_label_calibration(
         held = places == fold
         scale, bias = _fit(x[~held], y[~held], method)
         after[held] = 1 / (1 + np.exp(-(x[held] * scale + bias)))
-    thresholds = tuple(best_threshold(after[:, at], y[:, at]) for at in range(x.shape[1]))
+    chosen = best_threshold if precision is None else partial(precise_threshold, precision=precision)
+    thresholds = tuple(chosen(after[:, at], y[:, at]) for at in range(x.shape[1]))
     scale, bias = _fit(x, y, method)
     plain, limits = before.double().numpy(), np.array(thresholds)
     figures = {
@@ -159,6 +185,7 @@ def fit_label_calibration(
     }  # fmt: skip
     fitted = LabelCalibration(
         method, tuple(scale.tolist()), tuple(bias.tolist()), thresholds, fitted_on, len(np.unique(places)), figures,
+        precision=precision,
     )  # fmt: skip
     if method == "temperature":
         fitted = replace(fitted, temperature=1 / float(scale[0]))
@@ -195,6 +222,35 @@ def best_threshold(probs: Array, truth: Array) -> float:
     f1 = 2 * right / (positives + given)
     f1[:-1][ranked[1:] == ranked[:-1]] = -1.0  # equal probabilities cannot be parted
     at = int(f1.argmax())
+    below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
+    return float((ranked[at] + below) / 2)
+
+
+def precise_threshold(probs: Array, truth: Array, *, precision: float) -> float:
+    """Return the smallest probability from which on a label is right at a rate on held-out pictures.
+
+    So many have to stand behind it as behind a threshold of a class, see `least_pictures`.
+
+    Args:
+        probs: ``(N,)``.
+        truth: ``(N,)``, ones and zeros.
+        precision: The rate, in (0, 1).
+
+    Returns:
+        It, midway between the probabilities that it parts; `NEVER` where no probability reaches the rate.
+
+    Raises:
+        ConfigError: `precision` is not in (0, 1).
+    """
+    least = least_pictures(precision)
+    order = np.argsort(-probs, kind="stable")
+    ranked, right = probs[order], np.cumsum(truth[order])
+    given = np.arange(1, len(probs) + 1)
+    good = (right >= precision * given - 1e-9) & (given >= least)
+    good[:-1] &= ranked[1:] != ranked[:-1]  # equal probabilities cannot be parted
+    if not good.any():
+        return NEVER
+    at = int(np.flatnonzero(good)[-1])
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
     return float((ranked[at] + below) / 2)
 

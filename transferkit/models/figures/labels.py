@@ -122,7 +122,10 @@ def label_metrics(
     values = statistics(np.ones(count))
     resamples = int(np.clip(WORK / (8 * probs.size), LEAST, RESAMPLES))
     with np.errstate(invalid="ignore"):
-        intervals = bootstrap_intervals(statistics, count, resamples=resamples, seed=seed)
+        intervals = bootstrap_intervals(statistics, count, resamples=resamples, seed=seed, centres=values)
+    loss = intervals[keys.index("loss")]
+    intervals = [(low, high) for low, high in np.clip(intervals, 0.0, 1.0).tolist()]  # moved beyond what shares can be
+    intervals[keys.index("loss")] = loss
     result: dict[str, Any] = {"n": count}
     for key, value, interval in zip(keys, values, intervals, strict=False):
         result[key], result[f"{key}_ci"] = _known(value), _bounds(interval)

@@ -283,6 +283,11 @@ def _sight(
     except TransferkitError as error:
         left_out.append(f"{NEEDS_NETWORK}: {error}")
         return None
+    if sight.y is None and config.fix_labels != "keep":
+        raise ConfigError(
+            f"--fix-labels {config.fix_labels} is for one class per picture, no other answers are doubted - leave it "
+            "out"
+        )
     if sight.y is None:
         left_out.append("likely wrong labels and mirrored classes: pictures have not one class each")
     elif sight.probe is None:

@@ -15,18 +15,19 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from transferkit.core.errors import DataError, TransferkitWarning
+from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import Decoding, SkippedFile
 from transferkit.core.text import listing, visible
-from transferkit.data.index.targets import Targets
+from transferkit.data.scan.columns import Columns
 from transferkit.data.scan.scan import scan_data
 from transferkit.models.artifact import load_model, read_info, save_info
 from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.calibration.labels import NEVER
 from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_columns
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console
@@ -74,12 +75,22 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     task = predictor.module.task
     task.require("calibrator", "calibrate")
     assert task.calibrator is not None
-    split = _split(config, predictor.info.targets)
+    if problem := task.calibration_problem(config.method):
+        raise ConfigError(f"{problem} - pass another --method")
+    calibrator = task.calibrator
+    if config.label_precision is not None:
+        calibrator = calibrator.at_precision(config.label_precision)
+    if calibrator is None:
+        raise ConfigError(f"--label-precision is for several labels per picture, not for {task.name} - leave it out")
+    columns = run_columns(run, task.targets, predictor.info.targets)
+    split = _split(config, columns)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
-        labelled = labelled_pictures(config.data, predictor.info.targets, split=split, skip_bad=True, progress=progress)
+        labelled = labelled_pictures(
+            config.data, predictor.info.targets, split=split, skip_bad=True, columns=columns, progress=progress
+        )
     pictures, left_out = _unseen(run, labelled, config, predictor.info.preprocessing.decoding)
     outputs, targets, bad = _ask(predictor, pictures, config)
-    reason = task.calibrator.problem(outputs, targets)
+    reason = calibrator.problem(outputs, targets)
     if reason is not None:
         rest = f" (left out: {', '.join(left_out)})" if left_out else ""
         raise DataError(f"{config.data}: {reason}{rest} - name other pictures; {UNCHANGED}")
@@ -91,7 +102,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
             stacklevel=2,
         )
     source = config.data if split == "all" else f"{config.data} ({split})"
-    fitted, predictions = task.calibrator.fit(outputs, targets, method=config.method, seed=config.seed)
+    fitted, predictions = calibrator.fit(outputs, targets, method=config.method, seed=config.seed)
     calibration: FittedCalibration = dataclasses.replace(fitted, fitted_on=source)
     before, after = (calibration.figures.get(f"loss_{when}") for when in ("before", "after"))
     if before is not None and after is not None and after >= before:
@@ -102,9 +113,18 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
             TransferkitWarning,
             stacklevel=2,
         )
+    limits = calibration.facts.get("thresholds", ())
+    never = [name for name, limit in zip(predictor.class_names, limits, strict=False) if limit == NEVER]
+    if never:
+        warnings.warn(
+            f"labels that reach no precision of {config.label_precision:g} on these pictures, and are never given: "
+            f"{listing(never)} - ask for less, or calibrate on more pictures",
+            TransferkitWarning,
+            stacklevel=2,
+        )
     save_info(run, read_info(run).calibrated(calibration))  # with its own limit of pixels
     if not config.quiet:
-        summary = task.calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
+        summary = calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
         _print(config, predictor, calibration, len(targets), summary, left_out)
     return calibration
 
@@ -112,11 +132,11 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
 # ---- pictures ---------------------------------------------------------------------------------------------------
 
 
-def _split(config: CalibrateConfig, targets: Targets) -> str:
+def _split(config: CalibrateConfig, columns: Columns) -> str:
     """Return the split to take: ``"val"`` where there is one, else everything."""
     if config.split != "auto":
         return config.split
-    scan = scan_data(config.data, targets.columns)
+    scan = scan_data(config.data, columns)
     return "val" if any(file.split == "val" for file in scan.files) else "all"
 
 

@@ -29,7 +29,7 @@ from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_sta
 from transferkit.results.predict.predictor import load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable
+from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_columns
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.write import environment, write_config, write_metrics
@@ -78,7 +78,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         everything = labelled_pictures(
             config.data, targets, split=config.split, skip_bad=config.skip_bad, check_classes=config.check_classes,
-            progress=progress,
+            columns=run_columns(run, task.targets, targets), progress=progress,
         )  # fmt: skip
     labelled, origin = _unseen(everything, config, predictor.info.preprocessing.decoding)
 

@@ -175,12 +175,14 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # it is Python
     )
+    output = task_named(info.task).output
     return environment.get_template("onnx_example.py.j2").render(
         file=json.dumps(file),
         example=json.dumps(example),
         inside=inside,
         squash=info.preprocessing.crop_mode == "squash",
-        names_one=task_named(info.task).output.names_one,
+        names_one=output.names_one,
+        labels=output.labels,
     )
 
 

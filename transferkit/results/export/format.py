@@ -103,7 +103,9 @@ def export_facts(config: ExportConfig, info: ModelInfo) -> dict[str, str]:
     """
     values = info.calibration.to_dict()
     calibration = {key: values[key] for key in ("method", "temperature", "scale", "bias") if key in values}
+    thresholds = info.calibration.facts.get("thresholds")  # of several labels per picture
     return {
+        **({} if thresholds is None else {"thresholds": json.dumps(thresholds)}),
         "classes": json.dumps(list(info.class_names), ensure_ascii=False),
         "preprocessing": json.dumps({**info.preprocessing.to_dict(), "decode_side": info.preprocessing.decode_side}),
         "temperature": repr(info.calibration.temperature),

@@ -84,7 +84,9 @@ class LabelOutput:
         return merged
 
     def problem(self, spec: TargetSpec, request: Request) -> str | None:
-        """Return that labels have no intervals, and that a model does not abstain from them."""
+        """Return that labels have no intervals or ranks, and that a model does not abstain from them."""
+        if request.top_k is not None:
+            return "--top-k is for one class per picture, and of labels every probability is told - leave it out"
         if request.coverage is not None:
             return "--coverage is of the intervals of numbers, and this model gives labels - leave it out"
         if request.abstention is not None:

@@ -86,7 +86,9 @@ class NumberOutput:
         return merged
 
     def problem(self, spec: TargetSpec, request: Request) -> str | None:
-        """Return that numbers abstain from nothing, or that there are too few held-out errors for a coverage."""
+        """Return that numbers have no ranks, abstain from nothing, or have too few held-out errors for a coverage."""
+        if request.top_k is not None:
+            return "--top-k is for one class per picture, and of numbers there is one value each - leave it out"
         if request.abstention is not None:
             return "--abstain is for one class per picture; how sure a number is, its interval says - pass --coverage"
         if request.coverage is None:

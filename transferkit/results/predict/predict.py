@@ -62,7 +62,7 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
             config.run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
         )
         if config.check_classes:
-            on_first(_check_classes, config.paths, predictor.class_names)
+            on_first(_check_classes, config.paths, predictor)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
         with counting_bar(console, "predicting") as progress:
@@ -140,7 +140,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         tta=config.tta,
         top_k=config.top_k,
         abstain=config.abstain,
-        abstain_by=config.abstain_by,
+        abstain_by=config.abstain_by or "sets",
         coverage=config.coverage,
         unknown=config.unknown,
         batch_size=config.batch_size,
@@ -185,8 +185,13 @@ def _conclude(config: PredictConfig, counts: _Counts) -> None:
         )
 
 
-def _check_classes(paths: Sequence[str], class_names: Sequence[str]) -> None:
+def _check_classes(paths: Sequence[str], predictor: Predictor) -> None:
     """Compare the class folders of every folder with the model's classes."""
+    class_names, task = predictor.class_names, predictor.module.task
+    if not task.output.names_one:
+        raise ConfigError(
+            f"--check-classes compares folders with classes, and a model of {task.name} has none - leave it out"
+        )
     folders = [path for path in paths if path != STDIN and Path(path).is_dir()]
     if not folders:
         raise ConfigError("--check-classes needs a folder of class folders, found none among the paths - leave it out")
@@ -208,7 +213,7 @@ def _lines(records: Iterable[Record], config: PredictConfig, predictor: Predicto
     if _format(config) == "jsonl":
         yield from (json_row(output, record) for record in records)
         return
-    sets = config.abstain is not None and config.abstain_by == "sets"
+    sets = config.abstain is not None and config.abstain_by != "thresholds"
     request = Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None)
     header = csv_header(output, spec, request)
     for record in records:

@@ -219,7 +219,7 @@ class Predictor:
         images: Iterable[Source] | Source,
         *,
         tta: str | int = "none",
-        top_k: int = 3,
+        top_k: int | None = None,
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
         coverage: float | None = None,
@@ -233,7 +233,7 @@ class Predictor:
         Args:
             images: Pictures as for `outputs`, or one alone.
             tta: Test-time views, whose calibrated probabilities are averaged.
-            top_k: Most probable classes in `top`.
+            top_k: Most probable classes in `top`; 3 when ``None``.
             abstain: Rate in (0, 1); gives no label where the model cannot at that rate. ``None``: a label for each.
             abstain_by: ``"sets"``: label where the conformal prediction set of coverage `abstain` holds one class.
                 ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
@@ -272,7 +272,7 @@ class Predictor:
         images: Iterable[Source],
         *,
         tta: str | int = "none",
-        top_k: int = 3,
+        top_k: int | None = None,
         abstain: float | None = None,
         abstain_by: AbstainBy = "sets",
         coverage: float | None = None,
@@ -283,7 +283,7 @@ class Predictor:
         whole: bool = True,
     ) -> Iterator[Prediction]:
         """Yield what `predict` returns, lazily; without `probs` unless `whole`. Raises likewise."""
-        if top_k < 1:
+        if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
         if coverage is not None and not 0 < coverage < 1:
             raise ConfigError(f"coverage is {coverage}, expected a share in (0, 1)")

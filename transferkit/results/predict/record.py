@@ -20,6 +20,9 @@ __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "un
 
 Array = npt.NDArray[np.float32]
 
+USUAL_TOP = 3
+"""Most probable classes that a record names, unless told otherwise."""
+
 _TIE = 1e-6
 """Probabilities nearer than this are equal."""
 
@@ -90,7 +93,7 @@ class ClassOutput:
     def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Prediction:
         """Return the prediction of a picture, of its probabilities ``(C,)``."""
         order = np.argsort(-prediction, kind="stable")
-        top = tuple((spec.names[index], float(prediction[index])) for index in order[: request.top_k])
+        top = tuple((spec.names[index], float(prediction[index])) for index in order[: request.top_k or USUAL_TOP])
         sure, classes = (True, ()) if request.abstention is None else request.abstention(prediction, order)
         label, probability = top[0]
         return Prediction(
@@ -108,7 +111,7 @@ class ClassOutput:
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return ``label,probability[,label_2,probability_2,...][,set]``."""
-        places = range(2, min(request.top_k, len(spec.names)) + 1)
+        places = range(2, min(request.top_k or USUAL_TOP, len(spec.names)) + 1)
         more = [name for rank in places for name in (f"label_{rank}", f"probability_{rank}")]
         return ["label", "probability", *more, *(["set"] if request.sets else [])]
 
@@ -120,7 +123,7 @@ class ClassOutput:
         """
         cells: list[object] = [record.label]
         cells.append(None if record.probability is None else f"{record.probability:.6f}")
-        for place in range(1, min(request.top_k, len(spec.names))):
+        for place in range(1, min(request.top_k or USUAL_TOP, len(spec.names))):
             name, share = record.top[place] if place < len(record.top) else (None, None)
             cells += [name, None if share is None else f"{share:.6f}"]
         return [*cells, *(["|".join(record.classes)] if request.sets else [])]

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from transferkit.data.scan.columns import split_labels
+from transferkit.models.calibration.labels import NEVER
 from transferkit.results.explain.pictures import mistake_pictures
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, macros
@@ -19,6 +20,8 @@ __all__ = ["label_chart", "label_comparison", "label_sections"]
 
 TEMPLATE = "labels.html.j2"
 MISTAKES = 12
+NAMED = 8
+"""Labels that are named under a mistake; of more it is said how many there are."""
 CHARTED = 16
 """Labels that the chart has room for; of more, those with the lowest average precision."""
 LONGEST = 20
@@ -89,11 +92,14 @@ def sentences_of_thresholds(files: RunFiles) -> list[str]:
     calibration = files.model.get("calibration") or {}
     if not calibration.get("thresholds"):
         return ["A label is given from a probability of 50 % on: no thresholds were chosen."]
-    sentences = [
-        "Each label has its own threshold: that of the largest F1 on "
-        f"{NOUNS.get(str(calibration.get('fitted_on')), calibration.get('fitted_on'))} pictures, where a label that is "
-        "hard to tell is best given often."
-    ]
+    pictures = f"{NOUNS.get(str(calibration.get('fitted_on')), calibration.get('fitted_on'))} pictures"
+    rate = number(calibration.get("precision"))
+    if rate is None:
+        chosen = f"that of the largest F1 on {pictures}, where a label that is hard to tell is best given often"
+    else:
+        share = shown(rate, "share")
+        chosen = f"the lowest with a precision of {share} on {pictures}; a label that does not reach it is never given"
+    sentences = [f"Each label has its own threshold: {chosen}."]
     figures = calibration.get("figures") or {}
     before, after = number(figures.get("f1_before")), number(figures.get("f1_after"))
     if before is not None and after is not None:
@@ -139,15 +145,26 @@ def _sentences(values: Mapping[str, Any], noun: str) -> list[str]:
         sentences.append(f"{round(exact * count):,} of {count:,} {noun} pictures were given exactly their labels.")
     labels = len(values.get("per_label") or {})
     if hamming is not None and labels:
-        sentences.append(f"A picture is wrong in {hamming * labels:.2g} of {labels} labels on average.")
+        sentences.append(f"A picture is wrong in {_count(hamming * labels)} of {labels:,} labels on average.")
     return sentences
+
+
+def _count(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _few(names: Sequence[str]) -> list[str]:
+    """Return the first of many names, and how many more there are."""
+    names = list(names)
+    return names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED:,} more"]
 
 
 def _rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, row in (values.get("per_label") or {}).items():
         figures = {key: number(row.get(key)) for key in ("ap", "precision", "recall", "f1", "threshold")}
-        rows.append({"name": str(name), "n": int(row.get("n") or 0), "ci": row.get("ap_ci"), **figures})
+        never, count = figures["threshold"] == NEVER, int(row.get("n") or 0)
+        rows.append({"name": str(name), "n": count, "ci": row.get("ap_ci"), "never": never, **figures})
     return rows
 
 
@@ -161,8 +178,10 @@ def _wrong(files: RunFiles, split: str | None) -> dict[str, Any] | None:
         has, given = split_labels(row["labels"]), split_labels(row["predicted"])
         extra = [name for name in given if name not in has]
         missed = [name for name in has if name not in given]
-        rows.append({"path": row["path"], "shown": files.shown_path(row["path"]), "has": has, "extra": extra,
-                     "missed": missed, "predicted": (extra or missed)[0] if extra or missed else ""})  # fmt: skip
+        rows.append({
+            "path": row["path"], "shown": files.shown_path(row["path"]), "has": _few(has), "extra": _few(extra),
+            "missed": _few(missed), "predicted": (extra or missed)[0] if extra or missed else "",
+        })  # fmt: skip
     return {"noun": NOUNS.get(split or "", ""), "n": len(inside), "wrong": len(wrong), "rows": rows}
 
 

@@ -34,11 +34,13 @@ from transferkit.results.serve.batching import Batcher
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 
-__all__ = ["Answer", "Answerer", "Guess", "NoUnknown", "NotCalibrated", "Similar", "TaskAnswer"]
+__all__ = ["Answer", "Answerer", "Guess", "NoRanks", "NoUnknown", "NotCalibrated", "Similar", "TaskAnswer"]
 
 Array = npt.NDArray[np.float32]
 Made = TypeVar("Made")
 
+SHOWN_CLASSES: Final = 5
+"""Most probable classes in an answer, unless told otherwise."""
 SHOWN_SIDE: Final = 448
 """Long side of the picture under a heat map, in pixels; what the network sees may be far smaller."""
 EXPLAINED_AT_ONCE: Final = 4
@@ -98,6 +100,10 @@ class TaskAnswer(BaseModel):
 
 class NotCalibrated(Exception):
     """A coverage for a model without held-out probabilities."""
+
+
+class NoRanks(Exception):
+    """A number of most probable classes for a model that does not name one class."""
 
 
 class NoUnknown(Exception):
@@ -170,7 +176,7 @@ class Answerer:
         self,
         data: bytes,
         *,
-        top_k: int,
+        top_k: int | None,
         coverage: float | None = None,
         unknown: float | None = None,
         explain: bool = False,
@@ -179,7 +185,7 @@ class Answerer:
 
         Args:
             data: A picture file.
-            top_k: Most probable classes in the answer.
+            top_k: Most probable classes in the answer; `SHOWN_CLASSES` when ``None``.
             coverage: Of the conformal set, in (0, 1), and ``None`` for no set; or of the intervals of numbers.
             unknown: Share of held-out pictures beyond which the label is ``"unknown"``, in (0, 1); ``None`` for never.
             explain: Whether to add the heat map and the nearest training pictures.
@@ -187,6 +193,7 @@ class Answerer:
         Raises:
             UnreadableImage: Not a picture that can be decoded.
             NotCalibrated: `coverage` for a model that was not calibrated, or not on enough pictures.
+            NoRanks: `top_k` for a model that does not name one class.
             NoUnknown: `unknown` for a model that cannot tell.
         """
         if coverage is not None and not self.calibrated:
@@ -196,6 +203,8 @@ class Answerer:
                 check_unknown(self.predictor.module, unknown)
             except ConfigError as error:
                 raise NoUnknown from error
+        if top_k is not None and not self.output.names_one:
+            raise NoRanks
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
         output = await self.logits.submit(view.pixels)
@@ -224,11 +233,12 @@ class Answerer:
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._model.shutdown(wait=True)
 
-    def _request(self, top_k: int, coverage: float | None) -> Request:
+    def _request(self, top_k: int | None, coverage: float | None) -> Request:
         """Return what is wanted: of classes a coverage is that of a set, by which the model abstains."""
         if self.output.names_one or coverage is None:
+            top_k = (top_k or SHOWN_CLASSES) if self.output.names_one else top_k
             return Request(top_k=top_k, abstention=None if coverage is None else self._abstention(coverage))
-        request = Request(top_k=top_k, coverage=coverage)
+        request = Request(coverage=coverage)
         if self.output.problem(self.predictor.info.target_spec, request) is not None:
             raise NotCalibrated
         return request

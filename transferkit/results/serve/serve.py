@@ -60,6 +60,8 @@ def serve(config: ServeConfig) -> None:
         predictor = load(
             config.run, accelerator=config.accelerator, precision=config.precision, max_pixels=config.max_pixels
         )
+        if config.top_k is not None and not predictor.module.task.output.names_one:
+            raise ConfigError("--top-k is for models of one class per picture, not this one - leave it out")
         neighbours = _neighbours(config, predictor) if config.neighbours else None
         answerer = Answerer(
             predictor,

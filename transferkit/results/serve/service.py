@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from transferkit import __version__
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.scan.formats import sniff_format
-from transferkit.results.serve.answering import Answer, Answerer, NotCalibrated, NoUnknown, TaskAnswer
+from transferkit.results.serve.answering import Answer, Answerer, NoRanks, NotCalibrated, NoUnknown, TaskAnswer
 from transferkit.results.serve.batching import BatcherClosed
 from transferkit.results.serve.guards import Guards, Limits
 
@@ -76,7 +76,7 @@ def build_app(
     *,
     limits: Limits,
     hosts: frozenset[str] | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Return the service, guarded.
@@ -85,7 +85,7 @@ def build_app(
         answerer: The model; closed with the service.
         limits: How much clients may ask.
         hosts: Names the server may be called by; ``None`` for any.
-        top_k: Most probable classes to tell, where a request does not say.
+        top_k: Most probable classes to tell, where a request does not say; 5 when ``None``.
         log: Called with a line for every request.
     """
 
@@ -115,7 +115,9 @@ def build_app(
     )
     async def predict(
         request: Request,
-        top_k: Annotated[int, Query(ge=1, description="most probable classes to tell")] = top_k,
+        top_k: Annotated[
+            int | None, Query(ge=1, description="of one class per picture: most probable ones to tell")
+        ] = top_k,
         coverage: Annotated[
             float | None,
             Query(gt=0.0, lt=1.0, description="of the conformal set, or of intervals of numbers; calibrated runs only"),
@@ -136,6 +138,8 @@ def build_app(
             raise HTTPException(
                 422, "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
             ) from None
+        except NoRanks:
+            raise HTTPException(422, "top_k is for models of one class per picture, not this one") from None
         except NoUnknown:
             raise HTTPException(422, "unknown is for models that know their training pictures, not this one") from None
         except UnreadableImage as error:

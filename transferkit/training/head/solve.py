@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.extract import make_compute
 from transferkit.features.extract.table import FeatureTable
+from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import HeadState, Solution, Solver
+from transferkit.models.solver import Array, HeadState, Solver
 from transferkit.models.task import Task
 from transferkit.training.head.features import SplitFeatures, training_rows
 
@@ -70,6 +71,7 @@ def solve_probe(
     *,
     views: int = 0,
     seed: int = 0,
+    kept: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> SolvedProbe:
     """Fit the head as `solve_head` does, with a store and device of the caller's.
@@ -81,6 +83,7 @@ def solve_probe(
         compute: What to compute them with.
         views: Augmented views of each training picture to fit on, besides the evaluation view.
         seed: Of the folds and the views.
+        kept: Classes, labels or targets whose rows of the head stay as they are.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
@@ -95,19 +98,31 @@ def solve_probe(
     train, val = features.table("train", views=views, progress=progress), features.table("val", progress=progress)
     if problems := solver.problems(train.y):
         raise DataError(f"the training split holds {gather(problems)}")
-    solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
-    head, objective = solution.head(), module.task.objective
+    choice: Mapping[str, Any] = {}
+    compute_outputs: Callable[[Array], Array]
+    if set(kept) < set(module.class_names) or not kept:
+        solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
+        head, choice, compute_outputs = solution.head(), solution.choice, solution.outputs
+        if head is None or head.name != "linear":
+            raise TypeError(f"the solver of {module.task.name} gives no linear head")
+        if kept:
+            joined = _joined(module, head, kept)
+            head, compute_outputs = joined.head(), joined.outputs
+        module.head.load_state_dict(head.tensors)
+    else:
+        compute_outputs = _joined(module, HeadState("linear", {}, module.head.state_dict()), kept).outputs
+    objective = module.task.objective
     running = objective.running
-    if head is None or head.name != "linear":
-        raise TypeError(f"the solver of {module.task.name} gives no linear head")
-    module.head.load_state_dict(head.tensors)
     solved = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
-    outputs = solution.outputs(train.X)
+    outputs = compute_outputs(train.X)
     figures = {
         "solver": solver.method,
-        **{key: value for key, value in solution.choice.items() if key != "curve"},
-        **_measured(module.task, solution, train, "train", running or ("loss",)),
-        **_measured(module.task, solution, val, "val", dict.fromkeys((*running, *objective.watched[:1], "loss"))),
+        **({"kept": list(kept)} if kept else {}),
+        **{key: value for key, value in choice.items() if key != "curve"},
+        **_measured(module.task, outputs, train, "train", running or ("loss",)),
+        **_measured(
+            module.task, compute_outputs(val.X), val, "val", dict.fromkeys((*running, *objective.watched[:1], "loss"))
+        ),
         "pictures": len(train) + len(val),
         "views": views,
         "computed": features.computed,
@@ -117,6 +132,17 @@ def solve_probe(
     }
     start = solver.start(HeadState("linear", {}, solved), train.X, outputs)
     return SolvedProbe(figures, solved, start.tensors)
+
+
+def _joined(module: TransferModule, solved: HeadState, kept: Sequence[str]) -> LinearSolution:
+    """Return a solution whose rows of these names are those that the head has, and the others as they were solved."""
+    places = [module.class_names.index(name) for name in kept]
+    taken = module.head.state_dict()
+    weight, bias = (
+        module.task.heads.joined(taken[name].double().cpu(), solved.tensors[name].double(), places).numpy()
+        for name in ("linear.weight", "linear.bias")
+    )
+    return LinearSolution(weight, bias)
 
 
 def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
@@ -131,10 +157,10 @@ def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
 
 
 def _measured(
-    task: Task, solution: Solution, table: FeatureTable, split: str, names: Iterable[str]
+    task: Task, outputs: Array, table: FeatureTable, split: str, names: Iterable[str]
 ) -> dict[str, float | None]:
-    """Return figures of a solution on a split, such as ``val_acc``; ``None`` where the split is empty."""
+    """Return figures of outputs ``(N, width)`` of a split, such as ``val_acc``; ``None`` where the split is empty."""
     if not len(table):
         return {f"{split}_{name}": None for name in names}
-    outputs, targets = torch.from_numpy(solution.outputs(table.X)), torch.from_numpy(table.y)
-    return {f"{split}_{name}": value for name, value in task.plain_figures(list(names), outputs, targets).items()}
+    values = task.plain_figures(list(names), torch.from_numpy(outputs), torch.from_numpy(table.y))
+    return {f"{split}_{name}": value for name, value in values.items()}

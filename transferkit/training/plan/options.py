@@ -23,6 +23,8 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
+USUAL_GAMMA = FinetuneConfig.focal_gamma
+
 PROBE_EPOCHS, PROBE_LR = 3, 1e-2
 """Of a probe that is trained, by default."""
 
@@ -123,8 +125,8 @@ def monitor_of(config: TrainingOptions) -> str:
 
 def _task_problems(config: TrainingOptions) -> list[str]:
     """Return which words are none of the task's: of the loss, of the figure that the best epoch is chosen by."""
-    objective = task_of(config).objective
-    problems = []
+    task = task_of(config)
+    objective, problems = task.objective, []
     for name, word, known in (
         ("loss", config.loss, objective.losses),
         ("monitor", config.monitor, [f"val_{figure}" for figure in objective.monitors]),
@@ -133,6 +135,12 @@ def _task_problems(config: TrainingOptions) -> list[str]:
             problems.append(
                 f"--{name} is {word!r}.{did_you_mean(word, known)} Expected one of {', '.join(known)}, or auto"
             )
+    if config.focal_gamma != USUAL_GAMMA and config.loss != "focal":
+        problems.append(f"--focal-gamma is of --loss focal, not {config.loss} - leave it out")
+    if config.label_smoothing and objective.smoothing is None:
+        problems.append(f"--label-smoothing is {config.label_smoothing}, but {task.name} has none - leave it out")
+    if isinstance(config, FinetuneConfig) and (problem := task.calibration_problem(config.calibrate)):
+        problems.append(problem)
     return problems
 
 
