@@ -32,6 +32,7 @@ from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.unlike.distance import TrainingDistance
+from transferkit.models.weights.loading import not_finite
 
 __all__ = ["ModelInfo", "load_model", "product_of", "read_info", "save_info", "save_model", "versions"]
 
@@ -237,9 +238,13 @@ def load_model(
         except CheckpointError as error:
             raise CheckpointError(f"{folder / INFO}: {error}") from error
     try:
-        product_of(module).load_state_dict(load_file(weights))
+        state, product = load_file(weights), product_of(module)
+        bad = not_finite(state, product)
+        product.load_state_dict(state)
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{weights}: does not fit {info.backbone} ({error}) - was {INFO} edited?") from error
+    if bad:
+        raise CheckpointError(f"{weights}: NaN or infinity in {listing(bad)} - its training diverged: train anew")
     return module.eval(), info
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from transferkit.core.errors import TransferkitWarning
+from transferkit.core.errors import BackboneError, TransferkitWarning
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
-from transferkit.core.text import listing
+from transferkit.core.text import first_line, listing
 from transferkit.models.artifact import INFO, WEIGHTS, product_of, read_info
 from transferkit.models.module import TransferModule
 from transferkit.models.weights.files import read_state_dict
@@ -50,11 +50,7 @@ def load_weights_from(source: Path, module: TransferModule) -> tuple[str, ...]:
         names, theirs = (None, None) if info is None else (info.class_names, info.preprocessing)
         facts: Mapping[str, Any] = {} if info is None else info.target_facts
     else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        settings = checkpoint.get("hyper_parameters", {})
-        state, names, facts = checkpoint["state_dict"], settings.get("class_names"), settings.get("target_facts") or {}
-        stored = checkpoint.get("transferkit_data_config")
-        theirs = None if stored is None else DataConfig.from_dict(stored)
+        state, names, facts, theirs = _of_checkpoint(path)
     if theirs is not None and theirs.decoding.key_values() != module.data_config.decoding.key_values():
         before, here = (f"--ground {config.decoding.ground} --grey-bits {config.decoding.grey_bits}"
                         for config in (theirs, module.data_config))  # fmt: skip
@@ -69,6 +65,27 @@ def load_weights_from(source: Path, module: TransferModule) -> tuple[str, ...]:
         product, taken = _by_class_name(product, module, TargetSpec(tuple(names), facts), str(source))
     load_backbone_weights(product_of(module), product, source=str(path))
     return taken
+
+
+def _of_checkpoint(
+    path: Path,
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...] | None, Mapping[str, Any], DataConfig | None]:
+    """Return the tensors of a checkpoint, its class names, their facts, and how pictures were prepared; or ``None``.
+
+    Raises:
+        BackboneError: They are of other types.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)  # read and verified by `read_state_dict` before
+    try:
+        state = {str(name): tensor for name, tensor in content["state_dict"].items() if torch.is_tensor(tensor)}
+        settings, stored = content.get("hyper_parameters", {}), content.get("transferkit_data_config")
+        names = None if settings.get("class_names") is None else tuple(str(name) for name in settings["class_names"])
+        return state, names, dict(settings.get("target_facts") or {}), stored and DataConfig.from_dict(stored)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"{path}: not a checkpoint that transferkit wrote ({first_line(error)}) - give a run directory, its "
+            "model.safetensors or one of its checkpoints; other weights go to --weights"
+        ) from error
 
 
 def _by_class_name(

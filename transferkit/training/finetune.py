@@ -39,7 +39,7 @@ from transferkit.training.craft.interpolation import choose_alpha, load_start
 from transferkit.training.craft.snapshots import measure_snapshots, weights_of
 from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
 from transferkit.training.loggers.run_loggers import RunLoggers
-from transferkit.training.loop.checkpoints import load_checkpoint, resume_point
+from transferkit.training.loop.checkpoints import foreign_checkpoint, load_checkpoint, resume_point
 from transferkit.training.loop.early_stop import BEFORE_TRAINING
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.recorder import RunRecorder
@@ -312,7 +312,11 @@ def _conclude(
 def _pick(training: Training[FinetuneConfig], recorder: RunRecorder) -> None:
     """Take the best epoch's weights; where no epoch was trained, the solved head is all there is."""
     if recorder.history.rows:
-        training.module.load_state_dict(load_checkpoint(recorder.checkpoints.best)["state_dict"])
+        state = load_checkpoint(recorder.checkpoints.best)["state_dict"]
+        try:
+            training.module.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:  # other names, shapes, or no tensors
+            raise foreign_checkpoint(recorder.checkpoints.best, error) from error
 
 
 def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:

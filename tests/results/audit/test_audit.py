@@ -130,6 +130,20 @@ def test_small_and_odd_data_sets(tmp_path, command):
     assert command("check", "--data", "two", "--quick", "--out", "o2")[0] == 0
 
 
+def test_pictures_of_one_colour_alone(tmp_path, command):  # fault 107
+    """None has a sketch to compare, all have features."""
+    for label in ("cat", "dog"):
+        (tmp_path / "flat" / label).mkdir(parents=True)
+        for number in range(6):
+            grey = 20 * number + (label == "dog")
+            Image.new("RGB", (48, 40), (grey, grey, 9)).save(tmp_path / "flat" / label / f"{number}.png")
+    words = ("--backbone", "test_resnet", "--weights", "random", "--image-size", 32, "--accelerator", "cpu")
+    status, out, err = command("check", "--data", "flat", *words, "--workers", 0, "--store", "store", "--out", "o")
+    assert status == 0, err
+    assert "12 pictures" in out
+    assert "one colour" in out
+
+
 def test_without_weights_the_rest_is_done(tmp_path, command):
     photos(tmp_path / "d")
     words = ("check", "--data", "d", "--weights", "nowhere.safetensors")

@@ -14,7 +14,7 @@ from transferkit.core.errors import BackboneError, TransferkitWarning
 from transferkit.core.text import listing
 from transferkit.models.weights.files import HEAD_NAMES, unwrapped_names
 
-__all__ = ["load_backbone_weights"]
+__all__ = ["load_backbone_weights", "not_finite"]
 
 _COUNTER = "num_batches_tracked"  # absent from files of old trainers; evaluation does not use it
 _SHOWN = 3  # names listed per kind of problem
@@ -66,15 +66,12 @@ def load_backbone_weights(
             f"weights {source!r} do not fit the backbone: {matched} of {len(required)} tensors matched; "
             f"{'; '.join(filter(None, shown))} - {_likely_cause(missing, mismatched, stored)}"
         )
-    buffers = {name for name, _ in module.named_buffers()}
     ready = {
         name: stored[key].detach().to(dtype=module_tensors[name].dtype)
         for name, key in zip(module_tensors, own, strict=True)
         if key in stored
     }
-    bad = [
-        name for name, value in ready.items() if not _finite(value, module_tensors[name] if name in buffers else None)
-    ]
+    bad = not_finite(ready, module)
     if bad:
         names = _listed("in", [repr(name) for name in bad[:_SHOWN]], len(bad))
         raise BackboneError(
@@ -129,6 +126,12 @@ def _mismatch(own: Tensor, stored: Tensor) -> str:
     if stored.is_floating_point() != own.is_floating_point() or stored.is_complex() != own.is_complex():
         return f"is {stored.dtype} in the file, {own.dtype} in the backbone"
     return ""
+
+
+def not_finite(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
+    """Return the names of the tensors for a module that hold NaN or infinity where its own buffers hold none."""
+    buffers = dict(module.named_buffers())
+    return [name for name, value in state.items() if not _finite(value, buffers.get(name))]
 
 
 def _finite(new: Tensor, current: Tensor | None) -> bool:

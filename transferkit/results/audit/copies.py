@@ -43,7 +43,7 @@ def families_of(
                 first.setdefault(key, read)
     if features:  # all or none: one that cannot be read again has no features
         first = {key: read for key, read in first.items() if read.path in features}
-    rows = _standardised(np.array([features[read.path] for read in first.values()])) if features else None
+    rows = _standardised(np.array([features[read.path] for read in first.values()])) if features and first else None
     keys = list(first)
     sketches = [read.sketch for read in first.values() if read.sketch is not None]
     near = [

@@ -21,7 +21,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from transferkit import __version__
 from transferkit.core.errors import CheckpointError, Interrupted, StorageError, TransferkitWarning, gather
 from transferkit.core.files import storage_errors, write_atomically
-from transferkit.core.text import first_line
+from transferkit.core.text import first_line, listing
 from transferkit.data.index.index import ImageIndex
 from transferkit.runs.files import RunFiles
 
@@ -29,6 +29,7 @@ __all__ = [
     "FORMAT",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "foreign_checkpoint",
     "load_checkpoint",
     "newest_checkpoint",
     "resume_point",
@@ -39,6 +40,8 @@ FORMAT = 1
 """Grows when an older transferkit can no longer read what a newer one writes."""
 
 KEY = "transferkit"
+
+REMEDY = "delete it, and resume from another or start anew"
 
 
 class Checkpoints:
@@ -131,7 +134,7 @@ def load_checkpoint(path: Any) -> dict[str, Any]:
         raise CheckpointError(f"{file}: no such checkpoint - start without --resume, or give the right --out")
     problem = verify_checkpoint(file)
     if problem:
-        raise CheckpointError(f"{file}: {problem} - delete it, and resume from another or start anew")
+        raise CheckpointError(f"{file}: {problem} - {REMEDY}")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -139,16 +142,29 @@ def load_checkpoint(path: Any) -> dict[str, Any]:
             f"{file}: holds objects other than tensors and plain data, refused ({first_line(error)}) - use a "
             "checkpoint that transferkit wrote"
         ) from error
+    except OSError:
+        raise
+    except Exception as error:  # of a whole archive with other records in it: nearly anything
+        raise CheckpointError(f"{file}: cannot be loaded ({first_line(error)}) - {REMEDY}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{file}: not a training checkpoint - expected one that transferkit wrote")
     if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
         raise CheckpointError(f"{file}: holds weights only, a resume needs the optimizer too - pass it to --init-from")
+    kinds = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict, KEY: dict}
     stamp = checkpoint.get(KEY, {})
+    odd = [name for name, kind in kinds.items() if not isinstance(checkpoint.get(name, kind()), kind)]
+    if odd or not isinstance(stamp.get("format", 0), int):
+        raise CheckpointError(f"{file}: {listing(odd or [KEY])} in it cannot be right - {REMEDY}")
     if stamp.get("format", 0) > FORMAT:
         raise CheckpointError(
             f"{file}: written by transferkit {stamp.get('version')}, newer than this one ({__version__}) - upgrade"
         )
     return checkpoint
+
+
+def foreign_checkpoint(path: str | Path, error: Exception) -> CheckpointError:
+    """Return the error of a whole checkpoint whose values are not those that a training of this run holds."""
+    return CheckpointError(f"{path}: is whole, but not of this training ({first_line(error)}) - {REMEDY}")
 
 
 def newest_checkpoint(directory: Path) -> tuple[Path, list[str]]:

@@ -45,6 +45,7 @@ class RunRecorder(Checkpoint):
         history: Rows and times.
         selection: The best epoch.
         checkpoints: The files.
+        training_began: Whether the state of an earlier process is back in place, if there was one.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class RunRecorder(Checkpoint):
         self._own = OwnState(module, own)
         self._solved_head: Mapping[str, Tensor] = {}
         self._random: dict[str, Any] | None = None
-        self._resumed = False
+        self._resumed = self.training_began = False
         self._saves_solved = False
 
     def begin_with(self, phase: str, figures: Mapping[str, Any], head: Mapping[str, Tensor]) -> None:
@@ -129,6 +130,7 @@ class RunRecorder(Checkpoint):
         if random is not None:  # now, because the first batch may be mixed by them before any other hook
             restore_random_state(random)
         self._random = None
+        self.training_began = True
 
     def _save_start(self, trainer: L.Trainer) -> None:
         """Save what training starts from, so that a run can be resumed whenever it ends; a solved head is the best."""

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from transferkit.core.errors import ConfigError, TrainingError
+from transferkit.core.errors import ConfigError, TrainingError, TransferkitError
 from transferkit.data.batches.workers import worker_errors
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.craft.activations import CachedActivations
@@ -20,7 +20,7 @@ from transferkit.training.craft.l2sp import L2SP
 from transferkit.training.craft.snapshots import Snapshots
 from transferkit.training.head.solve import SolvedProbe
 from transferkit.training.loggers.run_loggers import RunLoggers
-from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.checkpoints import AtomicCheckpointIO, foreign_checkpoint
 from transferkit.training.loop.early_stop import Selection
 from transferkit.training.loop.finite import FiniteLoss
 from transferkit.training.loop.interruption import SignalFlag
@@ -112,13 +112,17 @@ def fit(
     try:
         with worker_errors():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"out of memory at batch size {data.batch_size} - try --batch-size {max(1, data.batch_size // 2)}, or "
-            "a smaller --image-size; --batch-size auto finds one that fits"
-        ) from error
+    except (TransferkitError, OSError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"out of memory at batch size {data.batch_size} - try --batch-size {max(1, data.batch_size // 2)}, or "
+                "a smaller --image-size; --batch-size auto finds one that fits"
+            ) from error
+        if checkpoint is not None and not recorder.training_began:  # while the state of before was put back
+            raise foreign_checkpoint(checkpoint, error) from error
+        raise
     return recorder
 
 
