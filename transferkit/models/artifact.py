@@ -22,7 +22,7 @@ from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.files import atomic_write, sha256_of_file, user_path, write_json
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
-from transferkit.core.text import first_line, shown
+from transferkit.core.text import first_line, listing, shown
 from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.backbones.timm_import import timm
