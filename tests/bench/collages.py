@@ -125,7 +125,7 @@ def compare() -> None:
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--tune-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning; 0 leaves it out")
     parser.add_argument("--out", default="runs/collages", type=Path)
     options = parser.parse_args()
     manifest = collages(options.data, options.out / "pictures", options.pictures)
@@ -133,10 +133,11 @@ def compare() -> None:
               "--probe-views", "0", "--store", str(options.out / "store")]  # fmt: skip
     jobs = {f"probe at {size} px": ["--phases", "probe", "--image-size", str(size)]
             for size in {options.image_size: 0, options.tune_size: 0}}  # fmt: skip
-    jobs[f"probe-finetune at {options.tune_size} px"] = [
-        "--phases", "probe-finetune", "--epochs", str(options.epochs), "--augment", "light", "--image-size",
-        str(options.tune_size),
-    ]  # fmt: skip
+    if options.epochs:
+        jobs[f"probe-finetune at {options.tune_size} px"] = [
+            "--phases", "probe-finetune", "--epochs", str(options.epochs), "--augment", "light", "--image-size",
+            str(options.tune_size),
+        ]  # fmt: skip
     ways = [f"{split}: {what}" for split in ("val", "test")
             for what in ("mAP", "macro F1 at 0.5", "at thresholds", "all right at 0.5", "at thresholds")]  # fmt: skip
     print(f"{machine()}\n\n| | {' | '.join(ways)} |\n|{'---|' * (1 + len(ways))}")
