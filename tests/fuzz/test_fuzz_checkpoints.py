@@ -16,9 +16,11 @@ from mutation import Payload, damaged_bytes, damaged_values, payload
 from safetensors.torch import load_file, save
 
 from transferkit.core.documents import parse_yaml
+from transferkit.core.errors import CheckpointError
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
+from transferkit.models.optimizers import check_optimizer_state
 from transferkit.results.predict.predictor import load
 from transferkit.training.loop.checkpoints import load_checkpoint
 
@@ -143,6 +145,19 @@ def test_a_resume_says_which_file_and_what_to_do(
     assert "start anew" in err
     kept = {file: file.read_bytes() for file in before if file.name != ".lock"}
     assert kept == {file: content for file, content in before.items() if file.name != ".lock"}
+
+
+def test_moments_of_another_shape_are_refused():  # fault 158
+    """Lightning-AI/pytorch-lightning 9852; torch's kernels would write past their end."""
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW([{"params": list(module.parameters()), "param_names": ["weight", "bias"]}])
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    check_optimizer_state(optimizer, state)
+    state["state"][0]["exp_avg"] = torch.zeros(5, 7)
+    with pytest.raises(CheckpointError, match=r"exp_avg of parameter 0 is \(5, 7\), expected \(2, 3\)"):
+        check_optimizer_state(optimizer, state)
 
 
 @pytest.mark.parametrize("count", counts(40, 3_000))

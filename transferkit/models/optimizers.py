@@ -122,8 +122,10 @@ def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Refuse a saved optimizer state that belongs to other parameters; torch itself only counts them.
 
     Raises:
-        CheckpointError: Names or order of the parameters differ.
+        CheckpointError: Names or order of the parameters differ, or the shape of what is remembered of one: torch's
+            kernels write past the end of such a tensor.
     """
+    _check_shapes(optimizer, state)
     saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
     current = [name for group in optimizer.param_groups for name in group["param_names"]]
     if saved == current:
@@ -135,3 +137,15 @@ def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         f"the optimizer state in the checkpoint is of other parameters: saw {differing[0]!r}, expected "
         f"{differing[1]!r} - resume with the backbone and head that the run was started with"
     )
+
+
+def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, memory in state["state"].items():
+        shape = parameters[place].shape if isinstance(place, int) and 0 <= place < len(parameters) else None
+        for name, value in memory.items():
+            if torch.is_tensor(value) and value.ndim and value.shape != shape:
+                raise CheckpointError(
+                    f"the optimizer state in the checkpoint is damaged: {name} of parameter {place} is "
+                    f"{tuple(value.shape)}, expected {shape and tuple(shape)} - delete the checkpoint, or start anew"
+                )
