@@ -160,6 +160,17 @@ def test_moments_of_another_shape_are_refused():  # fault 158
         check_optimizer_state(optimizer, state)
 
 
+def test_a_group_without_an_option_is_refused():  # fault 158
+    """Lightning-AI/pytorch-lightning 5325; what newer releases of torch add may be missing."""
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(2))], "param_names": ["weight"]}])
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["decoupled_weight_decay"]
+    check_optimizer_state(optimizer, state)
+    del state["param_groups"][0]["betas"]
+    with pytest.raises(CheckpointError, match="its groups lack betas"):
+        check_optimizer_state(optimizer, state)
+
+
 @pytest.mark.parametrize("count", counts(40, 3_000))
 @pytest.mark.filterwarnings("ignore::transferkit.core.errors.TransferkitWarning")
 def test_other_tensors_under_the_right_hash(count, tmp_path, finished_run, folder):  # fault 158

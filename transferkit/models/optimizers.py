@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean
+from transferkit.core.errors import CheckpointError, ConfigError, did_you_mean, gather
 
 __all__ = ["OPTIMIZERS", "Window", "build_optimizer", "check_optimizer_state", "param_groups"]
 
@@ -118,6 +118,10 @@ class Window:
                     parameter.grad.mul_(factor)
 
 
+_ALWAYS = frozenset({"lr", "betas", "eps", "momentum", "weight_decay", "alpha"})
+"""Options of a group that optimizers of every release of torch save; newer ones are filled in by torch."""
+
+
 def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Refuse a saved optimizer state that belongs to other parameters; torch itself only counts them.
 
@@ -126,6 +130,13 @@ def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
             kernels write past the end of such a tensor.
     """
     _check_shapes(optimizer, state)
+    needed = {"params", *(_ALWAYS & optimizer.defaults.keys())}
+    lacking = sorted({key for group in state["param_groups"] for key in needed - group.keys()})
+    if lacking:
+        raise CheckpointError(
+            f"the optimizer state in the checkpoint is damaged: its groups lack {gather(lacking)} - delete the "
+            "checkpoint, or start anew"
+        )
     saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
     current = [name for group in optimizer.param_groups for name in group["param_names"]]
     if saved == current:
