@@ -240,7 +240,8 @@ def test_calibrate_at_a_precision(run, data, tmp_path, command):  # fault 155
 
 def test_explain_the_label_that_is_named(run, data, tmp_path, command):
     words = ["explain", run.path, data / "60.png", "--neighbours", "0", "--quiet", "--out"]
-    assert command(*words, tmp_path / "why", "--target", "green")[0] == 0
+    status, _, err = command(*words, tmp_path / "why", "--target", "green")
+    assert status == 0, err
     assert read_csv(tmp_path / "why" / "explain.csv")[0]["target"] == "green"
     status, _, err = command(*words, tmp_path / "no", "--target", "violet")
     assert status == 2 and "'violet'" in err

@@ -96,7 +96,8 @@ def explain(config: ExplainConfig) -> Path:
     with storage_errors("create", out):
         out.mkdir(parents=True, exist_ok=True)
     explainer = _Explainer(config, predictor, neighbours, len(paths))
-    predictions = predictor.stream(paths, top_k=TOP, batch_size=config.batch_size, workers=config.workers)
+    top = TOP if predictor.module.task.output.names_one else None  # of labels and numbers every one is shown
+    predictions = predictor.stream(paths, top_k=top, batch_size=config.batch_size, workers=config.workers)
     rows: list[tuple[object, ...]] = []
     with counting_bar(console, "explaining") as progress:
         while part := list(islice(predictions, AT_ONCE)):
