@@ -113,6 +113,13 @@ def fast_bf16(monkeypatch):
     monkeypatch.setattr(precision, "compare", lambda full, half: (full(), half(), 4.0)[-1])
 
 
+@pytest.fixture
+def decoding_processes(request):
+    """Skip, by name, what is about processes that decode, where there can be none."""
+    if not request.config.stash[SHARED_MEMORY]:
+        pytest.skip("no shared memory: /dev/shm cannot be written")
+
+
 @pytest.fixture(autouse=True)
 def shared_memory(request, monkeypatch):
     """Skip, by name, what starts processes on a machine where they cannot wait for each other."""

@@ -92,6 +92,7 @@ def _work(place, file, job, args):
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
     warnings.simplefilter("ignore", PossibleUserWarning)
     warnings.filterwarnings("ignore", "resuming with devices")
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)  # without shared memory
     code = 0
     try:
         value = job(*args)

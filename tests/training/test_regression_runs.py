@@ -242,7 +242,7 @@ def test_calibrate_again(probed, data, tmp_path, command):
     )
     status, _, err = command(*words, "--method", "temperature")
     assert status == 2
-    assert "expected conformal, auto or none" in err
+    assert "expected one of auto, conformal, none" in err
 
 
 def test_an_exact_resume(data, run, tmp_path):
@@ -260,7 +260,7 @@ def test_an_exact_resume(data, run, tmp_path):
     [
         ({"cutmix": 1.0}, "--cutmix pastes parts of pictures"),
         ({"class_weights": "balanced"}, "these are numbers"),
-        ({"label_smoothing": 0.1}, "numbers have none"),
+        ({"label_smoothing": 0.1}, "but regression has none"),
         ({"loss": "focal"}, "Expected one of mse, huber, l1"),
         ({"monitor": "val_acc"}, "--monitor is 'val_acc'"),
         ({"targets": "bright,drak"}, "no column 'drak'"),

@@ -100,6 +100,8 @@ def _run(words: list[str]) -> None:
 
 def _show_warnings() -> None:
     """Print transferkit's own warnings in one line each from now on, as errors are; leave the rest to Python."""
+    # Where there is no shared memory scikit-learn's helper says so; whether it needs any is for us to say.
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
     usual = warnings.showwarning
 
     def show(message: Any, category: Any, *where: Any, **more: Any) -> None:

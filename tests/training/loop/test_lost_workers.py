@@ -21,7 +21,7 @@ class KillsAWorker(Callback):
             time.sleep(30)  # ended by torch's signal handler
 
 
-def test_the_run_ends_keeps_its_checkpoint_and_goes_on(quick, tmp_path, two_cores):  # fault 45
+def test_the_run_ends_keeps_its_checkpoint_and_goes_on(quick, tmp_path, two_cores, decoding_processes):  # fault 45
     out = tmp_path / "run"
     quick |= {"phases": "finetune", "workers": 1, "out": out}
     message = r"lost \(DataLoader worker \(pid \d+\) is killed by signal: Killed\), .* reduce --workers or raise shm"
