@@ -31,7 +31,10 @@ ALL = "csv,tensorboard,mlflow,wandb"
 @pytest.fixture(scope="module")
 def logged(folder, tmp_path_factory):
     """A run with all loggers, stopped in its second epoch and gone on with; and what it had logged when it stopped."""
+    import wandb
+
     root = tmp_path_factory.mktemp("logged")
+    wandb.teardown()  # what it knows of an earlier test in this process
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
@@ -54,8 +57,6 @@ def logged(folder, tmp_path_factory):
         )
         assert main(["finetune", "--resume", "--out", "cats", "--quiet"]) == 0
     yield SimpleNamespace(root=root, run=run, stopped=stopped)
-    import wandb
-
     wandb.teardown()
 
 

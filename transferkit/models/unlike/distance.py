@@ -26,6 +26,10 @@ QUANTILES: Final = 1000
 
 METHOD: Final = "mahalanobis++"
 
+TIES: Final = 1e-4
+"""Share by which two distances may differ and count as equal: a held-out picture has its own distance among those that
+are kept, and another batch or engine rounds it otherwise."""
+
 
 class TrainingDistance(nn.Module):
     """Squared Mahalanobis distance of a picture from the nearest class, on features of length 1.
@@ -72,11 +76,11 @@ class TrainingDistance(nn.Module):
 
     def share(self, distances: Tensor) -> Tensor:
         """Return the share of held-out pictures that are nearer, ``(B,)`` in [0, 1], for distances ``(B, 1)``."""
-        return 1.0 - (self.held_out >= distances).float().mean(dim=1)  # so that NaN is beyond all
+        return 1.0 - (self.held_out >= distances * (1 - TIES)).float().mean(dim=1)  # so that NaN is beyond all
 
     def nearer(self, distance: float) -> float:
         """Return the share of held-out pictures that are nearer than one distance; what is not finite is beyond all."""
-        return float(np.searchsorted(self._ordered, np.float32(distance)) / len(self._ordered))
+        return float(np.searchsorted(self._ordered, np.float32(distance * (1 - TIES))) / len(self._ordered))
 
     def hold_out(self, distances: Tensor, features: Tensor) -> Self:
         """Remember held-out pictures, by which a distance is large or small.
