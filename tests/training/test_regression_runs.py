@@ -289,10 +289,12 @@ def test_a_search_leaves_out_what_numbers_have_not(data):
 
 
 @pytest.mark.parametrize("format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_export_in_own_units(data, truth, format, tmp_path, command):
-    # A network of timm's, as safetensors want it.
-    small = {**OPTIONS, "backbone": "test_resnet", "weights": "random", "image_size": 32, "phases": "probe"}
-    probed = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", out=str(tmp_path / "r"), **small).path
+def test_export_in_own_units(data, format, tmp_path, command):
+    # 87.5 % of 32 pixels are the 28 of the network, and nothing is resized: what enlarges in the example rounds one
+    # pixel in ten to another level than OpenCV does. Safetensors want a network of timm's.
+    network = {"safetensors": {"backbone": "test_resnet", "weights": "random"}, "onnx": {}}[format]
+    options = {**OPTIONS, **network, "image_size": 28, "phases": "probe"}
+    probed = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", out=str(tmp_path / "r"), **options).path
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     pictures = [data / "0.png", data / "1.png"]
@@ -303,9 +305,7 @@ def test_export_in_own_units(data, truth, format, tmp_path, command):
         shown = [list(map(float, row[1:])) for row in run_example(tmp_path / "model_example.py", pictures)]
         records = tk.load(probed).predict(pictures)
         width = len(records[0].numbers)
-        # The box in the middle is enlarged to 32 pixels: by Pillow here, by OpenCV in `predict`.
-        differences = np.subtract([row[:width] for row in shown], [one.numbers for one in records])
-        np.testing.assert_array_less(np.abs(differences) / np.std(list(truth.values()), axis=0), 0.01)
+        np.testing.assert_allclose([row[:width] for row in shown], [one.numbers for one in records], rtol=1e-3)
         if records[0].unlike_training is not None:  # a column after the numbers
             shares = [row[width] for row in shown]
             np.testing.assert_allclose(shares, [one.unlike_training for one in records], atol=5e-3)
