@@ -103,8 +103,8 @@ def test_manifests_of_damaged_bytes(count, ending, table, tmp_path):  # fault 6
     if ending == "csv":
         content = text_of(table, {}).encode("utf-8")
     else:
-        arrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
+        arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
         columns = {name: [row[at] for row in table[1:]] for at, name in enumerate(table[0])}
         parquet.write_table(arrow.table(columns), manifest)
         content = manifest.read_bytes()
