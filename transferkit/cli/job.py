@@ -64,9 +64,9 @@ def _named_and_made(logger: object) -> tuple[list[str] | None, list[Any]]:
     """Return the names among loggers, ``None`` for none, and the objects."""
     if logger is None or logger is False:
         return None, []
-    given = list(logger) if isinstance(logger, list | tuple) else [logger]
-    names = [name for item in given if isinstance(item, str) for name in logger_names(item)]
-    return names or None, [item for item in given if not isinstance(item, str)]
+    items = list(logger) if isinstance(logger, list | tuple) else [logger]
+    names = [name for item in items if isinstance(item, str) for name in logger_names(item)]
+    return names or None, [item for item in items if not isinstance(item, str)]
 
 
 def probe(config: ProbeConfig) -> Path:

@@ -72,7 +72,7 @@ def stored_path(text: str) -> str:
     """Return the path that a table holds, as `valid_text` wrote it: bytes that are no UTF-8 stand there as escapes."""
     path = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     if "\\x" in text and not os.path.lexists(path):
-        raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), text.encode("utf-8"))
+        raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode("utf-8"))
         return os.fsdecode(raw) if os.path.lexists(raw) else path
     return path
 

@@ -123,8 +123,8 @@ class Heads(Protocol):
             ours: Likewise, here.
         """
 
-    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
-        """Return rows ``(C, ...)`` of a last layer: those `kept` are of `taken`, the others of `solved`."""
+    def joined(self, taken: Tensor, solved: Tensor, places: Sequence[int]) -> Tensor:
+        """Return rows ``(C, ...)`` of a last layer: those at `places` are of `taken`, the others of `solved`."""
 
 
 class Solution(Protocol):

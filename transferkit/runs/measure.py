@@ -81,12 +81,12 @@ def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, dev
         return Outputs(paths, *network_outputs(module, loader, device=device))
     module.eval().to(device)
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
-    kept, done = torch.from_numpy(sample_places(len(paths))), 0
+    sample, done = torch.from_numpy(sample_places(len(paths))), 0
     with torch.inference_mode():
         for images, targets in loader:
             inputs = normalise(images.to(device, non_blocking=True), module.data_config)
             features, outputs = module.features_and_outputs(inputs)
-            mine = kept[(kept >= done) & (kept < done + len(targets))] - done
+            mine = sample[(sample >= done) & (sample < done + len(targets))] - done
             done += len(targets)
             parts = (outputs.float(), targets, module.unlike(features), features.float()[mine.to(device)])
             for column, part in zip(columns, parts, strict=True):

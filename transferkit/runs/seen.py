@@ -63,5 +63,5 @@ def _copies(
     families: dict[str, set[str]] = {}
     for sha256, split in splits.items():
         families.setdefault(same.get(sha256, sha256), set()).add(split)
-    found = {sha256: families.get(name, set()) for sha256, name in same.items() if sha256 not in splits}
-    return {sha256: "train" if "train" in met else min(met) for sha256, met in found.items() if met}
+    copies = {sha256: families.get(name, set()) for sha256, name in same.items() if sha256 not in splits}
+    return {sha256: "train" if "train" in met else min(met) for sha256, met in copies.items() if met}

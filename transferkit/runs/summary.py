@@ -37,8 +37,8 @@ def data_lines(index: ImageIndex) -> list[tuple[str, str]]:
     classes = f" of {len(names):,} classes ({listing(names, quote=False)})" if names else ""
     lines = [("data", f"{len(index.records):,} pictures{classes}: {splits}")]
     if names and all(number(name) is not None for name in names):
-        told = "" if Path(index.root).is_dir() else " --label-column label"
-        lines.append(("classes", f"their names are numbers: to learn them as numbers pass --task regression{told}"))
+        flag = "" if Path(index.root).is_dir() else " --label-column label"
+        lines.append(("classes", f"their names are numbers: to learn them as numbers pass --task regression{flag}"))
     lines += [("note", note) for note in index.notes]
     if "val" not in counts:
         lines.append(("no val", "no picture to validate on: the training loss chooses the epoch; not calibrated"))

@@ -195,7 +195,7 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     with counting_bar(training.console, "solving the probe") as progress:
         solved = solve_probe(
             module, training.data, FeatureStore(config.store), training.compute,
-            views=config.probe_views, seed=config.seed, kept=_kept(training), progress=progress,
+            views=config.probe_views, seed=config.seed, taken=_taken(training), progress=progress,
         )  # fmt: skip
     computed = sum(gather(solved.figures["computed"]))  # processes share the extraction, and all solve
     solved = of_first(dataclasses.replace(solved, figures={**solved.figures, "computed": computed}))
@@ -204,17 +204,17 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     return solved
 
 
-def _kept(training: Training[FinetuneConfig]) -> tuple[str, ...]:
+def _taken(training: Training[FinetuneConfig]) -> tuple[str, ...]:
     """Return the classes whose rows of the head stay those of the run to start from, and say which are solved."""
     names = training.module.class_names
     if training.config.probe == "solve" or not training.taken:
         return ()
     fresh = [name for name in names if name not in training.taken]
-    told = f"{listing(training.taken)} as in {training.config.init_from}"
-    told += f"; solved on these pictures: {listing(fresh)}" if fresh else "; --probe solve would fit it anew"
-    log.info("head: %s", told)
+    text = f"{listing(training.taken)} as in {training.config.init_from}"
+    text += f"; solved on these pictures: {listing(fresh)}" if fresh else "; --probe solve would fit it anew"
+    log.info("head: %s", text)
     if not training.config.quiet and is_writer():
-        print_lines(output_console(), [("head", told)])
+        print_lines(output_console(), [("head", text)])
     return training.taken
 
 

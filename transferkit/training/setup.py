@@ -136,8 +136,8 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     task = task_of(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
-    given = backbone.data_config
-    backbone.data_config = replace(given, decoding=config.decoding(given.decoding))
+    usual = backbone.data_config
+    backbone.data_config = replace(usual, decoding=config.decoding(usual.decoding))
     data = _data(config, task, backbone, workers, console)
     if not quiet and is_writer():
         print_lines(output_console(), data_lines(data.index))

@@ -47,7 +47,7 @@ def fit_on_training(training: Training[Options]) -> float:
     """
     started = time.perf_counter()
     module, data = training.module.cpu(), training.data
-    if not _wanted(data.index.split("val")):
+    if not _enough(data.index.split("val")):
         return 0.0
     groups = groups_of(data.targets("train").numpy(), classes=module.task.output.names_one)
     chosen = choose_pictures(groups, seed=training.config.seed)
@@ -55,16 +55,16 @@ def fit_on_training(training: Training[Options]) -> float:
     pictures = [Picture(records[at].path, records[at].sha256, data.index.pixels.get(records[at].sha256))
                 for at in chosen.tolist()]  # fmt: skip
     names = module.group_names()
-    kept = not training.config.recalibrate_bn and all(
+    reusable = not training.config.recalibrate_bn and all(
         set(phase.trained(names)) <= {HEAD} for phase in training.phases if phase.epochs
     )
-    compute = training.compute if kept else replace(training.compute, precision="32")
+    compute = training.compute if reusable else replace(training.compute, precision="32")
     taps = find_taps(module.backbone)
     try:
         with tempfile.TemporaryDirectory(prefix="transferkit-") as folder:
             extraction = extract_pictures(
                 pictures, FrozenBackbone(module.backbone), taps, make_views(module.data_config, 0, "none", 0),
-                FeatureStore(training.config.store if kept else folder), compute,
+                FeatureStore(training.config.store if reusable else folder), compute,
             )  # fmt: skip
         good = np.array([at not in extraction.failures for at in range(len(pictures))])
         fit_on_features(module, extraction.rows[taps[0]][0][good], groups[chosen][good])
@@ -94,7 +94,7 @@ def hold_out(module: TransferModule, outputs: Mapping[str, Outputs], seconds: fl
         seconds: That the fit took.
     """
     val = outputs.get("val")
-    if module.unlike is None or val is None or not _wanted(val.paths):
+    if module.unlike is None or val is None or not _enough(val.paths):
         module.unlike = None
         return {}
     assert val.distances is not None and val.features is not None
@@ -103,5 +103,5 @@ def hold_out(module: TransferModule, outputs: Mapping[str, Outputs], seconds: fl
                                 "time_s": seconds}}  # fmt: skip
 
 
-def _wanted(held_out: Any) -> bool:
+def _enough(held_out: Any) -> bool:
     return len(held_out) >= LEAST

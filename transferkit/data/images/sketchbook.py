@@ -127,8 +127,8 @@ class Sketchbook:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                found = database.execute(f"SELECT * FROM {table} WHERE sha256 IN ({marks})", some)
-                rows.extend((row[0].hex(), *row[1:]) for row in found)
+                selected = database.execute(f"SELECT * FROM {table} WHERE sha256 IN ({marks})", some)
+                rows.extend((row[0].hex(), *row[1:]) for row in selected)
 
         if keys and self._path is not None and self._path.is_file():
             _transact(self._path, read)

@@ -99,9 +99,9 @@ def equal_pictures(results: Sequence[ReadResult], book: Sketchbook, *, workers: 
     unknown = sorted(suspects - digests.keys())
     with quiet_pillow(), ThreadPoolExecutor(workers, thread_name_prefix="copies") as pool:
         looks = pool.map(lambda sha256: _digest(distinct[sha256], book.decoding), unknown)
-        found = {sha256: digest for sha256, digest in zip(unknown, looks, strict=True) if digest is not None}
-    book.keep_digests(found)
-    digests |= found
+        fresh = {sha256: digest for sha256, digest in zip(unknown, looks, strict=True) if digest is not None}
+    book.keep_digests(fresh)
+    digests |= fresh
     families: Families[str] = Families()
     for group in groups:
         by_pixels: dict[str | None, list[str]] = defaultdict(list)

@@ -102,8 +102,8 @@ def extract_table(
     """
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
-    given = frozen.backbone.data_config  # of a network that others may use, too
-    prepared = dataclasses.replace(given, decoding=config.decoding(given.decoding))
+    usual = frozen.backbone.data_config  # of a network that others may use, too
+    prepared = dataclasses.replace(usual, decoding=config.decoding(usual.decoding))
     views = make_views(prepared, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     reader = reader or task_of(config).targets

@@ -74,13 +74,13 @@ class LabelSolver:
             ConfigError: With everything that is wrong with the rows or the options.
         """
         options = options or ProbeOptions()
-        given = options.classifier_args.get("C")
+        common = options.classifier_args.get("C")
         problems = rows.problems() + options.problems()
         if options.classifier not in ("auto", "logistic"):
             problems.append(f"classifier is {options.classifier!r}; of labels expected auto or logistic")
         problems += [f"logistic takes no argument {key!r}; expected C" for key in options.classifier_args if key != "C"]
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float) or not given > 0):
-            problems.append(f"C is {given!r}; of labels expected one number above 0")
+        if common is not None and (isinstance(common, bool) or not isinstance(common, int | float) or not common > 0):
+            problems.append(f"C is {common!r}; of labels expected one number above 0")
         if problems:
             raise ConfigError(gather(problems))
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -89,11 +89,11 @@ class LabelSolver:
             rows = rows.take(np.flatnonzero(rows.weight))
         small = rows.X.size * rows.width < SMALL
         with threadpool_limits(1, user_api="blas") if small else nullcontext():
-            return _fitted(rows, options, given, seed, progress or (lambda done, total: None))
+            return _fitted(rows, options, common, seed, progress or (lambda done, total: None))
 
 
 def _fitted(
-    rows: LabelledRows, options: ProbeOptions, given: float | None, seed: int, progress: Progress
+    rows: LabelledRows, options: ProbeOptions, common: float | None, seed: int, progress: Progress
 ) -> FittedLabels:
     from transferkit.features.linear.one_vs_rest import MEMORY, LabelProblem, choose_strengths, iterative_folds
 
@@ -116,8 +116,8 @@ def _fitted(
         return np.asarray(own * (row[index].sum() / own.sum(axis=0)))
 
     choice: dict[str, Any] = {"C": [], "criterion": "given"}
-    if given is not None:
-        strengths = np.full(int(fits.sum()), float(given))
+    if common is not None:
+        strengths = np.full(int(fits.sum()), float(common))
     else:
         units = rows.units()
         most = max(2, min(options.folds, int(MEMORY // max(1, 4 * rows.X.size))))

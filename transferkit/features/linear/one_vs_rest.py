@@ -161,7 +161,7 @@ def iterative_folds(truth: Array, units: Array, folds: int, seed: int) -> list[A
         return []
     counts = np.zeros((len(names), truth.shape[1] + 1))
     np.add.at(counts, places, np.hstack([truth, np.ones((len(truth), 1), dtype=bool)]))
-    wanted = np.repeat(counts.sum(axis=0, keepdims=True) / folds, folds, axis=0)  # the last column: rows, of any kind
+    quota = np.repeat(counts.sum(axis=0, keepdims=True) / folds, folds, axis=0)  # the last column: rows, of any kind
     own, left = np.full(len(names), -1), np.ones(len(names), dtype=bool)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(names))
@@ -169,9 +169,9 @@ def iterative_folds(truth: Array, units: Array, folds: int, seed: int) -> list[A
         remaining = counts[left].sum(axis=0)
         label = int(np.where(remaining > 0, remaining, np.inf).argmin())
         for unit in order[left[order] & (counts[order, label] > 0)]:
-            best = int(np.lexsort((rng.random(folds), -wanted[:, -1], -wanted[:, label]))[0])
+            best = int(np.lexsort((rng.random(folds), -quota[:, -1], -quota[:, label]))[0])
             own[unit], left[unit] = best, False
-            wanted[best] -= counts[unit]
+            quota[best] -= counts[unit]
     return [own[places] == fold for fold in range(folds)]
 
 

@@ -216,8 +216,8 @@ def make_setup(extractor: FeatureExtractor) -> Setup:
         raise ConfigError("layer is 'all', expected one layer - join several extractors by a FeatureUnion")
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size)
     tap = find_taps(frozen.backbone, config.layer, config.pool)[0]
-    given = frozen.backbone.data_config
-    views = make_views(replace(given, decoding=config.decoding(given.decoding)), 0, "none", 0)
+    usual = frozen.backbone.data_config
+    views = make_views(replace(usual, decoding=config.decoding(usual.decoding)), 0, "none", 0)
     return Setup(frozen, tap, views, FeatureStore(config.store), _compute(config))
 
 

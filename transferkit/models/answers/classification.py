@@ -56,9 +56,9 @@ class ClassHeads:
         """Return the row as it is."""
         return values
 
-    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+    def joined(self, taken: Tensor, solved: Tensor, places: Sequence[int]) -> Tensor:
         """Return rows of both. What is added to all logits alike says nothing, so it is made equal first."""
-        at = list(kept)
+        at = list(places)
         rows = solved + (taken[at] - solved[at]).mean(dim=0)
         rows[at] = taken[at]
         return rows

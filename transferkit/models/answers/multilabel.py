@@ -55,10 +55,10 @@ class LabelHeads:
         """Return the row as it is."""
         return values
 
-    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+    def joined(self, taken: Tensor, solved: Tensor, places: Sequence[int]) -> Tensor:
         """Return rows of both."""
         rows = solved.clone()
-        rows[list(kept)] = taken[list(kept)]
+        rows[list(places)] = taken[list(places)]
         return rows
 
 
@@ -186,19 +186,19 @@ class LabelFigure(Metric):
     def compute(self) -> Tensor:
         """Return the figure, a scalar; of labels without positives nothing is said, 0 where there are no others."""
         probs, targets = torch.cat(tuple(self.probs)).cpu(), torch.cat(tuple(self.targets)).cpu() > 0.5
-        given, present = probs >= THRESHOLD, targets.any(dim=0)
+        answers, present = probs >= THRESHOLD, targets.any(dim=0)
         match self.name:
             case "map":
                 values = torch.from_numpy(average_precisions(probs.numpy(), targets.numpy()))[present]
             case "f1_macro":
-                right = (given & targets).sum(dim=0)
-                values = (2 * right / (given.sum(dim=0) + targets.sum(dim=0)).clamp_min(1))[present]
+                right = (answers & targets).sum(dim=0)
+                values = (2 * right / (answers.sum(dim=0) + targets.sum(dim=0)).clamp_min(1))[present]
             case "f1_micro":
-                values = (2 * (given & targets).sum() / (given.sum() + targets.sum()).clamp_min(1)).reshape(1)
+                values = (2 * (answers & targets).sum() / (answers.sum() + targets.sum()).clamp_min(1)).reshape(1)
             case "subset_acc":
-                values = (given == targets).all(dim=1)
+                values = (answers == targets).all(dim=1)
             case _:
-                values = given != targets
+                values = answers != targets
         return values.double().mean() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 
@@ -275,14 +275,14 @@ class LabelCalibrator:
         lines.append(("limits", spread))
         never = len(calibration.thresholds) - len(limits)
         if calibration.precision is not None:
-            told = f"{calibration.precision:.1%} wanted of each label"
+            aim = f"{calibration.precision:.1%} wanted of each label"
             lines.append(
-                ("precision", f"{told}; {never:,} labels cannot reach it and are never given" if never else told)
+                ("precision", f"{aim}; {never:,} labels cannot reach it and are never given" if never else aim)
             )
-        given = (predictions >= torch.tensor(calibration.thresholds)).sum(dim=1)
+        numbers = (predictions >= torch.tensor(calibration.thresholds)).sum(dim=1)
         rows: list[tuple[str, ...]] = []
-        for count in range(int(given.max()) + 1):
-            mine = given == count
+        for count in range(int(numbers.max()) + 1):
+            mine = numbers == count
             exact = (targets[mine] > 0.5).eq(predictions[mine] >= torch.tensor(calibration.thresholds)).all(dim=1)
             if len(exact):
                 rows.append((str(count), f"{float(mine.double().mean()):.1%}", f"{float(exact.double().mean()):.1%}"))

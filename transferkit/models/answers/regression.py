@@ -92,10 +92,10 @@ class NumberHeads:
         )
         return (values * their_scale + (their_mean - mean if bias else 0.0)) / scale
 
-    def joined(self, taken: Tensor, solved: Tensor, kept: Sequence[int]) -> Tensor:
+    def joined(self, taken: Tensor, solved: Tensor, places: Sequence[int]) -> Tensor:
         """Return rows of both."""
         rows = solved.clone()
-        rows[list(kept)] = taken[list(kept)]
+        rows[list(places)] = taken[list(places)]
         return rows
 
 

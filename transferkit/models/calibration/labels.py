@@ -218,8 +218,8 @@ def best_threshold(probs: Array, truth: Array) -> float:
         return THRESHOLD
     order = np.argsort(-probs, kind="stable")
     ranked, right = probs[order], np.cumsum(truth[order])
-    given = np.arange(1, len(probs) + 1)
-    f1 = 2 * right / (positives + given)
+    count = np.arange(1, len(probs) + 1)
+    f1 = 2 * right / (positives + count)
     f1[:-1][ranked[1:] == ranked[:-1]] = -1.0  # equal probabilities cannot be parted
     at = int(f1.argmax())
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
@@ -245,8 +245,8 @@ def precise_threshold(probs: Array, truth: Array, *, precision: float) -> float:
     least = least_pictures(precision)
     order = np.argsort(-probs, kind="stable")
     ranked, right = probs[order], np.cumsum(truth[order])
-    given = np.arange(1, len(probs) + 1)
-    good = (right >= precision * given - 1e-9) & (given >= least)
+    count = np.arange(1, len(probs) + 1)
+    good = (right >= precision * count - 1e-9) & (count >= least)
     good[:-1] &= ranked[1:] != ranked[:-1]  # equal probabilities cannot be parted
     if not good.any():
         return NEVER
@@ -290,8 +290,8 @@ def _loss(probs: Array, y: Array) -> float:
     return float(-np.where(y > 0, np.log(clipped), np.log1p(-clipped)).mean())
 
 
-def _f1(given: Array, y: Array) -> float:
+def _f1(answers: Array, y: Array) -> float:
     """Return the mean F1 of the labels that have positives."""
     present = y.any(axis=0)
-    f1 = 2 * (given * y).sum(axis=0) / (given.sum(axis=0) + y.sum(axis=0)).clip(1)
+    f1 = 2 * (answers * y).sum(axis=0) / (answers.sum(axis=0) + y.sum(axis=0)).clip(1)
     return float(f1[present].mean())

@@ -172,9 +172,9 @@ def write_manifest(
     scan = scan_data(str(target), reader.columns_of(options))
     reads = {_place(read.path): read for read in pictures.reads}
     try:
-        kept = [reads[_place(file.path)] for file in scan.files]
-        copies = find_copies(kept, Sketchbook(config.decoding()), near=config.group_near, workers=available_cores())
-        build_index(options, scan, kept, copies, reader=reader)
+        rest = [reads[_place(file.path)] for file in scan.files]
+        copies = find_copies(rest, Sketchbook(config.decoding()), near=config.group_near, workers=available_cores())
+        build_index(options, scan, rest, copies, reader=reader)
     except DataError as error:
         raise DataError(f"{target}: finetune would still refuse what is left: {error}", error.findings) from error
     return [*lines, ("next", shlex.join(["transferkit", "finetune", *_flags(options)]))]

@@ -218,5 +218,5 @@ def _print(
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    told = " --abstain 0.95" if sets else " --coverage 0.95" if calibration.covers else ""
-    print_lines(console, [("next", f"transferkit predict {shlex.quote(config.run)} PICTURE..." + told)])
+    flag = " --abstain 0.95" if sets else " --coverage 0.95" if calibration.covers else ""
+    print_lines(console, [("next", f"transferkit predict {shlex.quote(config.run)} PICTURE..." + flag)])

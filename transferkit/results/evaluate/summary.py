@@ -72,8 +72,8 @@ def _unlike(values: Mapping[str, Any], others: Mapping[str, Any] | None, mark: s
     """Return how far the pictures are from the training pictures, and how well others are told from them."""
     whole = whole_text(values)
     lines = [("unlike", f"{mark}{beyond_text(values)}{'' if whole is None else f'; {whole}'}")]
-    told = told_texts(values, others)
-    return lines + [("" if number else "no class", f"{mark}{text}") for number, text in enumerate(told)]
+    texts = told_texts(values, others)
+    return lines + [("" if number else "no class", f"{mark}{text}") for number, text in enumerate(texts)]
 
 
 # ---- what must be known about them ------------------------------------------------------------------------------

@@ -176,11 +176,11 @@ def load_onnx(path: Path, *, preprocessing: Literal["outside", "inside"] = "outs
         ) from error
     name = PICTURES if preprocessing == "inside" else IMAGES
     there = [output.name for output in session.get_outputs()]
-    wanted = [output for output in OUTPUTS if output in there]
+    outputs = [output for output in OUTPUTS if output in there]
 
     def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         try:
-            return tuple(session.run(wanted, {name: images}))
+            return tuple(session.run(outputs, {name: images}))
         except Exception as error:
             raise ExportError(
                 f"onnxruntime cannot run the file on a batch of {len(images)} ({first_line(error)}) - "

@@ -68,14 +68,14 @@ class LabelOutput:
     def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
         """Return labels, labels given, how many are wrong, and the log loss, for probabilities ``(N, C)``."""
         limits, probs = self._limits(spec), predictions.double()
-        given, truth = probs.numpy() >= limits, targets.numpy() > 0.5
+        answers, truth = probs.numpy() >= limits, targets.numpy() > 0.5
         losses = torch.nn.functional.binary_cross_entropy(
             probs.clamp(1e-7, 1 - 1e-7), targets.double(), reduction="none"
         ).mean(dim=1)
-        wrong = (given != truth).sum(axis=1)
+        wrong = (answers != truth).sum(axis=1)
         return [
             (_joined(spec, own), _joined(spec, guess), str(count), f"{loss:.6f}")
-            for own, guess, count, loss in zip(truth, given, wrong.tolist(), losses.tolist(), strict=True)
+            for own, guess, count, loss in zip(truth, answers, wrong.tolist(), losses.tolist(), strict=True)
         ]
 
     def merge(self, predictions: Array) -> Array:

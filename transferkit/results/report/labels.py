@@ -41,8 +41,8 @@ def label_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
     sections = []
     if rows:
         chart = label_chart(values, "Average precision, lowest first")
-        given = sentences_of_thresholds(files)
-        body = parts.labels(rows, noun, None if chart is None else drawn(chart), given)
+        sentences = sentences_of_thresholds(files)
+        body = parts.labels(rows, noun, None if chart is None else drawn(chart), sentences)
         sections.append(Section("labels", "Labels", body))
     wrong = _wrong(files, split)
     if wrong is not None:
@@ -175,9 +175,9 @@ def _wrong(files: RunFiles, split: str | None) -> dict[str, Any] | None:
     wrong = sorted((row for row in inside if row["labels"] != row["predicted"]), key=lambda row: -_loss(row))
     rows = []
     for row in wrong[:MISTAKES]:
-        has, given = split_labels(row["labels"]), split_labels(row["predicted"])
-        extra = [name for name in given if name not in has]
-        missed = [name for name in has if name not in given]
+        has, answer = split_labels(row["labels"]), split_labels(row["predicted"])
+        extra = [name for name in answer if name not in has]
+        missed = [name for name in has if name not in answer]
         rows.append({
             "path": row["path"], "shown": files.shown_path(row["path"]), "has": _few(has), "extra": _few(extra),
             "missed": _few(missed), "predicted": (extra or missed)[0] if extra or missed else "",

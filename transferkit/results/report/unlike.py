@@ -36,9 +36,9 @@ def told_texts(values: Mapping[str, Any], others: Mapping[str, Any] | None) -> l
     if others is None:
         return []
     return [
-        f"{others['n']:,} pictures of {others['data']} by the {WORDS[key]}: AUROC {told['auroc']:.3f}, "
-        f"{told['fpr95']:.1%} pass where 95% of the known do"
-        for key, told in values.get("told", {}).items()
+        f"{others['n']:,} pictures of {others['data']} by the {WORDS[key]}: AUROC {figures['auroc']:.3f}, "
+        f"{figures['fpr95']:.1%} pass where 95% of the known do"
+        for key, figures in values.get("told", {}).items()
     ]
 
 

@@ -71,7 +71,7 @@ def solve_probe(
     *,
     views: int = 0,
     seed: int = 0,
-    kept: Sequence[str] = (),
+    taken: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> SolvedProbe:
     """Fit the head as `solve_head` does, with a store and device of the caller's.
@@ -83,7 +83,7 @@ def solve_probe(
         compute: What to compute them with.
         views: Augmented views of each training picture to fit on, besides the evaluation view.
         seed: Of the folds and the views.
-        kept: Classes, labels or targets whose rows of the head stay as they are.
+        taken: Classes, labels or targets whose rows of the head stay as they are.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
@@ -100,24 +100,24 @@ def solve_probe(
         raise DataError(f"the training split holds {gather(problems)}")
     choice: Mapping[str, Any] = {}
     compute_outputs: Callable[[Array], Array]
-    if set(kept) < set(module.class_names) or not kept:
+    if set(taken) < set(module.class_names) or not taken:
         solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
         head, choice, compute_outputs = solution.head(), solution.choice, solution.outputs
         if head is None or head.name != "linear":
             raise TypeError(f"the solver of {module.task.name} gives no linear head")
-        if kept:
-            joined = _joined(module, head, kept)
+        if taken:
+            joined = _joined(module, head, taken)
             head, compute_outputs = joined.head(), joined.outputs
         module.head.load_state_dict(head.tensors)
     else:
-        compute_outputs = _joined(module, HeadState("linear", {}, module.head.state_dict()), kept).outputs
+        compute_outputs = _joined(module, HeadState("linear", {}, module.head.state_dict()), taken).outputs
     objective = module.task.objective
     running = objective.running
     solved = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
     outputs = compute_outputs(train.X)
     figures = {
         "solver": solver.method,
-        **({"kept": list(kept)} if kept else {}),
+        **({"kept": list(taken)} if taken else {}),
         **{key: value for key, value in choice.items() if key != "curve"},
         **_measured(module.task, outputs, train, "train", running or ("loss",)),
         **_measured(
@@ -134,9 +134,9 @@ def solve_probe(
     return SolvedProbe(figures, solved, start.tensors)
 
 
-def _joined(module: TransferModule, solved: HeadState, kept: Sequence[str]) -> LinearSolution:
+def _joined(module: TransferModule, solved: HeadState, names: Sequence[str]) -> LinearSolution:
     """Return a solution whose rows of these names are those that the head has, and the others as they were solved."""
-    places = [module.class_names.index(name) for name in kept]
+    places = [module.class_names.index(name) for name in names]
     taken = module.head.state_dict()
     weight, bias = (
         module.task.heads.joined(taken[name].double().cpu(), solved.tensors[name].double(), places).numpy()

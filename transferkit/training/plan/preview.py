@@ -175,14 +175,14 @@ def _unlike(training: Training[Options]) -> dict[str, Any]:
     index = training.data.index
     train, val = len(index.split("train")), len(index.split("val"))
     if val < LEAST:
-        kept = f"nothing of the training pictures is kept: there are {val} val pictures, and {LEAST} are needed"
-        return {"pictures": 0, "kept": kept}
+        text = f"nothing of the training pictures is kept: there are {val} val pictures, and {LEAST} are needed"
+        return {"pictures": 0, "kept": text}
     count = min(MOST, train)
-    kept = (
+    text = (
         f"means and covariance of the features of {count:,} training pictures are kept: `unlike_training` of predict "
         f"is the share of the {val:,} val pictures that are nearer to them"
     )
-    return {"pictures": count, "kept": kept}
+    return {"pictures": count, "kept": text}
 
 
 def _predict(values: dict[str, Any], training: Training[Options], measured: Forecast, norms: list[int]) -> None:
