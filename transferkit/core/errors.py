@@ -17,10 +17,12 @@ TransferkitWarning              something the user should know, and can live wit
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from transferkit.core.records import Finding
+from transferkit.core.text import first_line
 
 __all__ = [
     "BackboneError",
@@ -36,6 +38,7 @@ __all__ = [
     "TransferkitWarning",
     "did_you_mean",
     "gather",
+    "object_at",
 ]
 
 
@@ -150,3 +153,30 @@ def gather(problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return problems[0]
     return "; ".join(f"({number}) {problem.rstrip('.')}" for number, problem in enumerate(problems, 1))
+
+
+def object_at(path: str, what: str, *, example: str) -> object:
+    """Return what stands at an import path that the user wrote, such as ``sklearn.svm.SVC``.
+
+    Args:
+        path: Module and name. Importing runs the module, so it must be one the user trusts.
+        what: It in the words of a message, with the option it is of.
+        example: For messages, a path that would do.
+
+    Raises:
+        ConfigError: The module cannot be imported, whatever it raises, or has nothing of that name.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs code that is not ours
+        raise ConfigError(
+            f"{what} cannot be imported ({first_line(error)}) - expected an import path such as {example}; "
+            "check its spelling and that its package is installed"
+        ) from error
+    if name not in vars(module):
+        raise ConfigError(
+            f"{what}: {module_name} has no {name!r}, expected the name of a class in it."
+            f"{did_you_mean(name, vars(module))}"
+        )
+    return vars(module)[name]

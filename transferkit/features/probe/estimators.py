@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
-from transferkit.core.errors import ConfigError, TransferkitWarning, did_you_mean
+from transferkit.core.errors import ConfigError, TransferkitWarning, did_you_mean, object_at
 from transferkit.core.text import one_line
 from transferkit.features.linear.logistic import LinearModel, Standardiser, softmax
 from transferkit.models.solver import Array, LabelledRows
@@ -39,20 +38,7 @@ def build_estimator(path: str, arguments: Mapping[str, Any], *, class_weight: st
     Raises:
         ConfigError: Nothing to import there, not a classifier, or arguments it does not take.
     """
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:  # ValueError: an empty module name
-        raise ConfigError(
-            f"classifier {path!r} cannot be imported: {error} - expected an import path such as 'sklearn.svm.SVC'; "
-            "check its spelling and that its package is installed"
-        ) from error
-    kind = vars(module).get(name)
-    if kind is None:
-        raise ConfigError(
-            f"classifier {path!r}: {module_name} has no {name!r} - expected the name of a class in it."
-            f"{did_you_mean(name, vars(module))}"
-        )
+    kind = object_at(path, f"classifier {path!r}", example="sklearn.svm.SVC")
     if not (inspect.isclass(kind) and issubclass(kind, BaseEstimator)):
         raise ConfigError(f"classifier {path!r} is {_what(kind)}; {EXPECTED}")
     known = sorted(set(inspect.signature(kind).parameters) - {"args", "kwargs"})

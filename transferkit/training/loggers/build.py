@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from transferkit.core.errors import ConfigError, did_you_mean
+from transferkit.core.errors import ConfigError, did_you_mean, object_at
 from transferkit.core.text import first_line
 from transferkit.training.loggers.kinds import CLASSES, kind_of
 
@@ -29,7 +28,7 @@ def logger_class(name: str, arguments: Mapping[str, Any]) -> type[Logger]:
         ConfigError: A package is missing, there is nothing to import, it is no logger of Lightning's, or it does not
             take an argument.
     """
-    cls = CLASSES[name] if name in CLASSES else _imported(name)
+    cls = CLASSES[name] if name in CLASSES else _class_at(name)
     packages, extra = kind_of(cls).packages, kind_of(cls).extra
     if packages and not any(map(_is_installed, packages)):
         raise ConfigError(
@@ -84,21 +83,8 @@ EXPECTED = (
 )
 
 
-def _imported(path: str) -> type[Logger]:
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs code that is not ours
-        raise ConfigError(
-            f"--logger {path} cannot be imported ({first_line(error)}) - expected an import path such as "
-            "lightning.pytorch.loggers.CSVLogger; check its spelling and that its package is installed"
-        ) from error
-    cls = vars(module).get(name)
-    if cls is None:
-        raise ConfigError(
-            f"--logger {path}: {module_name} has no {name!r}, expected the name of a class in it."
-            f"{did_you_mean(name, vars(module))}"
-        )
+def _class_at(path: str) -> type[Logger]:
+    cls = object_at(path, f"--logger {path}", example="lightning.pytorch.loggers.CSVLogger")
     if not (inspect.isclass(cls) and issubclass(cls, Logger)):
         other = _of_another_lightning(cls) if inspect.isclass(cls) else ""
         raise ConfigError(f"--logger {path} is no subclass of lightning.pytorch.loggers.Logger{other} - give one")
