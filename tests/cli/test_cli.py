@@ -181,7 +181,7 @@ def test_a_refusal_of_the_system_is_no_bug(command, monkeypatch, tmp_path):
     assert err == f"transferkit: error[io]: cannot use '{tmp_path}/none/file': No such file or directory\n"
 
 
-@pytest.mark.parametrize("path", ["x" * 256, "x/" * 2100, "/tmp/" + "é" * 128])
+@pytest.mark.parametrize("path", ["x" * 256, "x/" * 2100, "./" + "é" * 128])
 @pytest.mark.parametrize(
     "words",
     [
