@@ -13,7 +13,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.classification import ClassHeads, ClassObjective
 from transferkit.models.figures.classification import classification_metrics
 from transferkit.models.parts import LossOptions
-from transferkit.models.task import Task, list_tasks, register_task, task_named
+from transferkit.models.task import Task, is_registered, list_tasks, register_task, task_named
 from transferkit.results.predict.record import ClassOutput
 
 CLASSES = 7
@@ -92,7 +92,8 @@ def test_heads():
 def test_tasks_by_name():
     task = task_named("classification")
     assert isinstance(task, Task)
-    assert task.name in list_tasks()
+    assert task.name in list_tasks() and is_registered(task.name)
+    assert not is_registered("clasification")
     with pytest.raises(ConfigError, match="unknown task 'clasification'. Did you mean 'classification'?"):
         task_named("clasification")
     with pytest.raises(ConfigError, match="exists already"):

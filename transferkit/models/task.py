@@ -23,6 +23,7 @@ from transferkit.options.data import DataOptions
 __all__ = [
     "CLASSIFICATION",
     "Task",
+    "is_registered",
     "list_tasks",
     "register_task",
     "task_named",
@@ -138,13 +139,18 @@ def list_tasks() -> list[str]:
     return sorted((*_HOMES, *_REGISTERED))
 
 
+def is_registered(name: str) -> bool:
+    """Whether there is a task of this name: one of this package, or one that `register_task` was called with."""
+    return name in _HOMES or name in _REGISTERED
+
+
 def register_task(task: Task) -> Task:
     """Make a task of your own known by its name, for ``--task`` and for models that were trained with it.
 
     Raises:
         ConfigError: The name is taken.
     """
-    if task.name in list_tasks():
+    if is_registered(task.name):
         raise ConfigError(f"a task named {task.name!r} exists already - register it under another name")
     _REGISTERED[task.name] = task
     return task

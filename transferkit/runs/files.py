@@ -18,7 +18,7 @@ from transferkit.core.records import USUAL, Decoding
 from transferkit.data.sample import SAMPLE
 from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.parts import Details
-from transferkit.models.task import list_tasks, task_named
+from transferkit.models.task import is_registered, task_named
 
 __all__ = [
     "CHOSEN",
@@ -116,7 +116,7 @@ class RunFiles:
     @cached_property
     def predictions(self) -> list[dict[str, str]]:
         """Rows of `predictions.csv`: ``split, path`` and the columns of the task."""
-        columns = task_named(self.task).output.columns if self.task in list_tasks() else ()
+        columns = task_named(self.task).output.columns if is_registered(self.task) else ()
         return self._table("predictions.csv", ("split", "path", *columns))
 
     @cached_property
@@ -127,7 +127,7 @@ class RunFiles:
     @property
     def details(self) -> Details | None:
         """What its task has to say besides figures; ``None`` also where the task is not known here."""
-        return task_named(self.task).details if self.task in list_tasks() else None
+        return task_named(self.task).details if is_registered(self.task) else None
 
     @cached_property
     def kind(self) -> str:
