@@ -289,12 +289,10 @@ def test_a_search_leaves_out_what_numbers_have_not(data):
 
 
 @pytest.mark.parametrize("format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_export_in_own_units(data, format, tmp_path, command):
-    # 87.5 % of 32 pixels are the 28 of the network, and nothing is resized: what enlarges in the example rounds one
-    # pixel in ten to another level than OpenCV does. Safetensors want a network of timm's.
-    network = {"safetensors": {"backbone": "test_resnet", "weights": "random"}, "onnx": {}}[format]
-    options = {**OPTIONS, **network, "image_size": 28, "phases": "probe"}
-    probed = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", out=str(tmp_path / "r"), **options).path
+def test_export_in_own_units(probed, data, format, tmp_path, command):
+    if format == "safetensors":  # which is for timm
+        small = {**OPTIONS, "backbone": "test_resnet", "weights": "random", "image_size": 32, "phases": "probe"}
+        probed = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", out=str(tmp_path / "r"), **small).path
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     pictures = [data / "0.png", data / "1.png"]

@@ -158,6 +158,26 @@ def test_the_example_runs_without_torch_and_agrees_with_predict(exported, predic
     assert len(lines) <= 52
 
 
+def test_the_example_fits_pictures_to_the_last_bit_where_no_side_shrinks(exported, predictor, tmp_path):  # fault 124
+    config, generator = predictor.info.preprocessing, np.random.default_rng(0)
+    sizes = [(1, 1), (1, 30), (32, 2), (33, 33), *map(tuple, generator.integers(1, 34, (60, 2))), (60, 9), (20, 300)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    made = read_by_example(exported.with_name("it's_example.py"), paths, tmp_path / "made.npz")
+    grown = 0
+    for path, size, (array,) in zip(paths, sizes, made, strict=True):
+        expected = normalised(path, config)
+        level = 1 / 255 / np.reshape(config.std, (3, 1, 1))
+        if max(size) <= 33:  # the box of 95 % is at most 32 pixels wide and high
+            np.testing.assert_array_equal(array, expected, err_msg=str(size))
+            grown += min(size) < 30
+        else:  # the mean of pixels may be exactly half a level, which may be rounded either way
+            apart = np.abs(array - expected) / level
+            assert apart.max() < 1.01 and (apart > 0.01).mean() < 0.01, size
+    assert grown > 50
+
+
 USED = Decoding(ground="#2060a0", grey_bits=10, max_pixels=1_500_000)
 
 
