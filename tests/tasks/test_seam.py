@@ -29,14 +29,13 @@ class Brightness:
     """Labels are numbers: reads them, and is what they mean (`TargetReader` and `Targets`)."""
 
     spec, columns, stratum_names = TargetSpec(("brightness",)), CLASS_COLUMN, ("pictures",)
+    unusable, columns_of = {}, staticmethod(lambda options: CLASS_COLUMN)
+    identity = framing = staticmethod(lambda it: it)
 
-    def columns_of(self, options):
-        return CLASS_COLUMN
-
-    def itself(self, _):
+    def itself(self, *_, **__):
         return self
 
-    of = learn = fitted = itself
+    of = learn = fitted = look = itself
 
     def nothing(self, *_):
         return []
@@ -46,7 +45,7 @@ class Brightness:
     def none(self, *_):
         return None
 
-    mixer = none
+    mixer = annotate = none
 
     def find(self, label):
         return [float(label)]

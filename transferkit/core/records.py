@@ -8,13 +8,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-__all__ = ["DEEPEST", "MAX_SIDE", "USUAL", "DataConfig", "Decoding", "Finding", "ImageRecord", "SkippedFile"]
+__all__ = [
+    "CROP_MODES",
+    "DEEPEST",
+    "MAX_SIDE",
+    "USUAL",
+    "DataConfig",
+    "Decoding",
+    "Finding",
+    "Frame",
+    "ImageRecord",
+    "SkippedFile",
+]
 
 MAX_SIDE = 16_384
 """Pixels of the longer side of a model's input at most: of one such picture the first layer alone takes gigabytes."""
 
 DEEPEST: Final = 16
 """Bits of the deepest grey that is decoded."""
+
+CROP_MODES: Final = ("center", "squash", "pad")
+"""See `DataConfig`."""
 
 _COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
@@ -129,6 +143,23 @@ USUAL: Final = Decoding()
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """The place of a whole picture on the network's input, in pixels of that.
+
+    Attributes:
+        top: Rows above it.
+        left: Columns left of it.
+        height: Rows of it, at least 1.
+        width: Columns of it, at least 1.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class DataConfig:
     """The preparation of pictures for a backbone: the facts that travel with its weights.
 
@@ -139,7 +170,9 @@ class DataConfig:
         interpolation: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, for enlarging; pictures are
             always made smaller by area averaging.
         crop_pct: Share of the short side that the centre crop of evaluation keeps, in (0, 1].
-        crop_mode: ``"center"`` (keep the aspect ratio, crop the centre) or ``"squash"`` (no crop).
+        crop_mode: ``"center"`` (keep the aspect ratio, crop the centre), ``"squash"`` (the whole picture, stretched) or
+            ``"pad"`` (the whole picture at its aspect ratio, in the middle of the mean colour). Of a crop alone
+            `crop_pct` says anything.
         decoding: What files become.
     """
 
@@ -197,7 +230,7 @@ class DataConfig:
             1 <= min(config.image_size) <= max(config.image_size) <= MAX_SIDE
             and all(map(math.isfinite, (*config.mean, *deviations))) and len(deviations) == 3 and min(deviations) > 0
             and config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos") and 0 < config.crop_pct <= 1
-            and config.crop_mode in ("center", "squash")
+            and config.crop_mode in CROP_MODES
         )  # fmt: skip
         if not sound:
             raise ValueError(f"preprocessing has a value that cannot be right: {config}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
-__all__ = ["TargetSpec"]
+__all__ = ["IGNORED", "TargetSpec"]
+
+IGNORED: Final = 255
+"""The class index of pixels that do not count: nobody said what they are, or they lie outside the picture."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import math
 import random
 
 import cv2
+import numpy as np
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.core.records import DataConfig
+from transferkit.core.records import CROP_MODES, DataConfig, Frame
+from transferkit.core.targets import IGNORED
+from transferkit.data.images.annotation import Mask
 from transferkit.data.images.decode import Pixels
 
-__all__ = ["CROP_MODES", "INTERPOLATIONS", "check_config", "fit", "random_box", "resize"]
+__all__ = ["INTERPOLATIONS", "check_config", "fit", "fit_mask", "frame", "random_box", "resize", "resize_mask"]
 
 INTERPOLATIONS: dict[str, int] = {
     "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples half a pixel off
@@ -19,25 +22,70 @@ INTERPOLATIONS: dict[str, int] = {
     "bicubic": cv2.INTER_CUBIC,
     "lanczos": cv2.INTER_LANCZOS4,
 }
-CROP_MODES = ("center", "squash")
 
 
-def fit(image: Pixels, config: DataConfig) -> Pixels:
-    """Crop the centre box and resize it to the target: the evaluation rule.
+def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = None) -> Pixels:
+    """Show a picture as in evaluation, by `DataConfig.crop_mode`.
 
-    The box has the target's aspect ratio and ``crop_pct`` of the sides of the largest such box; ``crop_mode="squash"``
-    takes the whole picture. Cropping first gives what resize-then-centre-crop gives, up to rounding, and cannot blow up
-    an extreme picture (20000x8) on the way.
+    - ``"center"``: the box in the middle that has the target's aspect ratio and ``crop_pct`` of the sides of the
+      largest such box, resized. Cropping first gives what resize-then-centre-crop gives, up to rounding, and cannot
+      blow up an extreme picture (20000x8) on the way.
+    - ``"squash"``: the whole picture, stretched.
+    - ``"pad"``: the whole picture on its `frame`, in the middle of the mean colour.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        config: The target.
+        whole: Height and width of the picture's file, upright, where `image` was decoded at a fraction of it: rounding
+            may move the frame by a pixel.
 
     Returns:
         ``(h, w, 3)`` uint8 at ``config.image_size``; a new, contiguous array.
     """
+    interpolation = INTERPOLATIONS[config.interpolation]
+    if config.crop_mode == "pad":
+        place = frame(whole or _size(image), config)
+        canvas: Pixels = np.empty((*config.image_size, 3), dtype=np.uint8)
+        canvas[:] = [round(255 * level) for level in config.mean]
+        canvas[_inside(place)] = resize(image, (place.height, place.width), interpolation)
+        return canvas
+    return resize(_box(image, config), config.image_size, interpolation)
+
+
+def fit_mask(mask: Mask, config: DataConfig, *, decoded: tuple[int, int] | None = None) -> Mask:
+    """Bring class indices to where `fit` brings their pixels, each pixel by its nearest one.
+
+    Args:
+        mask: ``(H, W)`` uint8 of the whole picture.
+        config: The target.
+        decoded: Height and width of the pixels that `fit` gets; as large as the mask when ``None``.
+
+    Returns:
+        ``(h, w)`` uint8 at ``config.image_size``, `IGNORED` beside the picture; a new, contiguous array.
+    """
+    if config.crop_mode == "pad":
+        place = frame(_size(mask), config)
+        canvas = np.full(config.image_size, IGNORED, dtype=np.uint8)
+        canvas[_inside(place)] = resize_mask(mask, (place.height, place.width))
+        return canvas
+    return resize_mask(_box(resize_mask(mask, decoded or _size(mask)), config), config.image_size)
+
+
+def frame(size: tuple[int, int], config: DataConfig) -> Frame:
+    """Return where the whole of a picture lies on the network's input.
+
+    Args:
+        size: Height and width of the picture, upright.
+        config: Of ``crop_mode`` ``"pad"`` or ``"squash"``; a crop does not show the whole.
+    """
     target_height, target_width = config.image_size
-    height, width = image.shape[:2]
-    if config.crop_mode == "center":
-        unit = config.crop_pct * min(height / target_height, width / target_width)
-        image = _centre(image, unit * target_height, unit * target_width)
-    return resize(image, config.image_size, INTERPOLATIONS[config.interpolation])
+    if config.crop_mode == "squash":
+        return Frame(0, 0, target_height, target_width)
+    if config.crop_mode != "pad":
+        raise ValueError(f"crop_mode {config.crop_mode!r} does not show whole pictures")
+    scale = min(target_height / size[0], target_width / size[1])
+    height, width = (min(max(1, round(side * scale)), most) for side, most in zip(size, config.image_size, strict=True))
+    return Frame((target_height - height) // 2, (target_width - width) // 2, height, width)
 
 
 def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
@@ -59,6 +107,14 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
     if shrunk != size:
         result = cv2.resize(result, (width, height), interpolation=interpolation)  # type: ignore[assignment]
     return image.copy(order="C") if result is image else result
+
+
+def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
+    """Resize class indices ``(H, W)`` uint8, each pixel by its nearest one; a new, contiguous array."""
+    if size == mask.shape:
+        return mask.copy(order="C")
+    # INTER_NEAREST samples half a pixel off
+    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[return-value]
 
 
 def random_box(
@@ -107,6 +163,23 @@ def check_config(config: DataConfig) -> None:
     problems += config.decoding.problems()
     if problems:
         raise ConfigError(gather(problems))
+
+
+def _size(image: Pixels | Mask) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def _inside(place: Frame) -> tuple[slice, slice]:
+    return slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
+
+
+def _box(image: Pixels, config: DataConfig) -> Pixels:
+    """View the part of the picture that is shown, by a crop mode that fills the target."""
+    if config.crop_mode == "squash":
+        return image
+    target_height, target_width = config.image_size
+    unit = config.crop_pct * min(image.shape[0] / target_height, image.shape[1] / target_width)
+    return _centre(image, unit * target_height, unit * target_width)
 
 
 def _centre(image: Pixels, box_height: float, box_width: float) -> Pixels:

@@ -94,8 +94,9 @@ class ImageIndex:
         }
 
     def digest(self) -> str:
-        """Return the sha256 of what is trained on what: contents, labels and splits, whatever the files are called."""
-        lines = sorted(f"{record.sha256}\0{record.label}\0{record.split}\n" for record in self.records)
+        """Return the sha256 of what is trained on what: contents, answers and splits, whatever the files are called."""
+        identity = self.targets.identity
+        lines = sorted(f"{record.sha256}\0{identity(record.label)}\0{record.split}\n" for record in self.records)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -143,6 +144,8 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
+    kept = {id(result.pixels): result.pixels.nbytes for result in results if result.pixels is not None}
+    reader = reader.look(scan.files, results, options, keep_bytes=keep_bytes - sum(kept.values()), progress=progress)
     book = Sketchbook(decoding)
     copies = find_copies(results, book, near=options.group_near, workers=workers, progress=progress)
     book.keep(results)
@@ -172,9 +175,10 @@ def build_index(
         DataError: Everything that is wrong with the data set, in one message and by kind.
     """
     scan = _grouped(scan, options)
+    reader = reader.look(scan.files, results, options)
     reads = list(zip(scan.files, results, strict=True))
     bad = [(result.path, result.error) for result in results if result.error is not None]
-    good = [read for read in reads if read[1].error is None]
+    good = [read for read in reads if read[1].error is None and read[0].path not in reader.unusable]
     problems = list(scan.problems)
     if bad and not options.skip_bad:
         problems.append(unreadable_pictures(bad))
@@ -191,7 +195,8 @@ def build_index(
     records, moved = _split(good, copies, targets, options)
     targets = targets.fitted(record.label for record in records if record.split == "train")
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))
-    skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in bad)]
+    refused = {**reader.unusable, **dict(bad)}
+    skipped = [*scan.skipped, *(SkippedFile(path, reason) for path, reason in refused.items())]
     return ImageIndex(
         root=options.data,
         targets=targets,

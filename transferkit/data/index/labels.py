@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import DataError, did_you_mean
-from transferkit.core.records import Finding, ImageRecord
+from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
+from transferkit.data.images.annotation import Annotations
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.targets import LABELS, Targets, refuse_columns
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import JOINT, Columns, label_columns, split_labels
@@ -36,12 +38,26 @@ FEW = 5
 class LabelReader:
     """Answers are lists of labels, which may be empty."""
 
+    unusable: ClassVar[Mapping[str, str]] = {}
+
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column of lists, or the columns of 0 and 1 that the options name."""
         refuse_columns(options, "columns of 0 and 1", targets=True, lists=not options.targets)
         lists = () if options.targets else (options.label_column or LABELS,)
         columns = label_columns(lists, options.target_names, options.label_separator)
         return replace(columns, path=options.path_column, root=options.root)
+
+    def look(
+        self,
+        files: Sequence[ScannedFile],
+        results: Sequence[ReadResult],
+        options: DataOptions,
+        *,
+        keep_bytes: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return this reader: there are no files of answers."""
+        return self
 
     def of(self, spec: TargetSpec) -> LabelTargets:
         """Return the labels of a model."""
@@ -118,6 +134,10 @@ class LabelReader:
 
         return Mixer(len(spec.names), mixup, cutmix)
 
+    def framing(self, config: DataConfig) -> DataConfig:
+        """Return the backbone's own way."""
+        return config
+
 
 def _other_separator(labels: AbstractSet[str]) -> str | None:
     """Return the mark that lists of labels seem to be separated by, where those are taken for labels."""
@@ -178,6 +198,14 @@ class LabelTargets:
                 raise DataError(f"{text!r} holds what is not one of the labels.{did_you_mean(text, self.names)}")
             row[places] = 1
         return rows
+
+    def annotate(self, labels: Sequence[str], paths: Sequence[str]) -> Annotations | None:
+        """Return that labels say all."""
+        return None
+
+    def identity(self, label: str) -> str:
+        """Return the label."""
+        return label
 
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the stratum ``(N,)`` of each text: the rarest of its labels, among all of these texts."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError
-from transferkit.core.records import Finding, ImageRecord
+from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
+from transferkit.data.images.annotation import Annotations
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.targets import TARGET, Targets, refuse_columns
 from transferkit.data.scan.columns import JOINT, Columns, number, number_columns
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
@@ -31,11 +33,25 @@ GRADES = 20
 class NumberReader:
     """Answers are one or several numbers; of class folders, the folders' names."""
 
+    unusable: ClassVar[Mapping[str, str]] = {}
+
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the columns that the options name, else ``target``."""
         refuse_columns(options, "numbers", targets=True, lists=False)
         columns = number_columns([options.target_names or (options.label_column or TARGET,)])
         return replace(columns, path=options.path_column, root=options.root)
+
+    def look(
+        self,
+        files: Sequence[ScannedFile],
+        results: Sequence[ReadResult],
+        options: DataOptions,
+        *,
+        keep_bytes: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return this reader: there are no files of answers."""
+        return self
 
     def of(self, spec: TargetSpec) -> NumberTargets:
         """Return the numbers of a model."""
@@ -94,6 +110,10 @@ class NumberReader:
             raise ConfigError("--cutmix pastes parts of pictures, and a part has no number of its own - pass --mixup")
         return Mixer(len(spec.names), mixup, cutmix)
 
+    def framing(self, config: DataConfig) -> DataConfig:
+        """Return the backbone's own way."""
+        return config
+
 
 @dataclass(frozen=True)
 class NumberTargets:
@@ -132,6 +152,14 @@ class NumberTargets:
                 raise DataError(f"{label!r} is not {len(self.spec.names)} numbers, one for each target - correct it")
             rows.append(values)
         return np.array(rows, dtype=np.float32).reshape(-1, len(self.spec.names))
+
+    def annotate(self, labels: Sequence[str], paths: Sequence[str]) -> Annotations | None:
+        """Return that numbers say all."""
+        return None
+
+    def identity(self, label: str) -> str:
+        """Return the label."""
+        return label
 
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the only stratum ``(N,)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.files import user_path
-from transferkit.core.records import Finding, ImageRecord
+from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
+from transferkit.data.images.annotation import Annotations
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
@@ -98,10 +100,25 @@ class Targets(Protocol):
         """Return what a label stands for, as a plain value; ``None`` where nothing is known of it."""
 
     def encode(self, labels: Iterable[str]) -> npt.NDArray[Any]:
-        """Return targets ``(N, ...)``.
+        """Return targets ``(N, ...)``, where `annotate` says nothing.
 
         Raises:
             DataError: A label stands for nothing.
+        """
+
+    def annotate(self, labels: Sequence[str], paths: Sequence[str]) -> Annotations | None:
+        """Return the answers on pixels; ``None`` where `encode` says all that there is to say.
+
+        Args:
+            labels: Of some pictures.
+            paths: Their files: an answer on pixels is turned as its picture is.
+        """
+
+    def identity(self, label: str) -> str:
+        """Return what a label says, whatever its text: of a file its content, else the text itself.
+
+        Raises:
+            DataError: A file cannot be read.
         """
 
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -119,6 +136,29 @@ class TargetReader(Protocol):
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return where the answers stand in a manifest."""
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Pictures, by path, whose answers cannot be used, and why; as far as `look` has seen."""
+
+    def look(
+        self,
+        files: Sequence[ScannedFile],
+        results: Sequence[ReadResult],
+        options: DataOptions,
+        *,
+        keep_bytes: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return the reader that has read the files of the answers, where they have some; once is enough.
+
+        Args:
+            files: The pictures.
+            results: What reading each of them gave, in the same order.
+            options: How the answers are to be understood.
+            keep_bytes: Memory for answers on pixels.
+            progress: Called with files done and their total.
+        """
 
     def of(self, spec: TargetSpec) -> Targets:
         """Return what labels mean to a model."""
@@ -141,6 +181,9 @@ class TargetReader(Protocol):
     def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
         """Return what mixes the pictures and targets of a batch; ``None`` where these answers cannot be mixed."""
 
+    def framing(self, config: DataConfig) -> DataConfig:
+        """Return how pictures are shown to a model of these answers: as the backbone has it, or whole."""
+
 
 @dataclass(frozen=True)
 class ClassReader:
@@ -151,11 +194,24 @@ class ClassReader:
     """
 
     known: tuple[str, ...] = ()
+    unusable: ClassVar[Mapping[str, str]] = {}
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``label``, or what the options name."""
         refuse_columns(options, "one class per picture", targets=False, lists=False)
         return Columns(((options.label_column or LABEL,),), path=options.path_column, root=options.root)
+
+    def look(
+        self,
+        files: Sequence[ScannedFile],
+        results: Sequence[ReadResult],
+        options: DataOptions,
+        *,
+        keep_bytes: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return this reader: there are no files of answers."""
+        return self
 
     def of(self, spec: TargetSpec) -> ClassTargets:
         """Return the classes of a model."""
@@ -182,6 +238,10 @@ class ClassReader:
         from transferkit.data.batches.mixing import Mixer  # torchvision, which `check` does without
 
         return Mixer(len(spec.names), mixup, cutmix)
+
+    def framing(self, config: DataConfig) -> DataConfig:
+        """Return the backbone's own way."""
+        return config
 
 
 @dataclass(frozen=True)
@@ -226,6 +286,14 @@ class ClassTargets:
                 raise DataError(f"{label!r} is not one of the classes.{did_you_mean(label, self.class_names)}")
             indices.append(index)
         return np.array(indices, dtype=np.int64)
+
+    def annotate(self, labels: Sequence[str], paths: Sequence[str]) -> Annotations | None:
+        """Return that classes say all."""
+        return None
+
+    def identity(self, label: str) -> str:
+        """Return the label."""
+        return label
 
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the stratum ``(N,)`` of each label, by which splits, folds and samplers are balanced: its class."""
