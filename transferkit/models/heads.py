@@ -1,14 +1,15 @@
 """Heads: from features (or a feature map) to logits, built in, registered by name, or the user's own module.
 
 A head takes features ``(B, D)`` and returns logits ``(B, C)``. One that wants the feature map instead,
-``(B, C, H, W)`` or tokens ``(B, N, C)``, says so by an attribute ``takes_maps = True`` on its class or instance;
-nothing else is looked at.
+``(B, C, H, W)`` or tokens ``(B, N, C)``, says so by an attribute ``takes_maps = True`` on its class or instance; one
+that wants the pictures and their pyramid, by ``takes_pyramid = True``. Nothing else is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,58 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.text import first_line
+from transferkit.models.backbones.interface import Backbone
+from transferkit.models.feed import Feed, Given, dry_run
 from transferkit.models.freezing import evaluation_mode
 
 __all__ = [
+    "FLAT",
     "CosineHead",
     "HeadBuilder",
+    "HeadKinds",
     "LinearHead",
     "MLPHead",
     "build_head",
     "check_head",
     "list_heads",
     "register_head",
+    "registered_head",
     "takes_maps",
+    "takes_pyramid",
+    "unknown_head",
 ]
 
-HeadBuilder = Callable[[int, int], nn.Module]
-"""Called with the width of what the head is given and with the number of classes."""
+HeadBuilder = Callable[[Any, int], nn.Module]
+"""Called with the width of what the head is given (of a pyramid: with its levels), and with the number of classes."""
 
 _Builder = TypeVar("_Builder", bound=HeadBuilder)
 
 _BUILT_IN = ("cosine", "linear", "mlp")
+_DECODERS = ("deeplabv3plus", "fpn", "unet")
 _REGISTERED: dict[str, HeadBuilder] = {}
+
+
+class HeadKinds(Protocol):
+    """The heads that a task can have: which there are, what each is given, how it is built."""
+
+    def names(self) -> list[str]:
+        """Return the names of those that are known, sorted."""
+
+    def feed(self, head: str | nn.Module) -> Feed:
+        """Return what a head is given."""
+
+    def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
+        """Return a head for a backbone, tried with a dry forward.
+
+        Args:
+            head: A name, or a module.
+            backbone: What it goes on.
+            width: Outputs, at least 1.
+            drop_rate: Dropout in the head, in [0, 1).
+
+        Raises:
+            ConfigError: With everything that is wrong.
+        """
 
 
 class LinearHead(nn.Module):
@@ -119,12 +151,13 @@ def register_head(name: str) -> Callable[[_Builder], _Builder]:
     """Make a head known by `name`: a decorator for a builder, or for a class called the same way.
 
     The builder is called with ``(in_features, num_classes)``. A class with ``takes_maps = True`` is given the
-    number of channels of the feature map as ``in_features``.
+    number of channels of the feature map as ``in_features``; one with ``takes_pyramid = True`` the levels of the
+    pyramid, from fine to coarse (`transferkit.models.backbones.pyramid.Level`), and it is a head of masks.
 
     Raises:
         ConfigError: `name` is taken.
     """
-    if name in list_heads():
+    if name in (*_BUILT_IN, *_DECODERS, *_REGISTERED):
         raise ConfigError(f"a head named {name!r} exists already - register it under another name")
 
     def register(builder: _Builder) -> _Builder:
@@ -134,9 +167,32 @@ def register_head(name: str) -> Callable[[_Builder], _Builder]:
     return register
 
 
-def list_heads() -> list[str]:
-    """Return the names that `build_head` knows, sorted."""
-    return sorted((*_BUILT_IN, *_REGISTERED))
+def registered_head(name: str) -> HeadBuilder | None:
+    """Return what was registered by a name; ``None`` where nothing was."""
+    return _REGISTERED.get(name)
+
+
+def list_heads(*, pyramid: bool = False) -> list[str]:
+    """Return the names that `build_head` knows, sorted; with `pyramid` those of heads for masks."""
+    built_in = ("linear", *_DECODERS) if pyramid else _BUILT_IN
+    return sorted((*built_in, *(name for name in _REGISTERED if takes_pyramid(name) == pyramid)))
+
+
+def unknown_head(head: str | nn.Module, *, pyramid: bool = False) -> list[str]:
+    """Return that a head is none of `list_heads`, a sentence; nothing where it is, or is a module."""
+    known = list_heads(pyramid=pyramid)
+    if not isinstance(head, str) or head in known:
+        return []
+    other = head in list_heads(pyramid=not pyramid)
+    why = (
+        f" It is a head of {'one answer per picture' if pyramid else 'masks'}." if other else did_you_mean(head, known)
+    )
+    return [f"unknown head {head!r}.{why} Known: {', '.join(known)}"]
+
+
+def takes_pyramid(head: str | nn.Module) -> bool:
+    """Whether `head` wants the pictures and the pyramid; asked as `takes_maps`."""
+    return bool(getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "takes_pyramid", False))
 
 
 def takes_maps(head: str | nn.Module) -> bool:
@@ -191,34 +247,63 @@ def build_head(
                     "set `takes_maps = True` on the class, or on the builder function"
                 )
     if not takes_maps(built):
-        check_head(built, torch.zeros(2, in_features), num_classes)
+        check_head(built, torch.zeros(2, in_features), (2, num_classes))
     return built
 
 
-def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
+@dataclass(frozen=True)
+class FlatHeads:
+    """Heads that return a row per picture."""
+
+    def names(self) -> list[str]:
+        """Return the names of those that are known, sorted."""
+        return list_heads()
+
+    def feed(self, head: str | nn.Module) -> Feed:
+        """Return features, or the map where the head says so."""
+        return Feed.MAPS if takes_maps(head) else Feed.FEATURES
+
+    def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
+        """Return a head of logits ``(B, width)``. Raises `ConfigError`."""
+        kind = self.feed(head)
+        in_features = backbone.map_channels if kind is Feed.MAPS else backbone.num_features
+        if in_features is None:
+            raise ConfigError(f"{backbone.name} has no feature map for this head - use a head that takes features")
+        built = build_head(head, in_features, width, drop_rate=drop_rate)
+        if kind is Feed.MAPS:
+            with evaluation_mode(backbone):
+                check_head(built, dry_run(backbone, kind), (1, width))
+        return built
+
+
+FLAT = FlatHeads()
+
+
+def check_head(head: nn.Module, given: Given, expected: tuple[int, ...]) -> None:
     """Run `head` once in eval mode, without gradients, and check what it returns. Modes are restored.
 
     Args:
         head: The head.
-        inputs: What it will be given: features ``(B, D)``, or a feature map where it takes maps. They are moved to
-            the head's device.
-        num_classes: C of the expected logits ``(B, C)``.
+        given: What it will be given, of one or two blank pictures. It is moved to the head's device.
+        expected: Shape of what it has to return for them.
 
     Raises:
-        ConfigError: The head fails on `inputs`, or does not return floating-point ``(B, num_classes)``.
+        ConfigError: The head fails, or does not return floating-point numbers of this shape.
     """
-    what = "feature maps" if takes_maps(head) else "features"
-    shown = f"{what} of shape {tuple(inputs.shape)}"
-    device = next((parameter.device for parameter in head.parameters()), inputs.device)
+    parts = given if isinstance(given, tuple) else (given,)
+    what = "pictures and pyramids" if takes_pyramid(head) else "feature maps" if takes_maps(head) else "features"
+    shown = f"{what} of shape {', '.join(str(tuple(part.shape)) for part in parts)}"
+    device = next((parameter.device for parameter in head.parameters()), parts[0].device)
+    moved = tuple(part.to(device) for part in parts)
+    answer = ", ".join(["B", *map(str, expected[1:2]), *(("H", "W") if len(expected) > 2 else ())])
     try:
         with evaluation_mode(head), torch.no_grad():
-            logits = head(inputs.to(device))
+            logits = head(moved if isinstance(given, tuple) else moved[0])
     except Exception as error:  # the user's own code: anything may come out of it
         raise ConfigError(
             f"head {type(head).__name__} fails on {shown}: {first_line(error)} - "
-            f"a head must accept {what} and return logits (B, {num_classes})"
+            f"a head must accept {what} and return logits ({answer})"
         ) from error
-    expected = (inputs.shape[0], num_classes)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != expected or not logits.is_floating_point():
         kind = f" of {logits.dtype}" if isinstance(logits, Tensor) else ""
@@ -229,9 +314,9 @@ def check_head(head: nn.Module, inputs: Tensor, num_classes: int) -> None:
 
 def _problems(head: str | nn.Module, in_features: int, num_classes: int, drop_rate: float) -> list[str]:
     problems = []
-    if isinstance(head, str) and head not in list_heads():
-        known = list_heads()
-        problems.append(f"unknown head {head!r}.{did_you_mean(head, known)} Known: {', '.join(known)}")
+    problems += unknown_head(head)
+    if isinstance(head, nn.Module) and takes_pyramid(head):
+        problems.append(f"head {type(head).__name__} takes a pyramid - it is a head of masks, for task='segmentation'")
     for name, value in (("in_features", in_features), ("num_classes", num_classes)):
         if value < 1:
             problems.append(f"{name} must be at least 1, not {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -19,8 +19,8 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
-from transferkit.models.freezing import evaluation_mode, keep_frozen_eval, set_trainable
-from transferkit.models.heads import build_head, check_head, takes_maps
+from transferkit.models.feed import Feed, Given, detached, feed, pooled
+from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
@@ -99,13 +99,8 @@ class TransferModule(L.LightningModule):
         self.backbone = backbone
         self.num_classes = num_classes
         self.class_names = names
-        self.head_takes_maps = takes_maps(head)
-        in_features = backbone.map_channels if self.head_takes_maps else backbone.num_features
-        if in_features is None:
-            raise ConfigError(f"{backbone.name} has no feature map for this head - use a head that takes features")
-        self.head = build_head(head, in_features, num_classes, drop_rate=drop_rate)
-        if self.head_takes_maps:
-            check_head(self.head, self._dry_maps(), num_classes)
+        self.feed = self.task.head_kinds.feed(head)
+        self.head = self.task.head_kinds.build(head, backbone, num_classes, drop_rate=drop_rate)
         self.loss = self.task.objective.loss(
             LossOptions(loss, focal_gamma, class_weights, label_smoothing), self.num_classes
         )
@@ -172,10 +167,6 @@ class TransferModule(L.LightningModule):
         names = dict.fromkeys((*self.task.objective.watched, figure))
         self.val_metrics = self._metrics("val_", [name for name in names if name != "loss"]).to(self.device)
 
-    def _dry_maps(self) -> Tensor:
-        with evaluation_mode(self.backbone), torch.no_grad():
-            return self.backbone.forward_maps(torch.zeros(1, 3, *self.data_config.image_size))
-
     # ---- freezing ---------------------------------------------------------------------------------------------
 
     def groups(self) -> list[tuple[str, NamedParameters]]:
@@ -204,29 +195,26 @@ class TransferModule(L.LightningModule):
     # ---- forward ----------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``."""
-        run = self._run
+        """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``; of masks ``(B, C, H, W)``."""
         if torch.is_grad_enabled() and not images.requires_grad and self._backbone_is_frozen():
             # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
             # which the head may save for its own backward pass.
             with torch.inference_mode():
-                features = run(images)
-            features = features.clone()
+                given = self._run(images)
+            given = detached(given)
         else:
-            features = run(images)
-        logits: Tensor = self.head(features)
+            given = self._run(images)
+        logits: Tensor = self.head(given)
         return logits
 
     def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
-        if self.head_takes_maps:
-            return self.backbone.pool(maps := self.backbone.forward_maps(images)), self.head(maps)
-        features = self.backbone(images)
-        return features, self.head(features)
+        given = self._run(images)
+        return pooled(self.backbone, self.feed, given), self.head(given)
 
-    @property
-    def _run(self) -> Callable[[Tensor], Tensor]:
-        return self.backbone.forward_maps if self.head_takes_maps else self.backbone.forward
+    def _run(self, images: Tensor) -> Given:
+        """Return what the head is given."""
+        return feed(self.backbone, self.feed, images)
 
     def open_boundary(self, stage: str) -> Boundary:
         """Let training steps take activations of `stage` instead of pictures, until `close_boundary`.
@@ -235,7 +223,8 @@ class TransferModule(L.LightningModule):
             stage: The last frozen stage; ``""`` for the features of a frozen backbone.
         """
         self.close_boundary()
-        self.boundary = Boundary(self.backbone, stage, self._run)
+        run = self.backbone.forward_maps if self.feed is Feed.MAPS else self.backbone.forward
+        self.boundary = Boundary(self.backbone, stage, run)
         return self.boundary
 
     def close_boundary(self) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader, task_name
+from transferkit.models.heads import FLAT, HeadKinds
+from transferkit.models.keeping import WHOLE, Keeping
 from transferkit.models.parts import Calibrator, Details, FittedCalibration, Objective, Output, Scores
 from transferkit.models.solver import Heads, Solver
 from transferkit.options.data import DataOptions
@@ -49,6 +51,8 @@ class Task:
         calibrator: See `Calibrator`; ``None`` where the outputs stand for themselves.
         solver: See `Solver`; ``None`` where a head can only be trained.
         details: See `Details`; ``None`` where the figures say all.
+        head_kinds: See `HeadKinds`; by default heads that return a row per picture.
+        keeping: See `Keeping`; by default outputs are kept as they are.
         bind: Makes the task of a spec: parts that know, say, the units of a target. By default the task itself.
     """
 
@@ -61,6 +65,8 @@ class Task:
     calibrator: Calibrator | None = None
     solver: Solver | None = None
     details: Details | None = None
+    head_kinds: HeadKinds = FLAT
+    keeping: Keeping = WHOLE
     bind: Callable[[Task, TargetSpec], Task] = _as_it_is
 
     def of(self, spec: TargetSpec) -> Task:

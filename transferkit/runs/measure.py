@@ -56,7 +56,7 @@ class Outputs:
 def network_outputs(
     module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Return outputs ``(N, width) float32`` and targets ``(N, ...)`` of a loader's pictures, in order, in fp32.
+    """Return outputs and answers of a loader's pictures, in order, in fp32, as the task keeps them.
 
     Args:
         module: The model.
@@ -64,13 +64,15 @@ def network_outputs(
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
     """
     module.eval().to(device)
-    outputs, answers = [], []
+    keeping = module.task.keeping
+    outputs: list[Any] = []
+    answers: list[Any] = []
     with torch.inference_mode():
         for images, targets in loader:
             batch = module(normalise(images.to(device, non_blocking=True), module.data_config))
-            outputs.append(batch.float().cpu())
-            answers.append(targets)
-    return torch.cat(outputs).clone(), torch.cat(answers).clone()
+            for column, part in zip((outputs, answers), keeping.kept(batch, targets), strict=True):
+                column.append(part)
+    return keeping.join(outputs), keeping.join(answers)
 
 
 def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, device: str = "cpu") -> Outputs:

@@ -97,7 +97,8 @@ class Backbone(nn.Module, abc.ABC):
     def pyramid(self) -> tuple[Level, ...]:
         """Return the levels of `forward_pyramid`, from fine to coarse, measured by a dry forward in eval mode.
 
-        Of the stages the last one at each stride counts. A network that works on tokens of one size has one level.
+        Of the stages, and of what comes before them, the last one at each stride counts. A network that works on
+        tokens of one size has one level.
 
         Raises:
             BackboneError: The network has no feature map at its end, so that its stages are no trunk.
@@ -107,9 +108,11 @@ class Backbone(nn.Module, abc.ABC):
             images = torch.zeros(1, 3, *size)
             with evaluation_mode(self), torch.no_grad():
                 levels = choose_levels(self._maps(images, self.stages()), size)
-                if len(levels) < _USUAL_LEVELS:
-                    finer = finer_stages(self.model)
-                    levels = max(levels, choose_levels(self._maps(images, finer), size), key=len)
+                finer = choose_levels(self._maps(images, finer_stages(self.model)), size)
+            if len(levels) < _USUAL_LEVELS:
+                levels = max(levels, finer, key=len)
+            if len(levels) > 1:  # the stem is no stage, and its map is the finest
+                levels = (*(level for level in finer if 1 < level.stride < levels[0].stride), *levels)
             if not levels:
                 raise BackboneError(
                     f"backbone {self.name!r} has no pyramid: its end is no feature map (B, C, H, W), nor tokens of "

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.boundary import Boundary
+from transferkit.models.feed import Feed
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
@@ -143,7 +144,7 @@ def _at_last_map(module: TransferModule, images: Tensor, targets: Tensor) -> tup
     """
     with torch.no_grad():
         maps = module.backbone.forward_maps(images)
-    pool = (lambda maps: maps) if module.head_takes_maps else module.backbone.pool
+    pool = (lambda maps: maps) if module.feed is Feed.MAPS else module.backbone.pool
     return _differentiate(module, maps, pool, targets, images)
 
 
@@ -152,7 +153,7 @@ def _at_stage(
 ) -> tuple[Tensor, Tensor, bool] | None:
     """Likewise for what a stage returns; ``None`` where the rest of the network cannot be run on it alone."""
     backbone = module.backbone
-    boundary = Boundary(backbone, stage, backbone.forward_maps if module.head_takes_maps else backbone.forward)
+    boundary = Boundary(backbone, stage, backbone.forward_maps if module.feed is Feed.MAPS else backbone.forward)
     try:
         maps = boundary.reach(images)
         if not _goes_on(boundary, images[:2]):

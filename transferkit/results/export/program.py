@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import ExportError
 from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
+from transferkit.models.feed import as_float, feed, pooled
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject
@@ -47,7 +48,7 @@ class ExportNetwork(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(module.backbone).half() if half else module.backbone
         self.head = module.head
-        self.takes_maps = module.head_takes_maps
+        self.feed = module.feed
         self.task, self.calibration = module.task, info.calibration
         self.half_precision = half
         self.unlike = module.unlike if unlike else None
@@ -55,13 +56,12 @@ class ExportNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities, logits and the share of held-out pictures that are nearer, where it is known."""
         images = images.half() if self.half_precision else images
-        features = self.backbone.forward_maps(images) if self.takes_maps else self.backbone(images)
-        logits = self.head(features.float()).float()
+        given = feed(self.backbone, self.feed, images)
+        logits = self.head(as_float(given)).float()
         outputs = self.task.predictions(logits, self.calibration), logits
         if self.unlike is None:
             return outputs
-        pooled = self.backbone.pool(features) if self.takes_maps else features
-        return (*outputs, self.unlike.share(self.unlike(pooled)))
+        return (*outputs, self.unlike.share(self.unlike(pooled(self.backbone, self.feed, given))))
 
 
 def trace(

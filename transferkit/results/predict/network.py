@@ -18,6 +18,7 @@ from transferkit.features.engine.taps import OWN, POOLED, Tap
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.feed import as_float, feed, pooled
 from transferkit.models.module import TransferModule
 
 __all__ = ["Output", "Rows", "WholeNetwork", "outputs_of", "whole_engine"]
@@ -60,7 +61,7 @@ class WholeNetwork(Backbone):
         backbone = module.backbone
         super().__init__(backbone, BackboneFacts(backbone.name, backbone.data_config))
         self.head: nn.Module = module.head
-        self.takes_maps = module.head_takes_maps
+        self.feed = module.feed
         self.seen = nn.Identity()
         self.unlike = module.unlike
         self.num_features = module.num_classes
@@ -70,11 +71,11 @@ class WholeNetwork(Backbone):
         """Return logits ``(B, C)``."""
         backbone = self.model
         assert isinstance(backbone, Backbone)
-        features = backbone.forward_maps(images) if self.takes_maps else backbone(images)
+        given = feed(backbone, self.feed, images)
         with torch.autocast(images.device.type, enabled=False):  # logits in bf16 would have ties
-            logits: Tensor = self.head(features.float())
+            logits: Tensor = self.head(as_float(given))
             if self.unlike is not None:
-                self.unlike(self.seen((backbone.pool(features) if self.takes_maps else features).float()))
+                self.unlike(self.seen(pooled(backbone, self.feed, given).float()))
         return logits
 
     def stages(self) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transferkit.core.errors import TransferkitWarning
 from transferkit.features.store.store import FeatureStore
+from transferkit.models.feed import Feed
 from transferkit.show.progress import counting_bar
 from transferkit.training.head.features import SplitFeatures
 from transferkit.training.head.solve import SolvedProbe, soften_head
@@ -104,7 +105,7 @@ def search_phase(
     with counting_bar(training.console, "looking for the LR") as progress:
         try:
             phase_start(training, phase, solved)
-            if first and phase.patterns == (HEAD,) and test.measure == "train" and not module.head_takes_maps:
+            if first and phase.patterns == (HEAD,) and test.measure == "train" and module.feed is Feed.FEATURES:
                 features = _features(training)
             return run_range_test(module, training.data, test, phase=phase, features=features, progress=progress)
         finally:
@@ -125,7 +126,7 @@ def phase_start(training: Training[Options], phase: Phase, solved: SolvedProbe |
         return
     earlier = training.phases[: training.phases.index(phase)]
     probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
-    if not probes or module.head_takes_maps:
+    if not probes or module.feed is not Feed.FEATURES:
         return
     rows = _features(training)
     for item in probes:

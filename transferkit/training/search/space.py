@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.models.heads import list_heads, takes_maps
+from transferkit.models.feed import Feed
+from transferkit.models.heads import list_heads
 from transferkit.models.task import task_of
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig
@@ -303,7 +304,7 @@ def _axis(name: str, value: Any) -> tuple[Range | Choices | None, list[str]]:
         if len(labels) < 2 or len(set(labels)) < len(labels):
             return None, [f"space: {name} is {list(value)!r}, expected at least two choices, each of them once"]
         if name == "head":
-            known = list_heads()
+            known = [*list_heads(), *list_heads(pyramid=True)]
             unknown = [
                 f"space: unknown head {head!r}.{did_you_mean(str(head), known)}" for head in value if head not in known
             ]
@@ -377,7 +378,8 @@ def _head_only(config: FinetuneConfig, axes: Mapping[str, Range | Choices]) -> b
         make_schedule(value) for value in (axes["schedule"].extremes() if "schedule" in axes else [config.schedule])
     ]
     plain = not any(curve.needs_values or curve.momentum(0, 2, 1) is not None for curve in schedules)
-    on_maps = any(takes_maps(str(head)) for head in (axes["head"].extremes() if "head" in axes else [config.head]))
+    heads, kinds = axes["head"].extremes() if "head" in axes else [config.head], task_of(config).head_kinds
+    on_maps = any(kinds.feed(str(head)) is not Feed.FEATURES for head in heads)
     fits = OF_A_TRAINED_HEAD.issuperset(axes) and config.batch_size != "auto"
     return fits and plain and not on_maps and not others
 

@@ -1,0 +1,224 @@
+"""Heads of masks: from a picture and its pyramid to a logit per class and pixel.
+
+Each is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse. Decoders are
+those of segmentation_models_pytorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from transferkit.core.errors import ConfigError
+from transferkit.models.backbones.pyramid import Level
+
+__all__ = ["DeepLabHead", "FPNHead", "LinearMaskHead", "SimplePyramid", "UnetHead"]
+
+UNET_CHANNELS = (256, 128, 64, 32, 16)
+"""Of the blocks from coarse to fine: the defaults of segmentation_models_pytorch."""
+
+FPN_CHANNELS, FPN_ANSWER = 256, 128
+DEEPLAB_CHANNELS, ATROUS_RATES = 256, (12, 24, 36)
+
+SIMPLE_CHANNELS = 256
+LEAST_LEVELS = 4
+"""With fewer, a pyramid is made of the last map."""
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps ``(B, C, h, w)`` at another size, bilinearly."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return functional.interpolate(maps, (size[0], size[1]), mode="bilinear", align_corners=False)
+
+
+class LinearMaskHead(nn.Module):
+    """One linear layer at every position of the last map; its logits are enlarged bilinearly.
+
+    Args:
+        levels: Of the pyramid, from fine to coarse.
+        num_classes: Number of classes C.
+        drop_rate: Share of the channels that are set to zero in training, in [0, 1).
+    """
+
+    takes_pyramid = True
+
+    def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.drop = nn.Dropout2d(drop_rate)
+        self.linear = nn.Conv2d(levels[-1].channels, num_classes, 1)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        if self.linear.bias is not None:
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+        """Return logits ``(B, C, H, W)``."""
+        images, *_, last = given
+        return resized(self.linear(self.drop(last)), images.shape[2:])
+
+
+class SimplePyramid(nn.Module):
+    """Four levels made of one map, as ViTDet has it.
+
+    Li et al. 2022 (*Exploring Plain Vision Transformer Backbones for Object Detection*, section 3): the map of a plain
+    ViT at 1/4, 1/2, 1 and 2 times its stride, by two, one, no transposed convolutions and by a maximum over 2 x 2, each
+    followed by a 1 x 1 and a 3 x 3 convolution with layer norms.
+
+    Args:
+        channels: Of the map.
+        stride: Of the map, in pixels.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        from timm.layers.norm import LayerNorm2d  # here: whoever only checks a data set needs no timm
+
+        def neck(width: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(width, SIMPLE_CHANNELS, 1, bias=False), LayerNorm2d(SIMPLE_CHANNELS),
+                nn.Conv2d(SIMPLE_CHANNELS, SIMPLE_CHANNELS, 3, padding=1, bias=False), LayerNorm2d(SIMPLE_CHANNELS),
+            )  # fmt: skip
+
+        half, quarter = max(1, channels // 2), max(1, channels // 4)
+        fine = nn.Sequential(
+            nn.ConvTranspose2d(channels, half, 2, stride=2), LayerNorm2d(half), nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, stride=2),
+        )  # fmt: skip
+        scales: list[tuple[nn.Module, int]] = [
+            (fine, quarter), (nn.ConvTranspose2d(channels, half, 2, stride=2), half), (nn.Identity(), channels),
+            (nn.MaxPool2d(2), channels),
+        ]  # fmt: skip
+        self.scales = nn.ModuleList(nn.Sequential(scale, neck(width)) for scale, width in scales)
+        strides = (max(1, stride // 4), max(1, stride // 2), stride, 2 * stride)
+        self.levels = tuple(Level("", at, SIMPLE_CHANNELS) for at in strides)
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """Return four maps ``(B, 256, h, w)``, from fine to coarse, of a map ``(B, D, h, w)``."""
+        return [scale(maps) for scale in self.scales]
+
+
+class DecodedHead(nn.Module):
+    """A decoder on a pyramid, and one convolution to the classes.
+
+    A pyramid of fewer than four levels is made anew of its last map, see `SimplePyramid`. A level as fine as the
+    picture is left out: decoders have the picture's own size as their end.
+
+    Args:
+        levels: Of the pyramid, from fine to coarse.
+    """
+
+    takes_pyramid = True
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        super().__init__()
+        used = [level for level in levels if level.stride > 1]
+        self.simple = None if len(used) >= LEAST_LEVELS else SimplePyramid(levels[-1].channels, levels[-1].stride)
+        self.levels = tuple(used) if self.simple is None else self.simple.levels
+
+    def pyramid(self, given: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the images, and a map for each of `levels`."""
+        images, *maps = given
+        return [images, *(maps[len(maps) - len(self.levels) :] if self.simple is None else self.simple(maps[-1]))]
+
+    def _by_stride(self, strides: Sequence[int], name: str) -> list[int]:
+        """Return where levels of these strides, relative to the finest of the last four, stand among the maps.
+
+        Raises:
+            ConfigError: There is none of a stride.
+        """
+        base = self.levels[-LEAST_LEVELS].stride
+        places = {level.stride: at for at, level in enumerate(self.levels, 1)}
+        missing = [base * stride for stride in strides if base * stride not in places]
+        if missing:
+            strides_here = ", ".join(str(level.stride) for level in self.levels)
+            raise ConfigError(
+                f"head {name} needs maps of stride {missing[0]}, and the pyramid has {strides_here} - use unet"
+            )
+        return [places[base * stride] for stride in strides]
+
+
+class UnetHead(DecodedHead):
+    """U-Net: maps are enlarged step by step, and joined with the finer ones (Ronneberger et al. 2015).
+
+    Args:
+        levels: Of the pyramid, from fine to coarse.
+        num_classes: Number of classes C.
+        drop_rate: Share of the channels before the last convolution that are set to zero in training, in [0, 1).
+    """
+
+    def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__(levels)
+        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder  # type: ignore[import-untyped]
+
+        channels = UNET_CHANNELS[: len(self.levels)]
+        self.decoder = UnetDecoder((3, *(level.channels for level in self.levels)), channels, n_blocks=len(channels))
+        self.answer = nn.Sequential(nn.Dropout2d(drop_rate), nn.Conv2d(channels[-1], num_classes, 3, padding=1))
+
+    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+        """Return logits ``(B, C, H, W)``."""
+        return resized(self.answer(self.decoder(self.pyramid(given))), given[0].shape[2:])
+
+
+class FPNHead(DecodedHead):
+    """Feature pyramid: maps of four strides, each with what the coarser ones know, are added (Kirillov et al. 2019).
+
+    Args:
+        levels: Of the pyramid, from fine to coarse; of the last four each has twice the stride of the one before.
+        num_classes: Number of classes C.
+        drop_rate: Share of the channels of the sum that are set to zero in training, in [0, 1).
+
+    Raises:
+        ConfigError: The strides are others.
+    """
+
+    def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__(levels)
+        from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder  # type: ignore[import-untyped]
+
+        self.places = self._by_stride((1, 2, 4, 8), "fpn")
+        widths = [self.levels[at - 1].channels for at in self.places]
+        self.decoder = FPNDecoder(widths, len(widths), FPN_CHANNELS, FPN_ANSWER, dropout=drop_rate)
+        self.answer = nn.Conv2d(FPN_ANSWER, num_classes, 1)
+
+    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+        """Return logits ``(B, C, H, W)``."""
+        maps = self.pyramid(given)
+        return resized(self.answer(self.decoder([maps[at] for at in self.places])), given[0].shape[2:])
+
+
+class DeepLabHead(DecodedHead):
+    """DeepLabv3+: the last map seen at several rates, joined with a fine one (Chen et al. 2018).
+
+    In the paper the backbone's last stage is dilated, so that its map has stride 16. Here a coarser one is enlarged to
+    that stride, since any backbone is taken as it is.
+
+    Args:
+        levels: Of the pyramid, from fine to coarse; of the last four each has twice the stride of the one before.
+        num_classes: Number of classes C.
+        drop_rate: Share of the channels of the pooled pyramid that are set to zero in training, in [0, 1).
+
+    Raises:
+        ConfigError: The strides are others.
+    """
+
+    def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__(levels)
+        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder  # type: ignore[import-untyped]
+
+        self.fine, self.middle = self._by_stride((1, 4), "deeplabv3plus")
+        widths = (3, 0, self.levels[self.fine - 1].channels, self.levels[-1].channels)
+        self.decoder = DeepLabV3PlusDecoder(
+            encoder_channels=widths, encoder_depth=5, out_channels=DEEPLAB_CHANNELS, atrous_rates=ATROUS_RATES,
+            output_stride=16, aspp_separable=True, aspp_dropout=drop_rate,
+        )  # fmt: skip
+        self.answer = nn.Conv2d(DEEPLAB_CHANNELS, num_classes, 1)
+
+    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+        """Return logits ``(B, C, H, W)``."""
+        maps = self.pyramid(given)
+        last = resized(maps[-1], maps[self.middle].shape[2:])
+        joined = self.decoder([maps[0], torch.empty(0), maps[self.fine], last])
+        return resized(self.answer(joined), given[0].shape[2:])

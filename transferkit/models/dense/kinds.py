@@ -1,0 +1,75 @@
+"""`MaskHeads`: the heads that a segmentation task can have, by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from torch import nn
+
+from transferkit.core.errors import ConfigError, gather
+from transferkit.models.backbones.interface import Backbone
+from transferkit.models.dense.decoders import DeepLabHead, FPNHead, LinearMaskHead, UnetHead
+from transferkit.models.feed import Feed, dry_run
+from transferkit.models.freezing import evaluation_mode
+from transferkit.models.heads import check_head, list_heads, registered_head, takes_pyramid, unknown_head
+
+__all__ = ["MASK_HEADS", "MaskHeads"]
+
+DECODERS: Final[dict[str, Callable[..., nn.Module]]] = {
+    "deeplabv3plus": DeepLabHead, "fpn": FPNHead, "linear": LinearMaskHead, "unet": UnetHead,
+}  # fmt: skip
+
+LIBRARY: Final = "segmentation_models_pytorch"
+
+
+@dataclass(frozen=True)
+class MaskHeads:
+    """Heads that return a logit per class and pixel."""
+
+    def names(self) -> list[str]:
+        """Return the names of those that are known, sorted."""
+        return list_heads(pyramid=True)
+
+    def feed(self, head: str | nn.Module) -> Feed:
+        """Return the pyramid, whatever the head."""
+        return Feed.PYRAMID
+
+    def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
+        """Return a head of logits ``(B, width, H, W)``.
+
+        Raises:
+            BackboneError: The backbone has no pyramid.
+            ConfigError: With everything that is wrong; or the library of decoders is not installed.
+        """
+        problems = unknown_head(head, pyramid=True)
+        if not 0 <= drop_rate < 1:
+            problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
+        elif drop_rate and head not in DECODERS:
+            problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into it")
+        if isinstance(head, nn.Module) and not takes_pyramid(head):
+            problems.append(
+                f"head {type(head).__name__} does not take a pyramid - set `takes_pyramid = True` on its class"
+            )
+        if problems:
+            raise ConfigError(gather(problems))
+        with evaluation_mode(backbone):
+            built = head if isinstance(head, nn.Module) else _named(head, backbone, width, drop_rate)
+            height, wide = backbone.data_config.image_size
+            check_head(built, dry_run(backbone, Feed.PYRAMID), (1, width, height, wide))
+        return built
+
+
+MASK_HEADS = MaskHeads()
+
+
+def _named(name: str, backbone: Backbone, width: int, drop_rate: float) -> nn.Module:
+    levels = backbone.pyramid()
+    builder = registered_head(name)
+    if builder is not None:
+        return builder(levels, width)
+    if name != "linear" and importlib.util.find_spec(LIBRARY) is None:
+        raise ConfigError(f"--head {name} needs decoders that are not installed - pip install 'transferkit[dense]'")
+    return DECODERS[name](levels, width, drop_rate=drop_rate)

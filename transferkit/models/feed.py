@@ -1,0 +1,71 @@
+"""`Feed`: what a head is given of a backbone - its features, its feature map, or the picture and its pyramid."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from transferkit.core.errors import ConfigError
+from transferkit.models.backbones.interface import Backbone
+
+__all__ = ["Feed", "Given", "as_float", "detached", "dry_run", "feed", "pooled"]
+
+Given: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Features ``(B, D)``; a feature map ``(B, C, H, W)`` or tokens; or images ``(B, 3, H, W)`` and a
+pyramid's maps."""
+
+
+class Feed(StrEnum):
+    """What a head is given."""
+
+    FEATURES = "features"
+    MAPS = "maps"
+    PYRAMID = "pyramid"
+
+
+def feed(backbone: Backbone, kind: Feed, images: Tensor) -> Given:
+    """Return what a head is given, by one pass.
+
+    Args:
+        backbone: The backbone.
+        kind: What it is.
+        images: ``(B, 3, H, W) float32, normalised``.
+
+    Raises:
+        BackboneError: The backbone has no such thing.
+    """
+    if kind is Feed.FEATURES:
+        return backbone(images)  # type: ignore[no-any-return]
+    if kind is Feed.MAPS:
+        return backbone.forward_maps(images)
+    return (images, *backbone.forward_pyramid(images))
+
+
+def pooled(backbone: Backbone, kind: Feed, given: Given) -> Tensor:
+    """Return penultimate features ``(B, D)`` from what a head was given; not of a pyramid.
+
+    Raises:
+        ConfigError: It is a pyramid, whose last map need not be what the backbone pools.
+    """
+    if isinstance(given, tuple):
+        raise ConfigError(f"{backbone.name} gives a pyramid to its head - take features from the backbone alone")
+    return backbone.pool(given) if kind is Feed.MAPS else given
+
+
+def as_float(given: Given) -> Given:
+    """Return the same in float32."""
+    return tuple(level.float() for level in given) if isinstance(given, tuple) else given.float()
+
+
+def detached(given: Given) -> Given:
+    """Return ordinary tensors of the same values, which a head may keep for its backward pass."""
+    return tuple(level.clone() for level in given) if isinstance(given, tuple) else given.clone()
+
+
+def dry_run(backbone: Backbone, kind: Feed) -> Given:
+    """Return what a head is given for one blank picture; the backbone's modes are its own business."""
+    with torch.no_grad():
+        return feed(backbone, kind, torch.zeros(1, 3, *backbone.data_config.image_size))
