@@ -136,9 +136,9 @@ def test_heads_that_take_maps_say_so():
     instance.takes_maps = True
     assert takes_maps(instance)
     head = build_head("maps", 4, 2)
-    check_head(head, torch.zeros(2, 4, 5, 5), 2)
+    check_head(head, torch.zeros(2, 4, 5, 5), (2, 2))
     with pytest.raises(ConfigError, match=r"MapHead fails on feature maps of shape \(2, 7, 5, 5\)"):
-        check_head(head, torch.zeros(2, 7, 5, 5), 2)
+        check_head(head, torch.zeros(2, 7, 5, 5), (2, 2))
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

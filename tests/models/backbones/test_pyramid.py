@@ -12,15 +12,15 @@ from transferkit.models.backbones.registry import create_backbone
 
 # Strides and channels, from the papers' tables; of timm's own small test networks, from their configuration.
 LEVELS = {
-    "test_resnet": [(4, 32), (8, 48), (16, 192), (32, 96)],
+    "test_resnet": [(2, 32), (4, 32), (8, 48), (16, 192), (32, 96)],
     "test_vit": [(16, 64)],  # tokens of one size
-    "resnet18": [(4, 64), (8, 128), (16, 256), (32, 512)],
-    "mobilenetv3_small_050": [(4, 8), (8, 16), (16, 24), (32, 288)],
-    "regnetx_002": [(4, 24), (8, 56), (16, 152), (32, 368)],
+    "resnet18": [(2, 64), (4, 64), (8, 128), (16, 256), (32, 512)],
+    "mobilenetv3_small_050": [(2, 16), (4, 8), (8, 16), (16, 24), (32, 288)],
+    "regnetx_002": [(2, 32), (4, 24), (8, 56), (16, 152), (32, 368)],
     "convnext_atto": [(4, 40), (8, 80), (16, 160), (32, 320)],
     "pvt_v2_b0": [(4, 32), (8, 64), (16, 160), (32, 256)],  # stages that hand on (B, H, W, C)
     "poolformer_s12": [(4, 64), (8, 128), (16, 320), (32, 512)],  # whose stages are one layer group
-    "transferkit/mini": [(4, 32), (8, 64), (16, 128), (32, 256)],
+    "transferkit/mini": [(2, 64), (4, 32), (8, 64), (16, 128), (32, 256)],
     "torchvision/mobilenet_v3_small": [(2, 16), (4, 16), (8, 24), (16, 48), (32, 576)],
 }
 SIDE = 96

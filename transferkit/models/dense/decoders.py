@@ -24,6 +24,7 @@ FPN_CHANNELS, FPN_ANSWER = 256, 128
 DEEPLAB_CHANNELS, ATROUS_RATES = 256, (12, 24, 36)
 
 SIMPLE_CHANNELS = 256
+SCALES = (4, 2, 1, 0.5)
 LEAST_LEVELS = 4
 """With fewer, a pyramid is made of the last map."""
 
@@ -61,42 +62,44 @@ class LinearMaskHead(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """Four levels made of one map, as ViTDet has it.
+    """Levels made of one map, as ViTDet has it.
 
     Li et al. 2022 (*Exploring Plain Vision Transformer Backbones for Object Detection*, section 3): the map of a plain
-    ViT at 1/4, 1/2, 1 and 2 times its stride, by two, one, no transposed convolutions and by a maximum over 2 x 2, each
-    followed by a 1 x 1 and a 3 x 3 convolution with layer norms.
+    ViT at 4, 2, 1 and 1/2 times its resolution, by two, one, no transposed convolutions and by a maximum over 2 x 2,
+    each followed by a 1 x 1 and a 3 x 3 convolution with layer norms.
 
     Args:
-        channels: Of the map.
-        stride: Of the map, in pixels.
+        level: Of the map.
+        scales: Which resolutions, over that of the map, from fine to coarse.
+
+    Attributes:
+        levels: What it makes.
     """
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, level: Level, scales: Sequence[float] = SCALES) -> None:
         super().__init__()
         from timm.layers.norm import LayerNorm2d  # here: whoever only checks a data set needs no timm
 
-        def neck(width: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(width, SIMPLE_CHANNELS, 1, bias=False), LayerNorm2d(SIMPLE_CHANNELS),
+        width = level.channels
+        half, quarter = max(1, width // 2), max(1, width // 4)
+        fine = (nn.ConvTranspose2d(width, half, 2, stride=2), LayerNorm2d(half), nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, 2, stride=2))  # fmt: skip
+        made: dict[float, tuple[tuple[nn.Module, ...], int]] = {
+            4: (fine, quarter), 2: ((nn.ConvTranspose2d(width, half, 2, stride=2),), half), 1: ((), width),
+            0.5: ((nn.MaxPool2d(2),), width),
+        }  # fmt: skip
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                *layers,
+                nn.Conv2d(channels, SIMPLE_CHANNELS, 1, bias=False), LayerNorm2d(SIMPLE_CHANNELS),
                 nn.Conv2d(SIMPLE_CHANNELS, SIMPLE_CHANNELS, 3, padding=1, bias=False), LayerNorm2d(SIMPLE_CHANNELS),
-            )  # fmt: skip
-
-        half, quarter = max(1, channels // 2), max(1, channels // 4)
-        fine = nn.Sequential(
-            nn.ConvTranspose2d(channels, half, 2, stride=2), LayerNorm2d(half), nn.GELU(),
-            nn.ConvTranspose2d(half, quarter, 2, stride=2),
+            )
+            for layers, channels in (made[scale] for scale in scales)
         )  # fmt: skip
-        scales: list[tuple[nn.Module, int]] = [
-            (fine, quarter), (nn.ConvTranspose2d(channels, half, 2, stride=2), half), (nn.Identity(), channels),
-            (nn.MaxPool2d(2), channels),
-        ]  # fmt: skip
-        self.scales = nn.ModuleList(nn.Sequential(scale, neck(width)) for scale, width in scales)
-        strides = (max(1, stride // 4), max(1, stride // 2), stride, 2 * stride)
-        self.levels = tuple(Level("", at, SIMPLE_CHANNELS) for at in strides)
+        self.levels = tuple(Level("", max(1, round(level.stride / scale)), SIMPLE_CHANNELS) for scale in scales)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """Return four maps ``(B, 256, h, w)``, from fine to coarse, of a map ``(B, D, h, w)``."""
+        """Return maps ``(B, 256, h, w)``, from fine to coarse, of a map ``(B, D, h, w)``."""
         return [scale(maps) for scale in self.scales]
 
 
@@ -108,14 +111,15 @@ class DecodedHead(nn.Module):
 
     Args:
         levels: Of the pyramid, from fine to coarse.
+        scales: Of a pyramid that is made of the last map.
     """
 
     takes_pyramid = True
 
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[Level], scales: Sequence[float] = SCALES) -> None:
         super().__init__()
         used = [level for level in levels if level.stride > 1]
-        self.simple = None if len(used) >= LEAST_LEVELS else SimplePyramid(levels[-1].channels, levels[-1].stride)
+        self.simple = None if len(used) >= LEAST_LEVELS else SimplePyramid(levels[-1], scales)
         self.levels = tuple(used) if self.simple is None else self.simple.levels
 
     def pyramid(self, given: tuple[Tensor, ...]) -> list[Tensor]:
@@ -205,10 +209,10 @@ class DeepLabHead(DecodedHead):
     """
 
     def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
-        super().__init__(levels)
+        super().__init__(levels, scales=(4, 1))
         from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder  # type: ignore[import-untyped]
 
-        self.fine, self.middle = self._by_stride((1, 4), "deeplabv3plus")
+        self.fine, self.middle = (1, 2) if self.simple else self._by_stride((1, 4), "deeplabv3plus")
         widths = (3, 0, self.levels[self.fine - 1].channels, self.levels[-1].channels)
         self.decoder = DeepLabV3PlusDecoder(
             encoder_channels=widths, encoder_depth=5, out_channels=DEEPLAB_CHANNELS, atrous_rates=ATROUS_RATES,
