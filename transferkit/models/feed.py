@@ -1,4 +1,4 @@
-"""`Feed`: what a head is given of a backbone - its features, its feature map, or the picture and its pyramid."""
+"""`Feed`: what a head is given of a backbone - features, a feature map, or the picture and its last map or pyramid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from transferkit.models.backbones.interface import Backbone
 __all__ = ["Feed", "Given", "as_float", "detached", "dry_run", "feed", "pooled"]
 
 Given: TypeAlias = Tensor | tuple[Tensor, ...]
-"""Features ``(B, D)``; a feature map ``(B, C, H, W)`` or tokens; or images ``(B, 3, H, W)`` and a
-pyramid's maps."""
+"""Features ``(B, D)``; a feature map ``(B, C, H, W)`` or tokens; or images ``(B, 3, H, W)``, and one map or more."""
 
 
 class Feed(StrEnum):
@@ -23,7 +22,13 @@ class Feed(StrEnum):
 
     FEATURES = "features"
     MAPS = "maps"
+    LAST_MAP = "last-map"
     PYRAMID = "pyramid"
+
+    @property
+    def on_pixels(self) -> bool:
+        """Whether a head of it answers for the pixels of a picture."""
+        return self in (Feed.LAST_MAP, Feed.PYRAMID)
 
 
 def feed(backbone: Backbone, kind: Feed, images: Tensor) -> Given:
@@ -41,17 +46,19 @@ def feed(backbone: Backbone, kind: Feed, images: Tensor) -> Given:
         return backbone(images)  # type: ignore[no-any-return]
     if kind is Feed.MAPS:
         return backbone.forward_maps(images)
+    if kind is Feed.LAST_MAP:
+        return (images, backbone.forward_last_map(images))
     return (images, *backbone.forward_pyramid(images))
 
 
 def pooled(backbone: Backbone, kind: Feed, given: Given) -> Tensor:
-    """Return penultimate features ``(B, D)`` from what a head was given; not of a pyramid.
+    """Return penultimate features ``(B, D)`` from what a head was given; not where it answers for pixels.
 
     Raises:
-        ConfigError: It is a pyramid, whose last map need not be what the backbone pools.
+        ConfigError: It does: its maps are laid out anew, and need not be what the backbone pools.
     """
     if isinstance(given, tuple):
-        raise ConfigError(f"{backbone.name} gives a pyramid to its head - take features from the backbone alone")
+        raise ConfigError(f"{backbone.name} gives maps to a head of pixels - take features from the backbone alone")
     return backbone.pool(given) if kind is Feed.MAPS else given
 
 

@@ -304,7 +304,8 @@ class TransferModule(L.LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Return predictions, not calibrated; of classification, probabilities ``(B, C)``."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return self.task.output.activate(self(images).float())
+        predictions: Tensor = self.task.output.activate(self(images).float())
+        return predictions
 
     def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
         images, targets = batch

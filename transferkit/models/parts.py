@@ -86,11 +86,11 @@ class Objective(Protocol):
             ConfigError: With everything that is wrong with the options.
         """
 
-    def balanced(self, targets: Tensor, width: int) -> list[float]:
+    def balanced(self, targets: Any, width: int) -> list[float]:
         """Return weights of the outputs that make rare answers count as much as frequent ones.
 
         Args:
-            targets: ``(N, ...)`` of all training pictures.
+            targets: ``(N, ...)`` of all training pictures; ``None`` of answers that lie on pixels.
             width: Of the outputs.
 
         Raises:
@@ -162,15 +162,18 @@ class Record(Protocol):
 class Output(Protocol):
     """From what the network returns to what a user reads."""
 
-    def activate(self, outputs: Tensor) -> Tensor:
-        """Return predictions for outputs ``(..., width) float32``: probabilities, say, before any calibration."""
+    def activate(self, outputs: Any) -> Any:
+        """Return predictions for outputs ``(..., width) float32``: probabilities, say, before any calibration.
+
+        Of outputs that are kept as records, see `Extent`, predictions are records, too.
+        """
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of `predictions.csv` after ``split, path``; the first is the answer of the data."""
 
-    def rows(self, predictions: Tensor, targets: Tensor, spec: TargetSpec) -> list[tuple[str, ...]]:
-        """Return these columns for predictions ``(N, width)`` and targets ``(N, ...)``, a row per picture."""
+    def rows(self, predictions: Any, targets: Any, spec: TargetSpec) -> list[tuple[str, ...]]:
+        """Return these columns for predictions and targets of N pictures, as `Extent` keeps them, a row per picture."""
 
     def merge(self, predictions: Array) -> Array:
         """Return the prediction of a picture for those of its views, ``(V, ...)``."""
@@ -178,8 +181,8 @@ class Output(Protocol):
     def problem(self, spec: TargetSpec, request: Request) -> str | None:
         """Return why a model cannot give what is wanted, and what to do, in words; ``None`` where it can."""
 
-    def record(self, name: str, prediction: Array, spec: TargetSpec, request: Request) -> Any:
-        """Return the `Record` of a picture."""
+    def record(self, name: str, prediction: Any, spec: TargetSpec, request: Request) -> Any:
+        """Return the `Record` of a picture, of what `Extent.placed` returns for its prediction."""
 
     def unreadable(self, name: str, error: str) -> Any:
         """Return the `Record` of a picture that has no prediction."""
@@ -231,7 +234,7 @@ class Scores(Protocol):
     """What predictions are worth."""
 
     def measure(
-        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+        self, predictions: Any, targets: Any, spec: TargetSpec, *, plain: Any = None, seed: int = 0
     ) -> dict[str, Any]:
         """Return what `metrics.json` holds of one split, as plain JSON values.
 
@@ -289,7 +292,7 @@ class Calibrator(Protocol):
     def methods(self) -> tuple[str, ...]:
         """Ways to fit, the usual one first."""
 
-    def fit(self, outputs: Tensor, targets: Tensor, *, method: str, seed: int) -> tuple[Any, Tensor]:
+    def fit(self, outputs: Any, targets: Any, *, method: str, seed: int) -> tuple[Any, Any]:
         """Return the calibration, and predictions for `outputs` by calibrations that have not seen the picture.
 
         Raises:
@@ -310,14 +313,14 @@ class Calibrator(Protocol):
             CheckpointError: They are none.
         """
 
-    def apply(self, calibration: Any, outputs: Tensor) -> Tensor:
+    def apply(self, calibration: Any, outputs: Any) -> Any:
         """Return calibrated predictions for outputs ``(..., width)``."""
 
-    def problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+    def problem(self, outputs: Any, targets: Any) -> str | None:
         """Return why nothing can be fitted on these pictures, for a sentence; ``None`` where it can."""
 
     def summary(
-        self, calibration: Any, outputs: Tensor, targets: Tensor, predictions: Tensor, *, seed: int
+        self, calibration: Any, outputs: Any, targets: Any, predictions: Any, *, seed: int
     ) -> tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]]:
         """Return what a person reads of a fit: lines, and columns and rows of a table of coverage.
 
@@ -340,8 +343,8 @@ class Answered:
         spec: What they mean.
     """
 
-    predictions: Tensor
-    targets: Tensor
+    predictions: Any
+    targets: Any
     spec: TargetSpec
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader, task_name
+from transferkit.models.extent import WHOLE_PICTURE, Extent
 from transferkit.models.heads import FLAT, HeadKinds
-from transferkit.models.keeping import WHOLE, Keeping
 from transferkit.models.parts import Calibrator, Details, FittedCalibration, Objective, Output, Scores
 from transferkit.models.solver import Heads, Solver
 from transferkit.options.data import DataOptions
@@ -52,7 +52,7 @@ class Task:
         solver: See `Solver`; ``None`` where a head can only be trained.
         details: See `Details`; ``None`` where the figures say all.
         head_kinds: See `HeadKinds`; by default heads that return a row per picture.
-        keeping: See `Keeping`; by default outputs are kept as they are.
+        extent: See `Extent`; by default an output is of a picture as a whole.
         bind: Makes the task of a spec: parts that know, say, the units of a target. By default the task itself.
     """
 
@@ -66,15 +66,18 @@ class Task:
     solver: Solver | None = None
     details: Details | None = None
     head_kinds: HeadKinds = FLAT
-    keeping: Keeping = WHOLE
+    extent: Extent = WHOLE_PICTURE
     bind: Callable[[Task, TargetSpec], Task] = _as_it_is
 
     def of(self, spec: TargetSpec) -> Task:
         """Return the task of a data set or model: its parts know what the answers mean."""
         return self.bind(self, spec)
 
-    def predictions(self, outputs: Tensor, calibration: FittedCalibration) -> Tensor:
-        """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration."""
+    def predictions(self, outputs: Any, calibration: FittedCalibration) -> Any:
+        """Return what users are told for outputs ``(..., width) float32``: calibrated where there is a calibration.
+
+        Of outputs that are kept as records, see `Extent`, predictions are records, too.
+        """
         return self.output.activate(outputs) if self.calibrator is None else self.calibrator.apply(calibration, outputs)
 
     def require(self, part: str, verb: str) -> Any:
@@ -97,7 +100,7 @@ class Task:
         return f"the calibration of {self.name} cannot be {method!r}, expected one of {', '.join(known)}"
 
     def values(
-        self, predictions: Tensor, targets: Tensor, spec: TargetSpec, *, plain: Tensor | None = None, seed: int = 0
+        self, predictions: Any, targets: Any, spec: TargetSpec, *, plain: Any = None, seed: int = 0
     ) -> dict[str, Any]:
         """Return `Scores.measure`'s values of one split, with the list ``figures`` that everything else loops over."""
         values = self.scores.measure(predictions, targets, spec, plain=plain, seed=seed)

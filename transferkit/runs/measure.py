@@ -19,6 +19,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import Task
 from transferkit.models.unlike.distance import sample_places
+from transferkit.runs.truths import Truths, truths_of
 
 __all__ = [
     "Outputs",
@@ -40,39 +41,47 @@ class Outputs:
 
     Attributes:
         paths: N files.
-        outputs: ``(N, width) float32``.
-        targets: ``(N, ...)``, as the task has them.
+        outputs: Of N pictures, as the task keeps them, see `Extent`: ``(N, width) float32``, or a list of records.
+        targets: Of N pictures, likewise.
         distances: From the training pictures, ``(N, 1)``; ``None`` where the model knows none.
         features: Of some of the pictures, ``(S, D)``; likewise.
     """
 
     paths: tuple[str, ...]
-    outputs: Tensor
-    targets: Tensor
+    outputs: Any
+    targets: Any
     distances: Tensor | None = None
     features: Tensor | None = None
 
 
 def network_outputs(
-    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], *, device: str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Return outputs and answers of a loader's pictures, in order, in fp32, as the task keeps them.
+    module: TransferModule,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: str = "cpu",
+    truths: Truths | None = None,
+) -> tuple[Any, Any]:
+    """Return outputs and answers of a loader's pictures, in order, in fp32, as the task keeps them, see `Extent`.
 
     Args:
         module: The model.
         loader: Gives ``(B, H, W, 3) uint8`` pictures and targets.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        truths: Of the same pictures, where answers lie on pixels and are to be measured at their own size.
     """
     module.eval().to(device)
-    keeping = module.task.keeping
+    extent = module.task.extent
     outputs: list[Any] = []
     answers: list[Any] = []
+    done = 0
     with torch.inference_mode():
         for images, targets in loader:
             batch = module(normalise(images.to(device, non_blocking=True), module.data_config))
-            for column, part in zip((outputs, answers), keeping.kept(batch, targets), strict=True):
+            own = None if truths is None else truths.of(range(done, done + len(targets)))
+            done += len(targets)
+            for column, part in zip((outputs, answers), extent.kept(batch, targets, own), strict=True):
                 column.append(part)
-    return keeping.join(outputs), keeping.join(answers)
+    return extent.join(outputs), extent.join(answers)
 
 
 def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, device: str = "cpu") -> Outputs:
@@ -80,7 +89,10 @@ def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, dev
     loader = data.evaluation_loader(split)
     paths = tuple(str(Path(record.path).absolute()) for record in data.index.split(split))
     if module.unlike is None:
-        return Outputs(paths, *network_outputs(module, loader, device=device))
+        records = data.index.split(split)
+        labels, files = ([getattr(record, name) for record in records] for name in ("label", "path"))
+        truths = truths_of(data.index.targets, labels, files, data.data_config)
+        return Outputs(paths, *network_outputs(module, loader, device=device, truths=truths))
     module.eval().to(device)
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
     sample, done = torch.from_numpy(sample_places(len(paths))), 0

@@ -46,9 +46,7 @@ def choose_batch_size(training: Training[Options]) -> int:
     sizes = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
     largest = 0
     with waiting(training.console, "measuring the batch size"):
-        trial = _Trial(
-            training.module, training.data.targets("train"), device, half=training.machine.precision == "bf16"
-        )
+        trial = _Trial(training.module, _targets(training), device, half=training.machine.precision == "bf16")
         try:
             for size in sizes:
                 if device == "cpu" and trial.needs(size) > SHARE * free_memory():
@@ -65,6 +63,11 @@ def choose_batch_size(training: Training[Options]) -> int:
             f"not even a batch of {SIZES[0]} pictures fits into memory - try a smaller --image-size or --backbone"
         )
     return largest
+
+
+def _targets(training: Training[Options]) -> torch.Tensor:
+    """Return the targets of a few training pictures, ``(N, ...)``."""
+    return training.data.dataset("train").batch([0, 1]).labelled()[1]
 
 
 def with_batch_size(training: Training[Options]) -> Training[Options]:
@@ -92,7 +95,7 @@ class _Trial:
 
     Args:
         module: The model.
-        targets: ``(N, ...)``, of any pictures, as the task reads them.
+        targets: ``(N, ...)``, of some pictures, as batches have them.
         device: Where to try.
         half: Under bf16 autocast.
     """

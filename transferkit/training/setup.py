@@ -137,7 +137,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
     usual = backbone.data_config
-    backbone.data_config = replace(usual, decoding=config.decoding(usual.decoding))
+    backbone.data_config = task.targets.framing(replace(usual, decoding=config.decoding(usual.decoding)))
     data = _data(config, task, backbone, workers, console)
     if not quiet and is_writer():
         print_lines(output_console(), data_lines(data.index))
@@ -270,7 +270,8 @@ def loss_options(config: TrainingOptions, task: Task, data: ImageData | None = N
     smoothing = usual if config.label_smoothing is None else config.label_smoothing
     weights = None
     if config.class_weights == "balanced" and data is not None:
-        weights = task.objective.balanced(data.targets("train"), task.heads.width(data.index.targets.spec))
+        targets = data.targets("train") if task.extent.whole else None  # those of pixels are counted in the spec
+        weights = task.objective.balanced(targets, task.heads.width(data.index.targets.spec))
     return LossOptions(config.loss, config.focal_gamma, weights, smoothing)
 
 

@@ -47,7 +47,7 @@ def fit_on_training(training: Training[Options]) -> float:
     """
     started = time.perf_counter()
     module, data = training.module.cpu(), training.data
-    if not _enough(data.index.split("val")):
+    if not _enough(data.index.split("val")) or module.feed.on_pixels:  # no vector of a picture
         return 0.0
     groups = groups_of(data.targets("train").numpy(), classes=module.task.output.names_one)
     chosen = choose_pictures(groups, seed=training.config.seed)

@@ -27,7 +27,7 @@ def test_every_head_goes_on_every_pyramid_and_learns(backbone, head):
     backbone = make(backbone)
     built = MASK_HEADS.build(head, backbone, 3, drop_rate=0.1)
     images = torch.randn(2, 3, SIDE, SIDE)
-    logits = built(feed(backbone.train(), Feed.PYRAMID, images))
+    logits = built(feed(backbone.train(), MASK_HEADS.feed(head), images))
     assert logits.shape == (2, 3, SIDE, SIDE)
     logits.square().sum().backward()
     silent = [name for name, parameter in built.named_parameters() if parameter.grad is None]
@@ -40,7 +40,7 @@ def test_a_wide_picture_of_another_size():
     for head in ("linear", "unet", "fpn", "deeplabv3plus"):
         built = MASK_HEADS.build(head, backbone, 2).eval()
         with torch.no_grad():
-            assert built(feed(backbone, Feed.PYRAMID, torch.randn(1, 3, 64, 96))).shape == (1, 2, 64, 96)
+            assert built(feed(backbone, MASK_HEADS.feed(head), torch.randn(1, 3, 64, 96))).shape == (1, 2, 64, 96)
 
 
 def test_the_linear_head_is_a_matrix_at_every_position():

@@ -144,6 +144,21 @@ class Backbone(nn.Module, abc.ABC):
             )
         return tuple(maps[level.name] for level in levels)
 
+    def forward_last_map(self, images: Tensor) -> Tensor:
+        """Return what `forward_maps` does as a map ``(B, C, h, w)``, tokens laid out as the picture is.
+
+        Raises:
+            BackboneError: It is no map, nor tokens of patches.
+        """
+        end = self._laid_out(self.forward_maps(images), images)
+        if end is None:
+            raise BackboneError(f"backbone {self.name!r} has no map at its end - use another, such as resnet18")
+        return end
+
+    def _laid_out(self, end: Tensor, images: Tensor) -> Tensor | None:
+        size = images.shape[2], images.shape[3]
+        return as_map(end, size, channels_last=False, prefix_tokens=self.prefix_tokens)
+
     def _maps(self, images: Tensor, stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return the feature maps of some stages, in the order in which they are computed, and the one at the end.
 
@@ -151,9 +166,7 @@ class Backbone(nn.Module, abc.ABC):
         """
         height, width = images.shape[2:]
         with recorded(stages) as outputs:
-            end = as_map(
-                self.forward_maps(images), (height, width), channels_last=False, prefix_tokens=self.prefix_tokens
-            )
+            end = self._laid_out(self.forward_maps(images), images)
         if end is None:
             return {}
         maps = {

@@ -1,7 +1,7 @@
 """Heads of masks: from a picture and its pyramid to a logit per class and pixel.
 
-Each is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse. Decoders are
-those of segmentation_models_pytorch.
+Each is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse; the linear
+one with the last map alone. Decoders are those of segmentation_models_pytorch.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class LinearMaskHead(nn.Module):
     """One linear layer at every position of the last map; its logits are enlarged bilinearly.
 
     Args:
-        levels: Of the pyramid, from fine to coarse.
+        channels: Of the map.
         num_classes: Number of classes C.
         drop_rate: Share of the channels that are set to zero in training, in [0, 1).
     """
 
     takes_pyramid = True
 
-    def __init__(self, levels: Sequence[Level], num_classes: int, *, drop_rate: float = 0.0) -> None:
+    def __init__(self, channels: int, num_classes: int, *, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.drop = nn.Dropout2d(drop_rate)
-        self.linear = nn.Conv2d(levels[-1].channels, num_classes, 1)
+        self.linear = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.linear.weight, std=0.01)
         if self.linear.bias is not None:
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, given: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        images, *_, last = given
+        images, last = given
         return resized(self.linear(self.drop(last)), images.shape[2:])
 
 
@@ -78,7 +78,7 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, level: Level, scales: Sequence[float] = SCALES) -> None:
         super().__init__()
-        from timm.layers.norm import LayerNorm2d  # here: whoever only checks a data set needs no timm
+        from torchvision.models.convnext import LayerNorm2d  # here: whoever only checks a data set does without
 
         width = level.channels
         half, quarter = max(1, width // 2), max(1, width // 4)

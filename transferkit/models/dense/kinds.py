@@ -19,7 +19,7 @@ from transferkit.models.heads import check_head, list_heads, registered_head, ta
 __all__ = ["MASK_HEADS", "MaskHeads"]
 
 DECODERS: Final[dict[str, Callable[..., nn.Module]]] = {
-    "deeplabv3plus": DeepLabHead, "fpn": FPNHead, "linear": LinearMaskHead, "unet": UnetHead,
+    "deeplabv3plus": DeepLabHead, "fpn": FPNHead, "unet": UnetHead,
 }  # fmt: skip
 
 LIBRARY: Final = "segmentation_models_pytorch"
@@ -34,8 +34,8 @@ class MaskHeads:
         return list_heads(pyramid=True)
 
     def feed(self, head: str | nn.Module) -> Feed:
-        """Return the pyramid, whatever the head."""
-        return Feed.PYRAMID
+        """Return the last map for the linear head, the pyramid for all others."""
+        return Feed.LAST_MAP if head == "linear" else Feed.PYRAMID
 
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of logits ``(B, width, H, W)``.
@@ -47,7 +47,7 @@ class MaskHeads:
         problems = unknown_head(head, pyramid=True)
         if not 0 <= drop_rate < 1:
             problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
-        elif drop_rate and head not in DECODERS:
+        elif drop_rate and head not in ("linear", *DECODERS):
             problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into it")
         if isinstance(head, nn.Module) and not takes_pyramid(head):
             problems.append(
@@ -58,7 +58,7 @@ class MaskHeads:
         with evaluation_mode(backbone):
             built = head if isinstance(head, nn.Module) else _named(head, backbone, width, drop_rate)
             height, wide = backbone.data_config.image_size
-            check_head(built, dry_run(backbone, Feed.PYRAMID), (1, width, height, wide))
+            check_head(built, dry_run(backbone, self.feed(head)), (1, width, height, wide))
         return built
 
 
@@ -66,10 +66,13 @@ MASK_HEADS = MaskHeads()
 
 
 def _named(name: str, backbone: Backbone, width: int, drop_rate: float) -> nn.Module:
-    levels = backbone.pyramid()
-    builder = registered_head(name)
+    if name == "linear":
+        if backbone.map_channels is None:
+            raise ConfigError(f"{backbone.name} has no feature map for a head of masks - use another backbone")
+        return LinearMaskHead(backbone.map_channels, width, drop_rate=drop_rate)
+    levels, builder = backbone.pyramid(), registered_head(name)
     if builder is not None:
         return builder(levels, width)
-    if name != "linear" and importlib.util.find_spec(LIBRARY) is None:
+    if importlib.util.find_spec(LIBRARY) is None:
         raise ConfigError(f"--head {name} needs decoders that are not installed - pip install 'transferkit[dense]'")
     return DECODERS[name](levels, width, drop_rate=drop_rate)

@@ -139,6 +139,10 @@ def _task_problems(config: TrainingOptions) -> list[str]:
         problems.append(f"--focal-gamma is of --loss focal, not {config.loss} - leave it out")
     if config.label_smoothing and objective.smoothing is None:
         problems.append(f"--label-smoothing is {config.label_smoothing}, but {task.name} has none - leave it out")
+    for name, value in (("interpolate", config.interpolate), ("snapshots", config.snapshots)):
+        if value and not task.extent.whole:
+            problems.append(f"--{name} compares whole outputs of several weights, and of {task.name} only counts of "
+                         "pixels are held - leave it out")  # fmt: skip
     if isinstance(config, FinetuneConfig) and (problem := task.calibration_problem(config.calibrate)):
         problems.append(problem)
     return problems

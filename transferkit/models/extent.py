@@ -1,0 +1,100 @@
+"""What the outputs of a network extend over, a picture as a whole or its pixels, and so what can be kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["WHOLE_PICTURE", "Array", "Extent", "Frame", "Truth", "WholePicture"]
+
+Array = npt.NDArray[np.float32]
+
+Frame = tuple[int, int, int, int]
+"""Top, left, height and width of a picture on the canvas that the network sees, in pixels."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The answer that lies on the pixels of a picture, at the picture's own size.
+
+    Attributes:
+        frame: Of the picture on the canvas.
+        annotation: See `transferkit.data.images.annotation.Annotation`.
+    """
+
+    frame: Frame
+    annotation: Any
+
+
+class Extent(Protocol):
+    """How outputs lie on a picture. Of a data set N rows of a tensor are kept, or a list of N records."""
+
+    @property
+    def tta(self) -> tuple[str, ...] | None:
+        """The kinds of test-time views that can be merged; ``None`` for all."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of an output is kept, so that those of several models can be merged afterwards."""
+
+    def kept(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Any, Any]:
+        """Return what is kept of a batch, and its answers, both with an entry per picture.
+
+        Args:
+            outputs: ``(B, ...)`` of the network, on any device.
+            targets: ``(B, ...)``, as batches have them.
+            truths: Of B pictures, where they are to be measured at their own size; ``None`` to go by `targets`.
+        """
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Return what was kept of several batches, or their answers, as one."""
+
+    def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
+        """Return the outputs of a picture's views ``(V, ...)`` as if none had been a mirror image.
+
+        Args:
+            outputs: Of one picture.
+            mirrored: The views that are.
+        """
+
+    def placed(self, prediction: Array, frame: Frame | None, size: tuple[int, int] | None) -> Any:
+        """Return a prediction of the canvas as one of the picture, for `Output.record`.
+
+        Args:
+            prediction: ``(...)``, of one picture.
+            frame: Of the picture on the canvas; ``None`` where the canvas does not show all of it.
+            size: Height and width of the picture.
+        """
+
+
+@dataclass(frozen=True)
+class WholePicture:
+    """An output is a row of numbers about a picture: all of it is kept."""
+
+    tta: tuple[str, ...] | None = None
+    whole: bool = True
+
+    def kept(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs in float32, and targets, both on the CPU."""
+        return outputs.float().cpu(), targets.cpu()
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return ``(N, ...)``, an ordinary tensor."""
+        return torch.cat(list(parts)).clone()
+
+    def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
+        """Return them as they are: a mirror image has the same answer."""
+        return outputs
+
+    def placed(self, prediction: Array, frame: Frame | None, size: tuple[int, int] | None) -> Array:
+        """Return it as it is."""
+        return prediction
+
+
+WHOLE_PICTURE = WholePicture()
