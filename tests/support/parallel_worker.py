@@ -236,6 +236,27 @@ def exchange():
     )  # fmt: skip
 
 
+def figures_of_tables(deals):
+    """Return figures of labels and of numbers for each deal: of every rank, batches of predictions and targets."""
+    import torch
+
+    from transferkit.models.answers.multilabel import MONITORS, LabelFigure
+    from transferkit.models.answers.regression import NumberFigure, Units
+    from transferkit.training.ranks.parallel import rank
+
+    warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)  # of a rank without pictures
+    metrics = [LabelFigure(name, 3) for name in MONITORS if name != "loss"]
+    metrics += [NumberFigure(name, 3, Units()) for name in ("rmse", "mae", "r2", "spearman")]
+    values = []
+    for deal in deals:
+        for metric in metrics:
+            metric.reset()
+            for predictions, targets in deal[rank()]:
+                metric.update(torch.tensor(predictions), torch.tensor(targets))
+        values.append([float(metric.compute()) for metric in metrics])
+    return values
+
+
 def fails_first():
     """Raise in the first rank only, while the others wait for it."""
     from transferkit.core.errors import DataError

@@ -17,6 +17,8 @@ import torch
 from conftest import draw_folder
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from PIL import Image
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -37,6 +39,27 @@ def odd(tmp_path_factory):
     for seed, (split, count) in enumerate((("train", 8), ("val", 3), ("test", 3))):
         draw_folder(root / split, per_class=count, seed=seed)
     return root
+
+
+@pytest.fixture(scope="session")
+def tables(odd, tmp_path_factory):
+    """A manifest of those pictures and one more, with labels, a column of 0 and 1, and a number."""
+    root = tmp_path_factory.mktemp("tables")
+    paths = sorted(odd.rglob("*.png"))
+    Image.fromarray(np.full((40, 40, 3), (200, 40, 40), dtype=np.uint8)).save(root / "more.png")
+    rows = [(Path(os.path.relpath(path, root)), path.parent.parent.name) for path in paths]
+    pictures = tmp_path_factory.mktemp("listed")
+    with (pictures / "list.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("path", "split", "labels", "red", "bright"))
+        for number, (path, split) in enumerate([*rows, (Path("more.png"), "train")]):
+            picture = Image.open(root / path).convert("RGB")
+            picture.save(pictures / f"{number:02}.png")
+            levels = np.asarray(picture, dtype=float).mean(axis=(0, 1))
+            labels = [path.parent.name] if number % 5 else []
+            labels += ["dark"] if number % 3 == 0 else []
+            writer.writerow((f"{number:02}.png", split, "|".join(labels), f"{levels[0]:.3f}", f"{levels.mean():.3f}"))
+    return pictures / "list.csv"
 
 
 def small(odd, root):
@@ -219,6 +242,30 @@ def test_validation_is_exact_for_any_number_of_pictures(tmp_path):  # fault 77, 
             assert ours == pytest.approx(expected, abs=1e-6)
 
 
+def test_figures_of_labels_and_numbers_are_of_all_pictures(tmp_path):  # fault 77, fault 80, fault 159
+    """Also where a rank has more batches than another, or no picture at all."""
+    generator = np.random.default_rng(0)
+    truth = (generator.random((7, 3)) < 0.5).astype(np.float32)
+    truth[0] = 1  # of each label one at least
+    said = generator.random((7, 3)).astype(np.float32)
+    given = said >= 0.5
+    expected = [
+        average_precision_score(truth, said, average="macro"),
+        f1_score(truth, given, average="macro", zero_division=0),
+        f1_score(truth, given, average="micro"),
+        (truth == given).all(axis=1).mean(),
+        (truth != given).mean(),
+        *(np.mean([figure(truth[:, at], said[:, at]) / unit for at, unit in enumerate(units)])
+          for figure, units in ((root_mean_squared_error, truth.std(axis=0)), (mean_absolute_error, truth.std(axis=0)),
+                                (r2_score, [1, 1, 1]), (lambda *both: spearmanr(*both).statistic, [1, 1, 1]))),
+    ]  # fmt: skip
+    cuts = ([[(0, 4)], [(4, 7)]], [[(0, 2), (2, 4)], [(4, 7)]], [[(0, 7)], []], [[], [(0, 3), (3, 7)]])
+    deals = [[[(said[a:b].tolist(), truth[a:b].tolist()) for a, b in own] for own in ranks] for ranks in cuts]
+    for values in worker.run_ranks(2, tmp_path, worker.connect_and, worker.figures_of_tables, deals):
+        for each in values:
+            assert each == pytest.approx(expected, abs=1e-6)
+
+
 # ---- one run ----------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +280,35 @@ def test_the_probe_is_solved_once_for_all(options, tmp_path):  # fault 81
     assert probe["val_loss"] == pytest.approx(expected["val_loss"], abs=1e-6)
     for name, value in one["weights"].items():
         np.testing.assert_allclose(two[0]["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("asked", [
+    pytest.param({"task": "multilabel"}, id="labels", marks=pytest.mark.slow),
+    pytest.param({"targets": "red,bright"}, id="numbers"),
+])  # fmt: skip
+def test_labels_and_numbers_in_two_processes(tables, options, tmp_path, asked):  # fault 77, fault 159
+    """25 pictures to train on, 9 to validate: the head is solved, everything is trained, figures are those of one."""
+    del options["probe"], options["probe_epochs"]
+    monitor = "val_map" if "task" in asked else "val_rmse"
+    options |= {"data": str(tables), "augment": "light", "monitor": monitor, **asked}
+    two = worker.run_ranks(2, tmp_path, worker.finetune_watched, options)
+    alone = {**options, "batch_size": 8, "out": str(tmp_path / "one"), "store": str(tmp_path / "other")}
+    one = worker.run_ranks(1, tmp_path, worker.finetune_watched, alone)[0]
+    assert two[0]["ends"] == two[1]["ends"]
+    assert two[0]["metrics"] == two[1]["metrics"]
+    for name, value in one["weights"].items():
+        np.testing.assert_allclose(two[0]["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+    ours, theirs = (_history(Path(path)) for path in (two[0]["path"], one["path"]))
+    for row, expected in zip(ours, theirs, strict=True):
+        assert {monitor, "val_loss"} <= row.keys()
+        for key in set(row) - {"images_per_s", "phase"}:
+            assert float(row[key]) == pytest.approx(float(expected[key]), abs=1e-5), key
+    mine, other = (values["metrics"] for values in (two[1], one))
+    assert mine["phases"][0][monitor] == pytest.approx(other["phases"][0][monitor], abs=1e-5)
+    assert mine["val"]["n"] == mine["test"]["n"] == 9
+    for split in ("val", "test"):
+        for ours, expected in zip(mine[split]["figures"], other[split]["figures"], strict=True):
+            assert ours["value"] == pytest.approx(expected["value"], abs=1e-4), ours["key"]
 
 
 @pytest.mark.slow  # a hundred steps for the LR

@@ -14,6 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.targets import TargetSpec
+from transferkit.models.answers.epoch import EpochFigure
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import (
     METHODS,
@@ -159,33 +160,25 @@ class LabelObjective:
         unknown = [name for name in names if name not in self.monitors]
         if unknown:
             raise ConfigError(f"there is no figure {unknown[0]!r} to watch, expected one of {', '.join(self.monitors)}")
-        return {name: LabelFigure(name) for name in names}
+        return {name: LabelFigure(name, width) for name in names}
 
 
-class LabelFigure(Metric):
+class LabelFigure(EpochFigure):
     """A figure of all pictures of an epoch: mean average precision, or one at thresholds of 0.5.
 
     Args:
         name: As `label_metrics` has it.
+        width: The number of labels.
     """
 
-    probs: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__(width)
         self.name = name
-        self.add_state("probs", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-
-    def update(self, probs: Tensor, targets: Tensor) -> None:
-        """Keep a batch: probabilities ``(B, C)`` and ones and zeros ``(B, C)``."""
-        self.probs.append(probs.detach())
-        self.targets.append(targets.detach())
 
     def compute(self) -> Tensor:
         """Return the figure, a scalar; of labels without positives nothing is said, 0 where there are no others."""
-        probs, targets = torch.cat(tuple(self.probs)).cpu(), torch.cat(tuple(self.targets)).cpu() > 0.5
+        probs, targets = self.pictures()
+        targets = targets > 0.5
         answers, present = probs >= THRESHOLD, targets.any(dim=0)
         match self.name:
             case "map":

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.targets import TargetSpec
+from transferkit.models.answers.epoch import EpochFigure
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.intervals import (
     METHODS,
@@ -175,34 +176,25 @@ class NumberObjective:
         unknown = [name for name in names if name not in self.monitors]
         if unknown:
             raise ConfigError(f"there is no figure {unknown[0]!r} to watch, expected one of {', '.join(self.monitors)}")
-        return {name: NumberFigure(name, self.units) for name in names}
+        return {name: NumberFigure(name, width, self.units) for name in names}
 
 
-class NumberFigure(Metric):
+class NumberFigure(EpochFigure):
     """A figure of all pictures of an epoch: the mean over the targets, in units of their deviation.
 
     Args:
         name: As `number_metrics` has it.
+        width: The number of targets.
         units: Of the targets.
     """
 
-    predicted: list[Tensor]
-    true: list[Tensor]
-
-    def __init__(self, name: str, units: Units) -> None:
-        super().__init__()
+    def __init__(self, name: str, width: int, units: Units) -> None:
+        super().__init__(width)
         self.name, self.units = name, units
-        self.add_state("predicted", default=[], dist_reduce_fx="cat")
-        self.add_state("true", default=[], dist_reduce_fx="cat")
-
-    def update(self, predicted: Tensor, true: Tensor) -> None:
-        """Keep a batch: numbers ``(B, T)``, predicted and true."""
-        self.predicted.append(predicted.detach())
-        self.true.append(true.detach())
 
     def compute(self) -> Tensor:
         """Return the figure, a scalar; 0 where it is undefined."""
-        predicted, true = (torch.cat(tuple(part)).cpu().numpy() for part in (self.predicted, self.true))
+        predicted, true = (part.numpy() for part in self.pictures())
         pairs = Pairs(predicted, true, self.units.scale or None)
         return torch.from_numpy(pairs.means(pairs.figures(np.ones(len(true)))))[KEYS.index(self.name)].nan_to_num()
 
