@@ -19,8 +19,8 @@ def model(names, head="linear", seed=0):
     ("names", "words"),
     [
         (("b", "a"), None),  # only the order differs
-        (("b", "new", "a"), "classes that start fresh: 'new'"),
-        (("a", "z"), "start fresh: 'z'; classes of it that are not here: 'b'"),
+        (("b", "new", "a"), "names that start fresh: 'new'"),
+        (("a", "z"), "start fresh: 'z'; names of it that are not here: 'b'"),
     ],
 )
 def test_rows_go_by_name(tmp_path, head, names, words):  # fault 98

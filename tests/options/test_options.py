@@ -82,6 +82,18 @@ def test_every_range_has_an_outside(kind):
         (EvaluateConfig, {"tta": "6crop"}, "--tta is '6crop', expected none, flip, 5crop or a number of views"),
         (PredictConfig, {"tta": "101"}, "--tta is '101'"),
         (CalibrateConfig, {"data": ""}, "DATA is missing"),
+        (
+            FinetuneConfig,
+            {"data": "photos/", "root": "."},
+            "--data 'photos/' is no manifest (.csv or .parquet), so --root",
+        ),
+        (
+            FeaturesConfig,
+            {"data": "sample", "targets": "a", "path_column": "file"},
+            "so --targets, --path-column would",
+        ),
+        (ProbeConfig, {"use_views": "average"}, "--use-views average says what becomes of --views"),
+        (ExportConfig, {"data": None, "path_column": "file"}, "say how the manifest of --data is read - pass --data, too"),
         (SelftestConfig, {"resume": False}, "nothing to test - pass --resume"),
     ],
 )

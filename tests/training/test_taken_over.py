@@ -55,7 +55,7 @@ def test_known_rows_are_taken_over_and_the_others_solved(tables, kind, tmp_path,
     large = {"data": str(tables / f"three_{kind}.csv"), **TINY}
     solved = tk.finetune(out=str(tmp_path / "b"), quiet=True, **large)
     capsys.readouterr()
-    with pytest.warns(TransferkitWarning, match="classes that start fresh: 'green'"):
+    with pytest.warns(TransferkitWarning, match="names that start fresh: 'green'"):
         both = tk.finetune(init_from=str(small.path), out=str(tmp_path / "c"), **large)
     assert f"'blue', 'red' as in {small.path}; solved on these pictures: 'green'" in capsys.readouterr().out
     for before, anew, now in zip(head(small), head(solved), head(both), strict=True):

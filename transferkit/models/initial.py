@@ -98,10 +98,10 @@ def _by_class_name(
     fresh = [module.class_names[at] for at, row in pairs if row is None]
     gone = sorted(set(range(len(names))) - {row for _, row in pairs})
     if fresh or gone:
-        parts = [f"classes that start fresh: {listing(fresh)}"] if fresh else []
-        parts += [f"classes of it that are not here: {listing([names[row] for row in gone])}"] if gone else []
+        parts = [f"names that start fresh: {listing(fresh)}"] if fresh else []
+        parts += [f"names of it that are not here: {listing([names[row] for row in gone])}"] if gone else []
         warnings.warn(
-            f"{source}: its head was taken over by the names of the classes; {'; '.join(parts)}",
+            f"{source}: its head was taken over by name; {'; '.join(parts)}",
             TransferkitWarning,
             stacklevel=3,
         )

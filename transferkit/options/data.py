@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from transferkit.core.records import DEEPEST, USUAL, Decoding
-from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, option
+from transferkit.core.text import listing, shown
+from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, flag, option
 
-__all__ = ["SEED", "BackboneOptions", "DataOptions"]
+__all__ = ["MANIFEST_EXTENSIONS", "SEED", "BackboneOptions", "DataOptions"]
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)
 
 GROUNDS: Final[Mapping[str, str]] = {"white": "#ffffff", "black": "#000000"}
 """Colours that have a name."""
+MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
 WEIGHT_WORDS: Final = ("pretrained", "bundled", "random")
 """What ``weights`` may be besides a file or a repository."""
 
@@ -73,6 +75,14 @@ class DataOptions(Options):
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
         names = self.target_names
+        if self.data and not self.data.lower().endswith(MANIFEST_EXTENSIONS):
+            said = [flag(name) for name in ("targets", "path_column", "label_column", "label_separator", "root")
+                    if getattr(self, name) != getattr(DataOptions, name)]  # fmt: skip
+            if said:
+                yield (
+                    f"--data {shown(self.data)} is no manifest ({' or '.join(MANIFEST_EXTENSIONS)}), so "
+                    f"{listing(said, quote=False)} would mean nothing - leave it out"
+                )
         if "" in names or len(set(names)) < len(names):
             yield f"--targets is {self.targets!r}, expected names of columns, each once, such as red,platelets"
         if names and self.label_column is not None:

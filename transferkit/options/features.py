@@ -139,6 +139,8 @@ class ProbeConfig(FeatureOptions):
             yield from (f"{name} cannot be had with --add" for name, value in only.items() if value)
             if self.classifier not in ("auto", "ridge") or self.class_weight != "none":
                 yield "--add goes on with ridge, rows counting alike - leave --classifier and --class-weight out"
+        if self.use_views == "average" and not self.views:
+            yield "--use-views average says what becomes of --views, and there are none - pass --views, such as 4, too"
         if self.layer == "all":
             yield "--layer all gives several sets of features - name one, or pass --depth to compare them"
 

@@ -25,6 +25,8 @@ NO_RUN = "RUN is missing, expected a run directory"
 NO_DATA = "DATA is missing, expected a labelled folder, a manifest or 'sample'"
 NO_PATHS = "PATH is missing, expected pictures, folders, globs or -"
 MAX_PIXELS = "largest picture that is decoded, in pixels; default: the model's, which is 100 million unless set"
+PATH_COLUMN = "column of a manifest with the paths; default: that of the run's own where it is there, else path"
+ROOT = "folder that a manifest's paths are relative to; default: of the run's own manifest as it was, else its folder"
 RATE = Range("a rate in (0, 1), such as 0.95", lambda value: 0.0 < value < 1.0)
 PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
 WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
@@ -45,7 +47,15 @@ class RunOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunOptions):
+class LabelledOptions(RunOptions):
+    """Labelled pictures that a run is asked about; a manifest is read as the run's own was."""
+
+    path_column: str | None = option(None, PATH_COLUMN)
+    root: str | None = option(None, ROOT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(LabelledOptions):
     """Measure a run on a labelled folder or manifest; writes a directory with metrics, tables, plots and a report."""
 
     data: str = option(
@@ -112,7 +122,7 @@ class PredictConfig(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(RunOptions):
+class CalibrateConfig(LabelledOptions):
     """Calibrate a run on labelled pictures it was not trained on; rewrites its model.json."""
 
     data: str = option(REQUIRED, "labelled folder, manifest or 'sample'; pictures the run was trained on are left out")
@@ -180,6 +190,8 @@ class ExportConfig(Options):
         "outside", "inside: the ONNX graph takes uint8 pictures of any size and resizes and normalises them itself"
     )
     data: str | None = option(None, "labelled pictures to compare on; default: the run's own validation pictures")
+    path_column: str | None = option(None, PATH_COLUMN)
+    root: str | None = option(None, ROOT)
     pictures: int = option(200, "most pictures to compare on", at_least(1))
     max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
     overwrite: bool = option(False, "replace the file in --out")
@@ -189,6 +201,8 @@ class ExportConfig(Options):
         yield from super()._conflicts()
         if self.format != "onnx" and (self.precision != "32" or self.preprocessing != "outside"):
             yield f"--precision and --preprocessing are for --format onnx, not for {self.format}"
+        if self.data is None and (self.path_column is not None or self.root is not None):
+            yield "--path-column and --root say how the manifest of --data is read - pass --data, too"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transferkit.core.errors import DataError, ExportError, did_you_mean, gather
+from transferkit.core.errors import ConfigError, DataError, ExportError, did_you_mean, gather
+from transferkit.core.files import user_path
 from transferkit.core.records import SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, read_images
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import TargetReader, Targets
 from transferkit.data.scan.columns import Columns
+from transferkit.data.scan.manifest import is_manifest, read_table
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
@@ -181,22 +183,50 @@ def _missing(labels: Sequence[str], targets: Targets) -> list[str]:
     return [name for name in targets.spec.names if not counts.get(name, 1)]
 
 
-def run_columns(run: Path, reader: TargetReader, targets: Targets) -> Columns:
-    """Return where the answers stand in a manifest for a run: where they stood in its own, or where they usually do.
+def run_columns(
+    run: Path, reader: TargetReader, targets: Targets, data: str, *, path_column: str | None, root: str | None
+) -> Columns:
+    """Return how the manifest `data` is read for a run: as its own was, where that fits, or as usual.
 
     Args:
         run: Its directory; where it keeps no options, nothing is known of its own.
         reader: Of its task.
         targets: What labels mean to its model.
+        data: Labelled pictures; what is no manifest has no columns.
+        path_column: Where the paths stand; when ``None`` the run's own column where the manifest has it, else ``path``.
+        root: Folder that paths are relative to; when ``None`` the run's own for its own manifest, else its folder.
+
+    Raises:
+        ConfigError: `path_column` or `root` are given for what is no manifest.
+        DataError: The manifest cannot be read.
     """
     usual, config = targets.columns, RunFiles(run, lenient=True).config
     said = {name: config[name] for name in ("targets", "label_column", "label_separator") if config.get(name)}
     own = reader.columns_of(DataOptions(data="-", **said))
+    if is_manifest(data):
+        theirs = config.get("path_column")
+        if path_column is None and theirs and theirs in read_table(user_path(data), ())[0]:
+            path_column = str(theirs)
+        if root is None and config.get("root") and _same_file(data, config.get("data")):
+            root = str(config["root"])
+    elif path_column is not None or root is not None:
+        raise ConfigError(
+            f"--path-column and --root say how a manifest is read, and {data} is none - leave them out, or name a "
+            "CSV or Parquet table"
+        )
 
     def text(names: Sequence[str], cells: Sequence[str]) -> str:
         return (own if tuple(names) in own.choices else usual).text(names, cells)
 
-    return replace(usual, choices=tuple(dict.fromkeys((*own.choices, *usual.choices))), text=text)
+    choices = tuple(dict.fromkeys((*own.choices, *usual.choices)))
+    return replace(usual, choices=choices, text=text, path=path_column or usual.path, root=root)
+
+
+def _same_file(data: str, own: Any) -> bool:
+    try:
+        return isinstance(own, str) and Path(user_path(data)).samefile(own)
+    except OSError:
+        return False
 
 
 def _check_classes(data: str, scan: Scan, targets: Targets) -> None:

@@ -272,6 +272,7 @@ def test_what_is_no_source_is_refused(predictor, source, message):
         ({"top_k": 0}, "top_k is 0"),
         ({"abstain": 1.0}, "abstain is 1.0"),
         ({"abstain": 0.9, "abstain_by": "luck"}, "abstain_by is 'luck'"),
+        ({"abstain_by": "sets"}, "abstain_by 'sets' says how abstain decides - pass abstain"),  # fault 154
     ],
 )
 def test_options_are_checked_before_anything_is_read(predictor, options, message):

@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
-from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, read_table
+from transferkit.data.scan.manifest import is_manifest, read_table
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
@@ -40,7 +39,7 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
         DataError: The manifest cannot be read.
     """
     path, names = user_path(options.data), options.target_names
-    if not (Path(path).is_file() and path.lower().endswith(MANIFEST_EXTENSIONS)):
+    if not is_manifest(path):
         return "classification", "of folders"
     columns, rows = read_table(path, names)
     if names and set(names) <= set(columns):

@@ -10,20 +10,27 @@ import csv
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from transferkit.core.errors import DataError, did_you_mean
+from transferkit.core.files import user_path
 from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, Columns
 from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
+from transferkit.options.data import MANIFEST_EXTENSIONS
 
-__all__ = ["MANIFEST_EXTENSIONS", "read_table", "scan_manifest"]
+__all__ = ["is_manifest", "read_table", "scan_manifest"]
 
-MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
 SPLIT, GROUP = "split", "group"
 """The columns that may be there besides paths and answers."""
+
+
+def is_manifest(data: str) -> bool:
+    """Whether a data set is a file whose name is that of a manifest."""
+    path = user_path(data)
+    return path.lower().endswith(MANIFEST_EXTENSIONS) and Path(path).is_file()
 
 
 class _Row(NamedTuple):

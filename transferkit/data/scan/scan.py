@@ -10,8 +10,9 @@ from transferkit.core.files import user_path
 from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.columns import CLASS_COLUMN, Columns
 from transferkit.data.scan.folders import scan_folder
-from transferkit.data.scan.manifest import MANIFEST_EXTENSIONS, scan_manifest
+from transferkit.data.scan.manifest import is_manifest, scan_manifest
 from transferkit.data.scan.records import Scan
+from transferkit.options.data import MANIFEST_EXTENSIONS
 
 __all__ = ["scan_data"]
 
@@ -36,7 +37,7 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
     if Path(path).is_dir():
         return scan_folder(path)
     if Path(path).is_file():
-        if path.lower().endswith(MANIFEST_EXTENSIONS):
+        if is_manifest(path):
             return scan_manifest(path, columns)
         expected = " or ".join(MANIFEST_EXTENSIONS)
         raise DataError(f"{path!r} is a file - expected a folder of class folders, or a manifest ({expected})")

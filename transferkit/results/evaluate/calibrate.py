@@ -82,7 +82,9 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
         calibrator = calibrator.at_precision(config.label_precision)
     if calibrator is None:
         raise ConfigError(f"--label-precision is for several labels per picture, not for {task.name} - leave it out")
-    columns = run_columns(run, task.targets, predictor.info.targets)
+    columns = run_columns(
+        run, task.targets, predictor.info.targets, config.data, path_column=config.path_column, root=config.root
+    )
     split = _split(config, columns)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         labelled = labelled_pictures(

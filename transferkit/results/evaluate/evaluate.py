@@ -75,10 +75,11 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     require_statistics(predictor, config)
     likeness = Likeness(predictor, config.seed)
     against = None if config.against is None else Paired(Path(config.against), config, task, targets, spec)
+    columns = run_columns(run, task.targets, targets, config.data, path_column=config.path_column, root=config.root)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         everything = labelled_pictures(
             config.data, targets, split=config.split, skip_bad=config.skip_bad, check_classes=config.check_classes,
-            columns=run_columns(run, task.targets, targets), progress=progress,
+            columns=columns, progress=progress,
         )  # fmt: skip
     labelled, origin = _unseen(everything, config, predictor.info.preprocessing.decoding)
 

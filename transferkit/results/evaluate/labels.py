@@ -75,7 +75,7 @@ class LabelDetails:
         bare = values["none"]
         lines = [("worst", f"average precision {worst}")] if worst else []
         if unknown:
-            lines.append(("n/a", f"{unknown:,} labels that no picture has"))
+            lines.append(("n/a", f"{unknown:,} {'label' if unknown == 1 else 'labels'} that no picture has"))
         if bare["n"]:
             lines.append(("bare", f"{bare['given_none']:,} of {bare['n']:,} pictures without a label were given none"))
         return lines

@@ -84,9 +84,13 @@ def _caveats(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[
     if metrics["seen_in_training"]:
         lines.append(("seen", f"the run was trained on {metrics['seen_in_training']:,} of these pictures"))
     if metrics["seen_in_val"]:
-        fitted = metrics.get("calibration", {}).get("fitted_on") == "val"
+        calibration = metrics.get("calibration", {})
+        fitted = calibration.get("fitted_on") == "val"
         what = "calibrated on" if fitted else "validated on"
-        crossed = "; its own metrics.json has cross-fitted figures" if fitted else ""
+        told = "its own metrics.json has cross-fitted figures"
+        if calibration.get("method") == "conformal":  # of numbers, which stay as they are
+            told = "its intervals are of their errors"
+        crossed = f"; {told}" if fitted else ""
         lines.append(("seen", f"the run was {what} {metrics['seen_in_val']:,} of these pictures{crossed}"))
     left = metrics["left_out"]
     if left["seen_in_training"]:

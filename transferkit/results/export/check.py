@@ -19,6 +19,7 @@ from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import Targets
+from transferkit.data.scan.columns import Columns
 from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures
@@ -69,7 +70,9 @@ class ExportPictures:
     origin: str
 
 
-def export_pictures(run: Path, targets: Targets, *, data: str | None, most: int) -> ExportPictures:
+def export_pictures(
+    run: Path, targets: Targets, *, data: str | None, most: int, columns: Columns | None = None
+) -> ExportPictures:
     """Choose pictures: of `data`; without it the run's validation pictures, as `pictures.csv` or `predictions.csv` say.
 
     Args:
@@ -77,6 +80,7 @@ def export_pictures(run: Path, targets: Targets, *, data: str | None, most: int)
         targets: What labels mean to the model.
         data: Labelled pictures.
         most: Pictures to compare on, at most.
+        columns: How a manifest is read, see `run_columns`; as `targets` say when ``None``.
 
     Raises:
         ExportError: There is no picture.
@@ -84,7 +88,7 @@ def export_pictures(run: Path, targets: Targets, *, data: str | None, most: int)
         StorageError: A table of the run cannot be read.
     """
     if data is not None:
-        splits = labelled_pictures(data, targets, skip_bad=True).splits
+        splits = labelled_pictures(data, targets, skip_bad=True, columns=columns).splits
         name = next(iter(splits))
         held = [picture.path for picture in splits[name]]
         compared = _spread(held, most)

@@ -22,6 +22,7 @@ from transferkit.results.export import onnx, program, skops, timm
 from transferkit.results.export.check import Comparison, ExportPictures, compare, export_pictures
 from transferkit.results.export.format import Subject, export_facts, need
 from transferkit.results.predict.predictor import Predictor
+from transferkit.runs.labelled import run_columns
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["FORMATS", "INT8_WAYS", "export"]
@@ -112,7 +113,12 @@ def _export_network(
     module, info = load_model(run, head=head, max_pixels=config.max_pixels)
     facts = export_facts(config, info)
     facts |= format.supports(run, module, info) or {}
-    pictures = export_pictures(run, info.targets, data=config.data, most=config.pictures)
+    columns = None
+    if config.data is not None:
+        columns = run_columns(
+            run, module.task.targets, info.targets, config.data, path_column=config.path_column, root=config.root
+        )
+    pictures = export_pictures(run, info.targets, data=config.data, most=config.pictures, columns=columns)
     ways = INT8_WAYS if config.precision == "int8" else ("",)
     results: list[Comparison] = []
 

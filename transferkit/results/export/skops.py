@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 from transferkit.core.documents import parse_json
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.core.files import write_atomically
-from transferkit.data.index.targets import ClassTargets
+from transferkit.data.index.targets import ClassReader, ClassTargets
 from transferkit.features.probe.classifier_file import CLASSIFIER, FACTS, pack_classifier, read_classifier
 from transferkit.features.probe.estimators import estimator_probs
 from transferkit.features.sklearn.extractor import FeatureExtractor
@@ -33,6 +33,7 @@ from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Comparison, Exported, Limits, export_pictures
 from transferkit.results.export.format import Format, Subject, which_weights
 from transferkit.runs.files import RunFiles
+from transferkit.runs.labelled import run_columns
 
 __all__ = ["FORMAT", "export_classifier", "keeps_classifier", "linear_pipeline", "named_pipeline"]
 
@@ -165,7 +166,12 @@ def export_classifier(config: ExportConfig, out: Path) -> tuple[Comparison, str,
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise CheckpointError(f"{run / CLASSIFIER}: does not tell its classes - run `transferkit probe` again")
     names = tuple(classes)
-    pictures = export_pictures(run, ClassTargets(names), data=config.data, most=config.pictures)
+    targets, columns = ClassTargets(names), None
+    if config.data is not None:
+        columns = run_columns(
+            run, ClassReader(), targets, config.data, path_column=config.path_column, root=config.root
+        )
+    pictures = export_pictures(run, targets, data=config.data, most=config.pictures, columns=columns)
     features = _features(run, pictures.compared)
     data = pack_classifier(named_pipeline(pipeline, names, features), {**own_facts, **facts})
     results: list[Comparison] = []

@@ -140,7 +140,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         tta=config.tta,
         top_k=config.top_k,
         abstain=config.abstain,
-        abstain_by=config.abstain_by or "sets",
+        abstain_by=config.abstain_by,
         coverage=config.coverage,
         unknown=config.unknown,
         batch_size=config.batch_size,

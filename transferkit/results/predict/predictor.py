@@ -221,7 +221,7 @@ class Predictor:
         tta: str | int = "none",
         top_k: int | None = None,
         abstain: float | None = None,
-        abstain_by: AbstainBy = "sets",
+        abstain_by: AbstainBy | None = None,
         coverage: float | None = None,
         unknown: float | None = None,
         batch_size: int | None = None,
@@ -235,7 +235,8 @@ class Predictor:
             tta: Test-time views, whose calibrated probabilities are averaged.
             top_k: Most probable classes in `top`; 3 when ``None``.
             abstain: Rate in (0, 1); gives no label where the model cannot at that rate. ``None``: a label for each.
-            abstain_by: ``"sets"``: label where the conformal prediction set of coverage `abstain` holds one class.
+            abstain_by: With `abstain`. ``"sets"`` (``None``): label where the conformal prediction set of coverage
+                `abstain` holds one class.
                 ``"thresholds"``: where the probability is one from which on the class was right at the rate `abstain`.
                 Both rates are those of held-out pictures without test-time views.
             coverage: Share of true numbers that the intervals of numbers shall hold, in (0, 1); 0.9 when ``None``.
@@ -274,7 +275,7 @@ class Predictor:
         tta: str | int = "none",
         top_k: int | None = None,
         abstain: float | None = None,
-        abstain_by: AbstainBy = "sets",
+        abstain_by: AbstainBy | None = None,
         coverage: float | None = None,
         unknown: float | None = None,
         batch_size: int | None = None,
@@ -287,12 +288,14 @@ class Predictor:
             raise ConfigError(f"top_k is {top_k}, expected at least 1")
         if coverage is not None and not 0 < coverage < 1:
             raise ConfigError(f"coverage is {coverage}, expected a share in (0, 1)")
+        if abstain_by is not None and abstain is None:
+            raise ConfigError(f"abstain_by {abstain_by!r} says how abstain decides - pass abstain, such as 0.95, too")
         request = Request(top_k=top_k, whole=whole, coverage=coverage, abstention=None if abstain is None else _never)
         problem = self.module.task.output.problem(self.info.target_spec, request)
         if problem is not None:
             raise ConfigError(problem)
         if abstain is not None:
-            request = dataclasses.replace(request, abstention=Abstention(self.info, abstain, abstain_by))
+            request = dataclasses.replace(request, abstention=Abstention(self.info, abstain, abstain_by or "sets"))
         if unknown is not None:
             check_unknown(self.module, unknown)
             request = dataclasses.replace(request, unknown=unknown)
