@@ -93,7 +93,7 @@ def test_every_range_has_an_outside(kind):
             "so --targets, --path-column would",
         ),
         (ProbeConfig, {"use_views": "average"}, "--use-views average says what becomes of --views"),
-        (ExportConfig, {"data": None, "path_column": "file"}, "say how the manifest of --data is read - pass --data, too"),
+        (ExportConfig, {"data": None, "path_column": "file"}, "say how the manifest of --data is read"),
         (SelftestConfig, {"resume": False}, "nothing to test - pass --resume"),
     ],
 )
