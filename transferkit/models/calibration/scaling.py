@@ -24,7 +24,7 @@ BLOCK: Final = 1 << 20
 Array = npt.NDArray[Any]
 
 
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+def fit_temperature(logits: Tensor, targets: Tensor, units: int | None = None) -> float:
     """Return the temperature of greatest likelihood, in [1 / 20, 20].
 
     The likelihood is concave in the inverse temperature, so its derivative has one root at most.
@@ -32,7 +32,10 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     Args:
         logits: ``(N, C) float32``.
         targets: ``(N,) int64`` in [0, C).
+        units: Of what the rows are, where those of one are alike: pictures, where rows are pixels. Where all rows are
+            right, so many have been seen to be right. ``None`` for N.
     """
+    units = len(targets) if units is None else units
 
     def slope(log_inverse: float) -> float:
         total = 0.0
@@ -43,7 +46,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     def excess(log_inverse: float) -> float:
         sure = sum(float((math.exp(log_inverse) * z).softmax(1).amax(1).sum()) for z, _ in _blocks(logits, targets))
-        return sure / len(targets) - (len(targets) + 1) / (len(targets) + 2)
+        return sure / len(targets) - (units + 1) / (units + 2)
 
     right = logits.gather(1, targets[:, None]).squeeze(1) == logits.amax(dim=1)
     least, most = -math.log(BOUND), math.log(BOUND)

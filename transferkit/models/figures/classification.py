@@ -19,7 +19,14 @@ from transferkit.core.errors import ConfigError
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
 from transferkit.models.figures.numbers import weighted_kappa
 
-__all__ = ["classification_metrics", "confidence_metrics", "confusion_matrix", "negative_log", "reliability_bins"]
+__all__ = [
+    "classification_metrics",
+    "confidence_bins",
+    "confidence_metrics",
+    "confusion_matrix",
+    "negative_log",
+    "reliability_bins",
+]
 
 ECE_BINS = 15
 CONFUSION_LIMIT = 1000  # classes; a full matrix of 10,000 classes would take 800 MB
@@ -114,7 +121,12 @@ def reliability_bins(probs: Tensor, targets: Tensor) -> list[dict[str, Any]]:
         ``low, high, n``, mean ``confidence`` and ``accuracy`` of each bin; the last two are ``None`` in an empty one.
     """
     confidence, predicted = probs.max(dim=1)
-    counts, sure, hits = (sums.tolist() for sums in _binned(confidence, predicted == targets))
+    return confidence_bins(confidence, predicted == targets)
+
+
+def confidence_bins(confidence: Tensor, right: Tensor) -> list[dict[str, Any]]:
+    """Return what `reliability_bins` does, from two numbers per picture, as for `confidence_metrics`."""
+    counts, sure, hits = (sums.tolist() for sums in _binned(confidence, right))
     return [
         {
             "low": number / ECE_BINS,

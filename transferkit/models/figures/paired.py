@@ -136,8 +136,8 @@ def verdict(result: dict[str, Any], names: tuple[str, str]) -> str:
 
 
 def compare_figures(
-    first: Callable[[npt.NDArray[Any]], Sequence[float]],
-    second: Callable[[npt.NDArray[Any]], Sequence[float]],
+    first: Callable[[npt.NDArray[Any]], Sequence[float] | npt.NDArray[Any]],
+    second: Callable[[npt.NDArray[Any]], Sequence[float] | npt.NDArray[Any]],
     figures: Sequence[Figure],
     count: int,
     *,
