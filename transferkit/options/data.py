@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from transferkit.core.records import DEEPEST, USUAL, Decoding
 from transferkit.core.text import listing, shown
@@ -32,14 +32,26 @@ class DataOptions(Options):
         REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'",
         missing="--data is missing, expected a folder, a manifest or 'sample'",
     )  # fmt: skip
-    task: str = option("auto", "classification, multilabel, regression or a registered task; auto: by the columns")
+    task: str = option(
+        "auto", "classification, multilabel, regression, segmentation or a registered task; auto: by folders or columns"
+    )
     targets: str | list[str] | None = option(
         None, "columns of a manifest that hold the answers, separated by commas: 0/1 for labels, numbers to regress"
     )
     path_column: str = option("path", "column of a manifest with the paths")
-    label_column: str | None = option(None, "column of a manifest with the answer; default: label, labels or target")
+    label_column: str | None = option(
+        None, "column of a manifest with the answer; default: label, labels, target or mask"
+    )
     label_separator: str = option("|", "what stands between the labels of a picture in a column of several")
     root: str | None = option(None, "folder that a manifest's paths are relative to; default: the manifest's own")
+    mask_values: Literal["classes", "binary"] = option(
+        "classes",
+        "what stands in masks: classes, or binary: all above 0, as numbers of objects, is one class",
+    )
+    palette: str | None = option(
+        None, "names of the classes of masks: lines, or a CSV of name,value or name,r,g,b; default: classes.txt or "
+        "palette.csv beside the data"
+    )  # fmt: skip
     val_split: float = option(
         0.15, "share of a folder without splits that becomes the validation split, [0, 1)", BELOW_ONE
     )

@@ -216,6 +216,8 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             label_column=config.label_column,
             label_separator=config.label_separator,
             root=config.root,
+            mask_values=config.mask_values,
+            palette=config.palette,
             progress=progress,
         )
         pictures = len(data.index.split("train"))

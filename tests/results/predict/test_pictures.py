@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from transferkit.core.errors import DataError
-from transferkit.data.scan import folders
+from transferkit.data.scan import walking
 from transferkit.results.predict.pictures import class_folders, count_pictures, find_pictures
 
 
@@ -29,7 +29,7 @@ def found(*paths, stdin=None):
 def tree(tmp_path, monkeypatch):
     root = tmp_path / "tree"
     plant(root, "b/2.JPG", "b/10.png", "b/deep/er/x.webp", "a.jpeg", "c.gif", "notes.txt", ".hidden.jpg",
-          "b/.dir/1.jpg", *(f"{name}/1.jpg" for name in folders.SYSTEM_NAMES), "Thumbs.DB/2.jpg")  # fmt: skip
+          "b/.dir/1.jpg", *(f"{name}/1.jpg" for name in walking.SYSTEM_NAMES), "Thumbs.DB/2.jpg")  # fmt: skip
     monkeypatch.chdir(tmp_path)
     return root
 

@@ -13,6 +13,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, final
 
 import cv2
@@ -20,8 +21,18 @@ import numpy as np
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
 from transferkit.core.records import DataConfig
+from transferkit.core.targets import IGNORED
+from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.resize import INTERPOLATIONS, check_config, fit, random_box, resize
+from transferkit.data.images.resize import (
+    INTERPOLATIONS,
+    check_config,
+    fit,
+    fit_mask,
+    random_box,
+    resize,
+    resize_mask,
+)
 
 # albumentations asks the package index for a newer version, over the network, when it is imported without this.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -73,6 +84,37 @@ class Transform:
         cv2.setNumThreads(0)
         return self._augment(image, seed) if self._steps else fit(image, self.config)
 
+    def carry(self, image: Pixels, annotation: Annotation, seed: int = 0) -> tuple[Pixels, Annotation]:
+        """Transform one picture and the answers on its pixels by the same draw.
+
+        Masks go by the nearest pixel. What is not the picture has no class: `IGNORED`, on padding and where a piece was
+        blotted out; a border that is mirrored has the classes of what is mirrored.
+
+        Args:
+            image: As for a call.
+            annotation: Of the upright picture, at its whole size; `image` may be decoded at a fraction of that.
+            seed: As for a call, which gives the same picture, but for a pixel of padding where it was so decoded.
+
+        Returns:
+            The picture, and a mask ``(h, w) uint8`` at ``config.image_size``.
+
+        Raises:
+            DataError: `image` or the mask is no such array.
+        """
+        _check_image(image)
+        mask = annotation.mask
+        if mask is None:
+            return self(image, seed), annotation
+        _check_mask(mask)
+        cv2.setNumThreads(0)
+        if self._steps:
+            image, mask = self._augment_both(image, mask, seed)
+        else:
+            size = (mask.shape[0], mask.shape[1])
+            mask = fit_mask(mask, self.config, decoded=(image.shape[0], image.shape[1]))
+            image = fit(image, self.config, whole=size)
+        return image, replace(annotation, mask=mask)
+
     def describe(self) -> dict[str, Any]:
         """Return the name, the configuration and each step with its arguments, as values for JSON."""
         return {"name": self.name, "config": self.config.key_values(), "steps": [repr(step) for step in self._steps]}
@@ -88,12 +130,21 @@ class Transform:
         self._local = threading.local()
 
     def _augment(self, image: Pixels, seed: int) -> Pixels:
+        return np.ascontiguousarray(self._pipeline(seed)(image=image)["image"])
+
+    def _augment_both(self, image: Pixels, mask: Mask, seed: int) -> tuple[Pixels, Mask]:
+        same = resize_mask(mask, (image.shape[0], image.shape[1]))
+        both = self._pipeline(seed)(image=image, mask=same)
+        return np.ascontiguousarray(both["image"]), np.ascontiguousarray(both["mask"])
+
+    def _pipeline(self, seed: int) -> Step:
+        """Return the thread's own steps, about to draw from a seed."""
         pipeline = getattr(self._local, "pipeline", None)
         if pipeline is None:
             pipeline = self._local.pipeline = A.Compose(copy.deepcopy(self._steps))
         seed &= _SEED_MASK  # numpy refuses negative seeds, `random` drops their sign
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return np.ascontiguousarray(pipeline(image=image)["image"])
+        return pipeline
 
 
 def eval_transform(config: DataConfig) -> Transform:
@@ -139,7 +190,7 @@ def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Tran
     return Transform(name, steps, config)
 
 
-class _Fit(A.ImageOnlyTransform):  # type: ignore[misc]  # an untyped base
+class _Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
     """The evaluation view as a step."""
 
     def __init__(self, config: DataConfig) -> None:
@@ -148,6 +199,9 @@ class _Fit(A.ImageOnlyTransform):  # type: ignore[misc]  # an untyped base
 
     def apply(self, img: Pixels, **params: Any) -> Pixels:
         return fit(img, self.config)
+
+    def apply_to_mask(self, mask: Mask, *args: Any, **params: Any) -> Mask:
+        return fit_mask(mask, self.config)
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         return ("config",)
@@ -163,6 +217,10 @@ class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
     def apply(self, img: Pixels, crop_coords: tuple[int, int, int, int], **params: Any) -> Pixels:
         left, top, right, bottom = crop_coords
         return resize(img[top:bottom, left:right], self.size, self.interpolation)
+
+    def apply_to_mask(self, mask: Mask, crop_coords: tuple[int, int, int, int], **params: Any) -> Mask:
+        left, top, right, bottom = crop_coords
+        return resize_mask(mask[top:bottom, left:right], self.size)
 
 
 def _none(config: DataConfig) -> list[Step]:
@@ -196,7 +254,7 @@ def _heavy(config: DataConfig) -> list[Step]:
         A.ToGray(p=0.05),
         A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.2),
         # Random erasing (Zhong et al. 2020; DeVries & Taylor 2017).
-        A.CoarseDropout((1, 3), (0.08, 0.25), (0.08, 0.25), fill="random_uniform", p=0.5),
+        A.CoarseDropout((1, 3), (0.08, 0.25), (0.08, 0.25), fill="random_uniform", fill_mask=IGNORED, p=0.5),
     ]
 
 
@@ -224,3 +282,10 @@ def _check_image(image: Any) -> None:
             f"a picture must be an (H, W, 3) uint8 RGB array with at least one pixel, got {kind} - decode files with "
             "transferkit.data.images.decode"
         )
+
+
+def _check_mask(mask: Any) -> None:
+    array = isinstance(mask, np.ndarray)
+    if not (array and mask.dtype == np.uint8 and mask.ndim == 2 and mask.size):
+        kind = f"{mask.shape} {mask.dtype}" if array else type(mask).__name__
+        raise DataError(f"a mask must be an (H, W) uint8 array of class indices with at least one pixel, got {kind}")

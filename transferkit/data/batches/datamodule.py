@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.views import Views
+from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
 from transferkit.data.index.targets import TargetReader
 from transferkit.machine.cores import available_cores, free_memory
@@ -67,9 +68,11 @@ class ImageData(L.LightningDataModule):
         reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
         targets: Columns of a manifest that hold the answers, a list or separated by commas: 0/1 for labels, or numbers.
         path_column: Column of a manifest with the paths.
-        label_column: Column of a manifest with the answer; ``None``: ``label``, ``labels`` or ``target``.
+        label_column: Column of a manifest with the answer; ``None``: ``label``, ``labels``, ``target`` or ``mask``.
         label_separator: What stands between the labels of a picture in a column of several.
         root: Folder that a manifest's paths are relative to; its own when ``None``.
+        mask_values: What stands in masks: ``"classes"``, or ``"binary"`` where anything above 0 is one class.
+        palette: File that names the classes of masks; ``classes.txt`` or ``palette.csv`` beside the data when ``None``.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
     Raises:
@@ -110,6 +113,8 @@ class ImageData(L.LightningDataModule):
         label_column: str | None = None,
         label_separator: str = "|",
         root: str | None = None,
+        mask_values: Literal["classes", "binary"] = "classes",
+        palette: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
@@ -136,6 +141,8 @@ class ImageData(L.LightningDataModule):
             label_column=label_column,
             label_separator=label_separator,
             root=root,
+            mask_values=mask_values,
+            palette=palette,
         )
         problems = self._options.problems() + [
             f"{name} is {value}, expected a whole number of at least {low}"
@@ -153,7 +160,7 @@ class ImageData(L.LightningDataModule):
             )
         if problems:
             raise ConfigError(gather(problems))
-        config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
+        config = reader.framing(dataclasses.replace(config, decoding=self._options.decoding(config.decoding)))
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip = augment, flip
@@ -219,7 +226,8 @@ class ImageData(L.LightningDataModule):
         decoding = self._options.decoding(config.decoding)
         if "index" in self.__dict__ and decoding.key_values() != self.data_config.decoding.key_values():
             self.index = dataclasses.replace(self.index, pixels={})  # they were decoded otherwise
-        self.data_config = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
+        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
+        self.data_config = self._reader.framing(own)
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
         """Return the pictures of a split, augmented for training or as they are for evaluation.
@@ -234,16 +242,23 @@ class ImageData(L.LightningDataModule):
         size = config.image_size if self._train_size is None else (self._train_size, self._train_size)
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
+        annotations = self.annotations(split)
         return ImageDataset(
             [Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records],
             Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
-            targets=self.targets(split),
+            targets=self.targets(split) if annotations is None else None,
+            annotations=annotations,
             threads=available_cores(),
         )
 
     def targets(self, split: str) -> Tensor:
         """Return what the labels of a split's pictures mean, in index order: of classification ``(N,) int64``."""
         return torch.from_numpy(self.index.targets.encode(record.label for record in self.index.split(split)))
+
+    def annotations(self, split: str) -> Annotations | None:
+        """Return the answers on pixels of a split's pictures, in index order; ``None`` where `targets` says all."""
+        records = self.index.split(split)
+        return self.index.targets.annotate([record.label for record in records], [record.path for record in records])
 
     def show_as_evaluated(self, epochs: Iterable[int]) -> None:
         """Leave the augmentation, and the size of training, out in these epochs; of loaders that are made from now on.

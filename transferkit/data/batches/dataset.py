@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
-from transferkit.data.batches.views import Renderer
+from transferkit.data.batches.views import Renderer, Views
+from transferkit.data.images.annotation import Annotations, Mask
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.sketch import Sketch, sketch_of
 
@@ -40,6 +41,9 @@ class Picture:
     error: UnreadableImage | None = None
 
 
+_Shown: TypeAlias = tuple[Pixels, Mask | None]
+
+
 class Job(NamedTuple):
     """A picture, or its position in the data set, and the numbers of its views."""
 
@@ -55,7 +59,7 @@ class Loaded(NamedTuple):
         names: Of all B pictures.
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
         errors: Why each cannot be decoded; ``None`` where it can.
-        targets: ``(B, ...)``, where the data set has any.
+        targets: ``(B, ...)``, where the data set has any; of answers on pixels ``(R, h, w) uint8``, a mask per view.
         sketches: Of each picture, where they were asked for; empty where not.
     """
 
@@ -87,6 +91,8 @@ class ImageDataset(Dataset[Loaded]):
         pictures: What can be named by its position.
         views: How they are shown; all views of a batch are of one size.
         targets: ``(N, ...)``, a row per picture.
+        annotations: The answers on pixels of the same pictures, which go through their views with them: `views` is a
+            `Views`, and pictures are named by their positions.
         threads: Decode so many pictures of a batch side by side, when this process is not a worker.
         sketches: Whether files that are decoded are sketched, too.
     """
@@ -97,12 +103,16 @@ class ImageDataset(Dataset[Loaded]):
         views: Renderer,
         *,
         targets: Tensor | None = None,
+        annotations: Annotations | None = None,
         threads: int = 1,
         sketches: bool = False,
     ) -> None:
+        if annotations is not None and not (isinstance(views, Views) and len(annotations) == len(pictures)):
+            raise ValueError("answers on pixels need a picture each, and views that carry them along")
         self.pictures = pictures
         self.views = views
         self.targets = targets
+        self.annotations = annotations
         self.threads = threads
         self.sketches = sketches
         self._rows: Tensor | None = None
@@ -130,7 +140,7 @@ class ImageDataset(Dataset[Loaded]):
         """Return the views of some pictures; a position alone stands for its view 0.
 
         Raises:
-            DataError: An indexed file is gone, or its content has changed.
+            DataError: An indexed file is gone, or its content has changed; likewise its answers on pixels.
         """
         jobs = [Job(key) if isinstance(key, int) else key for key in keys]
         pictures = [self.pictures[job.picture] if isinstance(job.picture, int) else job.picture for job in jobs]
@@ -139,16 +149,19 @@ class ImageDataset(Dataset[Loaded]):
         if self._rows is not None:
             rows = self._rows[[job.picture for job in jobs]]
             return Loaded(rows, names, [picture.sha256 for picture in pictures], [None] * len(jobs), targets)
-        views = [job.views for job in jobs]
         if self.threads > 1 and len(jobs) > 1 and get_worker_info() is None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-            results = list(self._pool.map(self._show, pictures, views))
+            results = list(self._pool.map(self._show, jobs, pictures))
         else:
-            results = list(map(self._show, pictures, views))
-        images = [image for _, shown, _ in results if not isinstance(shown, UnreadableImage) for image in shown]
+            results = list(map(self._show, jobs, pictures))
+        good = [shown for _, shown, _ in results if not isinstance(shown, UnreadableImage)]
+        images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
         stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
+        if self.annotations is not None:
+            masks = [mask for shown in good for _, mask in shown if mask is not None]
+            targets = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8))
         return Loaded(
             torch.from_numpy(stacked),
             names,
@@ -163,6 +176,8 @@ class ImageDataset(Dataset[Loaded]):
 
         Only where batches are made in this process: workers that run already know nothing of it.
         """
+        if rows is not None and self.annotations is not None:
+            raise ValueError("rows stand for whole pictures, and these have answers on their pixels")
         self._rows = rows
 
     def close(self) -> None:
@@ -171,9 +186,7 @@ class ImageDataset(Dataset[Loaded]):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _show(
-        self, picture: Picture, views: Sequence[int]
-    ) -> tuple[str | None, list[Pixels] | UnreadableImage, Sketch | None]:
+    def _show(self, job: Job, picture: Picture) -> tuple[str | None, list[_Shown] | UnreadableImage, Sketch | None]:
         """Return the digest of a picture's content, its views or why there are none, and its sketch."""
         sha256, content, sketch = picture.sha256 or None, picture.content, None
         if picture.error is not None:
@@ -192,7 +205,16 @@ class ImageDataset(Dataset[Loaded]):
                 sketch = sketch_of(pixels, info) if self.sketches else None
         except UnreadableImage as error:
             return sha256, error.with_traceback(None), None  # its frames hold the file
-        return sha256, self.views.render(pixels, sha256, views), sketch
+        return sha256, self._views(job, pixels, sha256), sketch
+
+    def _views(self, job: Job, pixels: Pixels, sha256: str) -> list[_Shown]:
+        if self.annotations is None:
+            return [(image, None) for image in self.views.render(pixels, sha256, job.views)]
+        if not (isinstance(self.views, Views) and isinstance(job.picture, int)):
+            raise ValueError("answers on pixels belong to pictures of the data set")
+        annotation = self.annotations.read(job.picture)
+        both = (self.views.carry(pixels, annotation, sha256, view) for view in job.views)
+        return [(image, carried.mask) for image, carried in both]
 
 
 def _read_indexed(path: str, sha256: str) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from transferkit.data.batches.augment import Transform
+from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
 
 __all__ = ["EVALUATION", "REPEAT", "Renderer", "Views", "sample_seed"]
@@ -63,6 +64,12 @@ class Views:
     def seed_of(self, sha256: str, view: int) -> int:
         """Return the seed of one view of one picture; 0 where it is shown as in evaluation."""
         return 0 if view % REPEAT in self.plain else sample_seed(self.seed, view, sha256)
+
+    def carry(self, pixels: Pixels, annotation: Annotation, sha256: str, view: int) -> tuple[Pixels, Annotation]:
+        """Return one view of a picture with the answers on its pixels, by its number; see `Transform.carry`."""
+        if self.augmented is None or view % REPEAT in self.plain:
+            return self.evaluation.carry(pixels, annotation)
+        return self.augmented.carry(pixels, annotation, sample_seed(self.seed, view, sha256))
 
     def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
         """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers."""

@@ -38,11 +38,16 @@ __all__ = [
     "ImageInfo",
     "Pixels",
     "UnreadableImage",
+    "check_size",
     "decode_image",
     "decode_with_info",
+    "header_size",
     "image_pixels",
+    "kind_of",
+    "orientation_of",
     "pixels_digest",
     "read_bytes",
+    "reading_errors",
 ]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -102,6 +107,7 @@ class ImageInfo:
         transparent: Whether some pixels may be see-through.
         one_colour: Whether all pixels, as decoded, are equal.
         peak: Of pixels of 16 bits the largest value, in [0, 65535]; ``None`` for all others.
+        orientation: As EXIF counts, 1 to 8: how the stored pixels were turned to be upright.
     """
 
     format: str
@@ -112,6 +118,7 @@ class ImageInfo:
     transparent: bool
     one_colour: bool = False
     peak: int | None = None
+    orientation: int = 1
 
     @property
     def grey(self) -> bool:
@@ -157,7 +164,7 @@ def decode_with_info(
         raise ConfigError(f"expected min_side to be at least 1 pixel, but got {min_side}; pass None for full size")
     if name is None:
         name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
-    with _unreadable(name):
+    with reading_errors(name):
         data = source if isinstance(source, bytes) else _read(source)
         with quiet_pillow():
             return _decode(data, min_side, decoding)
@@ -178,10 +185,10 @@ def image_pixels(image: Image.Image, *, decoding: Decoding = USUAL, name: str = 
     Raises:
         UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
     """
-    with _unreadable(name), quiet_pillow():
-        _check_size(image.width, image.height, decoding.max_pixels)
+    with reading_errors(name), quiet_pillow():
+        check_size(image.width, image.height, decoding.max_pixels)
         image.load()
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         return np.array(_turned(_to_rgb(image, decoding), orientation))
 
 
@@ -199,12 +206,27 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         UnreadableImage: With the path and the system's reason.
     """
-    with _unreadable(os.fspath(path)):
+    with reading_errors(os.fspath(path)):
         return _read(path)
 
 
+def header_size(path: str | os.PathLike[str], decoding: Decoding = USUAL) -> tuple[int, int, int]:
+    """Return height and width of a picture, upright, and its EXIF orientation, from its header.
+
+    Raises:
+        UnreadableImage: It cannot be read, or is no picture.
+    """
+    data = read_bytes(path)
+    with reading_errors(os.fspath(path)), quiet_pillow():
+        kind = kind_of(data)
+        image = open_picture(data, kind, decoding.max_pixels)
+        orientation = orientation_of(image)
+        width, height = image.size
+        return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
+
+
 @contextlib.contextmanager
-def _unreadable(name: str) -> Iterator[None]:
+def reading_errors(name: str) -> Iterator[None]:
     """Turn whatever goes wrong in the block into an `UnreadableImage` of this name."""
     try:
         yield
@@ -238,21 +260,18 @@ def _read(source: str | os.PathLike[str]) -> bytes:
 
 
 def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixels, ImageInfo]:
-    if not data:
-        raise Refused("the file is empty")
-    kind = sniff_format(data[:_SNIFFED])
-    if kind is None:
-        raise Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
+    kind = kind_of(data)
     image = open_picture(data, kind, decoding.max_pixels)
     width, height = image.size
     side = min_side if kind == "JPEG" else None
-    _check_size(width, height, decoding.max_pixels * (1 if side is None else SCALED))
+    check_size(width, height, decoding.max_pixels * (1 if side is None else SCALED))
     mode, animated, transparent = image.mode, bool(getattr(image, "is_animated", False)), image.has_transparency_data
     if side is not None:  # it is the short one that is kept, however the camera was held
         image.draft(None, (side, side))
-        _check_size(*image.size, decoding.max_pixels)
+        check_size(*image.size, decoding.max_pixels)
+    stored = orientation_of(image) if kind == "TIFF" else 1  # which forgets it while loading
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     rgb = _turned(_to_rgb(image, decoding), orientation)
     if (image.width > image.height) != (width > height) and kind in ("TIFF", "HEIF"):
         width, height = height, width  # those that are turned while loading
@@ -260,7 +279,9 @@ def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixe
         width, height = height, width
     pixels = np.array(rgb)
     peak = _peak(image, mode, pixels, data)
-    return pixels, ImageInfo(kind, mode, width, height, animated, transparent, _is_one_colour(pixels), peak)
+    blank = _is_one_colour(pixels)
+    turned = max(orientation, stored)
+    return pixels, ImageInfo(kind, mode, width, height, animated, transparent, blank, peak, turned)
 
 
 def _peak(image: Image.Image, mode: str, pixels: Pixels, data: bytes) -> int | None:
@@ -279,7 +300,18 @@ def _is_one_colour(pixels: Pixels) -> bool:
     return bool((few == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
 
 
-def _check_size(width: int, height: int, limit: int) -> None:
+def kind_of(data: bytes) -> str:
+    """Return the format of a file, one of `FORMATS`. Raises `Refused` for what is none."""
+    if not data:
+        raise Refused("the file is empty")
+    kind = sniff_format(data[:_SNIFFED])
+    if kind is None:
+        raise Refused(f"not a picture of a known format ({', '.join(FORMATS)}); it starts with {data[:8]!r}")
+    return kind
+
+
+def check_size(width: int, height: int, limit: int) -> None:
+    """Refuse what has no pixels, or more than `limit`. Raises `Refused`."""
     if width < 1 or height < 1:
         raise Refused(f"it has no pixels ({width} x {height})")
     if width * height > limit:
@@ -293,7 +325,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where there is none or where the metadata are damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)

@@ -15,7 +15,7 @@ from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, d
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.sketch import Sketch, sketch_of
 
-__all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "read_images"]
+__all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "in_order", "read_images"]
 
 CHECK_SIDE: Final = 64
 """Short side, in pixels, that a picture is decoded to when all that matters is whether it can be."""
@@ -73,7 +73,7 @@ def read_images(
     in_memory: dict[str, Pixels] = {}
     left = keep_bytes
     with quiet_pillow():
-        for result in _in_order(lambda path: _read(path, min_side, decoding), paths, workers):
+        for result in in_order(lambda path: _read(path, min_side, decoding), paths, workers):
             pixels, digest = result.pixels, result.sha256
             if pixels is not None and digest is not None:
                 if digest not in in_memory and pixels.nbytes <= left:
@@ -102,7 +102,7 @@ def hash_images(
     results: list[ReadResult] = []
     # A file takes tens of microseconds, handing one to a thread as much: they are handed over by the hundred.
     slices = [paths[start : start + _HASH_SLICE] for start in range(0, len(paths), _HASH_SLICE)]
-    for part in _in_order(lambda part: [_hash(path) for path in part], slices, workers):
+    for part in in_order(lambda part: [_hash(path) for path in part], slices, workers):
         results += part
         if progress is not None:
             progress(len(results))
@@ -127,7 +127,7 @@ def _read(path: str, min_side: int | None, decoding: Decoding) -> ReadResult:
     return ReadResult(path, digest, None, info, pixels, sketch_of(pixels, info))
 
 
-def _in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int) -> Iterator[_Result]:
+def in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int) -> Iterator[_Result]:
     """Map `read` over `tasks` on `workers` threads, in order, with at most two tasks per worker under way."""
     if workers == 1:
         yield from map(read, tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from transferkit.core.records import DEEPEST, USUAL, Decoding, Finding, ImageRecord
@@ -92,12 +92,15 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
     return problems
 
 
-def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], copies: Copies) -> list[Finding]:
+def leaks(
+    reads: Iterable[tuple[ScannedFile, ReadResult]], copies: Copies, identity: Callable[[str], str] = str
+) -> list[Finding]:
     """Return a finding per kind of leak: equal pictures in several splits or classes, groups in several splits.
 
     Args:
         reads: The pictures.
         copies: Which of them are copies.
+        identity: What a label says, whatever its text.
     """
     splits: dict[str, str | None] = {}
     by_content: dict[str | None, list[ScannedFile]] = defaultdict(list)
@@ -110,8 +113,9 @@ def leaks(reads: Iterable[tuple[ScannedFile, ReadResult]], copies: Copies) -> li
     findings = []
     for families, what in (
         ([same for same in by_content.values() if len({file.split for file in same}) > 1], "split"),
-        ([same for same in by_content.values() if len({file.label for file in same}) > 1], "label"),
-    ):
+        ([same for same in by_content.values() if len(same) > 1 and len({identity(file.label) for file in same}) > 1],
+         "label"),
+    ):  # fmt: skip
         if families:
             alike = tuple(sorted(tuple(file.path for file in family) for family in families))
             equal = [" = ".join(map(repr, family)) for family in alike]

@@ -184,14 +184,14 @@ def build_index(
         problems.append(unreadable_pictures(bad))
     counted = [file for file, _ in (good if options.skip_bad else reads)]
     problems += reader.problems(scan, counted, options)
-    leaking = leaks(good, copies)
+    targets = reader.learn(scan)
+    leaking = leaks(good, copies, targets.identity)
     if not options.allow_leaks:
         problems += [
             Finding(leak.kind, f"{leak.message} - remove them, or pass --allow-leaks", leak.items) for leak in leaking
         ]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
-    targets = reader.learn(scan)
     records, moved = _split(good, copies, targets, options)
     targets = targets.fitted(record.label for record in records if record.split == "train")
     left_out = Finding(Kind.UNREADABLE, f"{len(bad)} unreadable pictures left out", tuple(path for path, _ in bad))

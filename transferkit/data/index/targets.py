@@ -18,27 +18,36 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
+from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
 from transferkit.data.scan.manifest import is_manifest, read_table
+from transferkit.data.scan.pairs import pairs_reason
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
 __all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task", "refuse_columns", "task_name"]
 
-LABEL, LABELS, TARGET = "label", "labels", "target"
-"""Columns of a class, of a list of labels, of a number, where the options name none."""
+LABEL, LABELS, TARGET, MASK = "label", "labels", "target", "mask"
+"""Columns of a class, of a list of labels, of a number, of the file of a mask, where the options name none."""
+
+SEGMENTATION = "segmentation"
 
 
 def inferred_task(options: DataOptions) -> tuple[str, str]:
     """Return the name of the task that a data set shows by its layout, and why, in words.
 
-    Nothing but a manifest's table is looked at. A column ``label`` holds classes, whatever it looks like.
+    Nothing but the names of files, or a manifest's table, is looked at. A column ``label`` holds classes, whatever it
+    looks like; `pairs_reason` says when folders hold pictures and masks.
 
     Raises:
         DataError: The manifest cannot be read.
     """
     path, names = user_path(options.data), options.target_names
+    if options.palette is not None or options.mask_values != "classes":
+        return SEGMENTATION, f"--{'mask-values' if options.palette is None else 'palette'} is about masks"
+    if Path(path).is_dir() and options.data != SAMPLE and (reason := pairs_reason(path)) is not None:
+        return SEGMENTATION, reason
     if not is_manifest(path):
         return "classification", "of folders"
     columns, rows = read_table(path, names)
@@ -48,7 +57,7 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
             return "multilabel", "--targets names columns of 0 and 1"
         return "regression", "--targets names columns of numbers"
     if options.label_column is None and LABEL not in columns:
-        for name, task in ((LABELS, "multilabel"), (TARGET, "regression")):
+        for name, task in ((LABELS, "multilabel"), (TARGET, "regression"), (MASK, SEGMENTATION)):
             if name in columns:
                 return task, f"the manifest has a column {name!r}"
     return "classification", "the manifest has a column of labels"
@@ -59,7 +68,7 @@ def task_name(options: DataOptions) -> str:
     return inferred_task(options)[0] if options.task == "auto" else options.task
 
 
-def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: bool) -> None:
+def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: bool, masks: bool = False) -> None:
     """Refuse options that say where answers of another kind stand: none is left out in silence.
 
     Args:
@@ -67,6 +76,7 @@ def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: 
         answers: What these are, in words.
         targets: Whether they stand in the columns that ``targets`` names.
         lists: Whether a cell lists several.
+        masks: Whether they are masks.
 
     Raises:
         ConfigError: An option would mean nothing.
@@ -76,6 +86,10 @@ def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: 
         problems.append(f"--targets names columns of 0 and 1 or of numbers, and the answers are {answers}")
     if options.label_separator != JOINT and not lists:
         problems.append(f"--label-separator stands between the labels of one cell, and the answers are {answers}")
+    if options.palette is not None and not masks:
+        problems.append(f"--palette names the classes of masks, and the answers are {answers}")
+    if options.mask_values != "classes" and not masks:
+        problems.append(f"--mask-values says what stands in masks, and the answers are {answers}")
     if problems:
         raise ConfigError(f"{gather(problems)} - leave it out, or say what they are by --task")
 
@@ -163,7 +177,7 @@ class TargetReader(Protocol):
         """Return what labels mean to a model."""
 
     def learn(self, scan: Scan) -> Targets:
-        """Return what the labels of a data set mean; it has no `problems`."""
+        """Return what the labels of a data set mean, as far as that can be told where it has `problems`."""
 
     def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
         """Return why a data set cannot be trained on, as far as labels go.

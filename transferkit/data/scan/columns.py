@@ -11,7 +11,16 @@ from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.scan.class_names import class_name_problems
 
-__all__ = ["CLASS_COLUMN", "JOINT", "Columns", "label_columns", "number", "number_columns", "split_labels"]
+__all__ = [
+    "CLASS_COLUMN",
+    "JOINT",
+    "Columns",
+    "file_column",
+    "label_columns",
+    "number",
+    "number_columns",
+    "split_labels",
+]
 
 JOINT = "|"
 """What stands between the answers of a picture in the text of a record."""
@@ -35,6 +44,8 @@ class Columns:
         name_problems: What is wrong with the texts of all rows, as names.
         path: The column of the paths.
         root: Folder that paths are relative to; that of the manifest when ``None``.
+        files: Whether answers are files, as paths are: of a folder, those in ``masks`` beside ``images``.
+        lenient: Whether pictures without such a file, and files without a picture, are left out instead of refused.
     """
 
     choices: tuple[tuple[str, ...], ...] = (("label",),)
@@ -43,6 +54,8 @@ class Columns:
     name_problems: Callable[[Iterable[str]], list[Finding]] = class_name_problems
     path: str = "path"
     root: str | None = None
+    files: bool = False
+    lenient: bool = False
 
     def chosen(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Return the columns of the answer in a table that has `columns`; the first choice where none is there."""
@@ -104,6 +117,16 @@ def number_columns(choices: Sequence[Sequence[str]]) -> Columns:
         return JOINT.join(cell.strip() for cell in cells)
 
     return Columns(tuple(map(tuple, choices)), text, name_problems=lambda texts: [])
+
+
+def file_column(name: str, *, lenient: bool = False) -> Columns:
+    """Return the column of a file per picture.
+
+    Args:
+        name: The column.
+        lenient: As in `Columns`.
+    """
+    return Columns(((name,),), name_problems=lambda texts: [], files=True, lenient=lenient)
 
 
 def number(text: str) -> float | None:

@@ -69,7 +69,7 @@ def scan_manifest(manifest: str, columns: Columns = CLASS_COLUMN) -> Scan:
     files = [
         ScannedFile(
             str(folder / row.cells[columns.path]),
-            _text(row, columns, answers)[0],
+            str(folder / _text(row, columns, answers)[0]) if columns.files else _text(row, columns, answers)[0],
             split_named(row.cells.get(SPLIT, "").strip()),
             row.cells.get(GROUP) or None,
         )
@@ -82,12 +82,13 @@ def scan_manifest(manifest: str, columns: Columns = CLASS_COLUMN) -> Scan:
             f"they are below {str(folder)!r}, with their endings{windows}"
         )
     explicit = any(file.split for file in files)
-    class_names = [file.label for file in files if not explicit or file.split == "train"]
-    if explicit and not class_names:
+    trained = [file.label for file in files if not explicit or file.split == "train"]
+    if explicit and not trained:
         problems.append(Finding(Kind.NO_TRAIN, f"manifest {manifest!r} has no row whose split is 'train'"))
     problems += columns.name_problems({file.label for file in files})
     files.sort(key=lambda file: file.path)
-    return Scan(order_classes(class_names), tuple(files), (), tuple(notes), tuple(problems), answers)
+    class_names = () if columns.files else order_classes(trained)
+    return Scan(class_names, tuple(files), (), tuple(notes), tuple(problems), answers)
 
 
 def read_table(manifest: str, names: Collection[str]) -> tuple[list[str], list[_Row]]:
@@ -141,8 +142,10 @@ def _row_problems(manifest: str, rows: list[_Row], columns: Columns, answers: Se
             continue
         if problem := _text(row, columns, answers)[1]:
             unclear.append(f"{row.place}: {problem}")
-        if not _stays_inside(path):
-            outside.append(f"{path!r} ({row.place})")
+        astray = [one for one in (path, *(row.cells[name] for name in answers if columns.files))
+                  if not _stays_inside(one)]  # fmt: skip
+        if astray:
+            outside += [f"{one!r} ({row.place})" for one in astray]
             continue
         if split and split_named(split) is None:
             unknown.append(f"{split!r} ({row.place})")

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     EMPTY = "empty"  # classes, or a data set, without pictures
     UNTRAINED = "untrained"  # classes that other splits have and train has not
     UNREADABLE = "unreadable"  # pictures that cannot be read or decoded
+    MASK = "mask"  # pictures without masks, masks without pictures, masks that cannot be used
     LEAK = "leak"  # equal pictures, or pictures of a group, in several splits or classes
     THIN = "thin"  # classes that cannot be validated
     IMBALANCE = "imbalance"

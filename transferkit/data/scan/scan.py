@@ -11,6 +11,7 @@ from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.columns import CLASS_COLUMN, Columns
 from transferkit.data.scan.folders import scan_folder
 from transferkit.data.scan.manifest import is_manifest, scan_manifest
+from transferkit.data.scan.pairs import scan_pairs
 from transferkit.data.scan.records import Scan
 from transferkit.options.data import MANIFEST_EXTENSIONS
 
@@ -22,7 +23,7 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
 
     Args:
         data: Its path, or ``"sample"``.
-        columns: Where the answers of a manifest stand.
+        columns: Where the answers stand: of a manifest its columns, of a folder whether they are files.
 
     Raises:
         DataError: There is nothing at `data`, or nothing that is a data set, or two things go by that name.
@@ -35,7 +36,7 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
         )
     path = str(sample_folder()) if data == SAMPLE else user_path(data)
     if Path(path).is_dir():
-        return scan_folder(path)
+        return scan_pairs(path, lenient=columns.lenient) if columns.files else scan_folder(path)
     if Path(path).is_file():
         if is_manifest(path):
             return scan_manifest(path, columns)

@@ -209,7 +209,7 @@ def _answers(
 def _flags(options: CheckConfig) -> list[str]:
     """Return the words of a command line that say where the data set is, and how it is to be read."""
     words = ["--data", options.data]
-    for name in ("root", "task", "targets", "path_column", "label_column", "label_separator"):
+    for name in ("root", "task", "targets", "path_column", "label_column", "label_separator", "mask_values", "palette"):
         value = getattr(options, name)
         item = next(item for item in dataclasses.fields(options) if item.name == name)
         if value != default_of(item):

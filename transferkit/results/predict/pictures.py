@@ -18,9 +18,9 @@ from typing import Final, NamedTuple, TextIO
 
 from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.text import listing, name_text
-from transferkit.data.scan.folders import SYSTEM_NAMES
 from transferkit.data.scan.formats import TEXTS, read_extensions, unread_text
 from transferkit.data.scan.records import split_named
+from transferkit.data.scan.walking import SYSTEM_NAMES
 
 __all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures", "warn_of_unread"]
 

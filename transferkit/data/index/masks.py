@@ -1,0 +1,492 @@
+"""Masks as answers: read once for a whole set, understood together, checked, and what they mean to a model.
+
+How values become classes, decided over all masks of a set and said in one line:
+
+- ``--mask-values binary``: anything above 0 is class 1, whatever the values are.
+- A palette file with values or colours says it. One with names alone, of C classes, means the values 0 to C - 1, or 0
+  and 255 where it names two and the masks hold no others.
+- Without names: of masks that hold nothing but 0 and 255 these are the two classes. Else every value of the training
+  masks but 255 is a class, named by its number, up to `MOST_UNNAMED`; two of them, with 0, are background and
+  foreground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from transferkit.core.errors import DataError
+from transferkit.core.records import DataConfig, Finding, ImageRecord
+from transferkit.core.targets import IGNORED, TargetSpec
+from transferkit.core.text import listing
+from transferkit.data.images.annotation import Annotations
+from transferkit.data.images.decode import UnreadableImage, header_size
+from transferkit.data.images.masks import (
+    BINARY,
+    Coding,
+    MaskAnnotations,
+    MaskFacts,
+    Stored,
+    UnusableMask,
+    class_digest,
+    colour_text,
+    identity_of,
+    look_at_mask,
+    odd_text,
+    read_mask,
+)
+from transferkit.data.images.readers import quiet_pillow
+from transferkit.data.images.reading import ReadResult, in_order
+from transferkit.data.index.targets import MASK, Targets, inferred_task, refuse_columns
+from transferkit.data.scan.columns import Columns, file_column
+from transferkit.data.scan.palette import Colour, Palette, read_palette
+from transferkit.data.scan.records import Kind, Scan, ScannedFile
+from transferkit.machine.cores import available_cores
+from transferkit.options.data import DataOptions
+
+__all__ = ["MaskReader", "MaskTargets"]
+
+MOST_UNNAMED: Final = 32
+"""Classes that numbers may stand for without names: beyond that they are taken for the numbers of objects."""
+
+FEW: Final = 5
+"""Training pictures of a class below which little can be learnt of it."""
+
+SCARCE: Final = 0.001
+"""Share of the training pixels below which the same holds."""
+
+TWO: Final = ("background", "foreground")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What was understood of the masks of a set.
+
+    Attributes:
+        names: Of the classes.
+        coding: What stands for each.
+        line: What was understood, for people.
+        problems: Why it cannot be told, or is not to be trained on.
+    """
+
+    names: tuple[str, ...]
+    coding: Coding
+    line: str
+    problems: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskReader:
+    """Answers are masks: files as large as their pictures, with a class for each pixel.
+
+    Attributes:
+        seen: What is known of each mask, by file; empty before `look`.
+        unusable: Pictures, by path, whose masks cannot be used, and why.
+        meaning: What the masks mean, all together.
+        palette: The file that names the classes, where there is one.
+    """
+
+    seen: Mapping[str, MaskFacts] = field(default_factory=dict, repr=False)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    meaning: Meaning | None = None
+    palette: Palette | None = None
+
+    def columns_of(self, options: DataOptions) -> Columns:
+        """Return the column ``mask``, or what the options name."""
+        refuse_columns(options, "masks", targets=False, lists=False, masks=True)
+        columns = file_column(options.label_column or MASK, lenient=options.skip_bad)
+        return replace(columns, path=options.path_column, root=options.root)
+
+    def look(
+        self,
+        files: Sequence[ScannedFile],
+        results: Sequence[ReadResult],
+        options: DataOptions,
+        *,
+        keep_bytes: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> MaskReader:
+        """Return the reader that has read all masks, on all threads, and knows what they mean."""
+        if self.meaning is not None and all(file.label in self.seen or file.path in self.unusable for file in files):
+            return self
+        palette = read_palette(options.data, options.palette)
+        coding = _known_coding(palette, binary=options.mask_values == BINARY)
+        readable = [(file, result) for file, result in zip(files, results, strict=True) if result.error is None]
+        seen: dict[str, MaskFacts] = {}
+        unusable: dict[str, str] = {}
+        left = keep_bytes
+        with quiet_pillow():
+            looks = in_order(lambda pair: _look(*pair, coding), readable, available_cores())
+            for done, ((file, _), look) in enumerate(zip(readable, looks, strict=True), 1):
+                if isinstance(look, str):
+                    unusable[file.path] = look
+                elif look.ranks is not None and look.ranks.nbytes <= left:
+                    left -= look.ranks.nbytes
+                    seen[file.label] = look
+                else:
+                    seen[file.label] = look.without_ranks()
+                if progress is not None:
+                    progress(done, len(readable))
+        used = [(file.split, seen[file.label]) for file in files if file.label in seen and file.path not in unusable]
+        meaning = _understood(used, palette, coding)
+        for file in files:
+            facts = seen.get(file.label)
+            if facts is not None and file.path not in unusable and (odd := _odd(facts, meaning)):
+                unusable[file.path] = f"mask {facts.path!r}: {odd}"
+        return MaskReader(seen, unusable, meaning, palette)
+
+    def of(self, spec: TargetSpec) -> MaskTargets:
+        """Return the classes of a model."""
+        return MaskTargets(spec)
+
+    def learn(self, scan: Scan) -> MaskTargets:
+        """Return the classes of a data set whose masks were looked at."""
+        if self.meaning is None:
+            raise TypeError("masks have to be looked at before they mean anything")
+        names, coding = self.meaning.names, self.meaning.coding
+        legend = _legend(names, coding, [self.seen[file.label] for file in scan.files if file.label in self.seen])
+        facts = {"palette": [list(colour) for colour in legend], **coding.facts()}
+        return MaskTargets(TargetSpec(names, facts), self.seen)
+
+    def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
+        """Return what is wrong with the masks: all that cannot be used, and classes that cannot be trained."""
+        problems = []
+        if self.unusable and not options.skip_bad:
+            items = [f"{path!r} ({reason})" for path, reason in sorted(self.unusable.items())]
+            message = (
+                f"{len(items)} pictures whose masks cannot be used: {listing(items, limit=10, quote=False)} - correct "
+                "them, or pass --skip-bad to leave them out"
+            )
+            problems.append(Finding(Kind.MASK, message, tuple(items), tuple((path,) for path in sorted(self.unusable))))
+        usable = [file for file in files if file.path not in self.unusable and file.label in self.seen]
+        trained = [file for file in usable if file.split in {None, "train"}]
+        if not trained and not problems:
+            return [*problems, Finding(Kind.EMPTY, "there is no picture to train on")]
+        if self.meaning is None or self.meaning.problems or not trained:
+            return [*problems, *(self.meaning.problems if self.meaning is not None else ())]
+        targets = self.learn(scan)
+        names = targets.spec.names
+        held = targets.total(file.label for file in trained) > 0
+        others = targets.total(file.label for file in usable) > 0
+        if not held.any():
+            problems.append(Finding(Kind.EMPTY, "no pixel of the training masks counts: all are 255 or ignored"))
+        elif len(names) == 1 or (held.sum() == 1 and not options.allow_empty_classes):
+            message = (
+                f"the training masks hold one class alone, {names[int(held.argmax())]!r}: nothing can be learnt of it "
+                "- add masks with another class"
+            )
+            problems.append(Finding(Kind.ONE_CLASS, message, names))
+        else:
+            elsewhere = [name for name, here, there in zip(names, held, others, strict=True) if there and not here]
+            empty = [name for name, there in zip(names, others, strict=True) if not there]
+            if elsewhere:
+                message = (
+                    f"classes without training pixels that other splits have: {listing(elsewhere)} - add them to train "
+                    "or remove them"
+                )
+                problems.append(Finding(Kind.UNTRAINED, message, tuple(elsewhere)))
+            if empty and not options.allow_empty_classes:
+                message = (
+                    f"classes without pixels: {listing(empty)} - remove them from the palette, or pass "
+                    "--allow-empty-classes to keep their place"
+                )
+                problems.append(Finding(Kind.EMPTY, message, tuple(empty)))
+        return problems
+
+    def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
+        """Return what was understood of the masks, and which classes will not be well trained or measured."""
+        if not isinstance(targets, MaskTargets) or self.meaning is None:
+            raise TypeError("these are not the targets of this reader")
+        why = f" ({inferred_task(options)[1]})" if options.task == "auto" else ""
+        findings = [Finding(Kind.NOTE, f"segmentation{why}: {self.meaning.line}")]
+        left_out = tuple(sorted(self.unusable))
+        if left_out:
+            message = f"{len(left_out)} pictures left out whose masks cannot be used: {listing(left_out)}"
+            findings.append(Finding(Kind.MASK, message, left_out, tuple((path,) for path in left_out)))
+        turned = [record.path for record in records if self.seen[record.label].turn != 1]
+        if turned:
+            message = (
+                f"{len(turned)} masks fit only the unturned picture, and were turned by its EXIF orientation likewise: "
+                f"{listing(turned, limit=3)}"
+            )
+            findings.append(Finding(Kind.MASK, message, tuple(turned), tuple((path,) for path in turned)))
+        return [*findings, *_thin_classes(targets, records)]
+
+    def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
+        """Return that masks are not mixed."""
+        return None
+
+    def framing(self, config: DataConfig) -> DataConfig:
+        """Return that pictures are shown whole: every pixel has an answer."""
+        return replace(config, crop_mode="pad", crop_pct=1.0)
+
+
+@dataclass(frozen=True)
+class MaskTargets:
+    """Labels that are mask files.
+
+    Attributes:
+        spec: Names in index order; ``values``, ``ignored`` and ``mask_values`` (see `Coding`), ``palette``: a colour
+            ``[r, g, b]`` per class, and of a model ``pixels``: those of each class in its training masks.
+        seen: What is known of masks, by file.
+    """
+
+    spec: TargetSpec
+    seen: Mapping[str, MaskFacts] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def columns(self) -> Columns:
+        """The column ``mask``."""
+        return file_column(MASK)
+
+    @property
+    def stratum_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.spec.names
+
+    @cached_property
+    def coding(self) -> Coding:
+        """What the values in masks mean."""
+        return Coding.of(self.spec)
+
+    def find(self, label: str) -> str:
+        """Return the file: what it holds is found when it is read."""
+        return label
+
+    def encode(self, labels: Iterable[str]) -> npt.NDArray[Any]:
+        """Refuse: a mask is no row of a table; see `annotate`."""
+        raise TypeError("masks are not encoded as rows; read them by annotate()")
+
+    def annotate(self, labels: Sequence[str], paths: Sequence[str]) -> Annotations:
+        """Return the masks of some pictures."""
+        known = {label: self.seen[label] for label in labels if label in self.seen}
+        return MaskAnnotations(tuple(labels), tuple(paths), self.coding, known)
+
+    def identity(self, label: str) -> str:
+        """Return the sha256 of a mask's class indices. Raises `DataError`."""
+        facts = self.seen.get(label)
+        return class_digest(read_mask(label, self.coding, None)) if facts is None else identity_of(facts, self.coding)
+
+    def pixels(self, label: str) -> npt.NDArray[np.int64]:
+        """Return the pixels of each class ``(C,)`` in a mask. Raises `DataError`."""
+        facts = self.seen.get(label)
+        if facts is None:
+            counts = np.bincount(read_mask(label, self.coding, None).ravel(), minlength=IGNORED + 1)
+        else:
+            counts = np.zeros(IGNORED + 1, dtype=np.int64)
+            np.add.at(counts, facts.classes(self.coding), facts.counts)
+        return counts[: len(self.spec.names)]
+
+    def total(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return the pixels of each class ``(C,)`` in several masks. Raises `DataError`."""
+        total = np.zeros(len(self.spec.names), dtype=np.int64)
+        for label in labels:
+            total += self.pixels(label)
+        return total
+
+    def presence(self, labels: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Return whether each mask holds each class ``(N, C)``. Raises `DataError`."""
+        rows = [self.pixels(label) > 0 for label in labels]
+        return np.array(rows, dtype=np.bool_).reshape(len(rows), len(self.spec.names))
+
+    def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return the stratum ``(N,)`` of each picture: the rarest of its classes, by pictures of the set that hold it.
+
+        A mask of which no pixel counts is in the first.
+        """
+        present = self.presence(labels)
+        pictures = present.sum(axis=0)
+        if not present.size:
+            return np.zeros(len(present), dtype=np.int64)
+        strata: npt.NDArray[np.int64] = np.where(present, pictures, np.iinfo(np.int64).max).argmin(axis=1)
+        return strata
+
+    def counts(self, labels: Iterable[str]) -> list[int]:
+        """Return the pictures that hold each class."""
+        counts: list[int] = self.presence(labels).sum(axis=0).tolist()
+        return counts
+
+    def fitted(self, labels: Iterable[str]) -> Self:
+        """Return the classes with their pixels in the masks of the training pictures."""
+        return replace(self, spec=self.spec.with_facts({"pixels": self.total(labels).tolist()}))
+
+
+# ---- one mask ---------------------------------------------------------------------------------------------------
+
+
+def _look(file: ScannedFile, result: ReadResult, coding: Coding | None) -> MaskFacts | str:
+    """Return what is known of a picture's mask, or why it cannot be used."""
+    try:
+        if result.info is not None:
+            height, width, orientation = result.info.height, result.info.width, result.info.orientation
+        else:
+            height, width, orientation = header_size(file.path)
+        return look_at_mask(file.label, (height, width), orientation, coding)
+    except UnreadableImage as error:
+        return f"the picture itself cannot be read: {error.reason}"
+    except UnusableMask as error:
+        return f"mask {error.path!r}: {error.reason}"
+
+
+def _odd(facts: MaskFacts, meaning: Meaning) -> str:
+    """Return what a mask holds that stands for nothing; nothing where all is well or nothing is understood."""
+    if meaning.problems or not meaning.names:
+        return ""
+    classes = facts.classes(meaning.coding)
+    odd = [value for value, index in zip(facts.numbers(meaning.coding.bit), classes.tolist(), strict=True)
+           if index > IGNORED]  # fmt: skip
+    return odd_text(odd, meaning.coding) if odd else ""
+
+
+# ---- all masks together -----------------------------------------------------------------------------------------
+
+
+def _known_coding(palette: Palette | None, *, binary: bool) -> Coding | None:
+    """Return the coding that options and palette say without a look at any mask.
+
+    Raises:
+        DataError: The palette names another number of classes than ``binary`` has.
+    """
+    if binary:
+        if palette is not None and len(palette.names) != 2:
+            raise DataError(
+                f"--mask-values binary has two classes, and {palette.path!r} names {len(palette.names)} - leave one out"
+            )
+        return Coding((0, 1), binary=True)
+    if palette is None or not (palette.values or palette.colours):
+        return None
+    return Coding(palette.values or palette.colours, palette.ignored)
+
+
+def _understood(
+    used: Sequence[tuple[str | None, MaskFacts]], palette: Palette | None, coding: Coding | None
+) -> Meaning:
+    """Return what masks mean, by the rules of this module.
+
+    Args:
+        used: Split and facts of each mask that can be used.
+        palette: What names the classes.
+        coding: What is known already.
+    """
+    if coding is not None:
+        names = palette.names if palette is not None else TWO
+        named = f" of {palette.path!r}" if palette is not None else ""
+        if coding.binary:
+            line = f"anything above 0 in a mask is {names[1]!r}, 0 is {names[0]!r}"
+        else:
+            line = f"masks hold the {'colours' if coding.coloured else 'values'}{named}, {len(names)} classes"
+        return Meaning(names, coding, line)
+    if coloured := [facts for _, facts in used if facts.stored is Stored.COLOUR]:
+        return Meaning((), Coding(()), "", (_unnamed_colours(coloured, len(used)),))
+    whole = {value for _, facts in used if facts.stored is not Stored.BIT for value in facts.values}
+    two = 255 in whole and whole <= {0, 255}
+    bit = 255 if two else 1
+    values = {value for _, facts in used for value in facts.numbers(bit)}
+    if palette is not None:
+        numbers = (0, 255) if two and len(palette.names) == 2 else tuple(range(len(palette.names)))
+        return Meaning(palette.names, Coding(numbers), _line(numbers, values, palette.names, palette.path))
+    if two:
+        return Meaning(TWO, Coding((0, 255)), _line((0, 255), values, TWO))
+    trained = {value for split, facts in used if split in {None, "train"} for value in facts.numbers(bit)}
+    numbers = tuple(sorted(trained - {IGNORED}))
+    other = tuple(sorted(values - trained - {IGNORED}))
+    problems = []
+    if len(numbers) > MOST_UNNAMED:
+        message = (
+            f"masks hold {len(numbers)} different values, from {numbers[0]} to {numbers[-1]} - if they number objects, "
+            "pass --mask-values binary; if they are classes, name them by classes.txt or --palette FILE"
+        )
+        problems.append(Finding(Kind.MASK, message, tuple(map(str, numbers))))
+    elif other:
+        message = (
+            f"values without training pixels that masks of other splits hold: {listing(list(map(str, other)))} - "
+            "correct them, add such masks to train, or name the classes by --palette FILE"
+        )
+        problems.append(Finding(Kind.UNTRAINED, message, tuple(map(str, other))))
+    names = TWO if len(numbers) == 2 and numbers[0] == 0 else tuple(map(str, numbers))
+    return Meaning(names, Coding(numbers), _line(numbers, values, names), tuple(problems))
+
+
+def _line(numbers: Sequence[int], values: set[int], names: Sequence[str], path: str | None = None) -> str:
+    """Return what was understood of masks of numbers."""
+    ignored = f", and {IGNORED} where no pixel counts" if IGNORED in values and IGNORED not in numbers else ""
+    if len(numbers) == 2:
+        first, second = (f"{value} for {name!r}" for value, name in zip(numbers, names, strict=True))
+        return f"masks hold {first} and {second}{ignored}"
+    every = list(numbers) == list(range(numbers[0], numbers[-1] + 1)) if numbers else False
+    span = f"{numbers[0]} to {numbers[-1]}" if every else listing(list(map(str, numbers)), quote=False)
+    return f"masks hold the classes {span}{ignored}" + (f", named by {path!r}" if path else "")
+
+
+def _unnamed_colours(coloured: Sequence[MaskFacts], masks: int) -> Finding:
+    colours = sorted({value for facts in coloured for value in facts.values})
+    message = (
+        f"{len(coloured)} of {masks} masks hold colours, {len(colours)} different ones: "
+        f"{listing([colour_text(value) for value in colours], limit=6, quote=False)} - say what each stands for by "
+        "--palette FILE, a CSV of name,r,g,b"
+    )
+    return Finding(Kind.MASK, message, tuple(facts.path for facts in coloured))
+
+
+def _legend(names: Sequence[str], coding: Coding, masks: Sequence[MaskFacts]) -> list[Colour]:
+    """Return a colour per class: what stands for it, or that of the first indexed file, or of a fixed sequence."""
+    if coding.coloured:
+        return [value for value in coding.values if isinstance(value, tuple)]
+    numbers = [value for value in coding.values if isinstance(value, int)]
+    for facts in masks:
+        if facts.stored is Stored.INDEX and not coding.binary and max(numbers, default=0) < len(facts.legend):
+            colours = [facts.legend[value] for value in numbers]
+            if len(set(colours)) == len(colours) and any(len(set(colour)) > 1 for colour in colours):
+                return colours
+            break
+    return [_colour(index) for index in range(len(names))]
+
+
+def _colour(index: int) -> Colour:
+    """Return a colour of Pascal VOC's sequence, black first: the bits of the index, spread over the channels."""
+    channels = [0, 0, 0]
+    for shift in range(7, -1, -1):
+        for channel in range(3):
+            channels[channel] |= (index >> channel & 1) << shift
+        index >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def _thin_classes(targets: MaskTargets, records: Sequence[ImageRecord]) -> list[Finding]:
+    names = targets.spec.names
+    pixels = np.array([targets.pixels(record.label) for record in records]).reshape(len(records), len(names))
+    splits = np.array([record.split for record in records])
+    trained, checked = pixels[splits == "train"], pixels[splits == "val"]
+    pictures, shares = (trained > 0).sum(axis=0), trained.sum(axis=0) / max(1, int(trained.sum()))
+    few = [f"{name} ({share:.2%} of the pixels, {count} pictures)"
+           for name, share, count in zip(names, shares, pictures, strict=True)
+           if count and (count < FEW or share < SCARCE)]  # fmt: skip
+    never = [name for name, count in zip(names, pictures, strict=True) if not count]
+    absent = [name for name, count, total in zip(names, pictures, checked.sum(axis=0), strict=True)
+              if count and not total] if len(checked) else []  # fmt: skip
+    blank = [record.path for record, row in zip(records, pixels, strict=True) if not row.any()]
+    alone = [record.path for record, row in zip(records, pixels, strict=True) if row[0] and not row[1:].any()]
+    findings = []
+    if few:
+        message = f"classes of few training pixels: {listing(few, quote=False)}"
+        findings.append(Finding(Kind.THIN, message, tuple(few)))
+    if never:
+        message = f"classes without training pixels, of which nothing can be learnt: {listing(never)}"
+        findings.append(Finding(Kind.EMPTY, message, tuple(never)))
+    if absent:
+        message = f"classes without a pixel in val, whose val figures are therefore n/a: {listing(absent)}"
+        findings.append(Finding(Kind.THIN, message, tuple(absent)))
+    if blank:
+        message = (
+            f"{len(blank)} masks of which no pixel counts, so nothing is learnt of them: {listing(blank, limit=3)}"
+        )
+        findings.append(Finding(Kind.MASK, message, tuple(blank), tuple((path,) for path in blank)))
+    if alone:
+        message = f"{len(alone)} of {len(records)} masks hold {names[0]!r} alone"
+        findings.append(Finding(Kind.NOTE, message, tuple(alone), tuple((path,) for path in alone)))
+    return findings
