@@ -1,14 +1,4 @@
-"""Masks as answers: read once for a whole set, understood together, checked, and what they mean to a model.
-
-How values become classes, decided over all masks of a set and said in one line:
-
-- ``--mask-values binary``: anything above 0 is class 1, whatever the values are.
-- A palette file with values or colours says it. One with names alone, of C classes, means the values 0 to C - 1, or 0
-  and 255 where it names two and the masks hold no others.
-- Without names: of masks that hold nothing but 0 and 255 these are the two classes. Else every value of the training
-  masks but 255 is a class, named by its number, up to `MOST_UNNAMED`; two of them, with 0, are background and
-  foreground.
-"""
+"""Masks as answers: read once for a whole set, understood together, checked, and what they mean to a model."""
 
 from __future__ import annotations
 
@@ -20,64 +10,39 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import DataError
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.decode import UnreadableImage, header_size
+from transferkit.data.images.mask_values import UnusableMask
 from transferkit.data.images.masks import (
     BINARY,
     Coding,
     MaskAnnotations,
     MaskFacts,
-    Stored,
-    UnusableMask,
     class_digest,
-    colour_text,
     identity_of,
     look_at_mask,
-    odd_text,
     read_mask,
 )
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import ReadResult, in_order
+from transferkit.data.index.meaning import Meaning, known_coding, legend_of, odd_values, understood
 from transferkit.data.index.targets import MASK, Targets, inferred_task, refuse_columns
 from transferkit.data.scan.columns import Columns, file_column
-from transferkit.data.scan.palette import Colour, Palette, read_palette
+from transferkit.data.scan.palette import Palette, read_palette
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.machine.cores import available_cores
 from transferkit.options.data import DataOptions
 
 __all__ = ["MaskReader", "MaskTargets"]
 
-MOST_UNNAMED: Final = 32
-"""Classes that numbers may stand for without names: beyond that they are taken for the numbers of objects."""
-
 FEW: Final = 5
 """Training pictures of a class below which little can be learnt of it."""
 
 SCARCE: Final = 0.001
 """Share of the training pixels below which the same holds."""
-
-TWO: Final = ("background", "foreground")
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What was understood of the masks of a set.
-
-    Attributes:
-        names: Of the classes.
-        coding: What stands for each.
-        line: What was understood, for people.
-        problems: Why it cannot be told, or is not to be trained on.
-    """
-
-    names: tuple[str, ...]
-    coding: Coding
-    line: str
-    problems: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +80,7 @@ class MaskReader:
         if self.meaning is not None and all(file.label in self.seen or file.path in self.unusable for file in files):
             return self
         palette = read_palette(options.data, options.palette)
-        coding = _known_coding(palette, binary=options.mask_values == BINARY)
+        coding = known_coding(palette, binary=options.mask_values == BINARY)
         readable = [(file, result) for file, result in zip(files, results, strict=True) if result.error is None]
         seen: dict[str, MaskFacts] = {}
         unusable: dict[str, str] = {}
@@ -133,10 +98,10 @@ class MaskReader:
                 if progress is not None:
                     progress(done, len(readable))
         used = [(file.split, seen[file.label]) for file in files if file.label in seen and file.path not in unusable]
-        meaning = _understood(used, palette, coding)
+        meaning = understood(used, palette, coding)
         for file in files:
             facts = seen.get(file.label)
-            if facts is not None and file.path not in unusable and (odd := _odd(facts, meaning)):
+            if facts is not None and file.path not in unusable and (odd := odd_values(facts, meaning)):
                 unusable[file.path] = f"mask {facts.path!r}: {odd}"
         return MaskReader(seen, unusable, meaning, palette)
 
@@ -149,7 +114,7 @@ class MaskReader:
         if self.meaning is None:
             raise TypeError("masks have to be looked at before they mean anything")
         names, coding = self.meaning.names, self.meaning.coding
-        legend = _legend(names, coding, [self.seen[file.label] for file in scan.files if file.label in self.seen])
+        legend = legend_of(names, coding, [self.seen[file.label] for file in scan.files if file.label in self.seen])
         facts = {"palette": [list(colour) for colour in legend], **coding.facts()}
         return MaskTargets(TargetSpec(names, facts), self.seen)
 
@@ -331,130 +296,6 @@ def _look(file: ScannedFile, result: ReadResult, coding: Coding | None) -> MaskF
         return f"the picture itself cannot be read: {error.reason}"
     except UnusableMask as error:
         return f"mask {error.path!r}: {error.reason}"
-
-
-def _odd(facts: MaskFacts, meaning: Meaning) -> str:
-    """Return what a mask holds that stands for nothing; nothing where all is well or nothing is understood."""
-    if meaning.problems or not meaning.names:
-        return ""
-    classes = facts.classes(meaning.coding)
-    odd = [value for value, index in zip(facts.numbers(meaning.coding.bit), classes.tolist(), strict=True)
-           if index > IGNORED]  # fmt: skip
-    return odd_text(odd, meaning.coding) if odd else ""
-
-
-# ---- all masks together -----------------------------------------------------------------------------------------
-
-
-def _known_coding(palette: Palette | None, *, binary: bool) -> Coding | None:
-    """Return the coding that options and palette say without a look at any mask.
-
-    Raises:
-        DataError: The palette names another number of classes than ``binary`` has.
-    """
-    if binary:
-        if palette is not None and len(palette.names) != 2:
-            raise DataError(
-                f"--mask-values binary has two classes, and {palette.path!r} names {len(palette.names)} - leave one out"
-            )
-        return Coding((0, 1), binary=True)
-    if palette is None or not (palette.values or palette.colours):
-        return None
-    return Coding(palette.values or palette.colours, palette.ignored)
-
-
-def _understood(
-    used: Sequence[tuple[str | None, MaskFacts]], palette: Palette | None, coding: Coding | None
-) -> Meaning:
-    """Return what masks mean, by the rules of this module.
-
-    Args:
-        used: Split and facts of each mask that can be used.
-        palette: What names the classes.
-        coding: What is known already.
-    """
-    if coding is not None:
-        names = palette.names if palette is not None else TWO
-        named = f" of {palette.path!r}" if palette is not None else ""
-        if coding.binary:
-            line = f"anything above 0 in a mask is {names[1]!r}, 0 is {names[0]!r}"
-        else:
-            line = f"masks hold the {'colours' if coding.coloured else 'values'}{named}, {len(names)} classes"
-        return Meaning(names, coding, line)
-    if coloured := [facts for _, facts in used if facts.stored is Stored.COLOUR]:
-        return Meaning((), Coding(()), "", (_unnamed_colours(coloured, len(used)),))
-    whole = {value for _, facts in used if facts.stored is not Stored.BIT for value in facts.values}
-    two = 255 in whole and whole <= {0, 255}
-    bit = 255 if two else 1
-    values = {value for _, facts in used for value in facts.numbers(bit)}
-    if palette is not None:
-        numbers = (0, 255) if two and len(palette.names) == 2 else tuple(range(len(palette.names)))
-        return Meaning(palette.names, Coding(numbers), _line(numbers, values, palette.names, palette.path))
-    if two:
-        return Meaning(TWO, Coding((0, 255)), _line((0, 255), values, TWO))
-    trained = {value for split, facts in used if split in {None, "train"} for value in facts.numbers(bit)}
-    numbers = tuple(sorted(trained - {IGNORED}))
-    other = tuple(sorted(values - trained - {IGNORED}))
-    problems = []
-    if len(numbers) > MOST_UNNAMED:
-        message = (
-            f"masks hold {len(numbers)} different values, from {numbers[0]} to {numbers[-1]} - if they number objects, "
-            "pass --mask-values binary; if they are classes, name them by classes.txt or --palette FILE"
-        )
-        problems.append(Finding(Kind.MASK, message, tuple(map(str, numbers))))
-    elif other:
-        message = (
-            f"values without training pixels that masks of other splits hold: {listing(list(map(str, other)))} - "
-            "correct them, add such masks to train, or name the classes by --palette FILE"
-        )
-        problems.append(Finding(Kind.UNTRAINED, message, tuple(map(str, other))))
-    names = TWO if len(numbers) == 2 and numbers[0] == 0 else tuple(map(str, numbers))
-    return Meaning(names, Coding(numbers), _line(numbers, values, names), tuple(problems))
-
-
-def _line(numbers: Sequence[int], values: set[int], names: Sequence[str], path: str | None = None) -> str:
-    """Return what was understood of masks of numbers."""
-    ignored = f", and {IGNORED} where no pixel counts" if IGNORED in values and IGNORED not in numbers else ""
-    if len(numbers) == 2:
-        first, second = (f"{value} for {name!r}" for value, name in zip(numbers, names, strict=True))
-        return f"masks hold {first} and {second}{ignored}"
-    every = list(numbers) == list(range(numbers[0], numbers[-1] + 1)) if numbers else False
-    span = f"{numbers[0]} to {numbers[-1]}" if every else listing(list(map(str, numbers)), quote=False)
-    return f"masks hold the classes {span}{ignored}" + (f", named by {path!r}" if path else "")
-
-
-def _unnamed_colours(coloured: Sequence[MaskFacts], masks: int) -> Finding:
-    colours = sorted({value for facts in coloured for value in facts.values})
-    message = (
-        f"{len(coloured)} of {masks} masks hold colours, {len(colours)} different ones: "
-        f"{listing([colour_text(value) for value in colours], limit=6, quote=False)} - say what each stands for by "
-        "--palette FILE, a CSV of name,r,g,b"
-    )
-    return Finding(Kind.MASK, message, tuple(facts.path for facts in coloured))
-
-
-def _legend(names: Sequence[str], coding: Coding, masks: Sequence[MaskFacts]) -> list[Colour]:
-    """Return a colour per class: what stands for it, or that of the first indexed file, or of a fixed sequence."""
-    if coding.coloured:
-        return [value for value in coding.values if isinstance(value, tuple)]
-    numbers = [value for value in coding.values if isinstance(value, int)]
-    for facts in masks:
-        if facts.stored is Stored.INDEX and not coding.binary and max(numbers, default=0) < len(facts.legend):
-            colours = [facts.legend[value] for value in numbers]
-            if len(set(colours)) == len(colours) and any(len(set(colour)) > 1 for colour in colours):
-                return colours
-            break
-    return [_colour(index) for index in range(len(names))]
-
-
-def _colour(index: int) -> Colour:
-    """Return a colour of Pascal VOC's sequence, black first: the bits of the index, spread over the channels."""
-    channels = [0, 0, 0]
-    for shift in range(7, -1, -1):
-        for channel in range(3):
-            channels[channel] |= (index >> channel & 1) << shift
-        index >>= 3
-    return channels[0], channels[1], channels[2]
 
 
 def _thin_classes(targets: MaskTargets, records: Sequence[ImageRecord]) -> list[Finding]:
