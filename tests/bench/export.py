@@ -1,6 +1,8 @@
-"""ONNX over torch in eager mode and over the predictor's engine, and what of the labels stays the same.
+"""ONNX over torch in eager mode and over the predictor's engine, and what of the answers stays the same.
 
     python tests/bench/export.py RUN [--data clothing/val] [--precision 32 fp16 int8 inside] [--batch 1 16]
+
+Of numbers, differences are told in deviations of the training pictures, for each target; `--batch 0` leaves speed out.
 
 RUN is exported in every precision named, to a temporary folder and by the verb's own steps, but without its limits.
 Each file is compared with the run on pictures of its validation split (or of --data). Then all sides take turns on the
@@ -31,18 +33,19 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.results.export.check import Exported, export_pictures
 from transferkit.results.export.check import compare as check
-from transferkit.results.export.onnx import build_onnx, load_onnx, quantise, write_onnx
+from transferkit.results.export.onnx import LIMITS, build_onnx, load_onnx, quantise, write_onnx
 from transferkit.results.predict.predictor import Predictor, load
 
-KINDS = ("32", "fp16", "int8", "inside")
+KINDS = ("32", "fp16", "int8", "dynamic", "inside")
+"""`int8` with ranges measured beforehand, `dynamic` with ranges per batch."""
 
 
 def write(kind: str, predictor: Predictor, calibrating: tuple[str, ...], path: Path) -> Exported:
     """Export in one precision, and read it back."""
     module, info = predictor.module, predictor.info
     model = build_onnx(module, info, half=kind == "fp16")
-    if kind == "int8":
-        model = quantise(model, predictor, calibrating, static=True)
+    if kind in ("int8", "dynamic"):
+        model = quantise(model, predictor, calibrating, static=kind == "int8")
     place: Literal["outside", "inside"] = "inside" if kind == "inside" else "outside"
     write_onnx(model, path, {}, info, preprocessing=place)
     return load_onnx(path, preprocessing=place)
@@ -53,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", help="labelled pictures; default: the run's validation pictures")
-    parser.add_argument("--precision", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--precision", nargs="+", choices=KINDS, default=["32", "fp16", "int8", "inside"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -67,14 +70,36 @@ def main() -> None:
         for kind in options.precision:
             path = Path(folder) / f"{kind}.onnx"
             models[kind] = write(kind, predictor, pictures.calibrating, path)
-            result = check(models[kind], predictor, pictures.compared, inside=kind == "inside")
+            near = LIMITS["int8" if kind in ("int8", "dynamic") else "fp16" if kind == "fp16" else "32"].near
+            result = check(models[kind], predictor, pictures.compared, inside=kind == "inside", near=near)
+            words = result.words
             print(
-                f"  onnx {kind:<7}{result.same} of {result.pictures} labels the same ({result.agreement:.2%}), "
-                f"probabilities differ by at most {result.probability:.1e}, logits by {result.logits:.1e}, "
-                f"{path.stat().st_size / 1e6:.1f} MB"
+                f"  onnx {kind:<8}{result.same} of {result.pictures} {words.answers} the same "
+                f"({result.agreement:.2%}), {words.values} differ by at most {result.probability:.1e}, "
+                f"logits by {result.logits:.1e}, {path.stat().st_size / 1e6:.1f} MB",
+                flush=True,
             )
-        for size in options.batch:
+            if words.scale and kind != "inside":
+                by_target(models[kind], predictor, pictures.compared)
+        for size in filter(None, options.batch):
             speed(predictor, models, pictures.compared, size, options.rounds)
+
+
+def by_target(model: Exported, predictor: Predictor, paths: tuple[str, ...]) -> None:
+    """Print how far each target is from the run's, in deviations: largest, and root of the mean square."""
+    info, task = predictor.info, predictor.module.task
+    shown = np.stack([predictor.decode(path) for path in paths])
+    images = normalise(torch.from_numpy(shown), info.preprocessing).contiguous().numpy()
+    expected = task.predictions(torch.from_numpy(predictor.logits(shown)), info.calibration).numpy()
+    numbers = np.concatenate(
+        [rows for at in range(0, len(images), 16) if (rows := model(images[at : at + 16])[0]) is not None]
+    )
+    apart = np.abs(numbers - expected) / np.asarray(task.output.compared.scale)
+    for at, name in enumerate(info.target_spec.names):
+        root = float(np.sqrt(np.square(apart[:, at]).mean()))
+        print(
+            f"    {name}: at most {apart[:, at].max():.4f} deviations apart, {root:.4f} by the root of the mean square"
+        )
 
 
 def speed(predictor: Predictor, models: dict[str, Exported], paths: tuple[str, ...], size: int, rounds: int) -> None:
@@ -88,13 +113,13 @@ def speed(predictor: Predictor, models: dict[str, Exported], paths: tuple[str, .
 
     def eager() -> None:
         with torch.inference_mode():
-            predictor.info.calibration.probs(predictor.module(images))
+            predictor.module.task.predictions(predictor.module(images), predictor.info.calibration)
 
     def fitted_eager() -> None:
         with torch.inference_mode():
             for picture in decoded:
                 one = normalise(torch.from_numpy(fit(picture)[None]), config)
-                predictor.info.calibration.probs(predictor.module(one))
+                predictor.module.task.predictions(predictor.module(one), predictor.info.calibration)
 
     def one_by_one() -> None:
         for picture in decoded:

@@ -19,6 +19,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.scan.columns import CLASS_COLUMN
 from transferkit.models.artifact import load_model
 from transferkit.models.figures.figure import Figure
+from transferkit.models.parts import Compared
 from transferkit.models.task import Task, register_task
 from transferkit.results.export.program import ExportNetwork
 from transferkit.results.export.skops import linear_pipeline
@@ -94,7 +95,7 @@ class Value:
 
 
 class Plain:
-    columns, names_one, labels, problem = ("label", "predicted"), False, False, Brightness.none
+    columns, names_one, labels, problem, compared = ("label", "predicted"), False, False, Brightness.none, Compared()
 
     def activate(self, outputs):
         return outputs
@@ -129,8 +130,8 @@ class Plain:
     def explained(self, outputs, places):
         return outputs[:, 0]
 
-    def agree(self, predictions, expected):
-        return np.abs(predictions - expected)[:, 0] < 1e-3
+    def agree(self, predictions, expected, near):
+        return np.abs(predictions - expected)[:, 0] < near
 
 
 class Errors:

@@ -20,6 +20,7 @@ from transferkit.core.errors import ConfigError, Interrupted
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
+from transferkit.results.export.check import Limits, compare
 from transferkit.runs.summary import print_summary
 from transferkit.training.search.space import plan_search
 
@@ -307,6 +308,48 @@ def test_export_in_own_units(probed, data, format, tmp_path, command):
         if records[0].unlike_training is not None:  # a column after the numbers
             shares = [row[width] for row in shown]
             np.testing.assert_allclose(shares, [one.unlike_training for one in records], atol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_export_in_less_precision_is_held_to_deviations(probed, data, truth, precision, tmp_path, command):
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    words = ["--format", "onnx", "--precision", precision, "--out", tmp_path / "model"]
+    status, printed, err = command("export", probed, *words)
+    assert (status, err) == (0, "")
+    assert re.search(r"numbers +(9[5-9]|100)\.\d% the same on 20 validation pictures", printed)
+    assert "numbers, in deviations of the training pictures, differ by at most" in printed
+    pictures = [data / f"{number}.png" for number in range(54, 74)]
+    shown = [list(map(float, row[1:3])) for row in run_example(tmp_path / "model_example.py", pictures)]
+    expected = [one.numbers for one in tk.load(probed).predict(pictures)]
+    scale = np.std(list(truth.values())[:54], axis=0)  # of train
+    apart = np.abs(np.subtract(shown, expected)) / scale
+    assert (apart.max(axis=1) <= {"fp16": 0.02, "int8": 0.1}[precision]).sum() >= 19
+    assert apart.max() > 0  # it is another precision
+
+
+def test_exported_numbers_are_compared_in_deviations_of_their_own(probed, data):
+    predictor = tk.load(probed)
+    module, info = predictor.module, predictor.info
+    scale = np.array(info.target_spec.facts["scale"])
+    assert scale[0] > 100 * scale[1]
+    paths = [str(data / f"{number}.png") for number in range(54, 66)]
+
+    def off(by):
+        def model(images):
+            with torch.inference_mode():
+                logits = module(torch.from_numpy(images))
+            return module.task.predictions(logits, info.calibration).numpy() + np.float32(by * scale), logits.numpy()
+
+        return model
+
+    for by, near, same in ((0.0, 1e-3, 12), (0.01, 1e-3, 0), (0.01, 0.02, 12), (np.array([0.0, 0.03]), 0.02, 0)):
+        result = compare(off(by), predictor, paths, timed=False, near=near)
+        assert (result.same, result.pictures) == (same, 12)
+        assert result.probability == pytest.approx(np.max(by), abs=2e-4)
+    problem = result.problem(Limits(agreement=0.99, probability=0.02, near=0.02))
+    assert "12 of 12 pictures get other numbers (at most 1 may)" in problem
+    assert "numbers, in deviations of the training pictures, differ by 0.03 (at most 0.02 may)" in problem
 
 
 def test_serve(probed, data):

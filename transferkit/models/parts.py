@@ -19,6 +19,7 @@ __all__ = [
     "UNKNOWN",
     "Answered",
     "Calibrator",
+    "Compared",
     "Details",
     "FittedCalibration",
     "LossOptions",
@@ -159,6 +160,23 @@ class Record(Protocol):
         """Share of held-out pictures that are nearer to the training pictures."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What two models' answers to one picture are compared in.
+
+    Attributes:
+        answers: What a model gives.
+        another: What a model gives that does not agree.
+        values: What predictions are.
+        scale: What counts as 1 of each value of a prediction; empty: 1.
+    """
+
+    answers: str = "labels"
+    another: str = "another class"
+    values: str = "probabilities"
+    scale: tuple[float, ...] = ()
+
+
 class Output(Protocol):
     """From what the network returns to what a user reads."""
 
@@ -226,8 +244,18 @@ class Output(Protocol):
             places: Which of `spec.names` each is about, ``(B,) int64``.
         """
 
-    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
-        """Return for which pictures two models say the same, ``(B,)``, by their predictions ``(B, ...)``."""
+    @property
+    def compared(self) -> Compared:
+        """What two models are compared in."""
+
+    def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
+        """Return for which pictures two models say the same, ``(B,)``.
+
+        Args:
+            predictions: ``(B, ...)``.
+            expected: ``(B, ...)``, of the other one.
+            near: How far numbers may be apart, in `Compared.scale`; labels are the same or not.
+        """
 
 
 class Scores(Protocol):

@@ -20,6 +20,7 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.columns import Columns
+from transferkit.models.parts import Compared
 from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures
@@ -48,6 +49,8 @@ _BATCH = 16
 _TIMED = 8
 """Pictures of a batch whose speed is measured."""
 _ROUNDS = 3
+NEAR: Final = 1e-3
+"""How far numbers may be apart and count as the same, in deviations of the training pictures."""
 CALIBRATING: Final = 128
 """Pictures that int8 ranges are measured on, at most."""
 
@@ -125,10 +128,11 @@ class Limits:
     """How far an exported model may be from the run.
 
     Attributes:
-        agreement: Least share of pictures that get the same class; one picture of ten or more may always differ, where
+        agreement: Least share of pictures that get the same answer; one picture of ten or more may always differ, where
             this is below 1.
         logits: Largest difference of a logit, over 1 or the largest logit of all, whichever is more.
-        probability: Largest difference of a probability.
+        probability: Largest difference of a probability, or of a number in deviations of the training pictures.
+        near: How far numbers may be apart and count as the same answer, in deviations.
         unlike: Largest difference of the share of held-out pictures that are nearer, in the mean over the pictures;
             what one held-out picture makes up does not count.
     """
@@ -136,6 +140,7 @@ class Limits:
     agreement: float
     logits: float | None = None
     probability: float | None = None
+    near: float = NEAR
     unlike: float | None = None
 
 
@@ -145,14 +150,15 @@ class Comparison:
 
     Attributes:
         pictures: Compared.
-        same: Of them, those that got the same class.
-        probability: Largest difference of a probability.
+        same: Of them, those that got the same answer.
+        probability: Largest difference of a probability, or of a number in deviations of the training pictures.
         logits: Largest difference of a logit; ``None`` where the exported model gives none.
         largest_logit: Of the run, in size.
         ratio: Speed of the exported model over torch in eager mode; ``None`` where they do not do the same work.
         timed: Pictures of a batch that this was measured with.
         unlike: Difference of the share of held-out pictures that are nearer, in the mean over the pictures, beyond what
             one of those makes up; ``None`` where the exported model does not give it.
+        words: What was compared.
     """
 
     pictures: int
@@ -163,10 +169,11 @@ class Comparison:
     ratio: float | None = None
     timed: int = 0
     unlike: float | None = None
+    words: Compared = Compared()
 
     @property
     def agreement(self) -> float:
-        """Share of pictures that got the same class, in [0, 1]."""
+        """Share of pictures that got the same answer, in [0, 1]."""
         return self.same / self.pictures
 
     def problem(self, limits: Limits) -> str | None:
@@ -177,11 +184,12 @@ class Comparison:
             allowed = max(allowed, 1)
         other = self.pictures - self.same
         if other > allowed:
-            problems.append(f"{other} of {self.pictures} pictures get another class (at most {allowed} may)")
+            problems.append(f"{other} of {self.pictures} pictures get {self.words.another} (at most {allowed} may)")
         if not np.isfinite([self.probability, self.logits or 0.0]).all():
             problems.append("it returns NaN or infinity")
         elif limits.probability is not None and self.probability > limits.probability:
-            problems.append(f"probabilities differ by {self.probability:.2g} (at most {limits.probability:g} may)")
+            apart = f"differ by {self.probability:.2g} (at most {limits.probability:g} may)"
+            problems.append(f"{self.words.values} {apart}")
         if limits.logits is not None and self.logits is not None:
             most = limits.logits * max(1.0, self.largest_logit)
             if self.logits > most:
@@ -198,6 +206,7 @@ def compare(
     *,
     inside: bool = False,
     timed: bool = True,
+    near: float = NEAR,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Run pictures through an exported model and through the run's own, in batches of 1, 2, 7 and 16.
@@ -208,12 +217,14 @@ def compare(
         paths: Pictures; those that cannot be read are left out.
         inside: Whether it takes decoded pictures of any size; then each goes alone, the first ones repeated.
         timed: Whether to measure speed too.
+        near: See `Limits`.
         progress: Called with the pictures done and all.
 
     Raises:
         ExportError: None of the pictures can be read.
     """
     task = predictor.module.task
+    scale = np.asarray(task.output.compared.scale or (1.0,))
     agreed: dict[int, bool] = {}
     moved: list[float] = []
     largest = farthest = 0.0
@@ -234,10 +245,10 @@ def compare(
                 f"{len(shown)}, expected {expected.shape} of each - this backbone cannot be exported in this format"
             )
         predictions = task.predictions(torch.from_numpy(expected), predictor.info.calibration).numpy()
-        for place, agrees in zip(places, task.output.agree(probs, predictions).tolist(), strict=True):
+        for place, agrees in zip(places, task.output.agree(probs, predictions, near).tolist(), strict=True):
             agreed[place] = agrees and agreed.get(place, True)
         # `max` and `fmax` would pass over NaN
-        farthest = float(np.maximum(farthest, np.abs(probs - predictions).max()))
+        farthest = float(np.maximum(farthest, (np.abs(probs - predictions) / scale).max()))
         if logits is not None:
             apart = float(np.maximum(apart or 0.0, np.abs(logits - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
@@ -248,7 +259,9 @@ def compare(
         raise ExportError(f"none of the {len(paths)} pictures can be read - pass --data with others")
     ratio = _speed(exported, predictor, example, inside) if timed else None
     unlike = float(np.mean(moved)) if moved else None
-    return Comparison(len(agreed), sum(agreed.values()), farthest, apart, largest, ratio, len(example), unlike)
+    return Comparison(
+        len(agreed), sum(agreed.values()), farthest, apart, largest, ratio, len(example), unlike, task.output.compared
+    )
 
 
 def _batches(

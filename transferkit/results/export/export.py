@@ -124,6 +124,7 @@ def _export_network(
 
     def write(path: Path) -> None:
         predictor = Predictor(module, info)
+        limits = format.limits(config)
         for way in ways:
             subject = Subject(config, predictor, facts, pictures, way)
             format.write(subject, path)
@@ -131,10 +132,10 @@ def _export_network(
             results.append(
                 compare(
                     format.load(subject, path), predictor, pictures.compared, inside=inside, timed=format.timed,
-                    progress=progress,
+                    near=limits.near, progress=progress,
                 )
             )  # fmt: skip
-            problem = results[-1].problem(format.limits(config))
+            problem = results[-1].problem(limits)
             if problem is None:
                 return
         raise ExportError(
@@ -153,7 +154,7 @@ def _int8_notes(results: list[Comparison], pictures: ExportPictures) -> list[str
     measured = f"ranges measured on {len(pictures.calibrating)} pictures" if way == "static" else "ranges per batch"
     return [
         f"int8 {way}, {measured}",
-        *(f"int8 {INT8_WAYS[at]} was tried before and kept {result.agreement:.1%} of the labels"
+        *(f"int8 {INT8_WAYS[at]} was tried before and kept {result.agreement:.1%} of the {result.words.answers}"
           for at, result in enumerate(results[:-1])),
     ]  # fmt: skip
 
@@ -195,7 +196,8 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
 def _print(out: Path, example: Path | None, verified: _Verified) -> None:
     console = output_console()
     result = verified.comparison
-    apart = f"probabilities differ by at most {result.probability:.1e}"
+    words = result.words
+    apart = f"{words.values} differ by at most {result.probability:.1e}"
     if result.logits is not None:
         apart += f", logits by {result.logits:.1e}"
     if result.unlike is not None:
@@ -204,7 +206,7 @@ def _print(out: Path, example: Path | None, verified: _Verified) -> None:
         ("file", f"{out} ({out.stat().st_size / 1e6:.1f} MB, read back before it was put there)"),
         ("weights", verified.weights),
         *(("how", note) for note in verified.notes),
-        ("labels", f"{result.agreement:.1%} the same on {result.pictures} {verified.origin}"),
+        (words.answers, f"{result.agreement:.1%} the same on {result.pictures} {verified.origin}"),
         ("values", apart),
     ]
     if result.ratio is not None:

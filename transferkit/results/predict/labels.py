@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import UNKNOWN, Request
+from transferkit.models.parts import UNKNOWN, Compared, Request
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 
@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float32]
 
 NEAR = 1e-4
 """Probabilities of two models that differ by less are the same."""
+
+COMPARED = Compared(another="other labels")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LabelOutput:
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
     names_one: bool = False
     labels: bool = True
+    compared: Compared = COMPARED
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the sigmoid of logits ``(..., C)``."""
@@ -134,7 +137,7 @@ class LabelOutput:
         """Return the logit of each picture's label."""
         return outputs.gather(1, places[:, None])[:, 0]
 
-    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+    def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return for which pictures all labels are on the same side of their threshold, or next to it on both."""
         limits = np.full(predictions.shape[1], THRESHOLD) if self.thresholds is None else np.asarray(self.thresholds)
         same = (predictions >= limits) == (expected >= limits)

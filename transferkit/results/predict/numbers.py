@@ -14,7 +14,7 @@ from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
-from transferkit.models.parts import Request
+from transferkit.models.parts import Compared, Request
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 
@@ -22,9 +22,6 @@ Array = npt.NDArray[np.float32]
 
 COVERAGE = 0.9
 """Of the intervals where none is asked for."""
-
-NEAR = 1e-3
-"""Deviations of the training pictures by which two models that say the same may differ."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +152,17 @@ class NumberOutput:
         """Return the output of each picture's target."""
         return outputs.gather(1, places[:, None])[:, 0]
 
-    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
-        """Return for which pictures all numbers are the same to a thousandth of their deviation."""
+    @property
+    def compared(self) -> Compared:
+        """Deviations of the training pictures."""
+        return Compared(
+            "numbers", "other numbers", "numbers, in deviations of the training pictures,", self.units.scale
+        )
+
+    def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
+        """Return for which pictures no number is further apart than so many deviations."""
         scale = np.asarray(self.units.scale) if self.units.scale else np.ones(predictions.shape[1])
-        agrees: npt.NDArray[np.bool_] = (np.abs(predictions - expected) <= NEAR * scale).all(axis=1)
+        agrees: npt.NDArray[np.bool_] = (np.abs(predictions - expected) <= near * scale).all(axis=1)
         return agrees
 
 

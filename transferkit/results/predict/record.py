@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
-from transferkit.models.parts import UNKNOWN, Output, Record, Request
+from transferkit.models.parts import UNKNOWN, Compared, Output, Record, Request
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
 
@@ -25,6 +25,8 @@ USUAL_TOP = 3
 
 _TIE = 1e-6
 """Probabilities nearer than this are equal."""
+
+COMPARED = Compared()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ClassOutput:
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
     names_one: bool = True
     labels: bool = True
+    compared: Compared = COMPARED
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the softmax of logits ``(..., C)``."""
@@ -150,7 +153,7 @@ class ClassOutput:
         """Return the logit of each picture's class."""
         return outputs.gather(1, places[:, None])[:, 0]
 
-    def agree(self, predictions: Array, expected: Array) -> npt.NDArray[np.bool_]:
+    def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return which pictures get the same class; of equally probable ones either is the right one."""
         chosen: Array = expected[np.arange(len(expected)), predictions.argmax(axis=1)]
         agrees: npt.NDArray[np.bool_] = chosen >= expected.max(axis=1) - _TIE
