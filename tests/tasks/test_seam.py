@@ -18,8 +18,8 @@ from transferkit.core.errors import ConfigError, ExportError
 from transferkit.core.targets import TargetSpec
 from transferkit.data.scan.columns import CLASS_COLUMN
 from transferkit.models.artifact import load_model
+from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
-from transferkit.models.parts import Compared
 from transferkit.models.task import Task, register_task
 from transferkit.results.export.program import ExportNetwork
 from transferkit.results.export.skops import linear_pipeline

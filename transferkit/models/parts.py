@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
 
 __all__ = [
     "UNKNOWN",
     "Answered",
     "Calibrator",
-    "Compared",
     "Details",
     "FittedCalibration",
     "LossOptions",
@@ -119,8 +119,7 @@ class Request:
         abstention: Decides whether there is an answer, from probabilities and their order; ``None``: always.
         coverage: Share of true numbers that intervals shall hold, in (0, 1); ``None`` for the usual one.
         unlike: Whether there is a column for how unlike the training pictures a picture is.
-        unknown: Share of held-out pictures beyond which a picture gets no label of the model's, in (0, 1); ``None``:
-            it always does.
+        unknown: Share of held-out pictures, in (0, 1), beyond which a picture is `UNKNOWN`; ``None``: none is.
     """
 
     top_k: int | None = None
@@ -158,23 +157,6 @@ class Record(Protocol):
     @property
     def unlike_training(self) -> float | None:
         """Share of held-out pictures that are nearer to the training pictures."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What two models' answers to one picture are compared in.
-
-    Attributes:
-        answers: What a model gives.
-        another: What a model gives that does not agree.
-        values: What predictions are.
-        scale: What counts as 1 of each value of a prediction; empty: 1.
-    """
-
-    answers: str = "labels"
-    another: str = "another class"
-    values: str = "probabilities"
-    scale: tuple[float, ...] = ()
 
 
 class Output(Protocol):
@@ -249,13 +231,7 @@ class Output(Protocol):
         """What two models are compared in."""
 
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
-        """Return for which pictures two models say the same, ``(B,)``.
-
-        Args:
-            predictions: ``(B, ...)``.
-            expected: ``(B, ...)``, of the other one.
-            near: How far numbers may be apart, in `Compared.scale`; labels are the same or not.
-        """
+        """Return for which pictures two models' ``(B, ...)`` say the same, ``(B,)``; numbers may be `near` apart."""
 
 
 class Scores(Protocol):

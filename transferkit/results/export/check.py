@@ -20,7 +20,7 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.columns import Columns
-from transferkit.models.parts import Compared
+from transferkit.models.figures.compared import Compared
 from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from transferkit.core.targets import TargetSpec
+from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import UNKNOWN, Compared, Request
+from transferkit.models.parts import UNKNOWN, Request
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 

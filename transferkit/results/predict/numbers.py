@@ -14,7 +14,8 @@ from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
-from transferkit.models.parts import Compared, Request
+from transferkit.models.figures.compared import Compared
+from transferkit.models.parts import Request
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
-from transferkit.models.parts import UNKNOWN, Compared, Output, Record, Request
+from transferkit.models.figures.compared import Compared
+from transferkit.models.parts import UNKNOWN, Output, Record, Request
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
 

@@ -1,0 +1,24 @@
+"""What the answers of two models to the same pictures are compared in, and the words for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Compared"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What two models' answers to one picture are compared in.
+
+    Attributes:
+        answers: What a model gives.
+        another: What a model gives that does not agree.
+        values: What predictions are.
+        scale: What counts as 1 of each value of a prediction; empty: 1.
+    """
+
+    answers: str = "labels"
+    another: str = "another class"
+    values: str = "probabilities"
+    scale: tuple[float, ...] = ()
