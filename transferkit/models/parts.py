@@ -211,12 +211,7 @@ class Output(Protocol):
         """Return which of `spec.names` a record speaks of: what its heat map explains unless another one is named."""
 
     def shares(self, record: Any, spec: TargetSpec) -> dict[str, float]:
-        """Return how much a record gives each of `spec.names`, in [0, 1], most first; empty where it gives no shares.
-
-        Args:
-            record: A whole one, see `Request`.
-            spec: Of the model.
-        """
+        """Return how much a whole `record` gives each of `spec.names`, in [0, 1], most first; empty: it gives none."""
 
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the score of each picture that a heat map explains, ``(B,)``, differentiable.
