@@ -181,7 +181,7 @@ class BackboneContract:
         assert all(0 < value <= 1 for value in config.std)
         assert config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
         assert 0 < config.crop_pct <= 1
-        assert config.crop_mode in ("center", "squash")
+        assert config.crop_mode in ("center", "squash")  # "pad" is for answers on pixels, whatever the backbone
         assert type(config).from_dict(config.to_dict()) == config
 
     def test_random_weights_say_so(self, backbone):

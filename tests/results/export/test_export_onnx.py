@@ -178,6 +178,29 @@ def test_the_example_fits_pictures_to_the_last_bit_where_no_side_shrinks(exporte
     assert grown > 50
 
 
+def test_graph_and_example_show_whole_pictures_to_a_model_that_wants_them(tmp_path):
+    run, generator = make_run(tmp_path / "run"), np.random.default_rng(3)
+    facts = json.loads((run / "model.json").read_text(encoding="utf-8"))
+    facts["preprocessing"] |= {"crop_mode": "pad", "crop_pct": 1.0}
+    (run / "model.json").write_text(json.dumps(facts), encoding="utf-8")
+    config = load_model(run)[1].preprocessing
+    sizes = [(20, 31), (7, 32), (90, 40), (40, 91), (1, 200)]
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    export(ExportConfig(run=str(run), quiet=True))
+    level = 1 / 255 / np.reshape(config.std, (3, 1, 1))
+    for path, (array,) in zip(
+        paths, read_by_example(run / "run_example.py", paths, tmp_path / "made.npz"), strict=True
+    ):
+        expected = normalised(path, config)
+        assert np.abs(expected[:, 0, 0] * config.std).max() < 0.5 / 255  # padding is the mean, in whole levels
+        apart = np.abs(array - expected) / level
+        assert apart.max() < 1.01 and (apart > 0.01).mean() < 0.01, path.name
+    rows, said = run_example(run / "run_example.py", paths), load(run).predict(paths)
+    assert [row[1] for row in rows] == [item.label for item in said]
+
+
 USED = Decoding(ground="#2060a0", grey_bits=10, max_pixels=1_500_000)
 
 
@@ -243,7 +266,7 @@ def test_the_example_would_fail_where_it_needed_torch(tmp_path):
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("mode", ["center", "squash", "pad"])
 def test_the_graph_fits_pictures_as_evaluation_does(interpolation, mode):
     import onnxruntime
 
@@ -257,9 +280,11 @@ def test_the_graph_fits_pictures_as_evaluation_does(interpolation, mode):
         levels = (images.transpose(0, 2, 3, 1) * config.std + config.mean) * 255
         expected = np.stack([fit(picture, config) for picture in pictures])
         apart = np.abs(levels - expected)
-        shrinks = (
-            min(height / 24, width / 30) * config.crop_pct >= 1 if mode == "center" else height >= 24 and width >= 30
-        )
+        shrinks = {
+            "center": min(height / 24, width / 30) * config.crop_pct >= 1,
+            "squash": height >= 24 and width >= 30,
+            "pad": max(height / 24, width / 30) >= 1,
+        }[mode]
         if shrinks:
             assert (apart > 0.01).mean() <= 1e-3  # exact halves may round either way
         if interpolation != "nearest":  # at a tie it may take the other neighbour

@@ -1,6 +1,7 @@
 """From a mask file to the values that it stores, upright, whatever they mean.
 
-- Formats without loss alone: PNG, TIFF, BMP, GIF. JPEG and its like change values at every edge and are refused.
+- Formats without loss alone: PNG, TIFF, BMP. JPEG and its like change values at every edge and are refused; so is GIF,
+  whose writers number colours anew.
 - Of indexed colours the index counts, of grey the level (1 to 16 bits, as stored), of RGB whose channels are equal the
   level, too; other colours are packed into one number.
 - A mask is turned by its own EXIF orientation, and by its picture's where it fits only the unturned picture.
@@ -42,7 +43,7 @@ __all__ = [
     "turned_to",
 ]
 
-_LOSSLESS: Final = ("PNG", "TIFF", "BMP", "GIF")
+_LOSSLESS: Final = ("PNG", "TIFF", "BMP")
 _PNG_DEPTH, _PNG_KIND, _PNG_GREY, _PNG_RGB = 24, 25, 0, 2  # PNG specification, 11.2.1 IHDR
 _BITS_PER_SAMPLE: Final = 258  # TIFF 6.0
 

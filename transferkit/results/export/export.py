@@ -187,7 +187,7 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
         file=json.dumps(file),
         example=json.dumps(example),
         inside=inside,
-        squash=info.preprocessing.crop_mode == "squash",
+        crop_mode=info.preprocessing.crop_mode,
         names_one=output.names_one,
         labels=output.labels,
     )

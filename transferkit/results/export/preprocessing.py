@@ -149,19 +149,52 @@ def _centre_box(pictures: _Value, config: DataConfig) -> _Value:
     return pictures.node("Slice", first, sides - first, graph.constant([1, 2], np.int64))
 
 
-def _matrix(planes: _Value, axis: int, target: int, interpolation: str) -> _Value:
-    """Return what fits an axis of n pixels to `target`, ``(target, n)``: n are averaged to m, m interpolated."""
+def _frame(pictures: _Value, config: DataConfig) -> tuple[_Value, _Value, _Value]:
+    """Return the rows and columns that a whole picture takes, ``(1,) int64`` each, and the pixels before them, (2,)."""
+    graph = pictures.graph
+    lengths = pictures.node("Shape", start=1, end=3).cast(_DOUBLE)
+    target, whole = graph.constant(config.image_size), graph.constant(config.image_size, np.int64)
+    if config.crop_mode == "pad":
+        scale = (target / lengths).node("ReduceMin", keepdims=1)
+        sizes = (lengths * scale).node("Round").at_least(1.0).at_most(target).cast(_INT64)
+    else:
+        sizes = whole
+    before = (whole - sizes).node("Div", graph.constant(2, np.int64))
+    rows, columns = (sizes.node("Slice", *(graph.constant([at], np.int64) for at in (start, start + 1, 0)))
+                     for start in (0, 1))  # fmt: skip
+    return rows, columns, before
+
+
+def _padded(levels: _Value, before: _Value, config: DataConfig) -> _Value:
+    """Return levels ``(B, 3, h, w)`` in the middle of the mean colour."""
+    graph = levels.graph
+    ground = graph.constant(np.reshape([round(255 * level) for level in config.mean], (1, 3, 1, 1)), np.float32)
+    none, whole = graph.constant([0, 0], np.int64), graph.constant(config.image_size, np.int64)
+    after = whole - levels.node("Shape", start=2, end=4) - before
+    margins = none.node("Concat", before, none, after, axis=0)
+    return (levels - ground).node("Pad", margins) + ground
+
+
+def _matrix(planes: _Value, axis: int, target: _Value, interpolation: str) -> _Value:
+    """Return what fits an axis of n pixels to `target`, ``(target, n)``: n are averaged to m, m interpolated.
+
+    Args:
+        planes: ``(B, 3, H, W)``.
+        axis: Of the pixels.
+        target: ``(1,) int64``.
+        interpolation: Between pixels.
+    """
     graph, columns = planes.graph, planes.graph.constant([1], np.int64)
     length = planes.node("Shape", start=axis, end=axis + 1)
-    n, m = length.node("Squeeze"), length.at_most(graph.constant([target], np.int64)).node("Squeeze")
+    n, m = length.node("Squeeze"), length.at_most(target).node("Squeeze")
     step = n.cast(_DOUBLE) / m.cast(_DOUBLE)
     begin = (graph.count(0, m) * step).node("Unsqueeze", columns)
     cell = graph.count(0, n)
     covered = ((begin + step).at_most(cell + 1.0) - begin.at_least(cell)).at_least(0.0)
     edges = graph.constant([_TAPS, 0, _TAPS, 0], np.int64)
     area = (covered / step).cast(_FLOAT).node("Pad", edges, mode="edge")
-    out = graph.count(0, graph.constant(target, np.int64))
-    place = ((out + 0.5) * (m.cast(_DOUBLE) / float(target)) - 0.5).node("Unsqueeze", columns)
+    out = graph.count(0, target.node("Squeeze"))
+    place = ((out + 0.5) * (m.cast(_DOUBLE) / target.node("Squeeze").cast(_DOUBLE)) - 0.5).node("Unsqueeze", columns)
     weights = _KERNELS[interpolation](place, graph.count(-_TAPS, m + graph.constant(_TAPS, np.int64)))
     return (weights / weights.node("ReduceSum", columns, keepdims=1)).cast(_FLOAT).node("MatMul", area)
 
@@ -180,10 +213,13 @@ def preprocessing_graph(config: DataConfig, images: str = "images") -> Any:
     pictures = _Value(graph, PICTURES)
     cropped = _centre_box(pictures, config) if config.crop_mode == "center" else pictures
     planes = cropped.node("Transpose", perm=[0, 3, 1, 2])
-    down = _matrix(planes, 2, height, config.interpolation).node("MatMul", planes.cast(_FLOAT))
-    across = _matrix(planes, 3, width, config.interpolation).node("Transpose")
+    rows, columns, before = _frame(pictures, config)
+    down = _matrix(planes, 2, rows, config.interpolation).node("MatMul", planes.cast(_FLOAT))
+    across = _matrix(planes, 3, columns, config.interpolation).node("Transpose")
     black, white = (graph.constant(level, np.float32) for level in (0, 255))
     levels = down.node("MatMul", across).node("Round").node("Clip", black, white)
+    if config.crop_mode == "pad":
+        levels = _padded(levels, before, config)
     scale, shift = (
         graph.constant(values.reshape(1, 3, 1, 1), np.float32) for values in (1.0 / (255.0 * std), -mean / std)
     )

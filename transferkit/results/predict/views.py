@@ -40,6 +40,7 @@ class PredictionViews:
     - ``"flip"``: and its mirror image.
     - ``"5crop"``: and crops at the four corners of the picture (Krizhevsky et al. 2012), each with `crop_pct` of the
       sides of the largest crop, but at most `CORNER_SHARE`: where evaluation takes the whole picture, corners must not.
+      They have the shape of the input, but for a model of squashed pictures that of the picture.
     - a number K: and K views of the augmentation ``"light"``, seeded by the content of the picture.
 
     Attributes:
