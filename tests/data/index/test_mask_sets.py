@@ -406,7 +406,7 @@ def test_a_manifest_names_masks(tmp_path):
     moved = table(tmp_path / "tables" / "m.csv", *rows, header="path,mask")
     assert look(moved, root=str(tmp_path)).digest() == found.digest()
     table(path, rows[0], "images/b.bmp,../b.png", header="path,mask")
-    assert "lead out of the manifest's folder" in refused(path, Kind.LAYOUT)
+    assert "lead out of the manifest's folder" in refused(path, Kind.LAYOUT, Kind.MASK)
     table(path, rows[0], "images/b.bmp,masks/none.png", header="path,mask")
     assert "No such file" in refused(path, Kind.MASK)
 
