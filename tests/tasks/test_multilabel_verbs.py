@@ -290,6 +290,8 @@ def test_serve(run, data):
         record = predictor.predict(data / "60.png")[0]
         assert status == 200 and answer["labels"] == list(record.labels)
         assert answer["probabilities"] == pytest.approx(record.probs, abs=1e-4)
+        status, _, answer = ask(port, "/predict?coverage=0.9", (data / "60.png").read_bytes())
+        assert (status, "this model gives labels" in answer["error"]) == (422, True)
 
 
 def test_plan_lr_find_and_features(data, tmp_path, command):

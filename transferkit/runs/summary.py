@@ -50,9 +50,10 @@ def data_lines(index: ImageIndex) -> list[tuple[str, str]]:
 def headline_text(figures: Sequence[Figure], count: int) -> str:
     """Return the headline of a split in words, with its interval and number of pictures."""
     figure = figures[0]
-    interval = "" if figure.ci is None else " to ".join(value_text(bound, figure.unit) for bound in figure.ci)
-    known = f"95 % interval {interval}, " if interval else ""
-    return f"{value_text(figure.value, figure.unit)} {mid_sentence(figure.label)} ({known}{count} pictures)"
+    bounds = figure.interval
+    known = f"95 % interval {' to '.join(value_text(bound, figure.unit) for bound in bounds)}, " if bounds else ""
+    counted = "1 picture" if count == 1 else f"{count} pictures"
+    return f"{value_text(figure.value, figure.unit)} {mid_sentence(figure.label)} ({known}{counted})"
 
 
 def figures_text(figures: Sequence[Figure], before: Mapping[str, float]) -> str:

@@ -68,6 +68,19 @@ def test_a_target_that_is_always_the_same_is_refused(tmp_path):  # fault 132
     assert index(data, targets="age").targets.spec.names == ("age",)
 
 
+@pytest.mark.parametrize(("names", "words"), [
+    (["error", "age"], "'error' - rename them"),
+    (["age", "unlike_training"], "'unlike_training' - rename them"),
+    (["red", "red_low", "red_high"], "'red_low', 'red_high' - rename them"),
+])  # fmt: skip
+def test_targets_called_as_columns_of_predictions_are_refused(tmp_path, names, words):  # fault 161
+    rows = [[number + at for at in range(len(names))] for number in range(8)]
+    data = table(tmp_path, names, rows)
+    with pytest.raises(DataError, match=f"targets called as other columns of predictions: {words}"):
+        index(data, targets=",".join(names))
+    assert index(data, targets=names[0] if names[0] != "error" else "age")
+
+
 def test_units_are_those_of_the_training_pictures(tmp_path):
     rows = [[at, "train" if at < 6 else "val", 10 * at] for at in range(8)]
     indexed = index(table(tmp_path, ["age", "split", "height"], rows), targets="age,height")

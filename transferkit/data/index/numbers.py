@@ -25,6 +25,8 @@ __all__ = ["NumberReader", "NumberTargets"]
 FAR = 6.0
 """Median absolute deviations from the median, times 1.4826, beyond which a number is worth a look."""
 
+OTHERS = ("path", "error", "unlike_training")
+"""Columns of predictions that are no target's."""
 GRADES = 20
 """Different whole numbers up to which answers may be grades."""
 
@@ -71,6 +73,14 @@ class NumberReader:
         trained = [file.label for file in files if file.split in {None, "train"}]
         if not trained:
             return [Finding(Kind.EMPTY, "there is no picture to train on")]
+        names = targets.spec.names
+        taken = {*OTHERS, *(f"{name}{end}" for name in names for end in ("_low", "_high"))}
+        if clash := [name for name in names if name in taken]:
+            message = (
+                f"targets called as other columns of predictions: {listing(clash)} - rename them in the table; a "
+                f"target NAME has NAME, NAME_low and NAME_high, besides {listing(OTHERS, quote=False)}"
+            )
+            return [Finding(Kind.LAYOUT, message, tuple(clash))]
         rows = targets.encode(trained)
         same = [f"{name} ({rows[0, at]:g})" for at, name in enumerate(targets.spec.names) if np.ptp(rows[:, at]) == 0]
         if same:

@@ -36,6 +36,8 @@ LOSSES: Final[Mapping[str, type[nn.Module]]] = {"mse": nn.MSELoss, "huber": nn.H
 
 COVERAGES: Final = (0.8, 0.9, 0.95)
 """Of the intervals that `calibrate` prints."""
+LISTED: Final = 20
+"""Targets that it prints."""
 
 
 @dataclass(frozen=True)
@@ -266,9 +268,12 @@ class NumberCalibrator:
     def summary(
         self, calibration: NumberCalibration, outputs: Tensor, targets: Tensor, predictions: Tensor, *, seed: int
     ) -> tuple[list[tuple[str, str]], tuple[str, ...], list[tuple[str, ...]]]:
-        """Return how far intervals reach to both sides, of each target at each coverage."""
+        """Return how far intervals reach to both sides, of each target (of many the first) at each coverage."""
         rows: list[tuple[str, ...]] = []
-        for coverage in COVERAGES:
-            widths = (half_width(errors, coverage) for errors in calibration.errors)
-            rows.append((f"{coverage:.0%}", *("n/a" if width is None else f"{width:.4g}" for width in widths)))
-        return [("method", "conformal intervals")], ("coverage", *(f"{name} +-" for name in self.units.names)), rows
+        for name, errors in zip(self.units.names[:LISTED], calibration.errors, strict=False):
+            widths = (half_width(errors, coverage) for coverage in COVERAGES)
+            rows.append((name, *("n/a" if width is None else f"{width:.4g}" for width in widths)))
+        lines = [("method", "conformal intervals")]
+        if len(self.units.names) > LISTED:
+            lines.append(("targets", f"the first {LISTED} of {len(self.units.names):,}; all are in model.json"))
+        return lines, ("target", *(f"{coverage:.0%} +-" for coverage in COVERAGES)), rows

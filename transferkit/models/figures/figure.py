@@ -33,6 +33,11 @@ class Figure:
     meaning: str
     of: str | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """`ci` where it has a width; of none, as of a single picture, the bootstrap knows nothing."""
+        return None if self.ci is None or self.ci[0] >= self.ci[1] else self.ci
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self) | {"ci": None if self.ci is None else list(self.ci)}

@@ -147,7 +147,7 @@ _MEANINGS = {
     "rmse": ("Root mean square error (RMSE)", False, "root of the mean squared distance of prediction and truth"),
     "mae": ("Mean error (MAE)", False, "mean distance of prediction and truth"),
     "median_ae": ("Median error", False, "half of the pictures are predicted nearer than this"),
-    "r2": ("Explained variance (R2)", True, "1 at best; 0 for always the mean of these pictures"),
+    "r2": ("Coefficient of determination (R2)", True, "1 at best; 0 for always the mean of these pictures"),
     "spearman": ("Rank correlation", True, "whether larger predictions go with larger truths (Spearman); 1 at best"),
     "kappa": ("Weighted kappa", True, "agreement of rounded grades beyond chance, quadratic weights (Cohen 1968)"),
 }

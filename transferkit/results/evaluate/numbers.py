@@ -14,6 +14,7 @@ from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
+from transferkit.data.scan.columns import JOINT
 from transferkit.models.figures.numbers import KEYS, Pairs, number_figures
 from transferkit.models.figures.paired import compare_figures, figure_differences, figures_compared
 from transferkit.models.parts import Answered
@@ -77,14 +78,15 @@ class NumberDetails:
             known = (f"{words} {value_text(value, '')}" for words, value in more.items() if value is not None)
             lines.append(("target", f"{name}: RMSE {value_text(row['rmse'], '')}, always the mean {mean}; "
                                     f"{', '.join(known)}"))  # fmt: skip
-        return lines
+        more_targets = len(values["per_target"]) - NAMED
+        return [*lines, ("target", f"{more_targets:,} more, in metrics.json")] if more_targets > 0 else lines
 
     def advice(self, rows: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
         """Return the picture of the largest error."""
         if not rows:
             return None
         worst = max(rows, key=lambda row: float(row["loss"]))
-        return worst["path"], f"the largest error: {worst['predicted']} for {worst['target']}"
+        return worst["path"], f"the largest error: {_first(worst['predicted'])} for {_first(worst['target'])}"
 
     def compare(self, first: Answered, second: Answered, *, names: tuple[str, str], seed: int) -> dict[str, Any]:
         """Compare the figures of the targets that both have. Raises `ConfigError` where there are none."""
@@ -131,3 +133,9 @@ class NumberDetails:
     def comparison(self, files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> TaskSections:
         """Return what a page of several runs says of their targets."""
         return number_comparison(files, names, split)
+
+
+def _first(numbers: str) -> str:
+    """Return the numbers of a picture, of many targets the first ones."""
+    parts = numbers.split(JOINT)
+    return JOINT.join(parts[:NAMED] + ([f"... ({len(parts):,} numbers)"] if len(parts) > NAMED else []))

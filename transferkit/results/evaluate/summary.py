@@ -110,7 +110,7 @@ def _next(files: RunFiles) -> str:
     run = shlex.quote(files.metrics["run"])
     task = task_named(files.task)
     if task.calibrator is not None and "calibration" not in files.metrics:
-        return f"transferkit calibrate {run} DATA (its probabilities are not calibrated; give it pictures of their own)"
+        return f"transferkit calibrate {run} DATA (its predictions are not calibrated; give it pictures of their own)"
     advice = None if files.details is None else files.details.advice(files.predictions)
     if advice is None:
         return f"transferkit predict {run} PICTURE..."

@@ -61,7 +61,7 @@ def class_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
         samples = sample_pictures(files.pictures or files.predictions, names, files.decoding)
     data = parts.data(class_counts(files), samples, len(rows))
     names = files.class_names
-    title = f"{len(names)} classes" if names else ""
+    title = f"{len(names):,} classes" if names else ""
     return TaskSections(tuple(sentences_of(values, noun)), tuple(sections), data, title)
 
 

@@ -43,10 +43,8 @@ def shown(value: float | None, unit: str) -> str:
 
 def interval(figure: Figure) -> tuple[float, float] | None:
     """Return the 95 % interval of a figure; ``None`` without width, of which the bootstrap knows nothing."""
-    if figure.ci is None:
-        return None
-    low, high = number(figure.ci[0]), number(figure.ci[1])
-    return None if low is None or high is None or low >= high else (low, high)
+    bounds = figure.interval
+    return None if bounds is None or any(number(bound) is None for bound in bounds) else bounds
 
 
 def title(files: RunFiles, answers: str) -> dict[str, str]:
@@ -121,7 +119,9 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
     rows = files.metrics.get("phases") or []
     if len(rows) < 2 or rows[0].get("name") != "probe" or "val" not in files.splits:
         return None
-    figure = files.figures("val")[0]
+    first, *others = files.figures("val")
+    # Epochs are measured over all targets: of a single one its own unit is another than theirs.
+    figure = next((one for one in others if one.key == first.key and one.of is None), first) if first.of else first
     probe, final = number(rows[0].get(f"val_{figure.key}")), number(figure.value)
     if probe is None or final is None:
         return None

@@ -50,7 +50,9 @@ def label_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
         sections.append(Section("mistakes", "Mistakes", parts.mistakes(wrong, images)))
     names = [str(name) for name in files.data.get("classes") or [row["name"] for row in rows]]
     data = parts.data(_counts(files, names))
-    return TaskSections(tuple(_sentences(values, noun)), tuple(sections), data, f"{len(names)} labels" if names else "")
+    return TaskSections(
+        tuple(_sentences(values, noun)), tuple(sections), data, f"{len(names):,} labels" if names else ""
+    )
 
 
 def label_chart(values: Mapping[str, Any], title: str) -> Chart | None:

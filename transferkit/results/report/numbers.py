@@ -128,7 +128,7 @@ def number_sections(files: RunFiles, *, pictures: bool = True) -> TaskSections:
     split = files.splits[0] if files.splits else None
     values = {} if split is None else files.metrics[split]
     noun, rows = NOUNS.get(split or "", ""), target_rows(values)
-    title = f"{len(rows)} target{'s' * (len(rows) != 1)}" if rows else ""
+    title = f"{len(rows):,} target{'s' * (len(rows) != 1)}" if rows else ""
     if split is None or not rows:
         return TaskSections(title=title)
     parts, sections = macros(TEMPLATE), [("targets", "Targets", macros(TEMPLATE).targets(rows, noun))]
@@ -176,22 +176,31 @@ def sentences_of(rows: Sequence[Mapping[str, Any]], noun: str) -> list[str]:
             f"“{row['name']}” is off by {value_text(row['rmse'], '')} (RMSE) on {noun} pictures, {side} always the "
             f"mean of the training pictures ({value_text(row['mean_rmse'], '')})."
         )
+    if len(rows) > 3:
+        sentences.append(f"{len(rows) - 3:,} more stand in the table of targets.")
     return sentences
 
 
 def worst_pictures(
     files: RunFiles, measured: Measured, names: Sequence[str], *, pictures: bool
 ) -> list[dict[str, Any]]:
-    """Return the pictures of the largest mean squared deviations, with their numbers."""
+    """Return the pictures of the largest mean squared deviations, with their numbers, of many the worst ones."""
     rows = []
+    spread = measured.true.std(axis=0)
+    off = np.abs(measured.predicted - measured.true) / np.where(spread > 0, spread, 1.0)
     for at in np.argsort(-measured.losses, kind="stable")[:WORST]:
         path = measured.paths[at]
+        shown = range(len(names))
+        if len(names) > CHARTED:  # those that are furthest off
+            shown = sorted(np.argsort(-off[at], kind="stable")[:CHARTED].tolist())
         numbers = [
-            {"name": name, "true": f"{measured.true[at, target]:.4g}", "predicted": f"{guess:.4g}"}
-            for target, (name, guess) in enumerate(zip(names, measured.predicted[at], strict=True))
-        ]
+            {"name": names[target], "true": f"{measured.true[at, target]:.4g}",
+             "predicted": f"{measured.predicted[at, target]:.4g}"}
+            for target in shown
+        ]  # fmt: skip
         image = thumbnail(path) if pictures else None
-        rows.append({"shown": files.shown_path(path), "numbers": numbers[:CHARTED], "picture": image})
+        more = len(names) - len(numbers)
+        rows.append({"shown": files.shown_path(path), "numbers": numbers, "more": more, "picture": image})
     return rows
 
 

@@ -110,6 +110,11 @@ class NoUnknown(Exception):
     """A request for unknown pictures to a model that cannot tell them."""
 
 
+def _asked(problem: str) -> str:
+    """Return what is wrong with a request in the words of its query: flags are parameters there."""
+    return problem.replace("--", "")
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest."""
@@ -196,13 +201,13 @@ class Answerer:
             NoRanks: `top_k` for a model that does not name one class.
             NoUnknown: `unknown` for a model that cannot tell.
         """
-        if coverage is not None and not self.calibrated:
+        if coverage is not None and self.output.names_one and not self.calibrated:
             raise NotCalibrated
         if unknown is not None:
             try:
                 check_unknown(self.predictor.module, unknown)
             except ConfigError as error:
-                raise NoUnknown from error
+                raise NoUnknown(_asked(str(error))) from error
         if top_k is not None and not self.output.names_one:
             raise NoRanks
         started = time.perf_counter()
@@ -239,8 +244,8 @@ class Answerer:
             top_k = (top_k or SHOWN_CLASSES) if self.output.names_one else top_k
             return Request(top_k=top_k, abstention=None if coverage is None else self._abstention(coverage))
         request = Request(coverage=coverage)
-        if self.output.problem(self.predictor.info.target_spec, request) is not None:
-            raise NotCalibrated
+        if (problem := self.output.problem(self.predictor.info.target_spec, request)) is not None:
+            raise NotCalibrated(_asked(problem))
         return request
 
     def _answer_of(self, record: Any) -> Answer | TaskAnswer:

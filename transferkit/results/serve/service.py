@@ -134,14 +134,13 @@ def build_app(
             return await answerer.answer(data, top_k=top_k, coverage=coverage, unknown=unknown, explain=explain)
         except BatcherClosed:
             raise HTTPException(503, "the server is stopping") from None
-        except NotCalibrated:
-            raise HTTPException(
-                422, "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
-            ) from None
+        except NotCalibrated as error:
+            usual = "coverage is for models that are calibrated, on enough pictures for it, and this one is not"
+            raise HTTPException(422, str(error) or usual) from None
         except NoRanks:
             raise HTTPException(422, "top_k is for models of one class per picture, not this one") from None
-        except NoUnknown:
-            raise HTTPException(422, "unknown is for models that know their training pictures, not this one") from None
+        except NoUnknown as error:
+            raise HTTPException(422, str(error)) from None
         except UnreadableImage as error:
             known = sniff_format(data) is not None
             raise HTTPException(422 if known else 415, f"cannot read the picture: {_plain(error.reason)}") from None
