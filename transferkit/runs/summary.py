@@ -91,7 +91,9 @@ def print_summary(run: Path, *, note: str = "", console: Console | None = None) 
             ([one] for one in (*files.followed[1:2], *files.followed[:1])
              if any(f"{split}_{one.key}" in phase for phase in metrics["phases"])), files.followed[1:2])
     ]  # fmt: skip
-    for column in ("phase", "epochs", *(f"{split} {figure.key}" for split, figure in shown), "images/s", "time"):
+    # Epochs are measured over all targets, in deviations; the headline of a single one is in its own unit.
+    heads = [f"{split} {figure.key}" + " (sd)" * (figure.unit == "deviations") for split, figure in shown]
+    for column in ("phase", "epochs", *heads, "images/s", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in metrics["phases"]:
         values = [value_text(phase.get(f"{split}_{figure.key}"), figure.unit) for split, figure in shown]

@@ -7,7 +7,8 @@ from scipy.stats import spearmanr
 from sklearn import metrics as reference
 from torch.nn import functional
 
-from transferkit.models.answers.regression import NumberObjective, Units
+from transferkit.models.answers.multilabel import LabelFigure
+from transferkit.models.answers.regression import NumberFigure, NumberObjective, Units
 from transferkit.models.figures.numbers import KEYS, Pairs, number_figures, number_metrics, weighted_kappa
 from transferkit.models.parts import LossOptions
 
@@ -129,3 +130,27 @@ def test_losses_are_those_of_torch_in_deviations(name, expected):
     torch.testing.assert_close(
         metric.compute().float(), (outputs - scaled).square().mean(dim=0).sqrt().mean(), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_predictions_that_are_no_numbers_are_never_the_best(lost):  # fault 163
+    """An error of 0, which an undefined figure is told as, would choose the epoch in which training diverged."""
+    predicted, true = torch.ones(6, 2), torch.arange(12.0).reshape(6, 2)
+    for spoilt in (False, True):
+        if spoilt:
+            predicted[4, 1] = lost
+        for name in KEYS:
+            metric = NumberFigure(name, 2, Units())
+            metric.update(predicted, true)
+            assert bool(metric.compute().isnan()) is spoilt, name
+
+
+def test_probabilities_that_are_no_numbers_are_never_the_best():  # fault 163
+    probs = torch.full((6, 2), 0.7)
+    for spoilt in (False, True):
+        if spoilt:
+            probs[4, 1] = torch.nan
+        for name in ("map", "f1_macro", "f1_micro", "subset_acc", "hamming"):
+            metric = LabelFigure(name, 2)
+            metric.update(probs, torch.eye(2).repeat(3, 1))
+            assert bool(metric.compute().isnan()) is spoilt, name

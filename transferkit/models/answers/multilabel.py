@@ -176,8 +176,13 @@ class LabelFigure(EpochFigure):
         self.name = name
 
     def compute(self) -> Tensor:
-        """Return the figure, a scalar; of labels without positives nothing is said, 0 where there are no others."""
+        """Return the figure, a scalar: NaN of probabilities that are NaN.
+
+        Of labels without positives nothing is said; it is 0 where there are no others.
+        """
         probs, targets = self.pictures()
+        if probs.isnan().any():
+            return torch.tensor(torch.nan, dtype=torch.float64)
         targets = targets > 0.5
         answers, present = probs >= THRESHOLD, targets.any(dim=0)
         match self.name:

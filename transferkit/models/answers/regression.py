@@ -195,8 +195,10 @@ class NumberFigure(EpochFigure):
         self.name, self.units = name, units
 
     def compute(self) -> Tensor:
-        """Return the figure, a scalar; 0 where it is undefined."""
+        """Return the figure, a scalar: NaN of predictions that are not finite, else 0 where it is undefined."""
         predicted, true = (part.numpy() for part in self.pictures())
+        if not np.isfinite(predicted).all():
+            return torch.tensor(torch.nan, dtype=torch.float64)
         pairs = Pairs(predicted, true, self.units.scale or None)
         return torch.from_numpy(pairs.means(pairs.figures(np.ones(len(true)))))[KEYS.index(self.name)].nan_to_num()
 
