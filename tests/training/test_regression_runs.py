@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from export_runs import run_example
+from matplotlib.axes import Axes
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
@@ -218,11 +219,19 @@ def test_the_page_of_the_run(run):
     assert "is off by" in page
 
 
-def test_explain_a_target(run, data, tmp_path, command):
+def test_explain_a_target(run, data, tmp_path, command, monkeypatch):
+    written, write, entitle = [], Axes.text, Axes.set_title
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, text, **k: (written.append(text), write(self, x, y, text, **k))[1]
+    )
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **k: (written.append(text), entitle(self, text, **k))[1])
     words = ["explain", run.path, data / "0.png", "--neighbours", "0", "--quiet"]
     assert command(*words, "--out", tmp_path / "why", "--target", "dark")[0] == 0
     (row,) = read_csv(tmp_path / "why" / "explain.csv")
     assert row["target"] == "dark"
+    assert f"bright: {row['bright']}" in written  # the page tells the numbers that the table has
+    for name in ("bright", "bright_low", "bright_high", "dark", "dark_low", "dark_high"):
+        assert written[written.index(name) + 1] == row[name]
     status, _, err = command(*words, "--out", tmp_path / "not", "--target", "drak")
     assert status == 2
     assert "Did you mean 'dark'?" in err

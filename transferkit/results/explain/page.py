@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ __all__ = ["TOP", "Evidence", "draw_page"]
 
 TOP = 5
 """Largest shares that a page shows."""
+CELLS = 12
+"""Cells of a row that it shows where there are no shares."""
 
 PER_ROW = 5
 """Training pictures beside each other."""
@@ -45,6 +47,7 @@ class Evidence:
         target: What the heat map is about.
         heat: Where the evidence lies; ``None`` for a model without heat maps.
         near: The nearest training pictures, each with what is shown of it; ``None`` where it cannot be read.
+        cells: What is predicted as a row of a table, column by column; shown where there are no shares.
     """
 
     path: str
@@ -54,6 +57,7 @@ class Evidence:
     target: str
     heat: Heat | None
     near: Sequence[tuple[Neighbour, Pixels | None]]
+    cells: Mapping[str, object] = field(default_factory=dict)
 
 
 def draw_page(evidence: Evidence, path: Path) -> None:
@@ -68,12 +72,16 @@ def draw_page(evidence: Evidence, path: Path) -> None:
         page = _Page(rows=-(-len(evidence.near) // PER_ROW))
         page.write(0.0, 0.12, _text(evidence.path, 110, keep_end=True))
         title, share = _text(evidence.answer, 24), evidence.shares.get(evidence.answer)
-        page.picture(
-            0.0, 0.75, SIDE, evidence.picture, title if share is None else f"{title}, {share:.1%}", fontweight="bold"
-        )
+        if share is not None:
+            title = f"{title}, {share:.1%}"
+        elif evidence.answer in evidence.cells:
+            title = f"{title}: {evidence.cells[evidence.answer]}"
+        page.picture(0.0, 0.75, SIDE, evidence.picture, title, fontweight="bold")
         _draw_heat(page, evidence)
         if evidence.shares:
             _draw_shares(page.axes(2 * SIDE + 0.6, 0.75, 2.8, SIDE), evidence)
+        elif evidence.cells:
+            _draw_cells(page.axes(2 * SIDE + 0.6, 0.75, 2.8, SIDE), evidence)
         if evidence.near:
             page.write(0.0, 4.4, "nearest training pictures, with cosine similarity")
         for place, (near, picture) in enumerate(evidence.near):
@@ -152,6 +160,17 @@ def _draw_shares(axis: Axes, evidence: Evidence) -> None:
         axis.text(0.0, at + 0.4, _text(name, 32), va="bottom", fontweight="bold" if name == target else "normal")
         axis.barh(at + 0.62, share, height=0.34, color=TARGET if name == target else BAR)
         axis.text(share + 0.02, at + 0.62, f"{share:.1%}", va="center")
+
+
+def _draw_cells(axis: Axes, evidence: Evidence) -> None:
+    """Write the first cells under each other, those of the target in bold."""
+    axis.set_title("predicted")
+    axis.set_axis_off()
+    axis.set(xlim=(0.0, 1.0), ylim=(CELLS, 0))
+    for at, (name, value) in enumerate(list(evidence.cells.items())[:CELLS]):
+        weight = "bold" if name == evidence.target else "normal"
+        axis.text(0.0, at + 0.5, _text(name, 26), va="center", fontweight=weight)
+        axis.text(1.0, at + 0.5, _text(str(value), 12), va="center", ha="right", fontweight=weight)
 
 
 def _text(text: str, most: int, *, keep_end: bool = False) -> str:

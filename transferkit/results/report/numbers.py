@@ -190,7 +190,7 @@ def worst_pictures(
     off = np.abs(measured.predicted - measured.true) / np.where(spread > 0, spread, 1.0)
     for at in np.argsort(-measured.losses, kind="stable")[:WORST]:
         path = measured.paths[at]
-        shown = range(len(names))
+        shown = list(range(len(names)))
         if len(names) > CHARTED:  # those that are furthest off
             shown = sorted(np.argsort(-off[at], kind="stable")[:CHARTED].tolist())
         numbers = [
