@@ -25,10 +25,12 @@ class Truth:
 
     Attributes:
         frame: Of the picture on the canvas.
+        file: Where it stands.
         annotation: See `transferkit.data.images.annotation.Annotation`.
     """
 
     frame: Frame
+    file: str
     annotation: Any
 
 
@@ -54,6 +56,17 @@ class Extent(Protocol):
 
     def join(self, parts: Sequence[Any]) -> Any:
         """Return what was kept of several batches, or their answers, as one."""
+
+    def entry(self, prediction: Array, truth: Truth | None) -> Any:
+        """Return what is kept of a picture's prediction, to measure it with those of others.
+
+        Args:
+            prediction: ``(...)``, as users see it, on the canvas.
+            truth: Where the answer lies on pixels.
+        """
+
+    def table(self, entries: Sequence[Any]) -> Any:
+        """Return the entries of N pictures as `Scores.measure` takes predictions."""
 
     def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
         """Return the outputs of a picture's views ``(V, ...)`` as if none had been a mirror image.
@@ -86,7 +99,15 @@ class WholePicture:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return ``(N, ...)``, an ordinary tensor."""
-        return torch.cat(list(parts)).clone()
+        return torch.cat(list(parts)).clone() if parts else torch.zeros(0, 0)
+
+    def entry(self, prediction: Array, truth: Truth | None) -> Array:
+        """Return the prediction."""
+        return prediction
+
+    def table(self, entries: Sequence[Array]) -> Tensor:
+        """Return ``(N, ...)``."""
+        return torch.from_numpy(np.stack(entries)) if entries else torch.zeros(0, 0)
 
     def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
         """Return them as they are: a mirror image has the same answer."""

@@ -129,7 +129,7 @@ AUTO: Final = "auto"
 CLASSIFICATION: Final = "classification"
 
 _HOMES: Final[dict[str, str]] = {
-    name: f"transferkit.tasks.{name}" for name in (CLASSIFICATION, "multilabel", "regression")
+    name: f"transferkit.tasks.{name}" for name in (CLASSIFICATION, "multilabel", "regression", "segmentation")
 }
 """Where the tasks of this package stand. Their files name parts of every room, so they are opened on first use, as the
 public names are."""

@@ -59,6 +59,7 @@ def network_outputs(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     device: str = "cpu",
+    paths: Sequence[str] = (),
     truths: Truths | None = None,
 ) -> tuple[Any, Any]:
     """Return outputs and answers of a loader's pictures, in order, in fp32, as the task keeps them, see `Extent`.
@@ -67,7 +68,8 @@ def network_outputs(
         module: The model.
         loader: Gives ``(B, H, W, 3) uint8`` pictures and targets.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        truths: Of the same pictures, where answers lie on pixels and are to be measured at their own size.
+        paths: The pictures, where their answers lie on pixels and are to be measured at their own size.
+        truths: Those answers.
     """
     module.eval().to(device)
     extent = module.task.extent
@@ -77,7 +79,7 @@ def network_outputs(
     with torch.inference_mode():
         for images, targets in loader:
             batch = module(normalise(images.to(device, non_blocking=True), module.data_config))
-            own = None if truths is None else truths.of(range(done, done + len(targets)))
+            own = None if truths is None else [truths.of(path) for path in paths[done : done + len(targets)]]
             done += len(targets)
             for column, part in zip((outputs, answers), extent.kept(batch, targets, own), strict=True):
                 column.append(part)
@@ -89,10 +91,9 @@ def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, dev
     loader = data.evaluation_loader(split)
     paths = tuple(str(Path(record.path).absolute()) for record in data.index.split(split))
     if module.unlike is None:
-        records = data.index.split(split)
-        labels, files = ([getattr(record, name) for record in records] for name in ("label", "path"))
+        labels, files = zip(*((record.label, record.path) for record in data.index.split(split)), strict=True)
         truths = truths_of(data.index.targets, labels, files, data.data_config)
-        return Outputs(paths, *network_outputs(module, loader, device=device, truths=truths))
+        return Outputs(paths, *network_outputs(module, loader, device=device, paths=files, truths=truths))
     module.eval().to(device)
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
     sample, done = torch.from_numpy(sample_places(len(paths))), 0

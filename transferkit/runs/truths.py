@@ -1,9 +1,12 @@
-"""Answers that lie on the pixels of pictures, at the pictures' own sizes, to measure outputs of the canvas by."""
+"""The answers of pictures, as predictions are measured by them: targets, or what lies on pixels at its own size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
+from typing import Any
+
+import torch
 
 from transferkit.core.records import DataConfig
 from transferkit.data.images.annotation import Annotation, Annotations
@@ -11,34 +14,33 @@ from transferkit.data.images.resize import frame
 from transferkit.data.index.targets import Targets
 from transferkit.models.extent import Truth
 
-__all__ = ["Truths", "truths_of"]
+__all__ = ["Truths", "answers_of", "truths_of"]
 
 
 class Truths:
-    """The answers of some pictures, read as they are needed.
+    """Answers on the pixels of some pictures, read as they are needed.
 
     Args:
         annotations: Of the pictures, in their order.
+        labels: The files that they stand in.
+        paths: The pictures.
         config: How pictures come on the canvas.
     """
 
-    def __init__(self, annotations: Annotations, config: DataConfig) -> None:
-        self.annotations = annotations
-        self.config = config
+    def __init__(
+        self, annotations: Annotations, labels: Sequence[str], paths: Sequence[str], config: DataConfig
+    ) -> None:
+        self.annotations, self.labels, self.config = annotations, labels, config
+        self._rows = {path: row for row, path in enumerate(paths)}
 
-    def of(self, rows: Iterable[int]) -> list[Truth]:
-        """Return the answers of the pictures at these places. Raises `DataError`."""
-        read = [self.annotations.read(row) for row in rows]
-        return [Truth(astuple(frame(_size(one), self.config)), one) for one in read]
-
-
-def _size(annotation: Annotation) -> tuple[int, int]:
-    if annotation.mask is None:
-        raise ValueError("an annotation without a mask has no size of its own")
-    return annotation.mask.shape[0], annotation.mask.shape[1]
+    def of(self, path: str) -> Truth:
+        """Return the answer of a picture. Raises `DataError`."""
+        row = self._rows[path]
+        annotation = self.annotations.read(row)
+        return Truth(astuple(frame(_size(annotation), self.config)), self.labels[row], annotation)
 
 
-def truths_of(targets: Targets, labels: Sequence[str], paths: Sequence[str], config: DataConfig) -> Truths | None:
+def truths_of(targets: Targets, labels: Iterable[str], paths: Iterable[str], config: DataConfig) -> Truths | None:
     """Return the answers of pictures with these labels; ``None`` where an answer is of a picture as a whole.
 
     Args:
@@ -47,5 +49,24 @@ def truths_of(targets: Targets, labels: Sequence[str], paths: Sequence[str], con
         paths: Their files.
         config: How pictures come on the canvas.
     """
+    labels, paths = list(labels), list(paths)
     annotations = targets.annotate(labels, paths)
-    return None if annotations is None else Truths(annotations, config)
+    return None if annotations is None else Truths(annotations, labels, paths, config)
+
+
+def answers_of(targets: Targets, labels: Iterable[str], predictions: Any, truths: Truths | None) -> Any:
+    """Return the answers of N pictures as `Scores.measure` takes them; those on pixels stand in the predictions.
+
+    Args:
+        targets: Say what labels mean.
+        labels: Of the pictures.
+        predictions: Of the pictures, as `Extent.table` returns them.
+        truths: As `truths_of` returned them.
+    """
+    return torch.from_numpy(targets.encode(labels)) if truths is None else predictions
+
+
+def _size(annotation: Annotation) -> tuple[int, int]:
+    if annotation.mask is None:
+        raise ValueError("an annotation without a mask has no size of its own")
+    return annotation.mask.shape[0], annotation.mask.shape[1]

@@ -65,12 +65,13 @@ class Transform:
         self._steps = copy.deepcopy(list(steps))  # never run themselves: the pattern for the copies of the threads
         self._local = threading.local()
 
-    def __call__(self, image: Pixels, seed: int = 0) -> Pixels:
+    def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None) -> Pixels:
         """Transform one picture.
 
         Args:
             image: ``(H, W, 3)`` uint8, RGB, any size from 1x1; left unchanged.
             seed: The only source of randomness, any whole number. Ignored where nothing is random.
+            whole: See `transferkit.data.images.resize.fit`.
 
         Returns:
             ``(h, w, 3)`` uint8, RGB, contiguous, at ``config.image_size``.
@@ -82,7 +83,7 @@ class Transform:
         # OpenCV's own threads on top of the loader's workers only fight over the cores. Said here, where the work is
         # done and at half a microsecond, because neither an import nor a fork carries it safely.
         cv2.setNumThreads(0)
-        return self._augment(image, seed) if self._steps else fit(image, self.config)
+        return self._augment(image, seed) if self._steps else fit(image, self.config, whole=whole)
 
     def carry(self, image: Pixels, annotation: Annotation, seed: int = 0) -> tuple[Pixels, Annotation]:
         """Transform one picture and the answers on its pixels by the same draw.

@@ -44,6 +44,15 @@ class Picture:
 _Shown: TypeAlias = tuple[Pixels, Mask | None]
 
 
+class _Result(NamedTuple):
+    """A picture that was shown: the digest of its content, its views or why there are none, its sketch, its size."""
+
+    sha256: str | None
+    views: list[_Shown] | UnreadableImage
+    sketch: Sketch | None = None
+    size: tuple[int, int] | None = None
+
+
 class Job(NamedTuple):
     """A picture, or its position in the data set, and the numbers of its views."""
 
@@ -61,6 +70,7 @@ class Loaded(NamedTuple):
         errors: Why each cannot be decoded; ``None`` where it can.
         targets: ``(B, ...)``, where the data set has any; of answers on pixels ``(R, h, w) uint8``, a mask per view.
         sketches: Of each picture, where they were asked for; empty where not.
+        sizes: Height and width of each picture, upright; ``None`` where they are not known.
     """
 
     images: Tensor
@@ -69,6 +79,7 @@ class Loaded(NamedTuple):
     errors: list[UnreadableImage | None]
     targets: Tensor | None
     sketches: Sequence[Sketch | None] = ()
+    sizes: Sequence[tuple[int, int] | None] = ()
 
     def labelled(self) -> tuple[Tensor, Tensor]:
         """Return images and targets.
@@ -155,7 +166,7 @@ class ImageDataset(Dataset[Loaded]):
             results = list(self._pool.map(self._show, jobs, pictures))
         else:
             results = list(map(self._show, jobs, pictures))
-        good = [shown for _, shown, _ in results if not isinstance(shown, UnreadableImage)]
+        good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
         stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
@@ -165,10 +176,11 @@ class ImageDataset(Dataset[Loaded]):
         return Loaded(
             torch.from_numpy(stacked),
             names,
-            [sha256 for sha256, _, _ in results],
-            [shown if isinstance(shown, UnreadableImage) else None for _, shown, _ in results],
+            [result.sha256 for result in results],
+            [result.views if isinstance(result.views, UnreadableImage) else None for result in results],
             targets,
-            [sketch for _, _, sketch in results] if self.sketches else (),
+            [result.sketch for result in results] if self.sketches else (),
+            [result.size for result in results],
         )
 
     def stand_in(self, rows: Tensor | None) -> None:
@@ -186,14 +198,14 @@ class ImageDataset(Dataset[Loaded]):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _show(self, job: Job, picture: Picture) -> tuple[str | None, list[_Shown] | UnreadableImage, Sketch | None]:
-        """Return the digest of a picture's content, its views or why there are none, and its sketch."""
+    def _show(self, job: Job, picture: Picture) -> _Result:
         sha256, content, sketch = picture.sha256 or None, picture.content, None
         if picture.error is not None:
-            return sha256, picture.error, None
+            return _Result(sha256, picture.error)
         try:
             if isinstance(content, np.ndarray):
                 pixels, sha256 = content, sha256 or pixels_digest(content)
+                size = None if picture.sha256 else (pixels.shape[0], pixels.shape[1])
             else:
                 if content is None:
                     content = read_bytes(picture.name) if sha256 is None else _read_indexed(picture.name, sha256)
@@ -203,13 +215,14 @@ class ImageDataset(Dataset[Loaded]):
                     content, min_side=config.decode_side, decoding=config.decoding, name=picture.name
                 )
                 sketch = sketch_of(pixels, info) if self.sketches else None
+                size = info.height, info.width
         except UnreadableImage as error:
-            return sha256, error.with_traceback(None), None  # its frames hold the file
-        return sha256, self._views(job, pixels, sha256), sketch
+            return _Result(sha256, error.with_traceback(None))  # its frames hold the file
+        return _Result(sha256, self._views(job, pixels, sha256, size), sketch, size)
 
-    def _views(self, job: Job, pixels: Pixels, sha256: str) -> list[_Shown]:
+    def _views(self, job: Job, pixels: Pixels, sha256: str, size: tuple[int, int] | None) -> list[_Shown]:
         if self.annotations is None:
-            return [(image, None) for image in self.views.render(pixels, sha256, job.views)]
+            return [(image, None) for image in self.views.render(pixels, sha256, job.views, size)]
         if not (isinstance(self.views, Views) and isinstance(job.picture, int)):
             raise ValueError("answers on pixels belong to pictures of the data set")
         annotation = self.annotations.read(job.picture)

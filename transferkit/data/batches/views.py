@@ -37,8 +37,17 @@ class Renderer(Protocol):
     def evaluation(self) -> Transform:
         """The transform of the evaluation view; it says how large pictures are decoded and views are."""
 
-    def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
-        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers."""
+    def render(
+        self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
+    ) -> list[Pixels]:
+        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers.
+
+        Args:
+            pixels: The picture, as it was decoded.
+            sha256: What it is known by.
+            views: Which.
+            whole: Height and width of its file, upright, where it may have been decoded at a fraction of them.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,12 @@ class Views:
             return self.evaluation.carry(pixels, annotation)
         return self.augmented.carry(pixels, annotation, sample_seed(self.seed, view, sha256))
 
-    def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
-        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers."""
+    def render(
+        self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
+    ) -> list[Pixels]:
+        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers; see `Renderer`."""
         return [
-            self.evaluation(pixels)
+            self.evaluation(pixels, whole=whole)
             if self.augmented is None or view % REPEAT in self.plain
             else self.augmented(pixels, sample_seed(self.seed, view, sha256))
             for view in views

@@ -25,7 +25,12 @@ from transferkit.data.images.masks import Coding, MaskFacts, odd_text
 from transferkit.data.scan.palette import Colour, Palette
 from transferkit.data.scan.records import Kind
 
-__all__ = ["MOST_UNNAMED", "Meaning", "known_coding", "legend_of", "odd_values", "understood"]
+__all__ = ["MOST_UNNAMED", "Meaning", "class_colour", "known_coding", "legend_of", "odd_values", "understood"]
+
+_BRIGHT: Final[tuple[Colour, ...]] = (
+    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
 
 MOST_UNNAMED: Final = 32
 """Classes that numbers may stand for without names: beyond that they are taken for the numbers of objects."""
@@ -156,11 +161,17 @@ def legend_of(names: Sequence[str], coding: Coding, masks: Sequence[MaskFacts]) 
             if len(set(colours)) == len(colours) and any(len(set(colour)) > 1 for colour in colours):
                 return colours
             break
-    return [_colour(index) for index in range(len(names))]
+    return [class_colour(index) for index in range(len(names))]
 
 
-def _colour(index: int) -> Colour:
-    """Return a colour of Pascal VOC's sequence, black first: the bits of the index, spread over the channels."""
+def class_colour(index: int) -> Colour:
+    """Return a colour of a fixed sequence: black, seven bright ones, then those of Pascal VOC.
+
+    The bright ones are told apart by colour-blind eyes (Okabe and Ito 2008, *Color Universal Design*). Those of VOC are
+    the bits of the index, spread over the channels.
+    """
+    if index < len(_BRIGHT):
+        return _BRIGHT[index]
     channels = [0, 0, 0]
     for shift in range(7, -1, -1):
         for channel in range(3):

@@ -22,6 +22,7 @@ from transferkit.models.calibration.scaling import fit_temperature, stratified_f
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.masks import MaskTally
 from transferkit.models.figures.segmentation import mask_confidence, mask_figures, mask_metrics
+from transferkit.models.parts import FittedCalibration
 
 __all__ = ["MaskCalibrator", "MaskScores"]
 
@@ -115,8 +116,10 @@ class MaskCalibrator:
         )
         return fitted, after
 
-    def apply(self, calibration: Calibration, outputs: Sequence[MaskTally]) -> list[MaskTally]:
-        """Return predictions for tallies with logits."""
+    def apply(self, calibration: FittedCalibration, outputs: Any) -> Any:
+        """Return predictions for tallies with logits; for logits ``(..., C, h, w)`` on the canvas probabilities."""
+        if isinstance(outputs, Tensor):
+            return (outputs / calibration.temperature).softmax(dim=-3)
         return [one.log_probs(calibration.temperature) for one in outputs]
 
     def problem(self, outputs: Sequence[MaskTally], targets: object) -> str | None:

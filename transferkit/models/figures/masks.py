@@ -38,11 +38,13 @@ class MaskTally:
         logits: ``(P, C) float32``, of some of the pixels that count. Of a *prediction* they are log-probabilities.
             These are logits too: whoever reads either takes the softmax, which leaves probabilities what they are.
         truths: ``(P,) uint8``, the class of each.
+        file: Of the mask; empty where it is not known.
     """
 
     confusion: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     truths: npt.NDArray[np.uint8]
+    file: str = ""
 
     def log_probs(self, temperature: float = 1.0) -> MaskTally:
         """Return the same with log-probabilities for logits, softened by a temperature. No class changes by it."""

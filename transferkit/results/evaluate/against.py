@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
@@ -22,6 +20,7 @@ from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
+from transferkit.runs.truths import answers_of, truths_of
 
 __all__ = ["Paired"]
 
@@ -88,18 +87,21 @@ class Paired:
         )
         bad: list[SkippedFile] = []
         rows: list[int] = []
-        theirs = []
+        theirs: list[Any] = []
+        info, extent = self._predictor.info, self._task.extent
+        truths = truths_of(known, [one.label for one in shared], [one.path for one in shared], info.preprocessing)
         title = "the other run"
         for picture, output in readable_outputs(shared, outputs, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])
             assert output.logits is not None
-            theirs.append(self._predictor.probs(output.logits))
+            truth = None if truths is None else truths.of(picture.path)
+            theirs.append(extent.entry(self._predictor.probs(output.logits), truth))
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
-            other = torch.from_numpy(np.stack(theirs)), known, self._predictor.info.target_spec
+            mine = extent.table([predictions[row] for row in rows])
+            sides = (mine, self._targets, self._spec), (extent.table(theirs), known, info.target_spec)
             first, second = (
-                Answered(made, torch.from_numpy(meaning.encode(labels)), spec)
-                for made, meaning, spec in ((predictions[rows], self._targets, self._spec), other)
+                Answered(made, answers_of(meaning, labels, made, truths), spec) for made, meaning, spec in sides
             )
             self.splits[split] = self._task.details.compare(first, second, names=self._names, seed=config.seed)
             trained = trained_pictures(self.run, shared)

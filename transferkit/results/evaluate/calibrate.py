@@ -8,12 +8,10 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.records import Decoding, SkippedFile
@@ -30,6 +28,7 @@ from transferkit.results.predict.predictor import Predictor, load
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_columns
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import print_lines
+from transferkit.runs.truths import answers_of, truths_of
 from transferkit.show.progress import counting_bar, output_console, progress_console
 
 __all__ = ["calibrate"]
@@ -173,21 +172,26 @@ def _unseen(
 
 def _ask(
     predictor: Predictor, pictures: Sequence[LabelledPicture], config: CalibrateConfig
-) -> tuple[Tensor, Tensor, list[SkippedFile]]:
-    """Return outputs ``(N, width)`` and targets ``(N, ...)`` of the pictures that can be read, and the others."""
-    rows: list[npt.NDArray[np.float32]] = []
-    labels: list[str] = []
+) -> tuple[Any, Any, list[SkippedFile]]:
+    """Return outputs and answers of the N pictures that can be read, see `Extent`, and the others."""
+    targets, extent = predictor.info.targets, predictor.module.task.extent
+    truths = truths_of(
+        targets, [one.label for one in pictures], [one.path for one in pictures], predictor.info.preprocessing
+    )
+    rows: list[Any] = []
+    answers: list[Any] = []
     bad: list[SkippedFile] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], batch_size=config.batch_size, workers=config.workers
     )  # fmt: skip
     for picture, output in readable_outputs(pictures, outputs, bad, title="computing logits", quiet=config.quiet):
         assert output.logits is not None
-        rows.append(output.logits[0])
-        labels.append(picture.label)
-    width = predictor.module.task.heads.width(predictor.info.target_spec)
-    table = np.stack(rows) if rows else np.empty((0, width), dtype=np.float32)
-    return torch.from_numpy(table), torch.from_numpy(predictor.info.targets.encode(labels)), bad
+        logits = torch.from_numpy(output.logits[:1])
+        answer = answers_of(targets, [picture.label], logits, truths)
+        row, answer = extent.kept(logits, answer, None if truths is None else [truths.of(picture.path)])
+        rows.append(row)
+        answers.append(answer)
+    return extent.join(rows), extent.join(answers), bad
 
 
 # ---- what is printed --------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import CheckpointError, ConfigError, DataError, TransferkitWarning
@@ -26,12 +25,13 @@ from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.outputs import readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
-from transferkit.results.predict.predictor import load
+from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, refuse_unreadable, run_columns
 from transferkit.runs.measure import Row, prediction_rows, write_predictions
 from transferkit.runs.seen import run_splits
+from transferkit.runs.truths import Truths, answers_of, truths_of
 from transferkit.runs.write import environment, write_config, write_metrics
 from transferkit.show.progress import counting_bar, progress_console
 
@@ -199,10 +199,11 @@ def _measure(
     bad: list[SkippedFile] = []
     doubts: dict[str, npt.NDArray[np.float32]] = {}
     for split, pictures in labelled.splits.items():
-        good, predictions, plain = _ask(likeness, split, pictures, config, bad)
+        truths = _truths(predictor, pictures)
+        good, predictions, plain = _ask(likeness, split, pictures, truths, config, bad)
         if not good or (bad and not config.skip_bad):
             continue  # all that is unreadable is told at once, so the others are still read
-        answers = torch.from_numpy(targets.encode(picture.label for picture in good))
+        answers = answers_of(targets, [picture.label for picture in good], predictions, truths)
         splits[split] = task.values(predictions, answers, spec, plain=plain, seed=config.seed)
         rows += prediction_rows(task, split, [picture.path for picture in good], predictions, answers, spec)
         if task.output.names_one:
@@ -212,15 +213,25 @@ def _measure(
     return splits, rows, bad, doubts
 
 
+def _truths(predictor: Predictor, pictures: Sequence[LabelledPicture]) -> Truths | None:
+    labels, paths = [picture.label for picture in pictures], [picture.path for picture in pictures]
+    return truths_of(predictor.info.targets, labels, paths, predictor.info.preprocessing)
+
+
 def _ask(
-    likeness: Likeness, split: str, pictures: Sequence[LabelledPicture], config: EvaluateConfig, bad: list[SkippedFile]
-) -> tuple[list[LabelledPicture], Tensor, Tensor | None]:
-    """Return the N readable pictures, predictions ``(N, width)``, and those without calibration where there is one."""
+    likeness: Likeness,
+    split: str,
+    pictures: Sequence[LabelledPicture],
+    truths: Truths | None,
+    config: EvaluateConfig,
+    bad: list[SkippedFile],
+) -> tuple[list[LabelledPicture], Any, Any]:
+    """Return the N readable pictures, their predictions, and those without calibration where there is one."""
     predictor = likeness.predictor
     task = predictor.module.task
-    shape = len(pictures), task.heads.width(predictor.info.target_spec)
-    predictions = np.empty(shape, dtype=np.float32)
-    plain = np.empty(shape, dtype=np.float32) if predictor.info.calibration.method != "none" else None
+    predictions: list[Any] = []
+    plain: list[Any] = []
+    calibrated = predictor.info.calibration.method != "none"
     good: list[LabelledPicture] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], tta=config.tta, batch_size=config.batch_size, workers=config.workers,
@@ -230,17 +241,18 @@ def _ask(
         logits = output.logits
         assert logits is not None
         likeness.add(split, output)
-        predictions[len(good)] = predictor.probs(logits)
-        if plain is not None:
-            plain[len(good)] = task.output.merge(task.output.activate(torch.from_numpy(logits)).numpy())
+        truth = None if truths is None else truths.of(picture.path)
+        predictions.append(task.extent.entry(predictor.probs(logits), truth))
+        if calibrated:
+            merged = task.output.merge(task.output.activate(torch.from_numpy(logits)).numpy())
+            plain.append(task.extent.entry(merged, truth))
         good.append(picture)
-    count = len(good)
-    return good, torch.from_numpy(predictions[:count]), None if plain is None else torch.from_numpy(plain[:count])
+    return good, task.extent.table(predictions), task.extent.table(plain) if calibrated else None
 
 
 def _describe_data(out: Path, labelled: Labelled, targets: Targets, rows: Sequence[Row]) -> None:
     """Write `data.json` about the pictures that were measured: `rows` of `predictions.csv`."""
-    answers = {(split, path): answer for split, path, answer, *_ in rows}
+    answers = {(split, path): targets.identity(answer) for split, path, answer, *_ in rows}
     counts: dict[str, dict[str, int]] = {}
     sizes: dict[str, int] = {}
     lines = []

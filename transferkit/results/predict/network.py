@@ -40,6 +40,7 @@ class Output:
         sha256: What it is known by: hex digest of the file's bytes, or of pixels; ``None`` where nothing could be read.
         distance: Of its evaluation view from the training pictures; ``None`` where the model knows none.
         features: Of that view, ``(D,)``, where they were asked for.
+        size: Height and width of the picture, upright; ``None`` where it is not known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Output:
     sha256: str | None = None
     distance: float | None = None
     features: npt.NDArray[np.float32] | None = None
+    size: tuple[int, int] | None = None
 
 
 class WholeNetwork(Backbone):
@@ -123,7 +125,7 @@ def outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
     """
     logits, *further = (column.cpu().numpy() for column in rows) if rows else (None,)
     at = 0
-    for name, sha256, error in zip(loaded.names, loaded.hashes, loaded.errors, strict=True):
+    for name, sha256, error, size in zip(loaded.names, loaded.hashes, loaded.errors, loaded.sizes, strict=True):
         if error is not None or logits is None:
             yield Output(name, None, None if error is None else error.reason, sha256)
             continue
@@ -132,6 +134,6 @@ def outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
         features = further[0][at].copy() if len(further) > 1 else None
         at += views
         if np.isfinite(mine).all():
-            yield Output(name, mine, None, sha256, distance, features)
+            yield Output(name, mine, None, sha256, distance, features, size)
         else:
             yield Output(name, None, "the model returns NaN or infinity for it", sha256)

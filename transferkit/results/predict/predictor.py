@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import ConfigError, DataError, TrainingError
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.workers import worker_errors
+from transferkit.data.images.resize import frame
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.engine import Engine
 from transferkit.machine.cores import available_cores
@@ -97,7 +98,12 @@ class Predictor:
             StorageError: While iterated: a decoding process was lost.
             TrainingError: While iterated: memory ran out.
         """
-        views = PredictionViews.make(self.info.preprocessing, tta, seed)
+        views, kinds = PredictionViews.make(self.info.preprocessing, tta, seed), self.module.task.extent.tta
+        if kinds is not None and views.kind not in kinds:
+            raise ConfigError(
+                f"tta is {tta!r}, and what a {self.module.task.name} model says of such views cannot be brought back "
+                f"to the picture, expected one of {', '.join(kinds)}"
+            )
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         if workers is not None and workers < 0:
@@ -133,9 +139,18 @@ class Predictor:
                 rows = self._rows(loaded.images, batch, left)
                 waiting.append((loaded, rows if features else (*rows[:1], *rows[2:])))
                 while len(waiting) > ahead:
-                    yield from outputs_of(*waiting.popleft(), views.count)
+                    yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
             while waiting:
-                yield from outputs_of(*waiting.popleft(), views.count)
+                yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
+
+    def _upright(self, outputs: Iterable[Output], views: PredictionViews) -> Iterator[Output]:
+        """Yield outputs as if no view had been a mirror image."""
+        extent = self.module.task.extent
+        for output in outputs:
+            if views.mirrored and output.logits is not None:
+                yield replace(output, logits=extent.upright(output.logits, views.mirrored))
+            else:
+                yield output
 
     def shares(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
         """Return how unlike the training pictures each of ``(B, h, w, 3) uint8`` is, ``(B,)`` in [0, 1].
@@ -313,7 +328,10 @@ class Predictor:
         if output.logits is None:
             unreadable: Prediction = part.unreadable(output.name, str(output.error))
             return unreadable
-        prediction: Prediction = part.record(output.name, self.probs(output.logits), self.info.target_spec, request)
+        config, size = self.info.preprocessing, output.size
+        place = None if size is None or config.crop_mode == "center" else astuple(frame(size, config))
+        placed = self.module.task.extent.placed(self.probs(output.logits), place, size)
+        prediction: Prediction = part.record(output.name, placed, self.info.target_spec, request)
         if self.module.unlike is None or output.distance is None:
             return prediction
         share = self.module.unlike.nearer(output.distance)

@@ -78,15 +78,23 @@ class PredictionViews:
             )
         return cls(evaluation, "light", train_transform("light", config), 1 + int(text), seed)
 
-    def render(self, pixels: Pixels, sha256: str, views: Sequence[int]) -> list[Pixels]:
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """The views that are mirror images."""
+        return (1,) if self.kind == "flip" else ()
+
+    def render(
+        self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
+    ) -> list[Pixels]:
         """Return views ``(h, w, 3) uint8`` of one decoded picture, by their numbers in [0, V).
 
         Args:
             pixels: ``(H, W, 3) uint8``.
             sha256: What the picture is known by.
             views: Which.
+            whole: See `Renderer.render`.
         """
-        first = self.evaluation(pixels)
+        first = self.evaluation(pixels, whole=whole)
         if self.kind == "flip":
             rendered = [first, first[:, ::-1]]
         elif self.kind == "5crop":

@@ -1,0 +1,78 @@
+"""What is kept of logits on pixels, and how they come back to the picture: by hand, from torch's own resizing."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from transferkit.core.targets import IGNORED
+from transferkit.data.images.annotation import Annotation
+from transferkit.models.dense.extent import MaskExtent
+from transferkit.models.extent import WHOLE_PICTURE, Truth
+
+EXTENT = MaskExtent()
+FRAME = (2, 0, 12, 16)  # a picture of 24 x 32 on a canvas of 16 x 16
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def by_hand(logits):
+    """The class of each pixel of the picture, ``(24, 32)``."""
+    top, left, height, width = FRAME
+    part = logits[None, :, top : top + height, left : left + width]
+    return functional.interpolate(part, (24, 32), mode="bilinear", align_corners=False)[0].argmax(dim=0).numpy()
+
+
+def test_a_prediction_comes_to_the_size_of_the_picture(logits):
+    probs = logits[0].softmax(dim=0).numpy()
+    assert np.array_equal(EXTENT.placed(probs, FRAME, (24, 32)), by_hand(logits[0]))
+    whole = EXTENT.placed(probs, None, None)
+    assert np.array_equal(whole, logits[0].argmax(dim=0).numpy())
+
+
+def test_a_tally_is_of_the_picture_where_its_mask_is_there_and_of_the_canvas_elsewhere(logits):
+    mask = by_hand(logits[0]).astype(np.uint8)
+    mask[:5] = IGNORED
+    truth = Truth(FRAME, "masks/a.png", Annotation(mask))
+    (kept,), answers = EXTENT.kept(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
+    assert answers[0] is kept
+    assert kept.file == "masks/a.png"
+    assert kept.confusion.sum() == kept.confusion.trace() == 19 * 32
+    targets = logits.argmax(dim=1).to(torch.uint8)
+    targets[:, 0] = IGNORED
+    on_canvas, _ = EXTENT.kept(logits, targets)
+    assert [one.confusion.trace() for one in on_canvas] == [15 * 16] * 2
+    assert EXTENT.join([on_canvas, [kept]]) == [*on_canvas, kept]
+
+
+def test_a_merged_prediction_is_measured_as_its_logits_are(logits):
+    mask = np.random.default_rng(0).integers(0, 3, (24, 32)).astype(np.uint8)
+    truth = Truth(FRAME, "", Annotation(mask))
+    (kept,), _ = EXTENT.kept(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
+    entry = EXTENT.entry(logits[0].softmax(dim=0).numpy(), truth)
+    assert np.array_equal(entry.confusion, kept.confusion)
+    np.testing.assert_allclose(entry.log_probs().logits, kept.log_probs().logits, atol=1e-5)
+    with pytest.raises(ValueError, match="measured by the mask"):
+        EXTENT.entry(logits[0].softmax(dim=0).numpy(), None)
+
+
+def test_mirror_images_are_turned_back(logits):
+    outputs = logits.numpy()
+    turned = EXTENT.upright(outputs, (1,))
+    assert np.array_equal(turned[0], outputs[0])
+    assert np.array_equal(turned[1], outputs[1, :, :, ::-1])
+    assert EXTENT.upright(outputs, ()) is outputs
+
+
+def test_of_a_whole_picture_all_is_kept():
+    outputs, targets = torch.randn(3, 2), torch.arange(3)
+    kept, answers = WHOLE_PICTURE.kept(outputs, targets)
+    assert torch.equal(WHOLE_PICTURE.join([kept, kept]), torch.cat((outputs, outputs)))
+    assert torch.equal(answers, targets)
+    entries = [WHOLE_PICTURE.entry(row, None) for row in outputs.numpy()]
+    assert torch.equal(WHOLE_PICTURE.table(entries), outputs)
+    assert WHOLE_PICTURE.upright(outputs.numpy(), (1,)).shape == (3, 2)
+    assert len(WHOLE_PICTURE.table([])) == len(WHOLE_PICTURE.join([])) == 0

@@ -1,0 +1,139 @@
+"""Masks through the verbs: small pictures whose mask follows from their colours."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import transferkit as tk
+from transferkit.core.errors import ConfigError
+from transferkit.models.artifact import load_model
+from transferkit.models.extent import Truth
+from transferkit.models.figures.masks import tally
+from transferkit.results.evaluate.evaluate import evaluate
+from transferkit.results.predict.predictor import load
+from transferkit.runs.truths import truths_of
+
+SIDE = 64
+
+
+def draw(folder, counts, seed=0):
+    """Write pictures of red rectangles on grey noise, 80 x 60 and more, each with its mask."""
+    rng = np.random.default_rng(seed)
+    for split, count in counts.items():
+        for name in ("images", "masks"):
+            (folder / split / name).mkdir(parents=True)
+        for at in range(count):
+            height, width = int(rng.integers(60, 90)), int(rng.integers(60, 90))
+            image = rng.integers(80, 120, (height, width, 3)).astype(np.uint8)
+            mask = np.zeros((height, width), dtype=np.uint8)
+            top, left = int(rng.integers(0, height - 32)), int(rng.integers(0, width - 32))
+            mask[top : top + 30, left : left + 32] = 1
+            image[mask == 1] = (220, 30, 40)
+            Image.fromarray(image).save(folder / split / "images" / f"{at:02}.png")
+            Image.fromarray(mask).save(folder / split / "masks" / f"{at:02}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rectangles")
+    draw(folder, {"train": 24, "val": 12, "test": 5})
+    (folder / "classes.txt").write_text("background\nrectangle\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    pytest.importorskip("segmentation_models_pytorch", reason="the decoders are not installed")
+    return tk.finetune(
+        data=str(data), backbone="transferkit/mini", weights="bundled", head="unet", image_size=SIDE, epochs=4,
+        phases="finetune", lr=2e-3, batch_size=8, workers=0, accelerator="cpu", precision="32", quiet=True,
+        out=str(tmp_path_factory.mktemp("runs") / "run"),
+    )  # fmt: skip
+
+
+def test_a_run_learns_and_writes_what_the_contract_says(run):
+    metrics = run.metrics
+    assert metrics["task"] == "segmentation"
+    assert metrics["test"]["miou"] > 0.75  # always background: below 0.45
+    assert metrics["test"]["always"]["miou"] < 0.45
+    keys = {(row["key"], row.get("of")) for row in metrics["test"]["figures"]}
+    assert {("miou", None), ("dice", None), ("pixel_acc", None), ("miou", "rectangle")} <= keys
+    assert metrics["selection"]["monitor"] == "val_miou"
+    with (run.path / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 17
+    assert list(rows[0]) == ["split", "path", "mask", "pixel_acc", "miou", "loss"]
+    facts = json.loads((run.path / "model.json").read_text(encoding="utf-8"))
+    assert facts["preprocessing"]["crop_mode"] == "pad"
+    assert facts["spec"]["names"] == ["background", "rectangle"]
+
+
+def test_figures_are_of_whole_pictures_at_their_own_size(run, data):
+    """The network by hand, one picture after the other: confusion at the size of the file."""
+    module, info = load_model(run.path)
+    module.eval()
+    paths = sorted((data / "test" / "images").glob("*.png"))
+    truths = truths_of(
+        info.targets, [str(path).replace("images", "masks") for path in paths], list(map(str, paths)),
+        info.preprocessing,
+    )  # fmt: skip
+    predictor, table = load(run.path, accelerator="cpu"), np.zeros((2, 2))
+    for path in paths:
+        truth = truths.of(str(path))
+        assert isinstance(truth, Truth)
+        image = torch.from_numpy(predictor.decode(str(path)))[None].permute(0, 3, 1, 2).float() / 255
+        config = info.preprocessing
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (config.mean, config.std))
+        with torch.no_grad():
+            logits = module((image - mean) / std)[0]
+        table += tally(logits, truth.frame, np.asarray(Image.open(truth.file))).confusion
+    right, union = table.diagonal(), table.sum(axis=0) + table.sum(axis=1) - table.diagonal()
+    assert run.metrics["test"]["miou"] == pytest.approx((right / union).mean(), abs=1e-3)
+
+
+def test_evaluate_repeats_the_runs_figures(run, data, tmp_path):
+    from transferkit.options.results import EvaluateConfig
+
+    out = evaluate(EvaluateConfig(
+        run=str(run.path), data=str(data), split="test", out=str(tmp_path / "out"), workers=0, accelerator="cpu",
+        quiet=True,
+    ))  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    for key in ("miou", "dice", "pixel_acc", "balanced_acc"):
+        assert metrics["test"][key] == pytest.approx(run.metrics["test"][key], abs=2e-4)
+    assert {"per_class.csv", "confusion.csv", "per_class.png", "report.html"} <= {path.name for path in out.iterdir()}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "its true mask" in page
+    assert "data:image/jpeg" in page
+
+
+def test_predictions_have_the_size_of_the_picture(run, data):
+    predictor = load(run.path, accelerator="cpu")
+    paths = sorted((data / "test" / "images").glob("*.png"))
+    plain, flipped = (predictor.predict(list(map(str, paths)), tta=tta, workers=0) for tta in ("none", "flip"))
+    for path, one, other in zip(paths, plain, flipped, strict=True):
+        truth = np.asarray(Image.open(str(path).replace("images", "masks")))
+        assert one.mask.shape == truth.shape
+        assert (one.mask == truth).mean() > 0.9
+        assert (one.mask == other.mask).mean() > 0.95
+        assert sum(one.shares.values()) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="expected one of none, flip"):
+        predictor.predict([str(paths[0])], tta="5crop")
+    with pytest.raises(ConfigError, match="--top-k is of one class per picture"):
+        predictor.predict([str(paths[0])], top_k=2)
+
+
+def test_options_without_a_meaning_are_refused(data):
+    for options, words in (
+        ({"mixup": 0.2}, "cannot be mixed"),
+        ({"loss": "tversky"}, "--loss is 'tversky'"),
+        ({"interpolate": True, "phases": "probe-finetune", "probe": "sgd"}, "compares whole outputs"),
+        ({"head": "mlp"}, "head of one answer per picture"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            tk.finetune(data=str(data), backbone="test_resnet", weights="random", image_size=SIDE, quiet=True,
+                        **{"head": "linear", "phases": "finetune", **options})  # fmt: skip
