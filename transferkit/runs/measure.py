@@ -15,6 +15,7 @@ from transferkit.core.files import atomic_write
 from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import Task
@@ -29,6 +30,7 @@ __all__ = [
     "outputs_of_split",
     "prediction_rows",
     "predictions_of",
+    "running_figures",
     "write_predictions",
 ]
 
@@ -84,6 +86,37 @@ def network_outputs(
             for column, part in zip((outputs, answers), extent.kept(batch, targets, own), strict=True):
                 column.append(part)
     return extent.join(outputs), extent.join(answers)
+
+
+def running_figures(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], names: Sequence[str], *, device: str = "cpu"
+) -> dict[str, float]:
+    """Return figures of a loader's pictures as an epoch reports them; no outputs are kept. Modes are restored.
+
+    Args:
+        module: The model.
+        loader: As for `network_outputs`, of at least one picture.
+        names: ``"loss"``, for the plain one, or figures that the objective can watch.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    """
+    objective, before = module.task.objective, module.device
+    means = ("loss", *objective.running)
+    metrics = objective.metrics([name for name in names if name not in means], module.num_classes)
+    sums, count = torch.zeros(len(means), dtype=torch.float64), 0
+    with evaluation_mode(module.to(device)), torch.inference_mode():
+        for images, targets in loader:
+            moved = targets.to(device)
+            outputs = module(normalise(images.to(device, non_blocking=True), module.data_config)).float()
+            loss = objective.item_losses(outputs, moved).double().sum().reshape(1)
+            sums += torch.cat((loss, objective.running_sums(outputs, moved).double())).cpu()
+            count += len(targets)
+            predictions = module.task.output.activate(outputs)
+            for metric in metrics.values():
+                metric.to(device).update(predictions, moved)
+    module.to(before)
+    values = dict(zip(means, (sums / count).tolist(), strict=True))
+    values |= {name: float(metric.compute()) for name, metric in metrics.items()}
+    return {name: values[name] for name in names}
 
 
 def outputs_of_split(module: TransferModule, data: ImageData, split: str, *, device: str = "cpu") -> Outputs:

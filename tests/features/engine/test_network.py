@@ -10,7 +10,7 @@ from transferkit.core.errors import TransferkitError
 from transferkit.features.engine import folding
 from transferkit.features.engine.folding import fold_batch_norm
 from transferkit.features.engine.network import freeze_network
-from transferkit.features.engine.taps import find_taps
+from transferkit.features.engine.taps import LAST_CELLS, find_taps, places
 from transferkit.models.digest import state_digest
 
 NETWORKS = {  # name -> image size
@@ -110,6 +110,20 @@ class TestEveryNetwork:
             rows = freeze_network(backbone, taps)(images)
         for row, expected in zip(rows, exact.values(), strict=True):
             assert error(row, expected) <= CLOSE
+
+    def test_cells_of_the_last_map(self, backbone):
+        """Those of a loop over the places of the map, whose prefix tokens are gone and whose channels come first."""
+        images = random_images(backbone, 2)
+        with torch.no_grad():
+            last = backbone.forward_last_map(inputs(backbone, images))
+        width = last.shape[3]
+        exact = torch.stack([
+            torch.cat([one[:, place // width, place % width] for place in places(*last.shape[2:]).tolist()])
+            for one in last
+        ])  # fmt: skip
+        with torch.inference_mode():
+            (rows,) = freeze_network(backbone, (LAST_CELLS,))(images)
+        assert error(rows, exact) <= CLOSE
 
     def test_the_callers_backbone_is_left_alone(self, backbone):
         images = random_images(backbone, 2)
@@ -374,3 +388,8 @@ def test_a_stage_in_the_other_layout(name, layer):
         (rows,) = freeze_network(backbone, find_taps(backbone, layer))(images)
     assert rows.shape[1] == maps.shape[3]
     assert error(rows, maps.mean(dim=(1, 2))) <= CLOSE
+
+
+def test_cells_are_taken_alone():
+    with pytest.raises(ValueError, match="cells of the last map are taken alone"):
+        freeze_network(build("test_resnet"), (*find_taps(build("test_resnet")), LAST_CELLS))

@@ -6,7 +6,7 @@ from engine_worker import build, own, small_net
 from torch import nn
 
 from transferkit.core.errors import ConfigError
-from transferkit.features.engine.taps import Tap, find_taps, pool_maps
+from transferkit.features.engine.taps import MOST_PLACES, Tap, find_taps, places, pool_maps
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_names_of_blocks(tokens):
         ("stem", None, "no layer 'stem'"),
         ("pooled", "mean", r"unknown pool 'mean'\. Known: avg, max, avgmax, cls|unknown pool 'mean'\. Did you mean"),
         ("pooled", "own", "unknown pool 'own'"),
+        ("pooled", "cells", "pool 'cells' gives many vectors per picture, and features are one - use avg, max or avg"),
         ("layer1", "cls", "pool 'cls' needs a class token, which test_resnet has not - use avg, max or avgmax"),
     ],
 )
@@ -96,3 +97,30 @@ def test_tokens_are_pooled_without_the_class_token():
 def test_a_vector_has_no_places(pool):
     vector = torch.tensor([[1.0, 2.0]])
     assert pool_maps(vector, pool).tolist() == [[1.0, 2.0]]
+
+
+def test_small_maps_have_all_their_places():
+    assert places(1, 1).tolist() == [0]
+    assert places(8, 8).tolist() == list(range(64))
+    assert places(5, 12).tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("size", [(10, 10), (9, 8), (7, 20), (34, 55), (64, 64), (1, 1000), (128, 128)])
+def test_places_of_larger_maps_lie_evenly(size):
+    """Every eighth of the rows and of the columns has its share, and no place is taken twice."""
+    chosen = places(*size)
+    assert chosen.dtype == torch.int64
+    assert len(set(chosen.tolist())) == MOST_PLACES == len(chosen)
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert int(chosen[0]) >= 0 and int(chosen[-1]) < size[0] * size[1]
+    for along, side in ((chosen // size[1], size[0]), (chosen % size[1], size[1])):
+        if side >= 4:
+            bands = torch.bincount(along * 4 // side, minlength=4)
+            share = torch.bincount(torch.arange(side) * 4 // side, minlength=4) / side * MOST_PLACES
+            assert ((bands - share).abs() <= 3).all(), (bands, share)
+
+
+def test_places_are_the_same_on_every_machine():
+    """They are a part of what a store holds."""
+    assert places(10, 10).tolist()[:12] == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12, 14, 15]
+    assert places(64, 64).tolist()[:12] == [0, 53, 103, 153, 203, 252, 302, 352, 402, 452, 601, 651]

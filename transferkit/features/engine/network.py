@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.features.engine.folding import fold_batch_norm
-from transferkit.features.engine.taps import OWN, POOLED, Tap, pool_maps
+from transferkit.features.engine.taps import LAST_CELLS, OWN, POOLED, Tap, places, pool_maps
 from transferkit.models.backbones.interface import Backbone
 
 __all__ = ["FeatureNetwork", "freeze_network"]
@@ -19,12 +19,13 @@ class FeatureNetwork(nn.Module):
     """Normalises pictures, runs the backbone once and pools every tap.
 
     Args:
-        backbone: Not copied: the caller hands over one of its own.
-        taps: Where to take features from.
+        backbone: Not copied: the caller hands over one of its own, in eval mode.
+        taps: Where to take features from; `LAST_CELLS` only alone.
     """
 
     shift: Tensor
     scale: Tensor
+    places: Tensor
 
     def __init__(self, backbone: Backbone, taps: Sequence[Tap]) -> None:
         super().__init__()
@@ -35,16 +36,23 @@ class FeatureNetwork(nn.Module):
         self.register_buffer("shift", -mean / std)
         self.register_buffer("scale", 1.0 / (255.0 * std))
         self._stage_rows: dict[Tap, Tensor] = {}
-        stages, places = backbone.stages(), _places(backbone)
+        self.takes_cells = LAST_CELLS in self.taps
+        if self.takes_cells and len(self.taps) > 1:
+            raise ValueError("cells of the last map are taken alone")
+        self.register_buffer("places", _cells(backbone) if self.takes_cells else torch.zeros(0, dtype=torch.int64))
+        stages, tokens = backbone.stages(), _tokens(backbone)
         for tap in self.taps:
             if tap.layer != POOLED:
-                stages[tap.layer].register_forward_hook(_PoolOutput(self._stage_rows, tap, backbone, places))
+                stages[tap.layer].register_forward_hook(_PoolOutput(self._stage_rows, tap, backbone, tokens))
         self._wants_maps = any(tap.layer == POOLED and tap.pool != OWN for tap in self.taps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return ``(B, D) float32`` per tap for pictures ``(B, H, W, 3) uint8``."""
         # (x / 255 - mean) / std, by one multiplication and one addition, as in training
         inputs = torch.addcmul(self.shift, images.permute(0, 3, 1, 2).float(), self.scale)
+        if self.takes_cells:
+            laid = self.backbone.forward_last_map(inputs).flatten(2)
+            return (laid[:, :, self.places].transpose(1, 2).flatten(1).float(),)
         maps = self.backbone.forward_maps(inputs) if self._wants_maps else None
         own = self.backbone(inputs) if maps is None else maps
         rows = []
@@ -90,13 +98,20 @@ def _channels_last(shape: Sequence[int], size: tuple[int, int], declared: bool) 
     return declared if first == last else first
 
 
-def _places(backbone: Backbone) -> int | None:
+def _tokens(backbone: Backbone) -> int | None:
     """Return how many tokens stand for places, where there are others; ``None`` where that is not known."""
     if not backbone.prefix_tokens or backbone.map_channels is None:
         return None
     with torch.no_grad():
         maps = backbone.forward_maps(torch.zeros(1, 3, *backbone.data_config.image_size))
     return maps.shape[1] - backbone.prefix_tokens if maps.ndim == 3 else None
+
+
+def _cells(backbone: Backbone) -> Tensor:
+    """Return the `places` of the last map, ``(K,)``, of pictures of the size that the backbone takes."""
+    with torch.no_grad():
+        last = backbone.forward_last_map(torch.zeros(1, 3, *backbone.data_config.image_size))
+    return places(*last.shape[2:])
 
 
 def freeze_network(backbone: Backbone, taps: Sequence[Tap]) -> FeatureNetwork:

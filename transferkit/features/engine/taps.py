@@ -14,7 +14,7 @@ from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.freezing import evaluation_mode
 
-__all__ = ["ALL", "POOLED", "POOLS", "Tap", "find_taps", "pool_maps"]
+__all__ = ["ALL", "CELLS", "LAST_CELLS", "MOST_PLACES", "POOLED", "POOLS", "Tap", "find_taps", "places", "pool_maps"]
 
 POOLED: Final = "pooled"
 """The penultimate layer: what the backbone hands to a head."""
@@ -26,6 +26,13 @@ POOLS: Final = ("avg", "max", "avgmax", "cls")
 
 OWN: Final = "own"
 
+CELLS: Final = "cells"
+"""Not one vector per picture but those of the `places` of its last map, one after the other."""
+
+MOST_PLACES: Final = 64
+"""Places of a map that are cells, at most. It is a part of what `CELLS` means in a store: another number, another name.
+"""
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -33,12 +40,17 @@ class Tap:
 
     Attributes:
         layer: ``"pooled"`` or the name of a stage, such as ``"layer3"``.
-        pool: ``"avg"``, ``"max"``, ``"avgmax"`` (both, 2 C wide), ``"cls"`` (the first token), or ``"own"``: the
-            backbone's own pooling and what it has behind it.
+        pool: ``"avg"``, ``"max"``, ``"avgmax"`` (both, 2 C wide), ``"cls"`` (the first token), ``"own"``: the
+            backbone's own pooling and what it has behind it; or ``"cells"``: K C wide, of the last map, for heads that
+            answer for pixels.
     """
 
     layer: str
     pool: str
+
+
+LAST_CELLS: Final = Tap(POOLED, CELLS)
+"""The cells of the last map."""
 
 
 def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) -> tuple[Tap, ...]:
@@ -53,6 +65,10 @@ def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) 
     Raises:
         ConfigError: There is no such layer, or it cannot be pooled that way.
     """
+    if pool == CELLS:
+        raise ConfigError(
+            f"pool {CELLS!r} gives many vectors per picture, and features are one - use avg, max or avgmax"
+        )
     if pool is not None and pool not in POOLS:
         raise ConfigError(f"unknown pool {pool!r}.{did_you_mean(pool, POOLS)} Known: {', '.join(POOLS)}")
     if pool == "cls" and not backbone.prefix_tokens:
@@ -125,3 +141,27 @@ def pool_maps(maps: Tensor, pool: str, *, prefix_tokens: int = 0) -> Tensor:
     if pool == "max":
         return places.amax(dim=1)
     return torch.cat((places.mean(dim=1), places.amax(dim=1)), dim=1)
+
+
+def places(height: int, width: int) -> Tensor:
+    """Return the places of a map that are cells, ``(K,) int64``, ascending; they are counted row by row.
+
+    All of them where there are no more than `MOST_PLACES`. Else a part that lies evenly and follows from the size of
+    the map alone: the lowest of the mask of Roberts 2018 ("The Unreasonable Effectiveness of Quasirandom Sequences",
+    section on dithering), whose steps are powers of the plastic number, here over 2**32, so that every machine has the
+    same.
+
+    Args:
+        height: Of the map, at least 1.
+        width: Likewise.
+    """
+    everything = torch.arange(height * width)
+    if len(everything) <= MOST_PLACES:
+        return everything
+    rows, columns = everything // width, everything % width
+    order = (rows * _ROW_STEP + columns * _COLUMN_STEP) % (1 << 32)
+    return order.argsort(stable=True)[:MOST_PLACES].sort().values
+
+
+_COLUMN_STEP, _ROW_STEP = 3242174889, 2447445414
+"""The inverse of the plastic number, and its square, times 2**32."""

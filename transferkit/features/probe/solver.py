@@ -1,4 +1,4 @@
-"""The solver of one class per picture: logistic regression, nearest neighbours, or a classifier of scikit-learn."""
+"""The solver of classes: logistic regression; of one per picture also nearest neighbours, or what scikit-learn has."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ __all__ = ["ClassSolver"]
 
 @dataclass(frozen=True)
 class ClassSolver:
-    """Multinomial logistic regression, or what the options name."""
+    """Multinomial logistic regression, or what the options name.
+
+    Attributes:
+        method: See `Solver`.
+        figure: Likewise; the share of the rows whose class is right, whatever it is called.
+        things: What has a class, in words.
+    """
 
     method: str = "L-BFGS on cached features"
     figure: str = "acc"
+    things: str = "pictures"
 
     def problems(self, targets: Array) -> list[str]:
         """Return whether there is but one class."""
-        return [] if len(np.unique(targets)) > 1 else ["pictures of one class, expected at least two to fit a head"]
+        few = len(np.unique(targets)) < 2
+        return [f"{self.things} of one class, expected at least two to fit a head"] if few else []
 
     def start(self, head: HeadState, X: Array, outputs: Array) -> HeadState:
         """Return the head with less confidence, see `scaled_down`."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import torch
 
 from transferkit.core.errors import DataError
+from transferkit.core.records import ImageRecord
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import Picture
 from transferkit.features.engine.compute import Compute, FrozenBackbone
-from transferkit.features.engine.taps import find_taps
+from transferkit.features.engine.taps import POOLED, Tap, find_taps
 from transferkit.features.extract.extract import make_views, table_of
-from transferkit.features.extract.extraction import extract_pictures
+from transferkit.features.extract.extraction import Extraction, extract_pictures
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import LabelledRows
+from transferkit.models.solver import Array, LabelledRows
 
-__all__ = ["SplitFeatures", "row_groups", "training_rows"]
+__all__ = ["HeadRows", "PooledRows", "Progress", "SplitFeatures", "row_groups", "training_rows", "units_of"]
+
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 class SplitFeatures:
@@ -44,7 +49,7 @@ class SplitFeatures:
         self.precision = ""
         self._frozen = FrozenBackbone(module.backbone)
 
-    def table(self, split: str, *, views: int = 0, progress: Callable[[int, int], None] | None = None) -> FeatureTable:
+    def table(self, split: str, *, views: int = 0, progress: Progress | None = None) -> FeatureTable:
         """Return the features of a split's pictures.
 
         Args:
@@ -56,10 +61,17 @@ class SplitFeatures:
             DataError: A picture has changed since it was indexed.
         """
         index = self.data.index
-        pictures = [Picture(record.path, record.sha256, index.pixels.get(record.sha256))
-                    for record in index.split(split)]  # fmt: skip
+        records = index.split(split)
+        extraction = self.extract(records, find_taps(self.module.backbone), views=views, progress=progress)
+        return table_of(index, self._pictures(records), extraction, {}, splits=(split,))
+
+    def extract(
+        self, records: Sequence[ImageRecord], taps: Sequence[Tap], *, views: int = 0, progress: Progress | None = None
+    ) -> Extraction:
+        """Return the features of some pictures at some taps. Raises as `table`."""
+        pictures = self._pictures(records)
         extraction = extract_pictures(
-            pictures, self._frozen, find_taps(self.module.backbone),
+            pictures, self._frozen, taps,
             make_views(self.module.data_config, views, self.data.augment, self.seed, flip=self.data.flip), self.store,
             self.compute, progress=progress,
         )  # fmt: skip
@@ -68,7 +80,93 @@ class SplitFeatures:
             raise DataError(f"{pictures[at].name}: cannot be read any more ({reason}) - run again")
         self.computed += extraction.computed
         self.precision = extraction.precision.precision
-        return table_of(index, pictures, extraction, {}, splits=(split,))
+        return extraction
+
+    def _pictures(self, records: Sequence[ImageRecord]) -> list[Picture]:
+        pixels = self.data.index.pixels
+        return [Picture(record.path, record.sha256, pixels.get(record.sha256)) for record in records]
+
+
+class HeadRows(Protocol):
+    """What a linear head is fitted on, and how it is measured; that depends on what the head is given."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What is told of it, as JSON values: ``pictures``, how many were used."""
+
+    @property
+    def X(self) -> Array:
+        """Features ``(N, D)`` of the training pictures as they are, in evaluation."""
+
+    @property
+    def y(self) -> Array:
+        """Their targets ``(N, ...)``."""
+
+    def rows(self) -> LabelledRows:
+        """Return what a head is fitted on."""
+
+    def train_figures(self, outputs: Array) -> dict[str, float]:
+        """Return figures such as ``train_acc``, of the head's outputs for `X`."""
+
+    def val_figures(self, outputs_of: Callable[[Array], Array]) -> dict[str, float | None]:
+        """Return figures such as ``val_acc``, of the head that the model has by now; ``None`` without val pictures.
+
+        Args:
+            outputs_of: Returns that head's outputs ``(N, width)`` for features ``(N, D)``.
+        """
+
+
+class PooledRows:
+    """The features of pictures, one row per view; see `HeadRows`.
+
+    Args:
+        features: Give them.
+        views: Augmented views to fit on besides.
+        progress: Called with pictures computed and pictures to compute.
+
+    Raises:
+        DataError: A picture has changed since it was indexed.
+    """
+
+    def __init__(self, features: SplitFeatures, *, views: int = 0, progress: Progress | None = None) -> None:
+        self._task = features.module.task
+        self._train = features.table("train", views=views, progress=progress)
+        self._val = features.table("val", progress=progress)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How many pictures there are."""
+        return {"pictures": len(self._train) + len(self._val)}
+
+    @property
+    def X(self) -> Array:
+        """Features ``(N, D)`` of the training pictures."""
+        return self._train.X
+
+    @property
+    def y(self) -> Array:
+        """Their targets."""
+        return self._train.y
+
+    def rows(self) -> LabelledRows:
+        """Return what a head is fitted on: every view, see `training_rows`."""
+        return training_rows(self._train, POOLED, "sample")
+
+    def train_figures(self, outputs: Array) -> dict[str, float]:
+        """Return the figures that a running epoch has."""
+        names = self._task.objective.running or ("loss",)
+        values = self._task.plain_figures(list(names), torch.from_numpy(outputs), torch.from_numpy(self.y))
+        return {f"train_{name}": value for name, value in values.items()}
+
+    def val_figures(self, outputs_of: Callable[[Array], Array]) -> dict[str, float | None]:
+        """Return these figures and the one that is watched first."""
+        objective = self._task.objective
+        names = list(dict.fromkeys((*objective.running, *objective.watched[:1], "loss")))
+        if not len(self._val):
+            return {f"val_{name}": None for name in names}
+        outputs, targets = torch.from_numpy(outputs_of(self._val.X)), torch.from_numpy(self._val.y)
+        values = self._task.plain_figures(names, outputs, targets)
+        return {f"val_{name}": value for name, value in values.items()}
 
 
 def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRows:
@@ -95,5 +193,10 @@ def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRo
 
 
 def row_groups(table: FeatureTable) -> list[str]:
-    """Return the group of each row, which stays in one fold: the user's, copies of one picture, or both together."""
-    return [record.unit or record.group or record.content for record in table.records]
+    """Return the group of each row, see `units_of`."""
+    return units_of(table.records)
+
+
+def units_of(records: Iterable[ImageRecord]) -> list[str]:
+    """Return the group of each picture, which stays in one fold: the user's, copies of one picture, or both."""
+    return [record.unit or record.group or record.content for record in records]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -13,16 +13,15 @@ from torch import nn
 from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.engine.compute import Compute
-from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.extract import make_compute
-from transferkit.features.extract.table import FeatureTable
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
+from transferkit.models.dense.decoders import LinearMaskHead
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.models.solver import Array, HeadState, Solver
-from transferkit.models.task import Task
-from transferkit.training.head.features import SplitFeatures, training_rows
+from transferkit.training.head.cells import CellRows
+from transferkit.training.head.features import HeadRows, PooledRows, SplitFeatures
 
 __all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe"]
 
@@ -34,6 +33,7 @@ class SolvedProbe:
     Attributes:
         figures: Plain values for `metrics.json`: how the regularisation was chosen, ``train_acc``, ``val_acc``,
             ``val_loss`` (``None`` without a validation split), seconds, pictures computed, precision of the features.
+            Of masks those of train are of the cells that were fitted, those of val of the network's own answers.
         head: State of the head as it was solved.
         start: State of the head that fine-tuning starts from.
     """
@@ -90,48 +90,63 @@ def solve_probe(
         ConfigError: The head is not linear, or the task has no solver.
         DataError: There is nothing to tell apart in the training pictures, or one has changed since it was indexed.
     """
-    if not isinstance(module.head, LinearHead):
-        raise ConfigError(f"a {type(module.head).__name__} cannot be solved, expected a linear head - train it instead")
+    collect = _collector(module.head, "be solved", "train it instead")
     solver: Solver = module.task.require("solver", "a solved probe")
     started = time.perf_counter()
     features = SplitFeatures(module, data, store, compute, seed=seed)
-    train, val = features.table("train", views=views, progress=progress), features.table("val", progress=progress)
-    if problems := solver.problems(train.y):
+    material = collect(features, views=views, progress=progress)
+    if problems := solver.problems(material.y):
         raise DataError(f"the training split holds {gather(problems)}")
     choice: Mapping[str, Any] = {}
-    compute_outputs: Callable[[Array], Array]
+    outputs_of: Callable[[Array], Array]
     if set(taken) < set(module.class_names) or not taken:
-        solution = solver.fit(training_rows(train, POOLED, "sample"), seed=seed)
-        head, choice, compute_outputs = solution.head(), solution.choice, solution.outputs
+        solution = solver.fit(material.rows(), seed=seed)
+        head, choice, outputs_of = solution.head(), solution.choice, solution.outputs
         if head is None or head.name != "linear":
             raise TypeError(f"the solver of {module.task.name} gives no linear head")
         if taken:
             joined = _joined(module, head, taken)
-            head, compute_outputs = joined.head(), joined.outputs
-        module.head.load_state_dict(head.tensors)
+            head, outputs_of = joined.head(), joined.outputs
+        _write(module.head, head)
     else:
-        compute_outputs = _joined(module, HeadState("linear", {}, module.head.state_dict()), taken).outputs
-    objective = module.task.objective
-    running = objective.running
+        outputs_of = _joined(module, HeadState("linear", {}, module.head.state_dict()), taken).outputs
     solved = {name: tensor.clone() for name, tensor in module.head.state_dict().items()}
-    outputs = compute_outputs(train.X)
+    outputs = outputs_of(material.X)
     figures = {
         "solver": solver.method,
         **({"kept": list(taken)} if taken else {}),
         **{key: value for key, value in choice.items() if key != "curve"},
-        **_measured(module.task, outputs, train, "train", running or ("loss",)),
-        **_measured(
-            module.task, compute_outputs(val.X), val, "val", dict.fromkeys((*running, *objective.watched[:1], "loss"))
-        ),
-        "pictures": len(train) + len(val),
+        **material.train_figures(outputs),
+        **material.val_figures(outputs_of),
+        **material.facts,
         "views": views,
         "computed": features.computed,
         "precision": features.precision,
         "logit_std": float(outputs.std()),
         "time_s": time.perf_counter() - started,
     }
-    start = solver.start(HeadState("linear", {}, solved), train.X, outputs)
+    start = solver.start(HeadState("linear", {}, solved), material.X, outputs)
     return SolvedProbe(figures, solved, start.tensors)
+
+
+_COLLECTORS: Final[tuple[tuple[type[nn.Module], Callable[..., HeadRows]], ...]] = (
+    (LinearHead, PooledRows),
+    (LinearMaskHead, CellRows),
+)
+"""The heads that can be solved, and what each is fitted on."""
+
+
+def _collector(head: nn.Module, what: str, advice: str) -> Callable[..., HeadRows]:
+    for kind, collect in _COLLECTORS:
+        if isinstance(head, kind):
+            return collect
+    raise ConfigError(f"a {type(head).__name__} cannot {what}, expected a linear head - {advice}")
+
+
+def _write(head: nn.Module, solved: HeadState) -> None:
+    """Put solved weights ``(C, D)`` into a head; a convolution of one place has them as ``(C, D, 1, 1)``."""
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    head.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in solved.tensors.items()})
 
 
 def _joined(module: TransferModule, solved: HeadState, names: Sequence[str]) -> LinearSolution:
@@ -139,8 +154,10 @@ def _joined(module: TransferModule, solved: HeadState, names: Sequence[str]) -> 
     places = [module.class_names.index(name) for name in names]
     taken = module.head.state_dict()
     weight, bias = (
-        module.task.heads.joined(taken[name].double().cpu(), solved.tensors[name].double(), places).numpy()
-        for name in ("linear.weight", "linear.bias")
+        module.task.heads.joined(
+            taken[name].double().cpu().reshape(shape), solved.tensors[name].double().reshape(shape), places
+        ).numpy()
+        for name, shape in (("linear.weight", (module.num_classes, -1)), ("linear.bias", (-1,)))
     )
     return LinearSolution(weight, bias)
 
@@ -151,16 +168,5 @@ def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
     Raises:
         ConfigError: The head is not linear.
     """
-    if not isinstance(head, LinearHead):
-        raise ConfigError(f"a {type(head).__name__} cannot have been solved, expected a linear head")
+    _collector(head, "have been solved", "train it instead")
     head.load_state_dict(solved.start)
-
-
-def _measured(
-    task: Task, outputs: Array, table: FeatureTable, split: str, names: Iterable[str]
-) -> dict[str, float | None]:
-    """Return figures of outputs ``(N, width)`` of a split, such as ``val_acc``; ``None`` where the split is empty."""
-    if not len(table):
-        return {f"{split}_{name}": None for name in names}
-    values = task.plain_figures(list(names), torch.from_numpy(outputs), torch.from_numpy(table.y))
-    return {f"{split}_{name}": value for name, value in values.items()}
