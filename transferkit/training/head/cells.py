@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.errors import DataError
 from transferkit.core.records import ImageRecord
 from transferkit.core.targets import IGNORED
-from transferkit.data.images.annotation import Annotations, Mask
+from transferkit.data.batches.dataset import ImageDataset, Job
+from transferkit.data.images.annotation import Mask
 from transferkit.data.images.resize import fit_mask
 from transferkit.features.engine.taps import LAST_CELLS, places
 from transferkit.features.linear.logistic import softmax
@@ -30,10 +33,8 @@ __all__ = ["MOST_CELLS", "CellRows", "cell_rows", "cells_of_pixels", "pixels_by_
 MOST_CELLS: Final = 100_000
 """Cells that a head is fitted on, at most; of more pictures than have so many, a part is drawn."""
 
-NO_VIEWS: Final = (
-    "--probe-views adds views to one answer per picture, and a head of masks is solved on pictures as they are - leave "
-    "it out, or train the head by steps: --probe sgd"
-)
+MASKS_AT_ONCE: Final = 64
+"""Pictures whose masks are shown together."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -43,49 +44,57 @@ class CellRows:
 
     Args:
         features: Give the vectors of cells.
-        views: Augmented views to fit on besides: there are none.
+        views: Augmented views to fit on besides, as far as `MOST_CELLS` allows: other pictures say more than views. None
+            where nothing is augmented.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
-        ConfigError: There are to be views.
         DataError: No pixel counts; or a picture or a mask has changed since it was indexed.
     """
 
     def __init__(self, features: SplitFeatures, *, views: int = 0, progress: Progress | None = None) -> None:
-        if views:
-            raise ConfigError(NO_VIEWS)
         self._features = features
         module, data = features.module, features.data
         grid = _size_of_map(features)
         chosen = places(*grid).numpy()
-        everything = data.index.split("train")
-        records = _drawn(everything, features, most=max(1, MOST_CELLS // len(chosen)))
-        vectors = features.extract(records, (LAST_CELLS,), progress=progress).rows[LAST_CELLS][0]
+        everything, most = data.index.split("train"), max(1, MOST_CELLS // len(chosen))
+        records = _drawn(everything, features, most=most)
+        views = 0 if data.augment == "none" else min(views, most // len(records) - 1)
+        vectors = features.extract(records, (LAST_CELLS,), views=views, progress=progress).rows[LAST_CELLS]
         cells = cells_of_pixels(data.data_config.image_size, grid, chosen)
-        pixels = _pixels(records, features, lambda mask: pixels_by_class(mask, cells, len(chosen), module.num_classes))
-        self._rows = cell_rows(vectors.reshape(*pixels.shape[:2], -1), pixels, units_of(records))
-        if not len(self._rows):
+        count = partial(pixels_by_class, cells=cells, count=len(chosen), width=module.num_classes)
+        pixels = np.stack([[count(mask) for mask in shown] for shown in _masks(records, features, views)], axis=1)
+        # Of view 0 first, so that its rows are the first ones.
+        rows = cell_rows(
+            vectors.reshape(-1, len(chosen), vectors.shape[2] // len(chosen)),
+            pixels.reshape(-1, *pixels.shape[2:]),
+            units_of(records) * (1 + views),
+        )
+        self._rows = replace(rows, weight=np.asarray(rows.weight) / (1 + views))
+        self._plain = self._rows.take(np.arange(int(np.count_nonzero(pixels[0]))))
+        if not len(self._plain):
             raise DataError(f"the training masks hold no pixel that counts, all are {IGNORED} - give them classes")
         self._facts = {
             "pictures": len(records) + len(data.index.split("val")),
-            "fitted_on": f"{np.count_nonzero(pixels.sum(axis=2)):,} cells of {len(records):,} training pictures"
+            "views": views,
+            "fitted_on": f"{np.count_nonzero(pixels.sum(axis=3)):,} cells of {len(records):,} training pictures"
             + (f", drawn of {len(everything):,}" if len(records) < len(everything) else ""),
         }
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """How many pictures were used, and the cells of the fit, in words."""
+        """How many pictures and views were used, and the cells of the fit, in words."""
         return self._facts
 
     @property
     def X(self) -> Array:
-        """The vectors ``(R, D)`` of the rows."""
-        return self._rows.X
+        """The vectors ``(R, D)`` of the rows of pictures as they are."""
+        return self._plain.X
 
     @property
     def y(self) -> Array:
-        """The classes ``(R,)`` of the rows."""
-        return self._rows.y
+        """The classes ``(R,)`` of these rows."""
+        return self._plain.y
 
     def rows(self) -> LabelledRows:
         """Return what a head is fitted on."""
@@ -93,7 +102,7 @@ class CellRows:
 
     def train_figures(self, outputs: Array) -> dict[str, float]:
         """Return figures of the cells, as if each of a cell's pixels had its logits ``(R, C)``: nothing is enlarged."""
-        acc, nll = score(softmax(outputs.astype(np.float64)), self._rows.y, np.asarray(self._rows.weight))
+        acc, nll = score(softmax(outputs.astype(np.float64)), self._plain.y, np.asarray(self._plain.weight))
         return {"train_pixel_acc": acc, "train_loss": nll}
 
     def val_figures(self, outputs_of: Callable[[Array], Array]) -> dict[str, float | None]:
@@ -177,22 +186,35 @@ def _drawn(records: Sequence[ImageRecord], features: SplitFeatures, *, most: int
     return [records[at] for at in drawn]
 
 
-def _pixels(records: Sequence[ImageRecord], features: SplitFeatures, count: Callable[[Mask], Counts]) -> Counts:
-    """Return the pixels by cell and class of each picture's mask on the canvas, ``(N, K, C)``."""
-    config = features.data.data_config
-    targets = features.data.index.targets
-    annotations: Annotations | None = targets.annotate(
-        [record.label for record in records], [record.path for record in records]
-    )
+def _masks(records: Sequence[ImageRecord], features: SplitFeatures, views: int) -> Iterator[Sequence[Mask]]:
+    """Yield the masks of each picture on the canvas: of its evaluation view, then of `views` augmented ones.
+
+    Without views no picture is decoded: its mask goes where the picture would.
+    """
+    data = features.data
+    annotations = data.index.targets.annotate([record.label for record in records], [record.path for record in records])
     if annotations is None:
         raise TypeError("a head on maps is solved of answers on pixels, and these targets have none")
-    read = annotations.read
+    if views:
+        cores = available_cores()
+        dataset = ImageDataset(
+            features.pictures(records), features.views(views), annotations=annotations, threads=cores
+        )
+        try:
+            for start in range(0, len(records), MASKS_AT_ONCE):
+                jobs = [Job(row, tuple(range(1 + views))) for row in range(start, len(records))[:MASKS_AT_ONCE]]
+                _, masks = dataset.batch(jobs).labelled()
+                yield from masks.unflatten(0, (len(jobs), 1 + views)).numpy()
+        finally:
+            dataset.close()
+        return
+    read, config = annotations.read, data.data_config
 
-    def of(row: int) -> Counts:
+    def on_canvas(row: int) -> Sequence[Mask]:
         mask = read(row).mask
         if mask is None:
             raise TypeError("an annotation without a mask has no pixels")
-        return count(fit_mask(mask, config))
+        return (fit_mask(mask, config),)
 
     with ThreadPoolExecutor(available_cores(), thread_name_prefix="mask") as pool:
-        return np.stack(list(pool.map(of, range(len(records)))))
+        yield from pool.map(on_canvas, range(len(records)))

@@ -12,6 +12,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.records import ImageRecord
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.views import Views
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import POOLED, Tap, find_taps
 from transferkit.features.extract.extract import make_views, table_of
@@ -63,18 +64,16 @@ class SplitFeatures:
         index = self.data.index
         records = index.split(split)
         extraction = self.extract(records, find_taps(self.module.backbone), views=views, progress=progress)
-        return table_of(index, self._pictures(records), extraction, {}, splits=(split,))
+        return table_of(index, self.pictures(records), extraction, {}, splits=(split,))
 
     def extract(
         self, records: Sequence[ImageRecord], taps: Sequence[Tap], *, views: int = 0, progress: Progress | None = None
     ) -> Extraction:
         """Return the features of some pictures at some taps. Raises as `table`."""
-        pictures = self._pictures(records)
+        pictures = self.pictures(records)
         extraction = extract_pictures(
-            pictures, self._frozen, taps,
-            make_views(self.module.data_config, views, self.data.augment, self.seed, flip=self.data.flip), self.store,
-            self.compute, progress=progress,
-        )  # fmt: skip
+            pictures, self._frozen, taps, self.views(views), self.store, self.compute, progress=progress
+        )
         if extraction.failures:  # they were read when the data were indexed
             at, reason = next(iter(extraction.failures.items()))
             raise DataError(f"{pictures[at].name}: cannot be read any more ({reason}) - run again")
@@ -82,7 +81,12 @@ class SplitFeatures:
         self.precision = extraction.precision.precision
         return extraction
 
-    def _pictures(self, records: Sequence[ImageRecord]) -> list[Picture]:
+    def views(self, count: int) -> Views:
+        """Return how pictures are shown: as in evaluation, and augmented `count` times."""
+        return make_views(self.module.data_config, count, self.data.augment, self.seed, flip=self.data.flip)
+
+    def pictures(self, records: Sequence[ImageRecord]) -> list[Picture]:
+        """Return the pictures of records, decoded where they are in memory already."""
         pixels = self.data.index.pixels
         return [Picture(record.path, record.sha256, pixels.get(record.sha256)) for record in records]
 
@@ -92,7 +96,7 @@ class HeadRows(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What is told of it, as JSON values: ``pictures``, how many were used."""
+        """What is told of it, as JSON values: ``pictures`` and ``views``, how many were used."""
 
     @property
     def X(self) -> Array:
@@ -130,13 +134,14 @@ class PooledRows:
 
     def __init__(self, features: SplitFeatures, *, views: int = 0, progress: Progress | None = None) -> None:
         self._task = features.module.task
+        self._views = views
         self._train = features.table("train", views=views, progress=progress)
         self._val = features.table("val", progress=progress)
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """How many pictures there are."""
-        return {"pictures": len(self._train) + len(self._val)}
+        """How many pictures and views there are."""
+        return {"pictures": len(self._train) + len(self._val), "views": self._views}
 
     @property
     def X(self) -> Array:

@@ -119,7 +119,6 @@ def solve_probe(
         **material.train_figures(outputs),
         **material.val_figures(outputs_of),
         **material.facts,
-        "views": views,
         "computed": features.computed,
         "precision": features.precision,
         "logit_std": float(outputs.std()),
