@@ -44,7 +44,7 @@ HeadBuilder = Callable[[Any, int], nn.Module]
 _Builder = TypeVar("_Builder", bound=HeadBuilder)
 
 _BUILT_IN = ("cosine", "linear", "mlp")
-_DECODERS = ("deeplabv3plus", "fpn", "unet")
+_OF_MASKS = ("deeplabv3plus", "fpn", "hypercolumns", "unet")
 _REGISTERED: dict[str, HeadBuilder] = {}
 
 
@@ -157,7 +157,7 @@ def register_head(name: str) -> Callable[[_Builder], _Builder]:
     Raises:
         ConfigError: `name` is taken.
     """
-    if name in (*_BUILT_IN, *_DECODERS, *_REGISTERED):
+    if name in (*_BUILT_IN, *_OF_MASKS, *_REGISTERED):
         raise ConfigError(f"a head named {name!r} exists already - register it under another name")
 
     def register(builder: _Builder) -> _Builder:
@@ -174,7 +174,7 @@ def registered_head(name: str) -> HeadBuilder | None:
 
 def list_heads(*, pyramid: bool = False) -> list[str]:
     """Return the names that `build_head` knows, sorted; with `pyramid` those of heads for masks."""
-    built_in = ("linear", *_DECODERS) if pyramid else _BUILT_IN
+    built_in = ("linear", *_OF_MASKS) if pyramid else _BUILT_IN
     return sorted((*built_in, *(name for name in _REGISTERED if takes_pyramid(name) == pyramid)))
 
 

@@ -32,6 +32,9 @@ __all__ = [
 
 AUTO = "auto"
 
+SOLVED = ("linear", "hypercolumns")
+"""Heads that can be solved: one linear layer."""
+
 DECAY = Range("a decay in (0, 1), such as 0.999", lambda value: 0.0 < value < 1.0)
 RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
 
@@ -146,7 +149,7 @@ class TrainingOptions(CraftOptions):
         if self.sampler == self.class_weights == "balanced":
             yield "--sampler balanced and --class-weights balanced would count rare classes twice over - choose one"
         if self.probe == "solve":
-            if self.head != "linear":
+            if self.head not in SOLVED:
                 yield f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd"
             for name in ("probe_epochs", "probe_lr"):
                 if getattr(self, name) is not None:
@@ -156,7 +159,7 @@ class TrainingOptions(CraftOptions):
     def solves_probe(self) -> bool:
         """Whether the head alone is solved on cached features; by default where it can be and SGD is not set up."""
         if self.probe == "auto":
-            return self.head == "linear" and self.probe_epochs is None and self.probe_lr is None
+            return self.head in SOLVED and self.probe_epochs is None and self.probe_lr is None
         return self.probe == "solve"
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.features.engine.folding import fold_batch_norm
-from transferkit.features.engine.taps import LAST_CELLS, OWN, POOLED, Tap, places, pool_maps
+from transferkit.features.engine.taps import CELLS, OWN, POOLED, Tap, cell_maps, cells, places, pool_maps
 from transferkit.models.backbones.interface import Backbone
 
 __all__ = ["FeatureNetwork", "freeze_network"]
@@ -20,7 +20,7 @@ class FeatureNetwork(nn.Module):
 
     Args:
         backbone: Not copied: the caller hands over one of its own, in eval mode.
-        taps: Where to take features from; `LAST_CELLS` only alone.
+        taps: Where to take features from; cells only alone.
     """
 
     shift: Tensor
@@ -36,10 +36,13 @@ class FeatureNetwork(nn.Module):
         self.register_buffer("shift", -mean / std)
         self.register_buffer("scale", 1.0 / (255.0 * std))
         self._stage_rows: dict[Tap, Tensor] = {}
-        self.takes_cells = LAST_CELLS in self.taps
+        self.takes_cells = any(tap.pool == CELLS for tap in self.taps)
         if self.takes_cells and len(self.taps) > 1:
-            raise ValueError("cells of the last map are taken alone")
-        self.register_buffer("places", _cells(backbone) if self.takes_cells else torch.zeros(0, dtype=torch.int64))
+            raise ValueError("cells are taken alone")
+        nowhere = torch.zeros(0, dtype=torch.int64)
+        self.register_buffer("places", _places(backbone, self.taps[0]) if self.takes_cells else nowhere)
+        if self.takes_cells:
+            return
         stages, tokens = backbone.stages(), _tokens(backbone)
         for tap in self.taps:
             if tap.layer != POOLED:
@@ -51,8 +54,7 @@ class FeatureNetwork(nn.Module):
         # (x / 255 - mean) / std, by one multiplication and one addition, as in training
         inputs = torch.addcmul(self.shift, images.permute(0, 3, 1, 2).float(), self.scale)
         if self.takes_cells:
-            laid = self.backbone.forward_last_map(inputs).flatten(2)
-            return (laid[:, :, self.places].transpose(1, 2).flatten(1).float(),)
+            return (cells(cell_maps(self.backbone, self.taps[0], inputs), self.places),)
         maps = self.backbone.forward_maps(inputs) if self._wants_maps else None
         own = self.backbone(inputs) if maps is None else maps
         rows = []
@@ -107,11 +109,11 @@ def _tokens(backbone: Backbone) -> int | None:
     return maps.shape[1] - backbone.prefix_tokens if maps.ndim == 3 else None
 
 
-def _cells(backbone: Backbone) -> Tensor:
-    """Return the `places` of the last map, ``(K,)``, of pictures of the size that the backbone takes."""
+def _places(backbone: Backbone, tap: Tap) -> Tensor:
+    """Return the `places` ``(K,)`` of cells of pictures of the size that the backbone takes."""
     with torch.no_grad():
-        last = backbone.forward_last_map(torch.zeros(1, 3, *backbone.data_config.image_size))
-    return places(*last.shape[2:])
+        finest = cell_maps(backbone, tap, torch.zeros(1, 3, *backbone.data_config.image_size))[0]
+    return places(*finest.shape[2:])
 
 
 def freeze_network(backbone: Backbone, taps: Sequence[Tap]) -> FeatureNetwork:

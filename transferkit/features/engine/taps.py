@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.dense.linear import column_levels
 from transferkit.models.freezing import evaluation_mode
 
-__all__ = ["ALL", "CELLS", "LAST_CELLS", "MOST_PLACES", "POOLED", "POOLS", "Tap", "find_taps", "places", "pool_maps"]
+__all__ = [
+    "ALL",
+    "CELLS",
+    "LAST_CELLS",
+    "MOST_PLACES",
+    "POOLED",
+    "POOLS",
+    "PYRAMID_CELLS",
+    "Tap",
+    "cell_maps",
+    "cells",
+    "find_taps",
+    "places",
+    "pool_maps",
+]
 
 POOLED: Final = "pooled"
 """The penultimate layer: what the backbone hands to a head."""
@@ -27,7 +43,7 @@ POOLS: Final = ("avg", "max", "avgmax", "cls")
 OWN: Final = "own"
 
 CELLS: Final = "cells"
-"""Not one vector per picture but those of the `places` of its last map, one after the other."""
+"""Not one vector per picture but those of the `places` of a map, one after the other."""
 
 MOST_PLACES: Final = 64
 """Places of a map that are cells, at most. It is a part of what `CELLS` means in a store: another number, another name.
@@ -41,8 +57,8 @@ class Tap:
     Attributes:
         layer: ``"pooled"`` or the name of a stage, such as ``"layer3"``.
         pool: ``"avg"``, ``"max"``, ``"avgmax"`` (both, 2 C wide), ``"cls"`` (the first token), ``"own"``: the
-            backbone's own pooling and what it has behind it; or ``"cells"``: K C wide, of the last map, for heads that
-            answer for pixels.
+            backbone's own pooling and what it has behind it; or ``"cells"``: K C wide, for heads that answer for
+            pixels.
     """
 
     layer: str
@@ -51,6 +67,9 @@ class Tap:
 
 LAST_CELLS: Final = Tap(POOLED, CELLS)
 """The cells of the last map."""
+
+PYRAMID_CELLS: Final = Tap("pyramid", CELLS)
+"""The cells of the finest map that a hypercolumn joins, each with what all of them know of its middle."""
 
 
 def find_taps(backbone: Backbone, layer: str = POOLED, pool: str | None = None) -> tuple[Tap, ...]:
@@ -161,6 +180,40 @@ def places(height: int, width: int) -> Tensor:
     rows, columns = everything // width, everything % width
     order = (rows * _ROW_STEP + columns * _COLUMN_STEP) % (1 << 32)
     return order.argsort(stable=True)[:MOST_PLACES].sort().values
+
+
+def cell_maps(backbone: Backbone, tap: Tap, images: Tensor) -> list[Tensor]:
+    """Return the maps ``(B, C, h, w)`` that cells are of, from fine to coarse: the first one's places count.
+
+    Args:
+        backbone: The backbone.
+        tap: `LAST_CELLS` or `PYRAMID_CELLS`.
+        images: ``(B, 3, H, W) float32, normalised``.
+
+    Raises:
+        BackboneError: The backbone has no such maps.
+    """
+    if tap == LAST_CELLS:
+        return [backbone.forward_last_map(images)]
+    return list(backbone.forward_pyramid(images)[-len(column_levels(backbone.pyramid())) :])
+
+
+def cells(maps: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Return what maps have at some places of the first one, ``(B, K C)``: of others as they are enlarged bilinearly.
+
+    Args:
+        maps: ``(B, C, h, w)`` each.
+        chosen: ``(K,)``, see `places`.
+    """
+    height, width = maps[0].shape[2:]
+    middles = torch.stack((chosen % width * 2 + 1 - width, chosen // width * 2 + 1 - height), dim=1).float()
+    grid = (middles / middles.new_tensor((width, height)))[None, :, None].expand(len(maps[0]), -1, -1, -1)
+    columns = [maps[0].float().flatten(2)[:, :, chosen]]
+    columns += [
+        functional.grid_sample(level.float(), grid, padding_mode="border", align_corners=False).squeeze(3)
+        for level in maps[1:]
+    ]
+    return torch.cat(columns, dim=1).transpose(1, 2).flatten(1)
 
 
 _COLUMN_STEP, _ROW_STEP = 3242174889, 2447445414

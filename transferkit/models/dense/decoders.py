@@ -1,7 +1,7 @@
-"""Heads of masks: from a picture and its pyramid to a logit per class and pixel.
+"""Heads of masks that decode: from a picture and its pyramid to a logit per class and pixel.
 
-Each is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse; the linear
-one with the last map alone. Decoders are those of segmentation_models_pytorch.
+Each is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse. Decoders are
+those of segmentation_models_pytorch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.backbones.pyramid import Level
+from transferkit.models.dense.linear import resized
 
-__all__ = ["DeepLabHead", "FPNHead", "LinearMaskHead", "SimplePyramid", "UnetHead"]
+__all__ = ["DeepLabHead", "FPNHead", "SimplePyramid", "UnetHead"]
 
 UNET_CHANNELS = (256, 128, 64, 32, 16)
 """Of the blocks from coarse to fine: the defaults of segmentation_models_pytorch."""
@@ -27,38 +27,6 @@ SIMPLE_CHANNELS = 256
 SCALES = (4, 2, 1, 0.5)
 LEAST_LEVELS = 4
 """With fewer, a pyramid is made of the last map."""
-
-
-def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps ``(B, C, h, w)`` at another size, bilinearly."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return functional.interpolate(maps, (size[0], size[1]), mode="bilinear", align_corners=False)
-
-
-class LinearMaskHead(nn.Module):
-    """One linear layer at every position of the last map; its logits are enlarged bilinearly.
-
-    Args:
-        channels: Of the map.
-        num_classes: Number of classes C.
-        drop_rate: Share of the channels that are set to zero in training, in [0, 1).
-    """
-
-    takes_pyramid = True
-
-    def __init__(self, channels: int, num_classes: int, *, drop_rate: float = 0.0) -> None:
-        super().__init__()
-        self.drop = nn.Dropout2d(drop_rate)
-        self.linear = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        if self.linear.bias is not None:
-            nn.init.zeros_(self.linear.bias)
-
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
-        """Return logits ``(B, C, H, W)``."""
-        images, last = given
-        return resized(self.linear(self.drop(last)), images.shape[2:])
 
 
 class SimplePyramid(nn.Module):

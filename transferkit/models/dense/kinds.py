@@ -11,7 +11,8 @@ from torch import nn
 
 from transferkit.core.errors import ConfigError, gather
 from transferkit.models.backbones.interface import Backbone
-from transferkit.models.dense.decoders import DeepLabHead, FPNHead, LinearMaskHead, UnetHead
+from transferkit.models.dense.decoders import DeepLabHead, FPNHead, UnetHead
+from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
 from transferkit.models.feed import Feed, dry_run
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.heads import check_head, list_heads, registered_head, takes_pyramid, unknown_head
@@ -47,7 +48,7 @@ class MaskHeads:
         problems = unknown_head(head, pyramid=True)
         if not 0 <= drop_rate < 1:
             problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
-        elif drop_rate and head not in ("linear", *DECODERS):
+        elif drop_rate and head not in ("linear", "hypercolumns", *DECODERS):
             problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into it")
         if isinstance(head, nn.Module) and not takes_pyramid(head):
             problems.append(
@@ -71,6 +72,8 @@ def _named(name: str, backbone: Backbone, width: int, drop_rate: float) -> nn.Mo
             raise ConfigError(f"{backbone.name} has no feature map for a head of masks - use another backbone")
         return LinearMaskHead(backbone.map_channels, width, drop_rate=drop_rate)
     levels, builder = backbone.pyramid(), registered_head(name)
+    if name == "hypercolumns":
+        return HypercolumnHead(levels, width, drop_rate=drop_rate)
     if builder is not None:
         return builder(levels, width)
     if importlib.util.find_spec(LIBRARY) is None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from transferkit.core.errors import DataError
 from transferkit.core.records import ImageRecord
@@ -17,12 +18,11 @@ from transferkit.core.targets import IGNORED
 from transferkit.data.batches.dataset import ImageDataset, Job
 from transferkit.data.images.annotation import Mask
 from transferkit.data.images.resize import fit_mask
-from transferkit.features.engine.taps import LAST_CELLS, places
+from transferkit.features.engine.taps import Tap, cell_maps, places
 from transferkit.features.linear.logistic import softmax
 from transferkit.features.probe.curves import nested_subsets
 from transferkit.features.probe.selection import score
 from transferkit.machine.cores import available_cores
-from transferkit.models.feed import Feed, dry_run
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.solver import Array, LabelledRows
 from transferkit.runs.measure import running_figures
@@ -32,6 +32,9 @@ __all__ = ["MOST_CELLS", "CellRows", "cell_rows", "cells_of_pixels", "pixels_by_
 
 MOST_CELLS: Final = 100_000
 """Cells that a head is fitted on, at most; of more pictures than have so many, a part is drawn."""
+
+MOST_NUMBERS: Final = 2**26
+"""Numbers that their vectors hold, at most."""
 
 MASKS_AT_ONCE: Final = 64
 """Pictures whose masks are shown together."""
@@ -44,23 +47,27 @@ class CellRows:
 
     Args:
         features: Give the vectors of cells.
-        views: Augmented views to fit on besides, as far as `MOST_CELLS` allows: other pictures say more than views. None
-            where nothing is augmented.
+        tap: Of which maps the cells are.
+        views: Augmented views to fit on besides; none where nothing is augmented, and fewer where `MOST_CELLS` leaves
+            no room: other pictures say more.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
         DataError: No pixel counts; or a picture or a mask has changed since it was indexed.
     """
 
-    def __init__(self, features: SplitFeatures, *, views: int = 0, progress: Progress | None = None) -> None:
+    def __init__(self, features: SplitFeatures, tap: Tap, *, views: int = 0, progress: Progress | None = None) -> None:
         self._features = features
         module, data = features.module, features.data
-        grid = _size_of_map(features)
+        with evaluation_mode(module.backbone), torch.no_grad():
+            maps = cell_maps(module.backbone, tap, torch.zeros(1, 3, *module.data_config.image_size))
+        grid = maps[0].shape[2], maps[0].shape[3]
         chosen = places(*grid).numpy()
-        everything, most = data.index.split("train"), max(1, MOST_CELLS // len(chosen))
+        allowed = min(MOST_CELLS, MOST_NUMBERS // sum(level.shape[1] for level in maps))
+        everything, most = data.index.split("train"), max(1, allowed // len(chosen))
         records = _drawn(everything, features, most=most)
-        views = 0 if data.augment == "none" else min(views, most // len(records) - 1)
-        vectors = features.extract(records, (LAST_CELLS,), views=views, progress=progress).rows[LAST_CELLS]
+        views = 0 if data.augment == "none" else max(0, min(views, most // len(records) - 1))
+        vectors = features.extract(records, (tap,), views=views, progress=progress).rows[tap]
         cells = cells_of_pixels(data.data_config.image_size, grid, chosen)
         count = partial(pixels_by_class, cells=cells, count=len(chosen), width=module.num_classes)
         pixels = np.stack([[count(mask) for mask in shown] for shown in _masks(records, features, views)], axis=1)
@@ -168,13 +175,6 @@ def pixels_by_class(mask: Mask, cells: Counts, count: int, width: int) -> Counts
     return numbers.reshape(count, width)
 
 
-def _size_of_map(features: SplitFeatures) -> tuple[int, int]:
-    """Return height and width of the last map."""
-    with evaluation_mode(features.module.backbone):
-        last = dry_run(features.module.backbone, Feed.LAST_MAP)[1]
-    return last.shape[2], last.shape[3]
-
-
 def _drawn(records: Sequence[ImageRecord], features: SplitFeatures, *, most: int) -> Sequence[ImageRecord]:
     """Return all pictures or, where they are more than `most`, about so many: of each stratum its share."""
     if len(records) <= most:
@@ -204,7 +204,7 @@ def _masks(records: Sequence[ImageRecord], features: SplitFeatures, views: int) 
             for start in range(0, len(records), MASKS_AT_ONCE):
                 jobs = [Job(row, tuple(range(1 + views))) for row in range(start, len(records))[:MASKS_AT_ONCE]]
                 _, masks = dataset.batch(jobs).labelled()
-                yield from masks.unflatten(0, (len(jobs), 1 + views)).numpy()
+                yield from masks.numpy().reshape(len(jobs), 1 + views, *masks.shape[1:])
         finally:
             dataset.close()
         return

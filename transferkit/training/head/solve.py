@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.engine.compute import Compute
+from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS
 from transferkit.features.extract.extract import make_compute
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.dense.decoders import LinearMaskHead
+from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
 from transferkit.models.heads import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.models.solver import Array, HeadState, Solver
@@ -130,7 +132,8 @@ def solve_probe(
 
 _COLLECTORS: Final[tuple[tuple[type[nn.Module], Callable[..., HeadRows]], ...]] = (
     (LinearHead, PooledRows),
-    (LinearMaskHead, CellRows),
+    (LinearMaskHead, partial(CellRows, tap=LAST_CELLS)),
+    (HypercolumnHead, partial(CellRows, tap=PYRAMID_CELLS)),
 )
 """The heads that can be solved, and what each is fitted on."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
 from transferkit.models.task import task_of
 from transferkit.options.fields import make_config
-from transferkit.options.training import AUTO, FinetuneConfig, TrainingOptions
+from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
@@ -105,7 +105,7 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     problems = check_phases(phases, group_names)
     if any(phase.solve for phase in phases):
         task.require("solver", "a solved phase")
-        if config.head != "linear":
+        if config.head not in SOLVED:
             problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
     problems += _craft_problems(config, phases) + _task_problems(config)
     if problems:
