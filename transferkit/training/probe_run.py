@@ -71,6 +71,11 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
     started = time.perf_counter()
     task = task_of(config)
     task.require("solver", "probe")
+    if task.head_kinds.feed("linear").on_pixels:
+        raise ConfigError(
+            f"probe fits a classifier on one vector per picture, and {task.name} answers for pixels - "
+            "run finetune --phases probe, which solves its linear head"
+        )
     prepare_run_dir(run, resume=False, overwrite=config.overwrite)
     console = progress_console(config.quiet)
     weight = None if config.class_weight == "none" else config.class_weight

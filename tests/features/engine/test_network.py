@@ -10,7 +10,7 @@ from transferkit.core.errors import TransferkitError
 from transferkit.features.engine import folding
 from transferkit.features.engine.folding import fold_batch_norm
 from transferkit.features.engine.network import freeze_network
-from transferkit.features.engine.taps import LAST_CELLS, find_taps, places
+from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS, find_taps, places
 from transferkit.models.digest import state_digest
 
 NETWORKS = {  # name -> image size
@@ -390,6 +390,22 @@ def test_a_stage_in_the_other_layout(name, layer):
     assert error(rows, maps.mean(dim=(1, 2))) <= CLOSE
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "transferkit/mini", "swin_tiny_patch4_window7_224"])
+def test_cells_of_a_pyramid_are_all_levels_enlarged_to_the_finest(name):
+    backbone = build(name, size=64)
+    images = random_images(backbone, 2)
+    with torch.no_grad():
+        maps = backbone.forward_pyramid(inputs(backbone, images))
+    maps = [level for level, at in zip(maps, backbone.pyramid(), strict=True) if at.stride >= 4]
+    enlarged = [nn.functional.interpolate(level, maps[0].shape[2:], mode="bilinear") for level in maps]
+    chosen = places(*maps[0].shape[2:])
+    exact = torch.cat(enlarged, dim=1).flatten(2)[:, :, chosen].transpose(1, 2).flatten(1)
+    with torch.inference_mode():
+        (rows,) = freeze_network(backbone, (PYRAMID_CELLS,))(images)
+    assert len(maps) == 4
+    assert error(rows, exact) <= CLOSE
+
+
 def test_cells_are_taken_alone():
-    with pytest.raises(ValueError, match="cells of the last map are taken alone"):
+    with pytest.raises(ValueError, match="cells are taken alone"):
         freeze_network(build("test_resnet"), (*find_taps(build("test_resnet")), LAST_CELLS))

@@ -57,6 +57,25 @@ def test_the_linear_head_is_a_matrix_at_every_position():
     torch.testing.assert_close(made, expected)
 
 
+def test_hypercolumns_are_one_linear_layer_on_all_levels_enlarged_and_joined():
+    backbone = make("test_resnet").eval()
+    built = MASK_HEADS.build("hypercolumns", backbone, 3).eval()
+    nn.init.normal_(built.linear.bias)
+    images = torch.randn(2, 3, SIDE, SIDE)
+    assert [level.stride for level in built.levels] == [4, 8, 16, 32]
+    with torch.no_grad():
+        given = feed(backbone, Feed.PYRAMID, images)
+        maps = given[-4:]
+        joined = torch.cat([nn.functional.interpolate(level, maps[0].shape[2:], mode="bilinear") for level in maps], 1)
+        expected = nn.functional.interpolate(built.linear(joined), (SIDE, SIDE), mode="bilinear")
+        torch.testing.assert_close(built(given), expected)
+
+
+def test_a_backbone_of_one_level_has_no_hypercolumns():
+    with pytest.raises(ConfigError, match="hypercolumns joins levels, and the pyramid of this backbone has one - use "):
+        MASK_HEADS.build("hypercolumns", make("test_vit"), 2)
+
+
 def test_a_simple_pyramid_has_the_strides_of_the_paper():
     pyramid = SimplePyramid(Level("", 16, 96))
     assert [level.stride for level in pyramid.levels] == [4, 8, 16, 32]

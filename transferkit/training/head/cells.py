@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -17,6 +16,7 @@ from transferkit.core.records import ImageRecord
 from transferkit.core.targets import IGNORED
 from transferkit.data.batches.dataset import ImageDataset, Job
 from transferkit.data.images.annotation import Mask
+from transferkit.data.images.reading import in_order
 from transferkit.data.images.resize import fit_mask
 from transferkit.features.engine.taps import Tap, cell_maps, places
 from transferkit.features.linear.logistic import softmax
@@ -24,7 +24,7 @@ from transferkit.features.probe.curves import nested_subsets
 from transferkit.features.probe.selection import score
 from transferkit.machine.cores import available_cores
 from transferkit.models.freezing import evaluation_mode
-from transferkit.models.solver import Array, LabelledRows
+from transferkit.models.solver import Array, LabelledRows, ProbeOptions
 from transferkit.runs.measure import running_figures
 from transferkit.training.head.features import Progress, SplitFeatures, units_of
 
@@ -35,6 +35,9 @@ MOST_CELLS: Final = 100_000
 
 MOST_NUMBERS: Final = 2**26
 """Numbers that their vectors hold, at most."""
+
+FOLDS: Final = 3
+"""Of the cross-validation."""
 
 MASKS_AT_ONCE: Final = 64
 """Pictures whose masks are shown together."""
@@ -102,6 +105,11 @@ class CellRows:
     def y(self) -> Array:
         """The classes ``(R,)`` of these rows."""
         return self._plain.y
+
+    @property
+    def options(self) -> ProbeOptions:
+        """Fewer folds than usual: cells are many, and what is chosen hardly depends on which are held out."""
+        return ProbeOptions(folds=FOLDS)
 
     def rows(self) -> LabelledRows:
         """Return what a head is fitted on."""
@@ -216,5 +224,4 @@ def _masks(records: Sequence[ImageRecord], features: SplitFeatures, views: int) 
             raise TypeError("an annotation without a mask has no pixels")
         return (fit_mask(mask, config),)
 
-    with ThreadPoolExecutor(available_cores(), thread_name_prefix="mask") as pool:
-        yield from pool.map(on_canvas, range(len(records)))
+    yield from in_order(on_canvas, range(len(records)), available_cores())

@@ -20,7 +20,7 @@ from transferkit.features.extract.extraction import Extraction, extract_pictures
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import Array, LabelledRows
+from transferkit.models.solver import Array, LabelledRows, ProbeOptions
 
 __all__ = ["HeadRows", "PooledRows", "Progress", "SplitFeatures", "row_groups", "training_rows", "units_of"]
 
@@ -106,6 +106,10 @@ class HeadRows(Protocol):
     def y(self) -> Array:
         """Their targets ``(N, ...)``."""
 
+    @property
+    def options(self) -> ProbeOptions:
+        """How a head is fitted."""
+
     def rows(self) -> LabelledRows:
         """Return what a head is fitted on."""
 
@@ -152,6 +156,11 @@ class PooledRows:
     def y(self) -> Array:
         """Their targets."""
         return self._train.y
+
+    @property
+    def options(self) -> ProbeOptions:
+        """The usual ones."""
+        return ProbeOptions()
 
     def rows(self) -> LabelledRows:
         """Return what a head is fitted on: every view, see `training_rows`."""

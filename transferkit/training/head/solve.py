@@ -102,7 +102,7 @@ def solve_probe(
     choice: Mapping[str, Any] = {}
     outputs_of: Callable[[Array], Array]
     if set(taken) < set(module.class_names) or not taken:
-        solution = solver.fit(material.rows(), seed=seed)
+        solution = solver.fit(material.rows(), material.options, seed=seed)
         head, choice, outputs_of = solution.head(), solution.choice, solution.outputs
         if head is None or head.name != "linear":
             raise TypeError(f"the solver of {module.task.name} gives no linear head")
