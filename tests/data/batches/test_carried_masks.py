@@ -184,7 +184,7 @@ CASES = [(number, False) for number in range(1, 9)] + [(number, True) for number
 
 
 @pytest.mark.parametrize(("orientation", "stored"), CASES)
-def test_exif_orientation_goes_for_both(tmp_path, orientation, stored):
+def test_exif_orientation_goes_for_both(tmp_path, orientation, stored):  # fault 166
     """The mask is drawn on the upright picture, or on the stored one where that can be told by its size."""
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()

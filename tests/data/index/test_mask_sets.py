@@ -155,7 +155,7 @@ def test_what_numbers_mean_follows_from_the_whole_set(tmp_path, values, names, e
     assert np.array_equal(classes(found)[1], halves(*expected[::-1]))
 
 
-def test_no_mask_is_understood_by_itself(tmp_path):
+def test_no_mask_is_understood_by_itself(tmp_path):  # fault 165
     """One that holds 0 and 255 alone is of two classes among its like, and ignored pixels among others."""
     pair(tmp_path, "a", halves(0, 255))
     pair(tmp_path, "b", halves(0, 255, 0))
@@ -302,7 +302,7 @@ REASONS = {
 }  # fmt: skip
 
 
-def test_all_masks_that_cannot_be_used_are_named_at_once(tmp_path):
+def test_all_masks_that_cannot_be_used_are_named_at_once(tmp_path):  # fault 164
     broken(tmp_path)
     message = refused(tmp_path, Kind.MASK)
     assert message.startswith("10 pictures whose masks cannot be used: ")

@@ -116,7 +116,8 @@ def understood(used: Sequence[tuple[str | None, MaskFacts]], palette: Palette | 
     if len(numbers) > MOST_UNNAMED:
         message = (
             f"masks hold {len(numbers)} different values, from {numbers[0]} to {numbers[-1]} - if they number objects, "
-            "pass --mask-values binary; if they are classes, name them by classes.txt or --palette FILE"
+            "pass --mask-values binary; if they are classes, name them by classes.txt or --palette FILE; if edges are "
+            "smoothed, cut the masks at a level before"
         )
         problems.append(Finding(Kind.MASK, message, tuple(map(str, numbers))))
     elif other:

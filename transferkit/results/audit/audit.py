@@ -37,6 +37,7 @@ from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import CLASSES, build_index
 from transferkit.data.index.labels import LabelReader
+from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
 from transferkit.data.index.targets import TargetReader, task_name
 from transferkit.data.scan.records import Kind, Scan
@@ -64,6 +65,7 @@ PAGE, TABLE = "check.html", "check.json"
 
 READERS: Final[dict[str, TargetReader]] = {
     "classification": CLASSES, "multilabel": LabelReader(), "regression": NumberReader(),
+    "segmentation": MaskReader(),
 }  # fmt: skip
 """What reads the answers of the tasks of this package: `check` starts without torch, and so without `Task`."""
 
@@ -74,8 +76,8 @@ NEEDS_NETWORK = "likely wrong labels, mirrored classes, and what features tell o
 
 ORDER: Final = (
     Kind.LAYOUT, Kind.NO_TRAIN, Kind.CLASS_NAMES, Kind.ONE_CLASS, Kind.EMPTY, Kind.UNTRAINED, Kind.UNREADABLE,
-    Kind.LEAK, Kind.WRONG_LABEL, Kind.NEAR_COPY, Kind.MIRROR, Kind.GROUP, Kind.THIN, Kind.COPY, Kind.ONE_COLOUR,
-    Kind.OUTLIER, Kind.WRONG_NAME, Kind.SIZE, Kind.IMBALANCE, Kind.DEPTH, Kind.MODE, Kind.NOTE,
+    Kind.MASK, Kind.LEAK, Kind.WRONG_LABEL, Kind.NEAR_COPY, Kind.MIRROR, Kind.GROUP, Kind.THIN, Kind.COPY,
+    Kind.ONE_COLOUR, Kind.OUTLIER, Kind.WRONG_NAME, Kind.SIZE, Kind.IMBALANCE, Kind.DEPTH, Kind.MODE, Kind.NOTE,
 )  # fmt: skip
 """Of the kinds, those that call for an answer first."""
 
@@ -90,7 +92,10 @@ def check(config: CheckConfig) -> None:
         StorageError: What is written cannot be.
     """
     reader = _reader(config)
-    scan = scan_data(config.data, reader.columns_of(config))
+    columns = reader.columns_of(config)
+    scan = scan_data(config.data, columns)
+    if config.fix is not None and columns.files:
+        raise ConfigError("--fix writes a manifest of labels, and these answers are masks - leave it out")
     if config.fix is not None:
         check_target(config)
     with _place(config) as place:
@@ -181,7 +186,10 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
             families = families_of(pictures, features, progress=progress)
         issues = [*_index_issues(config, pictures), *file_issues(pictures, refused=not config.skip_bad)]
         files = pictures.files
-        issues += copy_issues(*families, files)
+        issues += [
+            *copy_issues(families[0], (), pictures.answers),
+            *copy_issues((), families[1], pictures.near_answers),
+        ]
         issues += _outlier_issues(pictures, features, left_out, seed=config.seed)
         probe = None
         if sight is not None and index is not None:

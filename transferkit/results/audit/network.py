@@ -84,10 +84,12 @@ def look(config: CheckConfig, frozen: FrozenBackbone, index: ImageIndex, *, prog
     good = [at for at in range(len(pictures)) if at not in extraction.failures]
     records = tuple(index.records[at] for at in good)
     plain = rows[0][good]
-    y = index.targets.encode(record.label for record in records)
-    single = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+    y: npt.NDArray[Any] | None = None
+    if index.targets.annotate((), ()) is None:
+        encoded = index.targets.encode(record.label for record in records)
+        y = encoded if encoded.ndim == 1 and np.issubdtype(encoded.dtype, np.integer) else None
     probe = None
-    if single and len(np.unique(y)) > 1:
+    if y is not None and len(np.unique(y)) > 1:
         probe = fit_folded(LabelledRows(plain, y, len(index.class_names), _groups(records)), seed=config.seed)
     facts = {
         "backbone": frozen.backbone.name,
@@ -97,7 +99,7 @@ def look(config: CheckConfig, frozen: FrozenBackbone, index: ImageIndex, *, prog
         "precision": extraction.precision.precision,
         "computed": extraction.computed,
     }
-    return Sight(records, plain, rows[1][good], y if single else None, probe, facts)
+    return Sight(records, plain, rows[1][good], y, probe, facts)
 
 
 def _groups(records: Sequence[ImageRecord]) -> list[str]:

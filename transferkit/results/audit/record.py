@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from transferkit.core.records import Finding, SkippedFile
@@ -22,6 +22,7 @@ TITLES: Final[dict[str, str]] = {
     Kind.EMPTY: "Classes without pictures",
     Kind.UNTRAINED: "Classes without training pictures",
     Kind.UNREADABLE: "Unreadable pictures",
+    Kind.MASK: "Masks",
     Kind.LEAK: "Leaks",
     Kind.THIN: "Classes missing in a split",
     Kind.IMBALANCE: "Imbalance",
@@ -108,6 +109,22 @@ class Pictures:
         for record in self.index.records if self.index is not None else ():
             files[record.path] = ScannedFile(record.path, record.label, record.split, record.group)
         return files
+
+    @property
+    def answers(self) -> dict[str, ScannedFile]:
+        """The `files` with what their labels say, where that is known: of a mask its content."""
+        files = self.files
+        for record in self.index.records if self.index is not None else ():
+            identity = self.index.targets.identity(record.label) if self.index is not None else record.label
+            files[record.path] = replace(files[record.path], label=identity)
+        return files
+
+    @property
+    def near_answers(self) -> dict[str, ScannedFile]:
+        """The `files` with labels that near copies have in common: of masks none, whose sizes differ."""
+        if self.index is None or self.index.targets.annotate((), ()) is None:
+            return self.files
+        return {path: replace(file, label="") for path, file in self.files.items()}
 
 
 @dataclass(frozen=True)
