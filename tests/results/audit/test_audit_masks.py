@@ -49,6 +49,6 @@ def test_equal_pictures_with_equal_masks_are_copies_and_no_leak(tmp_path):
         shutil.copy(root / "train" / folder / "0.png", root / "train" / folder / "again.png")
     check(CheckConfig(data=str(root), out=str(tmp_path / "out"), quick=True, quiet=True))
     kinds = [
-        issue["kind"] for issue in json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))["issues"]
+        issue["kind"] for issue in json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))["findings"]
     ]
     assert "copy" in kinds and "leak" not in kinds
