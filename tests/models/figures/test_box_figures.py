@@ -23,6 +23,7 @@ from transferkit.models.figures.detection import (
     curves,
 )
 from transferkit.models.figures.matching import AREAS, NOTHING, RIGHT, WRONG, matched
+from transferkit.models.figures.ranking import RECALLS, reached
 
 # pycocotools 2.0.11 decodes masks in the old way (measured with numpy 2.4)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -334,6 +335,11 @@ def test_equal_scores_are_told_together():
     one = tally([(A, 0.5, 0), (C, 0.5, 0), (B, 0.5, 0)], [(A, 0), (B, 0)])
     values = values_of(one)
     assert (values["threshold"], values["precision"], values["recall"]) == (0.5, pytest.approx(2 / 3), 1.0)
+
+
+def test_recalls_are_reached_to_the_last_bit():
+    recalls = np.concatenate([np.arange(of + 1) / of for of in range(1, 301)])
+    np.testing.assert_array_equal(reached(recalls), np.searchsorted(RECALLS, recalls, side="right"))
 
 
 def test_curves_fall():

@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.figures import boxes as boxes_module
-from transferkit.models.figures.boxes import box_tally, outlines, own_boxes, pasted
+from transferkit.models.figures.boxes import box_tally, outlines, own_boxes, pasted, sampled
 
 # pycocotools 2.0.11 decodes masks in the old way (measured with numpy 2.4)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -126,6 +126,49 @@ def test_a_mask_beside_the_picture_is_empty():
 def test_masks_that_are_full_join_their_columns():
     [mask] = pasted(torch.full((1, 28, 28), 9.0), torch.tensor([[-10.0, -100.0, 100.0, 160.0]]), SIZE)
     assert mask["counts"] == coco.encode(np.asfortranarray(np.ones(SIZE, dtype=np.uint8)))["counts"]
+
+
+def ellipse(box, size):
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    left, top, right, bottom = box
+    across = (columns - (left + right) / 2) / (right - left) * 2
+    return across**2 + ((rows - (top + bottom) / 2) / (bottom - top) * 2) ** 2 <= 1
+
+
+def overlap(mask, expected):
+    return float(coco.iou([mask], [coco.encode(np.asfortranarray(expected.astype(np.uint8)))], [0])[0, 0])
+
+
+@pytest.mark.parametrize("box", [[20.0, 10.0, 42.0, 33.0], [20.6, 10.3, 41.1, 33.9], [-8.0, 30.0, 20.0, 75.0]])
+def test_sampled_masks_are_those_of_the_object(box):
+    """The logits are the truth's own, so that what is missing of the overlap is the fault of the drawing."""
+    cells = (np.mgrid[:28, :28] + 0.5) / 14 - 1
+    logits = torch.from_numpy((1 - (cells**2).sum(axis=0)) * 20).float()[None]
+    expected = ellipse(box, SIZE)
+    result, other = (overlap(way(logits, torch.tensor([box]), SIZE)[0], expected) for way in (sampled, pasted))
+    assert result > 0.99
+    assert other < result - 0.01
+
+
+def test_sampled_masks_beside_the_picture_are_empty():
+    places = torch.tensor([[-30.0, -30.0, -5.0, -5.0], [95.0, 0.0, 99.0, 9.0], [4.0, 4.0, 4.0, 4.0]])
+    assert [coco.area(mask) for mask in sampled(torch.full((3, 28, 28), 9.0), places, SIZE)] == [0, 0, 0]
+
+
+def test_exact_masks_take_back_the_shift_of_torchvisions_truths():
+    """Logits from torchvision's own projection of true masks, as its heads learn them."""
+    from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+    size, box = (60, 60), [31.0, 20.0, 49.0, 42.0]
+    whole = ellipse(box, size)
+    twice = torch.from_numpy(np.kron(whole, np.ones((2, 2)))).float()[None]  # on a canvas of 120 x 120
+    place = torch.tensor([box]) * 2
+    logits = (project_masks_on_boxes(twice, place, torch.zeros(1, dtype=torch.int64), 28) - 0.5) * 20
+    output = torch.cat([place, torch.tensor([[0.9, 0.0]]), logits.flatten(1)], dim=1)
+    truth = {"boxes": [box], "classes": [0], "instances": whole.astype(np.uint16)}
+    exact, usual = (box_tally(output, (0, 0, 120, 120), size, **truth, exact=exact).masks[0] for exact in (True, False))
+    assert overlap(exact, whole) > 0.99
+    assert overlap(usual, whole) < overlap(exact, whole) - 0.01
 
 
 def test_outlines_are_those_of_pycocotools():

@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from transferkit.models.figures.matching import AREAS, IOUS, NOTHING, RIGHT, Matched
 
-__all__ = ["RECALLS", "BoxRanking"]
+__all__ = ["RECALLS", "BoxRanking", "reached"]
 
 RECALLS: Final[npt.NDArray[np.float64]] = np.linspace(0.0, 1.0, 101)
 """Recalls at which precision is read: the mean of these is the average precision."""
+
+_NEXT: Final = np.append(RECALLS[1:], np.inf)
 
 Array = npt.NDArray[Any]
 
@@ -90,22 +92,36 @@ class BoxRanking:
         objects = np.bincount(self._owner_groups, weights[self._owners], self.classes * len(AREAS))
         called = np.r_[0.0, np.cumsum(weights[self._base])]
         own = weights[self._pictures]
-        right = self._summed(own * self._right)
-        counted = called[self._ranks] - called[self._before] + self._summed(own * self._more)
+        right = self._within(np.cumsum(own * self._right))
+        # The sums of a segment begin with its first event: what was called before that is of the same segment, too.
+        counted = np.cumsum(own * self._more)
+        firsts = self._firsts
+        before = called[self._before[firsts]] + counted[firsts] - own[firsts] * self._more[firsts]
+        counted += called[self._ranks]
+        counted -= np.repeat(before, self._lengths)
         precision = np.divide(right, counted, out=np.zeros_like(right), where=counted > 0)
         precision += self._steps
         best = np.maximum.accumulate(precision[::-1])[::-1] - self._steps
-        recall = right / np.maximum(objects, 1)[self._groups]
-        reached = np.searchsorted(RECALLS, recall, side="right")
-        gained = np.diff(reached, prepend=0)
-        gained[self._firsts] = reached[self._firsts]
+        right /= np.maximum(objects, 1)[self._groups]
+        recalls = reached(right)
+        gained = recalls.copy()
+        gained[1:] -= recalls[:-1]
+        gained[firsts] = recalls[firsts]
         return objects, best, gained
 
-    def _summed(self, values: Array) -> Array:
-        """Return the sums within each segment up to each event; whole numbers are exact."""
-        sums = np.cumsum(values)
-        sums -= np.repeat(np.r_[0.0, sums][self._firsts], self._lengths)
+    def _within(self, sums: Array) -> Array:
+        """Turn sums over all events into those within each segment; whole numbers are exact."""
+        sums -= np.repeat(np.concatenate([[0.0], sums])[self._firsts], self._lengths)
         return sums
+
+
+def reached(recall: Array) -> Array:
+    """Return how many of `RECALLS` are reached by recalls in [0, 1], ``(...)``, to the last bit.
+
+    It is ``searchsorted(RECALLS, recall, side="right")`` at half the cost: the guess is wrong by one at most.
+    """
+    guess = (recall * (len(RECALLS) - 1)).astype(np.intp)
+    return np.asarray(guess + (recall >= RECALLS[guess]) + (recall >= _NEXT[guess]))
 
 
 def _joined(parts: Sequence[Array]) -> Array:
