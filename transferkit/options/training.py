@@ -46,7 +46,9 @@ class ModelOptions(BackboneOptions):
     init_from: str | None = option(
         None, "start from the weights of this run directory, model.safetensors or checkpoint"
     )
-    head: str = option("linear", "linear, mlp, cosine or a registered head")
+    head: str = option(
+        "linear", "linear, mlp, cosine or a registered head; of masks linear, hypercolumns, unet, fpn, deeplabv3plus"
+    )
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
 
 

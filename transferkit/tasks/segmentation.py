@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.masks import MaskReader
+from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.answers.classification import ClassHeads
 from transferkit.models.answers.segmentation import MaskCalibrator, MaskScores
 from transferkit.models.dense.extent import MaskExtent
@@ -32,6 +33,7 @@ TASK = Task(
     output=MaskOutput(),
     scores=MaskScores(),
     calibrator=MaskCalibrator(),
+    solver=ClassSolver("L-BFGS on cached cells", "pixel_acc", "pixels"),
     details=MaskDetails(),
     head_kinds=MASK_HEADS,
     extent=MaskExtent(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transferkit.core.errors import ConfigError, DataError
+from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.targets import IGNORED
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.data.index.masks import MaskReader
@@ -242,6 +242,7 @@ def test_of_many_pictures_a_part_is_drawn_of_each_stratum(halves, tmp_path, monk
 def test_masks_of_one_class_are_refused(halves, tmp_path, monkeypatch):
     module, data = build(halves)
     monkeypatch.setattr(cells, "fit_mask", lambda mask, config: np.zeros(config.image_size, dtype=np.uint8))
+    monkeypatch.setattr(cells, "_warn_of_unseen", lambda features, pixels: None)
     with pytest.raises(DataError, match="the training split holds pixels of one class, expected at least two to fit"):
         solve(module, data, tmp_path)
 
@@ -251,6 +252,24 @@ def test_masks_in_which_nothing_counts_are_refused(halves, tmp_path, monkeypatch
     monkeypatch.setattr(cells, "fit_mask", lambda mask, config: np.full(config.image_size, IGNORED, dtype=np.uint8))
     with pytest.raises(DataError, match="the training masks hold no pixel that counts, all are 255 - give them cla"):
         solve(module, data, tmp_path)
+
+
+def test_a_class_that_no_cell_shows_is_named(halves, tmp_path, monkeypatch):
+    """Else it would be missing in every answer without a word (caffe-segnet issue 66)."""
+    module, data = build(halves)
+    shown = iter(range(TRAIN))
+
+    def but_one(mask, config):
+        return np.full(config.image_size, IGNORED if next(shown) else 0, dtype=np.uint8)
+
+    monkeypatch.setattr(cells, "fit_mask", but_one)
+    monkeypatch.setattr(cells, "in_order", lambda read, rows, workers: map(read, rows))
+    with pytest.warns(
+        TransferkitWarning, match="no cell that the head is solved on holds a pixel of 'foreground': the"
+    ):
+        found = rows_of(module, data, tmp_path)
+    assert set(found.y.tolist()) == {0}
+    assert found.rows().weight.sum() == pytest.approx(1)  # pictures in which nothing counts are none
 
 
 def test_rows_of_a_head_that_are_taken_over_stay(halves, tmp_path):

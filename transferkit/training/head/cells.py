@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from transferkit.core.errors import DataError
+from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.records import ImageRecord
 from transferkit.core.targets import IGNORED
+from transferkit.core.text import listing
 from transferkit.data.batches.dataset import ImageDataset, Job
 from transferkit.data.images.annotation import Mask
 from transferkit.data.images.reading import in_order
@@ -84,6 +86,7 @@ class CellRows:
         self._plain = self._rows.take(np.arange(int(np.count_nonzero(pixels[0]))))
         if not len(self._plain):
             raise DataError(f"the training masks hold no pixel that counts, all are {IGNORED} - give them classes")
+        _warn_of_unseen(features, pixels.sum(axis=(0, 1, 2)))
         self._facts = {
             "pictures": len(records) + len(data.index.split("val")),
             "views": views,
@@ -181,6 +184,20 @@ def pixels_by_class(mask: Mask, cells: Counts, count: int, width: int) -> Counts
     counts = (mask != IGNORED) & (cells < count)
     numbers = np.bincount(cells[counts] * width + mask[counts], minlength=count * width)
     return numbers.reshape(count, width)
+
+
+def _warn_of_unseen(features: SplitFeatures, pixels: Counts) -> None:
+    """Warn of classes that training masks have, and the cells of the fit have not, by the pixels ``(C,)`` of these."""
+    known = features.data.index.targets.spec.facts.get("pixels") or [0] * len(pixels)
+    names = [name for name, there, here in zip(features.module.class_names, known, pixels, strict=True)
+             if there and not here]  # fmt: skip
+    if names:
+        warnings.warn(
+            f"no cell that the head is solved on holds a pixel of {listing(names)}: the solved head never answers so - "
+            "fine-tune it, or train it by steps: --probe sgd",
+            TransferkitWarning,
+            stacklevel=2,
+        )
 
 
 def _drawn(records: Sequence[ImageRecord], features: SplitFeatures, *, most: int) -> Sequence[ImageRecord]:
