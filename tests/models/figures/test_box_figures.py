@@ -230,7 +230,7 @@ def test_an_object_of_no_area_is_missed_and_nothing_breaks():
     assert 0 < values["map50"] < 1
 
 
-def test_many_objects_of_a_picture_are_counted():
+def test_many_objects_of_a_picture_are_counted():  # fault 168
     """facebookresearch/detectron2#3359, cocodataset/cocoapi#584: a hundred detections of a class count; who has more
     objects must be told, or a perfect model looks poor."""
     corners = [[10 * at, 0, 10 * at + 8, 8] for at in range(130)]
@@ -382,7 +382,7 @@ def test_without_the_library_the_error_says_what_to_type(monkeypatch):
 
 
 @pytest.mark.parametrize("state", [(), ([1], [1], [0.9], [False], [False], [], [])])
-def test_a_library_that_keeps_its_matches_otherwise_is_refused(monkeypatch, state):
+def test_a_library_that_keeps_its_matches_otherwise_is_refused(monkeypatch, state):  # fault 167
     class Other:
         def __getstate__(self):
             return state

@@ -65,7 +65,7 @@ def test_boxes_are_clipped_and_what_lies_on_the_padding_is_dropped():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("column", range(6))
-def test_rows_without_a_detection(value, column):
+def test_rows_without_a_detection(value, column):  # fault 168
     output = rows([1, 1, 9, 9, 0.9, 0], [1, 1, 8, 8, 0.8, 1], [1, 1, 5, 5, 0.0, 0], [0, 0, 0, 0, 0, 0])
     output[1, column] = value
     assert box_tally(output, (0, 0, 16, 16), (16, 16), **NONE).scores.tolist() == pytest.approx([0.9])
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused(output, frame, more, message):
         box_tally(output, frame, (16, 16), **truth)
 
 
-def test_without_the_library_the_error_says_what_to_type(monkeypatch):
+def test_without_the_library_the_error_says_what_to_type(monkeypatch):  # fault 167
     monkeypatch.setattr(boxes_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"faster-coco-eval, not installed - pip install 'transferkit\[dense\]'"):
         outlines(np.zeros((4, 4), np.uint16), 0)
