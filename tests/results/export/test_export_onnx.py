@@ -15,6 +15,7 @@ from PIL import Image
 from transferkit import __version__
 from transferkit.core.errors import ExportError
 from transferkit.core.records import DataConfig, Decoding
+from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 from transferkit.models.artifact import load_model
@@ -322,11 +323,45 @@ def test_int8_is_measured_on_pictures_and_agrees(run, core, predictor, pictures,
     assert {types[node.input[0]] for node in quantised} >= {onnx.TensorProto.UINT8}
     (last,) = (node for node in small.graph.node if "logits" in node.output)
     assert types[last.input[1]] == onnx.TensorProto.FLOAT  # the head stays as it is
+    first = next(node for node in small.graph.node if node.op_type == "Conv")
+    assert (first.input[0], types[first.input[1]]) == ("images", onnx.TensorProto.FLOAT)  # and what sees pixels
     path = tmp_path / "int8.onnx"
     write_onnx(small, path, {}, info, preprocessing="inside")
     assert path.stat().st_size < 0.45 * len(core.SerializeToString())
     result = compare(load_onnx(path, preprocessing="inside"), predictor, paths, inside=True)
     assert result.agreement >= 0.9 and 0 < result.probability < 0.2
+
+
+def test_layers_that_see_pixels_stay_as_they_are_and_no_others():
+    """Two stems, one behind padding; the third layer only takes the number of pictures from them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    weights = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "axes": np.array([-1]), "rest": np.array([-1]),
+               **{name: generator.normal(size=shape).astype(np.float32)
+                  for name, shape in {"one": (8, 3, 3, 3), "two": (8, 3, 1, 1), "three": (8, 8)}.items()}}  # fmt: skip
+    nodes = [
+        helper.make_node("Pad", ["images", "pads"], ["padded"], "pad"),
+        helper.make_node("Conv", ["padded", "one"], ["a"], "stem1"),
+        helper.make_node("Conv", ["images", "two"], ["b"], "stem2"),
+        helper.make_node("Add", ["a", "b"], ["sum"], "add"),
+        helper.make_node("GlobalAveragePool", ["sum"], ["mean"], "pool"),
+        helper.make_node("Shape", ["images"], ["count"], "shape", end=1),
+        helper.make_node("Concat", ["count", "rest"], ["target"], "join", axis=0),
+        helper.make_node("Reshape", ["mean", "target"], ["rows"], "reshape"),
+        helper.make_node("MatMul", ["rows", "three"], ["logits"], "later"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    small = quantise(model, None, [], static=False)
+    kinds = [node.op_type for node in small.graph.node]
+    assert kinds.count("Conv") == 2 and "ConvInteger" not in kinds
+    assert kinds.count("MatMulInteger") == 1 and "MatMul" not in kinds
 
 
 @pytest.mark.slow
@@ -430,8 +465,15 @@ def test_int8_falls_back_to_ranges_per_batch(run, prepared, core, tmp_path, monk
         onnx_format, "quantise", lambda model, predictor, paths, *, static: ways.append((static, len(paths))) or core
     )
     results = iter([Comparison(20, 15, 0.1, 0.1), Comparison(20, 20, 0.01, 0.01, ratio=2.0, timed=8)])
-    monkeypatch.setattr("transferkit.results.export.export.compare", lambda *arguments, **options: next(results))
+    mixing = []
+
+    def compared(*arguments, **options):
+        mixing.append(options["mixing"])
+        return next(results)
+
+    monkeypatch.setattr("transferkit.results.export.export.compare", compared)
     export(ExportConfig(run=str(run), out=str(tmp_path / "a.onnx"), precision="int8"))
+    assert mixing == [False, True]  # ranges per batch are of all its pictures
     assert ways == [(True, 12), (False, 12)]  # measured on the training pictures
     text = capsys.readouterr().out
     assert (
@@ -468,6 +510,28 @@ def test_a_backbone_that_cannot_be_traced_is_told(run):
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_answers_that_depend_on_the_batch_are_compared_twice(inside, run, predictor, pictures):  # fault 85
+    """Wrong where the other view of it is not looked at: alone, or where the graph prepares pictures, among others."""
+    module, info = load_model(run)
+
+    def other(images):
+        if inside:  # of one size in a batch; the network itself is not asked
+            shown = np.stack([fit(picture, info.preprocessing) for picture in images])
+            images = normalise(torch.from_numpy(shown), info.preprocessing).numpy()
+        with torch.inference_mode():
+            logits = module(torch.from_numpy(images))
+        predictions = module.task.predictions(logits, info.calibration).numpy()
+        wrong = (images != images[0]).any() if inside else len(images) == 1
+        return predictions[:, [1, 2, 0]] if wrong else predictions, logits.numpy()
+
+    paths = list(map(str, pictures))
+    once = compare(other, predictor, paths, inside=inside, timed=False)
+    twice = compare(other, predictor, paths, inside=inside, mixing=True, timed=False)
+    assert (once.same, once.pictures) == (20 if inside else 19, 20)
+    assert (twice.same, twice.pictures) == (0, 20)
 
 
 def test_how_many_pictures_may_differ():

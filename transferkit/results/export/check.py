@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -205,6 +206,7 @@ def compare(
     paths: Sequence[str],
     *,
     inside: bool = False,
+    mixing: bool = False,
     timed: bool = True,
     near: float = NEAR,
     progress: Callable[[int, int], None] | None = None,
@@ -216,6 +218,8 @@ def compare(
         predictor: The run's.
         paths: Pictures; those that cannot be read are left out.
         inside: Whether it takes decoded pictures of any size; then each goes alone, the first ones repeated.
+        mixing: Whether an answer depends on the other pictures of the batch; then each picture goes alone too or,
+            `inside`, with others of its size, and has to get the same answer both times.
         timed: Whether to measure speed too.
         near: See `Limits`.
         progress: Called with the pictures done and all.
@@ -230,7 +234,7 @@ def compare(
     largest = farthest = 0.0
     apart: float | None = None
     example: npt.NDArray[Any] | None = None
-    for places, images, shown in _batches(predictor, paths, inside):
+    for places, images, shown in _batches(predictor, paths, inside, mixing):
         probs, logits, *further = exported(images)
         assert probs is not None
         expected = predictor.logits(shown)
@@ -265,12 +269,14 @@ def compare(
 
 
 def _batches(
-    predictor: Predictor, paths: Sequence[str], inside: bool
+    predictor: Predictor, paths: Sequence[str], inside: bool, mixing: bool
 ) -> Iterator[tuple[list[int], npt.NDArray[Any], npt.NDArray[np.uint8]]]:
     """Yield the numbers of pictures, what the exported model is given, and the run's own view of them."""
     config = predictor.info.preprocessing
     transform = eval_transform(config)
-    for places in _plan(len(paths), inside):
+    shapes: dict[int, tuple[int, ...]] = {}
+    again = _other_company(len(paths), inside, shapes) if mixing else iter(())
+    for places in chain(_plan(len(paths), inside), again):
         decoded: dict[int, npt.NDArray[np.uint8]] = {}
         for place in places:
             try:
@@ -283,6 +289,7 @@ def _batches(
             continue
         shown = np.stack([transform(decoded[place]) for place in readable])
         if inside:
+            shapes |= {place: decoded[place].shape for place in readable}
             yield readable, np.stack([decoded[place] for place in readable]), shown
         else:
             yield readable, normalise(torch.from_numpy(shown), config).contiguous().numpy(), shown
@@ -301,6 +308,19 @@ def _plan(count: int, inside: bool) -> Iterator[list[int]]:
     while start < count:
         yield list(range(start, min(start + _BATCH, count)))
         start += _BATCH
+
+
+def _other_company(count: int, inside: bool, shapes: Mapping[int, tuple[int, ...]]) -> Iterator[list[int]]:
+    """Yield each picture alone; `inside`, where it went alone already, with others of its size, by `shapes`."""
+    if not inside:
+        yield from ([place] for place in range(count))
+        return
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, shape in sorted(shapes.items()):
+        alike.setdefault(shape, []).append(place)
+    for places in alike.values():
+        batches = (places[start : start + _SIZES[-1]] for start in range(0, len(places), _SIZES[-1]))
+        yield from (batch for batch in batches if len(batch) > 1)
 
 
 def _speed(exported: Exported, predictor: Predictor, example: npt.NDArray[Any], inside: bool) -> float:

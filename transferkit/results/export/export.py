@@ -131,8 +131,8 @@ def _export_network(
             inside = config.preprocessing == "inside"
             results.append(
                 compare(
-                    format.load(subject, path), predictor, pictures.compared, inside=inside, timed=format.timed,
-                    near=limits.near, progress=progress,
+                    format.load(subject, path), predictor, pictures.compared, inside=inside, mixing=way == "dynamic",
+                    timed=format.timed, near=limits.near, progress=progress,
                 )
             )  # fmt: skip
             problem = results[-1].problem(limits)
@@ -151,7 +151,11 @@ def _export_network(
 
 def _int8_notes(results: list[Comparison], pictures: ExportPictures) -> list[str]:
     way = INT8_WAYS[len(results) - 1]
-    measured = f"ranges measured on {len(pictures.calibrating)} pictures" if way == "static" else "ranges per batch"
+    measured = (
+        f"ranges measured on {len(pictures.calibrating)} pictures"
+        if way == "static"
+        else "ranges per batch: an answer depends on the other pictures of its batch, and was compared in two batches"
+    )
     return [
         f"int8 {way}, {measured}",
         *(f"int8 {INT8_WAYS[at]} was tried before and kept {result.agreement:.1%} of the {result.words.answers}"
