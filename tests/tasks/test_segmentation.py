@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import transferkit as tk
-from transferkit.core.errors import ConfigError
+from transferkit.core.errors import ConfigError, TrainingError
 from transferkit.models.artifact import load_model
 from transferkit.models.extent import Truth
 from transferkit.models.figures.masks import tally
@@ -137,3 +137,17 @@ def test_options_without_a_meaning_are_refused(data):
         with pytest.raises(ConfigError, match=words):
             tk.finetune(data=str(data), backbone="test_resnet", weights="random", image_size=SIDE, quiet=True,
                         **{"head": "linear", "phases": "finetune", **options})  # fmt: skip
+
+
+def test_a_few_pictures_are_learnt_by_heart(data, capsys):
+    with pytest.raises(TrainingError, match=r"guessing costs 0\.69"):
+        tk.finetune(data=str(data), backbone="test_resnet", weights="random", head="linear", image_size=SIDE, lr=1e-4,
+                    epochs=1, phases="finetune", batch_size=4, overfit_batches=1, workers=0, accelerator="cpu",
+                    quiet=True)  # fmt: skip
+
+
+def test_the_plan_says_that_nothing_of_the_pictures_is_kept(data, tmp_path):
+    run = tk.finetune(data=str(data), backbone="test_resnet", weights="random", head="linear", image_size=SIDE,
+                      phases="finetune", epochs=1, dry_run=True, workers=0, accelerator="cpu", quiet=True,
+                      out=str(tmp_path / "run"))  # fmt: skip
+    assert run.metrics["unlike_training"]["kept"].endswith("takes maps, not features")

@@ -1,1 +1,1 @@
-"""Answers that lie on pixels: heads on a pyramid, losses, what is watched. Read `heads` first."""
+"""Answers that lie on pixels: heads on a pyramid, losses, what is watched. Read `kinds` first."""

@@ -330,8 +330,11 @@ def _modes_differ(module: TransferModule, evaluation: str) -> str:
 
 def _guessing(module: TransferModule, sample: _Sample) -> float:
     """Return the mean plain loss of outputs of 0, which know nothing of a picture."""
-    losses = [module.task.objective.item_losses(torch.zeros(len(targets), module.num_classes), targets.cpu())
-              for _, targets in sample.batches]  # fmt: skip
+    module.eval()
+    losses = []
+    with torch.no_grad():
+        for images, targets in sample.batches:
+            losses.append(module.task.objective.item_losses(torch.zeros_like(module(images).float()), targets).cpu())
     return float(torch.cat(losses).mean())
 
 

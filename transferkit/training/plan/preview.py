@@ -174,6 +174,8 @@ def _unlike(training: Training[Options]) -> dict[str, Any]:
     """Return of how many training pictures statistics will be taken, and what the model keeps of them, in words."""
     index = training.data.index
     train, val = len(index.split("train")), len(index.split("val"))
+    if training.module.feed.on_pixels:
+        return {"pictures": 0, "kept": "nothing of the training pictures is kept: the head takes maps, not features"}
     if val < LEAST:
         text = f"nothing of the training pictures is kept: there are {val} val pictures, and {LEAST} are needed"
         return {"pictures": 0, "kept": text}

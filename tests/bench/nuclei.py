@@ -1,0 +1,165 @@
+"""Masks on real pictures: transferkit beside segmentation_models_pytorch's U-Net in a loop written by hand.
+
+    python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors [--epochs 6] [--image-size 128] [--seeds 1]
+
+NUCLEI holds `train/` and `val/` with `images/` and `masks/` of numbered nuclei; above 0 is a nucleus. Every way has the
+same weights, pictures on the same canvas, augmentation (`light`), loss (cross entropy and Dice), batch size, AdamW at
+the same LR with a warm-up and a cosine, and is measured at the pictures' own sizes by scikit-learn's confusion matrix.
+The loop trains the whole U-Net for as many epochs as probe-finetune trains in both of its phases together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from segmentation_models_pytorch.losses import DiceLoss
+from sklearn.metrics import confusion_matrix
+from torch.nn import functional
+
+import transferkit as tk
+from transferkit.data.batches.datamodule import normalise
+from transferkit.models.figures.masks import mask_of
+from transferkit.results.predict.predictor import load
+from transferkit.runs.truths import truths_of
+from transferkit.tasks.segmentation import TASK
+
+BATCH = 16
+WARMUP = 0.1
+"""Of the steps of the loop."""
+
+
+def scores(nuclei: Path, masks: dict[str, np.ndarray]) -> tuple[float, float, float]:
+    """Return mean IoU, Dice of the nuclei, and mean Dice of masks by name, at the pictures' own sizes."""
+    table = np.zeros((2, 2))
+    for name, mask in masks.items():
+        truth = np.asarray(Image.open(nuclei / "val" / "masks" / name)) > 0
+        table += confusion_matrix(truth.ravel(), mask.ravel() > 0, labels=[False, True])
+    right, both = table.diagonal(), table.sum(axis=0) + table.sum(axis=1)
+    dice = 2 * right / both
+    return float((right / (both - right)).mean()), float(dice[1]), float(dice.mean())
+
+
+def line(name: str, nuclei: Path, masks: dict[str, np.ndarray], seconds: float, rate: float | None) -> None:
+    """Print a row."""
+    miou, dice, mean = scores(nuclei, masks)
+    shown = "" if rate is None else f"{rate:.2f}"
+    print(f"| {name} | {miou:.3f} | {dice:.3f} | {mean:.3f} | {seconds:.0f} s | {shown} |", flush=True)
+
+
+def ours(name: str, options: argparse.Namespace, **more: object) -> None:
+    """Train a run, and print its row: all seconds from the first line to the model, and steps per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        run = tk.finetune(
+            data=str(options.nuclei), mask_values="binary", backbone="torchvision/resnet18" if options.torchvision else
+            "resnet18", weights=options.weights, image_size=options.image_size, batch_size=BATCH, workers=0,
+            precision="32", accelerator="cpu", quiet=True, report="off", calibrate="none", lr=options.lr,
+            out=f"{folder}/run", **more,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        predictor = load(run.path, accelerator="cpu")
+        paths = sorted((options.nuclei / "val" / "images").iterdir())
+        made = predictor.predict(list(map(str, paths)), workers=0)
+        masks = {path.name: one.mask for path, one in zip(paths, made, strict=True)}
+        trained = [phase for phase in run.metrics["phases"] if phase.get("images_per_s")]
+        line(name, options.nuclei, masks, seconds, trained[-1]["images_per_s"] / BATCH if trained else None)
+
+
+def loop(options: argparse.Namespace, epochs: int, seed: int) -> None:
+    """Train segmentation_models_pytorch's U-Net by hand, and print its row."""
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    network = smp.Unet("resnet18", encoder_weights=None, classes=2)
+    weights = load_file(options.weights)
+    own = network.encoder.state_dict()
+    network.encoder.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own}})
+    network = network.to(memory_format=torch.channels_last)
+    data = tk.ImageData(
+        str(options.nuclei), options.image_size, batch_size=BATCH, augment="light", mask_values="binary",
+        reader=TASK.targets, seed=seed,
+    )  # fmt: skip
+    loader, dice = data.train_loader(0, 1), DiceLoss("multiclass", ignore_index=255)
+    steps = epochs * len(loader)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=0.05)
+
+    def factor(step: int) -> float:
+        ready = max(1, round(WARMUP * steps))
+        if step < ready:
+            return (step + 1) / ready
+        return 0.5 * (1 + math.cos(math.pi * (step - ready) / max(1, steps - ready)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    begun = 0.0
+    for epoch in range(epochs):
+        begun = time.perf_counter()
+        loader.sampler.set_epoch(epoch)
+        network.train()
+        for images, targets in loader:
+            logits = network(normalise(images, data.data_config))
+            targets = targets.long()
+            loss = functional.cross_entropy(logits, targets, ignore_index=255) + dice(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    rate = len(loader) / (time.perf_counter() - begun)
+    seconds = time.perf_counter() - started
+    records = data.index.split("val")
+    truths = truths_of(
+        data.index.targets, [record.label for record in records], [record.path for record in records], data.data_config
+    )
+    masks, done = {}, 0
+    network.eval()
+    with torch.inference_mode():
+        for images, _ in data.evaluation_loader("val"):
+            for logits in network(normalise(images, data.data_config)):
+                path = records[done].path
+                truth = truths.of(path)
+                masks[Path(path).name] = mask_of(logits, truth.frame, truth.annotation.mask.shape)
+                done += 1
+    line(f"segmentation_models_pytorch by hand, {epochs} epochs, seed {seed}", options.nuclei, masks, seconds, rate)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("nuclei", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--probe-epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--solved", action="store_true", help="the linear head, solved, too")
+    parser.add_argument("--torchvision", action="store_true", help="torchvision's network instead of timm's")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print("| | mean IoU | Dice of nuclei | mean Dice | time | steps/s |\n|---|---|---|---|---|---|")
+    if options.solved:
+        ours("linear head, solved", options, head="linear", phases="probe")
+    both = options.epochs + options.probe_epochs
+    frozen = {"head": "unet", "phases": "probe", "probe": "sgd", "probe_epochs": both, "probe_lr": options.lr}
+    for seed in range(options.seeds):
+        ours(f"unet on the frozen backbone, {both} epochs, seed {seed}", options, seed=seed, **frozen)
+        ours(
+            f"unet, probe-finetune, {options.probe_epochs} + {options.epochs} epochs, seed {seed}", options,
+            head="unet", phases="probe-finetune", probe="sgd", probe_epochs=options.probe_epochs,
+            epochs=options.epochs, probe_lr=options.lr, seed=seed,
+        )  # fmt: skip
+        ours(f"unet, finetune, {both} epochs, seed {seed}", options, head="unet", phases="finetune", epochs=both,
+             seed=seed)  # fmt: skip
+        loop(options, both, seed)
+
+
+if __name__ == "__main__":
+    main()
