@@ -8,7 +8,8 @@ from detections import drawn
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers import detection
 from transferkit.models.answers.detection import BoxScores, thresholds_from, thresholds_to
-from transferkit.models.figures.detection import Thresholds, box_figures, box_metrics
+from transferkit.models.detections.counts import Thresholds
+from transferkit.models.figures.detection import box_figures, box_metrics
 
 SPEC = TargetSpec(("cell", "nucleus", "dirt"))
 

@@ -9,21 +9,13 @@ import pytest
 from detections import by_library, by_torchmetrics, drawn
 
 from transferkit.core.errors import ConfigError
+from transferkit.models.detections import matching
+from transferkit.models.detections.counts import KEYS, BoxCounts, Thresholds, best_thresholds, curves
+from transferkit.models.detections.matching import AREAS, NOTHING, RIGHT, WRONG, matched
+from transferkit.models.detections.ranking import RECALLS, reached
 from transferkit.models.figures import boxes as boxes_module
-from transferkit.models.figures import matching
 from transferkit.models.figures.boxes import BoxTally, box_tally
-from transferkit.models.figures.detection import (
-    KEYS,
-    BoxCounts,
-    Thresholds,
-    best_thresholds,
-    box_figures,
-    box_metrics,
-    compare_boxes,
-    curves,
-)
-from transferkit.models.figures.matching import AREAS, NOTHING, RIGHT, WRONG, matched
-from transferkit.models.figures.ranking import RECALLS, reached
+from transferkit.models.figures.detection import box_figures, box_metrics, compare_boxes
 
 # pycocotools 2.0.11 decodes masks in the old way (measured with numpy 2.4)
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from transferkit.core.targets import TargetSpec
+from transferkit.models.detections.counts import Thresholds
 from transferkit.models.figures.boxes import BoxTally
-from transferkit.models.figures.detection import Thresholds, box_figures, box_metrics
+from transferkit.models.figures.detection import box_figures, box_metrics
 from transferkit.models.figures.figure import Figure
 
 __all__ = ["THRESHOLDS", "BoxScores", "thresholds_from", "thresholds_to"]

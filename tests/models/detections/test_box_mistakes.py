@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from detections import drawn
 
-from transferkit.models.figures.boxes import BoxTally
-from transferkit.models.figures.detection import BoxCounts
-from transferkit.models.figures.matching import NOTHING, RIGHT, WRONG, matched
-from transferkit.models.figures.mistakes import (
+from transferkit.models.detections.counts import BoxCounts
+from transferkit.models.detections.matching import NOTHING, RIGHT, WRONG, matched
+from transferkit.models.detections.mistakes import (
     KINDS,
     Missed,
     confident_mistakes,
     missed_objects,
     mistake_counts,
 )
+from transferkit.models.figures.boxes import BoxTally
 
 CELL, NUCLEUS = 0, 1
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.models.figures.matching import AREAS, IOUS, NOTHING, RIGHT, Matched
+from transferkit.models.detections.matching import AREAS, IOUS, NOTHING, RIGHT, Matched
 
 __all__ = ["RECALLS", "BoxRanking", "reached"]
 

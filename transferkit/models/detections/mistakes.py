@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from transferkit.models.detections.matching import RIGHT, WRONG, Matched
 from transferkit.models.figures.boxes import BoxTally
-from transferkit.models.figures.matching import RIGHT, WRONG, Matched
 
 __all__ = ["KINDS", "NEAR", "Missed", "Mistake", "confident_mistakes", "missed_objects", "mistake_counts"]
 
