@@ -151,3 +151,8 @@ def test_the_plan_says_that_nothing_of_the_pictures_is_kept(data, tmp_path):
                       phases="finetune", epochs=1, dry_run=True, workers=0, accelerator="cpu", quiet=True,
                       out=str(tmp_path / "run"))  # fmt: skip
     assert run.metrics["unlike_training"]["kept"].endswith("takes maps, not features")
+
+
+def test_features_are_of_pictures_and_say_so(data):
+    with pytest.raises(ConfigError, match=r"features are a row per picture.*--phases probe"):
+        tk.extract_features(str(data), backbone="test_resnet", weights="random", image_size=SIDE)

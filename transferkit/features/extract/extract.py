@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import Picture
@@ -100,13 +101,20 @@ def extract_table(
     Raises:
         TransferkitError: As `extract_features` says.
     """
+    if reader is None:
+        task = task_of(config)
+        if not task.extent.whole:
+            raise ConfigError(
+                f"features are a row per picture, and the answers of {task.name} lie on its pixels - solve a head of "
+                "masks by finetune --phases probe"
+            )
+        reader = task.targets
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     usual = frozen.backbone.data_config  # of a network that others may use, too
     prepared = dataclasses.replace(usual, decoding=config.decoding(usual.decoding))
     views = make_views(prepared, config.views, config.augment, config.seed, flip=not config.no_flip)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
-    reader = reader or task_of(config).targets
     scan = scan_data(config.data, reader.columns_of(config))
     total, cores, book = len(scan.files), available_cores(), Sketchbook(prepared.decoding)
     hashes = hash_images(
