@@ -353,6 +353,8 @@ def test_figures_are_records():
     for figure in figures:
         assert figure.value == (values if figure.of is None else values["per_class"][figure.of])[figure.key]
         assert (figure.unit, figure.higher_is_better) == ("share", True)
+        assert ("the classes" in figure.meaning or "over classes" in figure.meaning) <= (figure.of is None)
+        assert figure.label.startswith("Mean") == (figure.of is None and "map" in figure.key)
     for figure in figures:
         assert (figure.ci is None) == (figure.value is None or (figure.of is not None and figure.key in whole[-3:]))
     json.dumps(values, allow_nan=False)

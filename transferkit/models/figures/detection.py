@@ -167,7 +167,7 @@ def compare_boxes(
 
 
 _SHARES: Final = ("f1", "precision", "recall")
-_LABELS: Final = {
+_WHOLE: Final = {
     "map": ("Mean AP", "mean over classes and overlaps of 0.50 to 0.95 of average precision, as COCO has it"),
     "map50": (
         "Mean AP, IoU 0.50",
@@ -185,17 +185,29 @@ _LABELS: Final = {
 }
 
 
+_PER_CLASS: Final = {
+    "map": ("AP", "mean over overlaps of 0.50 to 0.95 of average precision, as COCO has it"),
+    "map50": ("AP, IoU 0.50", "average precision; a box is right from half an overlap on"),
+    "map75": ("AP, IoU 0.75", "average precision; three quarters have to overlap"),
+    "mask_map": ("AP of masks", "mean over overlaps of 0.50 to 0.95, of the masks of objects"),
+    "mask_map50": ("AP of masks, IoU 0.50", "average precision of masks of which half overlaps"),
+    "f1": ("F1", "precision and recall in one, at the threshold of the class and half an overlap"),
+    "precision": ("Precision", "boxes of the class that are right, at its threshold and half an overlap"),
+    "recall": ("Recall", "objects of the class that are found, at its threshold and half an overlap"),
+}
+
+
 def box_figures(values: Mapping[str, Any]) -> list[Figure]:
     """Return the figures of one split, mean average precision first, those of all classes before those of each."""
     figures = [
         Figure(key, label, values[key], values.get(f"{key}_ci"), True, "share", meaning)
-        for key, (label, meaning) in _LABELS.items()
+        for key, (label, meaning) in _WHOLE.items()
         if key in values
     ]
     for name, row in (values.get("per_class") or {}).items():
         figures += [
-            Figure(key, label.replace("Mean AP", "AP"), row[key], row.get(f"{key}_ci"), True, "share", meaning, of=name)
-            for key, (label, meaning) in _LABELS.items()
+            Figure(key, label, row[key], row.get(f"{key}_ci"), True, "share", meaning, of=name)
+            for key, (label, meaning) in _PER_CLASS.items()
             if key in row
         ]
     return figures
