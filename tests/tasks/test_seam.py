@@ -96,6 +96,7 @@ class Value:
 
 class Plain:
     columns, names_one, labels, problem, compared = ("label", "predicted"), False, False, Brightness.none, Compared()
+    files = page = None
 
     def activate(self, outputs):
         return outputs

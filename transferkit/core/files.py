@@ -19,7 +19,9 @@ from transferkit.core.errors import StorageError
 __all__ = [
     "atomic_write",
     "is_too_long",
+    "put_in_place",
     "sha256_of_file",
+    "staging_folder",
     "storage_errors",
     "stored_path",
     "sync_directory",
@@ -149,6 +151,42 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def _fill(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def staging_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a hidden folder beside `path`, to be filled and then `put_in_place`. Raises `StorageError`."""
+    target = Path(path).resolve()
+    with storage_errors("write", target):
+        return Path(tempfile.mkdtemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent))
+
+
+def put_in_place(staging: Path, path: str | os.PathLike[str]) -> None:
+    """Give a folder that is complete its name, and delete an earlier folder of that name afterwards.
+
+    Args:
+        staging: From `staging_folder`.
+        path: As it was called with; a link is followed.
+
+    Raises:
+        StorageError: The system refuses. An earlier folder is where it was.
+    """
+    target = Path(path).resolve()
+    aside = staging.with_suffix(".replaced")
+    with storage_errors("write", target):
+        umask = os.umask(0)
+        os.umask(umask)
+        staging.chmod(0o777 & ~umask)  # mkdtemp makes 0700
+        earlier = target.exists()
+        if earlier:
+            target.rename(aside)
+        try:
+            staging.rename(target)
+        except OSError:
+            if earlier:
+                aside.rename(target)
+            raise
+        sync_directory(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

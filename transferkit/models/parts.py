@@ -26,6 +26,7 @@ __all__ = [
     "Objective",
     "Output",
     "Record",
+    "RecordFiles",
     "Request",
     "Scores",
 ]
@@ -159,6 +160,27 @@ class Record(Protocol):
         """Share of held-out pictures that are nearer to the training pictures."""
 
 
+class RecordFiles(Protocol):
+    """The files that belong to the records of a task, one each, such as masks: they are too large for a table."""
+
+    @property
+    def ending(self) -> str:
+        """Of their names, such as ``".png"``."""
+
+    @property
+    def media_type(self) -> str:
+        """As a browser knows them, such as ``"image/png"``."""
+
+    def content(self, record: Any, spec: TargetSpec) -> bytes:
+        """Return the file of a record that has a prediction."""
+
+    def written(self, record: Any, file: str | None) -> Any:
+        """Return a record without what its file holds, which says where that is; ``None``: nowhere."""
+
+    def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
+        """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
+
+
 class Output(Protocol):
     """From what the network returns to what a user reads."""
 
@@ -202,6 +224,14 @@ class Output(Protocol):
 
     def values(self, record: Any) -> dict[str, Any]:
         """Return a record as plain values for a line of JSON, without ``path`` and ``error``."""
+
+    @property
+    def files(self) -> RecordFiles | None:
+        """The files that belong to records; ``None`` where a row says all."""
+
+    @property
+    def page(self) -> str | None:
+        """The template of the page that `serve` shows; ``None`` for the page about its requests."""
 
     @property
     def names_one(self) -> bool:

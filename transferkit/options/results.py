@@ -85,13 +85,14 @@ class EvaluateConfig(LabelledOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunOptions):
-    """Predict the class of pictures with the model of a run directory; CSV or JSON lines."""
+    """Predict what the model of a run directory says of pictures; CSV or JSON lines, and a PNG of each mask."""
 
     paths: list[str] = option(
         [], "pictures, folders of pictures, globs, or - for a list on standard input", missing=NO_PATHS
     )
     out: str | None = option(None, "file to write, .csv or .jsonl; default: CSV on standard output")
-    overwrite: bool = option(False, "replace the file in --out")
+    masks: str | None = option(None, "of masks: folder for a PNG of each; default: NAME-masks beside --out NAME.csv")
+    overwrite: bool = option(False, "replace the file in --out, and masks of an earlier time")
     format: Literal["auto", "csv", "jsonl"] = option("auto", "auto follows the name of --out")
     top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 3", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.data.images.decode import Pixels
 from transferkit.data.index.meaning import class_colour
 
-__all__ = ["STRENGTH", "hex_colour", "laid_over", "mask_png", "palette_of"]
+__all__ = ["STRENGTH", "hex_colour", "is_mask_png", "laid_over", "mask_png", "palette_of"]
 
 Mask = npt.NDArray[np.uint8]
 
@@ -21,6 +24,9 @@ STRENGTH = 0.55
 
 EDGE = 0.9
 """The same at the border of a class."""
+
+MAKER: Final = ("Software", "transferkit")
+"""What a file of a mask says of itself, right behind its header."""
 
 
 def palette_of(spec: TargetSpec) -> Pixels:
@@ -46,9 +52,17 @@ def mask_png(mask: Mask, palette: Pixels) -> bytes:
     """Return a PNG file whose values are class indices ``(H, W)``, shown in the colours of a palette ``(256, 3)``."""
     picture = Image.fromarray(mask)
     picture.putpalette(palette.tobytes())  # which makes it one of mode P
+    maker = PngInfo()
+    maker.add_text(*MAKER)
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=False, compress_level=6)
+    picture.save(stream, "PNG", optimize=False, compress_level=6, pnginfo=maker)
     return stream.getvalue()
+
+
+def is_mask_png(path: Path) -> bool:
+    """Whether a file is one that `mask_png` made. Raises `OSError`."""
+    with path.open("rb") as stream:
+        return b"tEXt" + "\0".join(MAKER).encode() in stream.read(64)
 
 
 def laid_over(image: Pixels, mask: Mask, palette: Pixels) -> Pixels:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import UNKNOWN, Request
+from transferkit.models.parts import UNKNOWN, RecordFiles, Request
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 
@@ -57,6 +57,8 @@ class LabelOutput:
 
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
+    files: RecordFiles | None = None
+    page: str | None = None
     names_one: bool = False
     labels: bool = True
     compared: Compared = COMPARED

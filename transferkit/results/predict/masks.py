@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.masks import MaskTally
 from transferkit.models.parts import Request
+from transferkit.results.predict.colours import hex_colour, mask_png, palette_of
 
-__all__ = ["MaskOutput", "MaskPrediction"]
+__all__ = ["MaskFiles", "MaskOutput", "MaskPrediction"]
 
 Array = npt.NDArray[np.float32]
 
@@ -31,7 +32,8 @@ class MaskPrediction:
 
     Attributes:
         path: The file, or the place among the pictures, as ``"images[3]"``.
-        mask: Class index of each pixel, ``(H, W) uint8``, at the picture's own size; ``None`` when it is unreadable.
+        mask: Class index of each pixel, ``(H, W) uint8``, at the picture's own size; ``None`` when it is unreadable, or
+            in a file.
         shares: Of the pixels, by class, in index order.
         file: Where the mask was written; ``None`` where it was not.
         error: Why there is no prediction; ``None`` where there is one.
@@ -49,10 +51,34 @@ class MaskPrediction:
 
 
 @dataclass(frozen=True)
+class MaskFiles:
+    """The part that makes a PNG of each mask: its values are class indices, shown in the colours of the data."""
+
+    ending: str = ".png"
+    media_type: str = "image/png"
+
+    def content(self, record: MaskPrediction, spec: TargetSpec) -> bytes:
+        """Return the PNG of a record's mask."""
+        if record.mask is None:
+            raise ValueError(f"{record.path!r} has no mask")
+        return mask_png(record.mask, palette_of(spec))
+
+    def written(self, record: MaskPrediction, file: str | None) -> MaskPrediction:
+        """Return a record without its mask, which is in a file, or is not wanted."""
+        return replace(record, mask=None, file=file)
+
+    def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
+        """Return the classes and their colours in index order."""
+        return [(name, hex_colour(colour)) for name, colour in zip(spec.names, palette_of(spec), strict=False)]
+
+
+@dataclass(frozen=True)
 class MaskOutput:
     """The part of segmentation that makes a class per pixel of logits ``(C, H, W)``."""
 
     columns: tuple[str, ...] = ("mask", "pixel_acc", "miou", "loss")
+    files: MaskFiles | None = MaskFiles()
+    page: str | None = "serve_masks.html.j2"
     names_one: bool = False
     labels: bool = False
     compared: Compared = Compared("masks", "another mask", "probabilities of pixels")

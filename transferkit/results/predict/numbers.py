@@ -15,7 +15,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import Request
+from transferkit.models.parts import RecordFiles, Request
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 
@@ -61,6 +61,8 @@ class NumberOutput:
 
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
+    files: RecordFiles | None = None
+    page: str | None = None
     names_one: bool = False
     labels: bool = False
 

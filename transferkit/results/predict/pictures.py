@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import hashlib
 import io
 import os
 import stat
@@ -22,11 +23,22 @@ from transferkit.data.scan.formats import TEXTS, read_extensions, unread_text
 from transferkit.data.scan.records import split_named
 from transferkit.data.scan.walking import SYSTEM_NAMES
 
-__all__ = ["STDIN", "class_folders", "count_pictures", "find_pictures", "warn_of_unread"]
+__all__ = [
+    "STDIN",
+    "FileNames",
+    "class_folders",
+    "count_pictures",
+    "find_named_pictures",
+    "find_pictures",
+    "warn_of_unread",
+]
 
 STDIN: Final = "-"
 
 ANY_DEPTH: Final = "**"
+
+LONGEST_STEM: Final = 220
+"""Bytes of a name without its ending; file systems take 255."""
 
 
 class _Entry(NamedTuple):
@@ -70,6 +82,17 @@ def find_pictures(
         DataError: A path does not exist, or a glob matches nothing: at once, and all of them in one message. There is
             no picture at all: when the first is asked for.
     """
+    return (path for path, _ in find_named_pictures(paths, stdin, unread))
+
+
+def find_named_pictures(
+    paths: Iterable[str], stdin: TextIO | None = None, unread: Counter[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield what `find_pictures` yields, each file with its path below the folder that named it.
+
+    A file that was named itself, or by a line of `stdin`, has its own name; what a glob names is below the last folder
+    before its first wildcard. Raises likewise.
+    """
     listed = list(paths)
     missing = [path for path in listed if path != STDIN and not _exists(path)]
     if missing:
@@ -79,6 +102,41 @@ def find_pictures(
             f"{listing(missing, limit=len(missing))} - check the paths"
         )
     return _all_of(listed, stdin, Counter() if unread is None else unread)
+
+
+class FileNames:
+    """Names of files that belong to pictures, by the pictures' paths: no two are the same, not even but for case.
+
+    The names hang only on the pictures and their order. A digest of each is kept.
+
+    Args:
+        ending: Of the names, which takes the place of a picture's own.
+    """
+
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+        self._files: set[bytes] = set()
+        self._folders: set[bytes] = set()
+
+    def of(self, path: str) -> str:
+        """Return the name for a picture of a relative path: ``"b.png"`` for ``"b.jpg"``, and ``"b-2.png"`` after it."""
+        *folders, last = Path(path).parts or ("picture",)
+        place = ""
+        for name in folders:
+            place = self._free(place, name, "", self._files)  # a file may be called like a folder
+            self._folders.add(_key(place))
+        taken = self._free(place, os.path.splitext(last)[0], self.ending, self._files, self._folders)  # noqa: PTH122
+        self._files.add(_key(taken))
+        return taken
+
+    def _free(self, place: str, stem: str, ending: str, *taken: set[bytes]) -> str:
+        if len(os.fsencode(stem)) > LONGEST_STEM:
+            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
+        name, number = _join(place, stem + ending), 1
+        while any(_key(name) in names for names in taken):
+            number += 1
+            name = _join(place, f"{stem}-{number}{ending}")
+        return name
 
 
 def warn_of_unread(unread: Counter[str]) -> None:
@@ -128,12 +186,13 @@ def class_folders(folder: str, class_names: Sequence[str]) -> frozenset[str]:
 # ---- what a path stands for -------------------------------------------------------------------------------------
 
 
-def _all_of(paths: Sequence[str], stdin: TextIO | None, unread: Counter[str]) -> Iterator[str]:
+def _all_of(paths: Sequence[str], stdin: TextIO | None, unread: Counter[str]) -> Iterator[tuple[str, str]]:
     empty = True
     for path in paths:
+        base = None if path == STDIN else _base_of(path)
         for file in _lines_of(stdin) if path == STDIN else _files_of(path, unread):
             empty = False
-            yield file
+            yield file, Path(file).name if base is None else file[len(base) :].lstrip(os.sep)
     if empty:
         raise DataError(
             f"no pictures in {listing(paths, limit=len(paths))}{f' ({unread_text(unread)})' if unread else ''} - "
@@ -150,6 +209,14 @@ def _files_of(path: str, unread: Counter[str]) -> Iterator[str]:
     if kind is None and glob.has_magic(path):
         return _matches(path, unread)
     return _below(path, _Walk(unread=unread)) if kind is not None and stat.S_ISDIR(kind) else iter((path,))
+
+
+def _base_of(path: str) -> str | None:
+    """Return how the files begin that a folder or a glob stands for; ``None`` of a file."""
+    kind = _kind(path)
+    if kind is None:
+        return _parted(path)[0] if glob.has_magic(path) else None
+    return path if stat.S_ISDIR(kind) else None
 
 
 def _lines_of(stdin: TextIO | None) -> Iterator[str]:
@@ -182,13 +249,18 @@ def _below(folder: str, walk: _Walk) -> Iterator[str]:
 
 def _matches(pattern: str, unread: Counter[str]) -> Iterator[str]:
     """Yield what a glob stands for; every file once, however many ways there are to match it."""
-    parts = Path(pattern).parts
-    plain = next(at for at, part in enumerate(parts) if glob.has_magic(part))
-    base = str(Path(*parts[:plain])) if plain else ""
+    base, parts = _parted(pattern)
     kind = _kind(base or os.curdir)
     if kind is None or not stat.S_ISDIR(kind):
         return iter(())
-    return _matching(base, parts[plain:], frozenset({0}), _Walk(unread=unread))
+    return _matching(base, parts, frozenset({0}), _Walk(unread=unread))
+
+
+def _parted(pattern: str) -> tuple[str, tuple[str, ...]]:
+    """Return the folder that a glob begins with, or nothing, and the parts from its first wildcard on."""
+    parts = Path(pattern).parts
+    plain = next(at for at, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[:plain])) if plain else "", parts[plain:]
 
 
 def _matching(folder: str, parts: Sequence[str], states: frozenset[int], walk: _Walk) -> Iterator[str]:
@@ -291,6 +363,12 @@ def _kind(path: str) -> int | None:
         return Path(path).stat().st_mode
     except (OSError, ValueError):  # ValueError: a null byte
         return None
+
+
+def _key(name: str) -> bytes:
+    """Return what two names have in common that a file system may take for one."""
+    plain = unicodedata.normalize("NFC", name).casefold()
+    return hashlib.blake2b(os.fsencode(plain), digest_size=8).digest()
 
 
 def _nfc(names: Iterable[str]) -> frozenset[str]:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
 
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
-from transferkit.core.files import write_atomically
+from transferkit.core.files import put_in_place, staging_folder, storage_errors, write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.pictures import STDIN, class_folders, count_pictures, find_pictures, warn_of_unread
+from transferkit.results.predict.colours import is_mask_png
+from transferkit.results.predict.pictures import (
+    STDIN,
+    FileNames,
+    class_folders,
+    count_pictures,
+    find_named_pictures,
+    warn_of_unread,
+)
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
@@ -35,6 +45,9 @@ SHOWN_S: Final = 0.2
 """Seconds between two refreshes of what a reader or a person sees."""
 
 Progress = Callable[[int, "int | None"], None]
+
+_Named = tuple[str, str]
+"""A picture, and what the file that belongs to its record is called."""
 
 
 def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
@@ -65,16 +78,18 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
             on_first(_check_classes, config.paths, predictor)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
-        with counting_bar(console, "predicting") as progress:
-            predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress)
+        folder = on_first(_check_masks, config, predictor)
+        with _filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
+            predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress, files)
             lines = _lines(predictions, config, predictor)
             if not is_writer():
                 deque(predictions, maxlen=0)
             elif config.out is None:
                 _print(lines)
+                files.put_in_place()
             else:
-                write_atomically(config.out, lambda temporary: _fill(temporary, lines))
-        on_first(_conclude, config, counts)
+                write_atomically(config.out, lambda temporary: _fill(temporary, lines, files))
+        on_first(_conclude, config, counts, folder)
 
 
 @dataclasses.dataclass
@@ -93,20 +108,24 @@ class _Counts:
 
 
 def _predictions(
-    predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None
-) -> Iterator[Record]:
+    predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None,
+    files: _Files,
+) -> Iterator[Record]:  # fmt: skip
     """Yield every prediction, in every process, and count them."""
-    pictures: list[Iterator[str]] = []
+    pictures: list[Iterator[_Named]] = []
 
     def begin() -> int | None:
-        pictures.append(find_pictures(config.paths, stdin, counts.unread))
+        found = find_named_pictures(config.paths, stdin, counts.unread)
+        pictures.append((path, files.name(below)) for path, below in found)
         return count_pictures(config.paths)
 
     counts.total = on_first(begin)
     alone = world() == 1
     shown = 0.0
     for prediction in (
-        _alone(predictor, config, pictures, counts.total) if alone else _together(predictor, config, pictures)
+        _alone(predictor, config, pictures, counts.total, files)
+        if alone
+        else _together(predictor, config, pictures, files)
     ):
         counts.done += 1
         counts.failed += prediction.error is not None
@@ -121,22 +140,35 @@ def _predictions(
 
 
 def _alone(
-    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]], total: int | None
+    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], total: int | None, files: _Files
 ) -> Iterator[Record]:
-    return _stream(predictor, config, pictures[0] if total is None else _Counted(pictures[0], total))
+    return _stream(predictor, config, pictures[0], total, files)
 
 
-def _together(predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[str]]) -> Iterator[Record]:
+def _together(
+    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], files: _Files
+) -> Iterator[Record]:
     """Yield what all processes predict, in all of them; `pictures` is known to the first alone."""
     size = ROUND.get(predictor.device, ROUND["cpu"]) * world()
     while part := on_first(lambda: list(islice(pictures[0], size))):
-        parts = gather(list(_stream(predictor, config, part[rank() :: world()])))
+        mine = part[rank() :: world()]
+        parts = gather(list(_stream(predictor, config, iter(mine), len(mine), files)))
         yield from (parts[at % world()][at // world()] for at in range(len(part)))
 
 
-def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -> Iterator[Record]:
-    return predictor.stream(
-        paths,
+def _stream(
+    predictor: Predictor, config: PredictConfig, pictures: Iterator[_Named], total: int | None, files: _Files
+) -> Iterator[Record]:
+    """Yield the predictions of pictures, what belongs into files written already."""
+    names: deque[str] = deque()
+
+    def paths() -> Iterator[str]:
+        for path, name in pictures:
+            names.append(name)
+            yield path
+
+    records = predictor.stream(
+        paths() if total is None else _Counted(paths(), total),
         tta=config.tta,
         top_k=config.top_k,
         abstain=config.abstain,
@@ -148,6 +180,7 @@ def _stream(predictor: Predictor, config: PredictConfig, paths: Iterable[str]) -
         seed=config.seed,
         whole=False,
     )
+    return (files.written(record, names.popleft()) for record in records)
 
 
 class _Counted:
@@ -170,14 +203,15 @@ def _refuse(prediction: Record) -> None:
     )
 
 
-def _conclude(config: PredictConfig, counts: _Counts) -> None:
+def _conclude(config: PredictConfig, counts: _Counts, folder: str | None) -> None:
     """Say in the first process how it ended."""
     warn_of_unread(counts.unread)
     if config.out is not None and not config.quiet:
         parts = [f"{counts.failed:,} unreadable"] if counts.failed else []
         parts += [f"{counts.abstained:,} without a label"] if config.abstain is not None else []
         parts += [f"{counts.unknown:,} unknown"] if config.unknown is not None else []
-        print(", ".join([f"predicted  {counts.done:,} pictures", *parts, f"in {config.out}"]), flush=True)
+        parts += [f"in {config.out}", *([] if folder is None else [f"masks in {folder}"])]
+        print(", ".join([f"predicted  {counts.done:,} pictures", *parts]), flush=True)
     if counts.failed:
         raise ExportError(
             f"{counts.failed:,} of {counts.done:,} pictures could not be read; their rows say why - replace or remove "
@@ -246,9 +280,104 @@ def _check_out(config: PredictConfig) -> None:
         raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
 
 
-def _fill(path: Path, lines: Iterable[str]) -> None:
+def _check_masks(config: PredictConfig, predictor: Predictor) -> str | None:
+    """Return the folder of the files that belong to records, ``None`` for none; refuse one that cannot be written to.
+
+    A folder is replaced only where it holds nothing but such files.
+    """
+    folder = config.masks
+    if predictor.module.task.output.files is None:
+        if folder is not None:
+            raise ConfigError(
+                f"--masks is a folder for masks, and a model of {predictor.module.task.name} gives none - leave it out"
+            )
+        return None
+    if folder is None:
+        if config.out is None or (Path(config.out).exists() and not Path(config.out).is_file()):  # a pipe, a device
+            return None
+        folder = str(Path(config.out).with_suffix("")) + "-masks"
+    path = Path(folder)
+    whole, out = path.resolve(), None if config.out is None else Path(config.out).resolve()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--masks {path}: is a file, expected a folder - name another")
+    if not whole.parent.is_dir():
+        raise ConfigError(f"--masks {path}: the folder {path.parent} does not exist - make it, or name another")
+    if path.is_mount() or (out is not None and out.is_relative_to(whole)):
+        holds = "a disk of its own" if path.is_mount() else f"where --out {config.out} lies"
+        raise ConfigError(f"--masks {path}: is {holds}, and appears as a whole - name a folder inside, or another")
+    above = [name for name in config.paths if name != STDIN and Path(name).is_dir()]
+    above = [name for name in above if whole.is_relative_to(Path(name).resolve())]
+    if above:
+        raise ConfigError(
+            f"--masks {path}: lies in {above[0]}, where the next time its masks would be taken for pictures - name a "
+            "folder elsewhere by --masks"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        if not config.overwrite:
+            raise ConfigError(f"--masks {path}: is not empty - replace it by --overwrite, or name another")
+        with storage_errors("read", path):
+            other = next((one for one in path.rglob("*") if not one.is_dir() and not is_mask_png(one)), None)
+        if other is not None:
+            raise ConfigError(
+                f"--masks {path}: holds {other.relative_to(path)}, which predict did not write, so --overwrite will "
+                "not replace it - name another"
+            )
+    return folder
+
+
+class _Files:
+    """The files that belong to records; without a folder none is written, and records forget what they would hold.
+
+    Args:
+        predictor: The model.
+        folder: Where they are in the end.
+        staging: Where they are until all are there.
+    """
+
+    def __init__(self, predictor: Predictor, folder: str | None, staging: Path | None) -> None:
+        self._part, self._spec = predictor.module.task.output.files, predictor.info.target_spec
+        self.folder, self.staging = folder, staging
+        self._names = FileNames("" if self._part is None else self._part.ending)
+
+    def name(self, below: str) -> str:
+        """Return what the file of a picture is called, in the first process; nothing where none is written."""
+        return "" if self.staging is None else self._names.of(below)
+
+    def written(self, record: Record, name: str) -> Record:
+        """Return a record whose file is written."""
+        if self._part is None:
+            return record
+        if self.folder is None or self.staging is None or record.error is not None:
+            kept: Record = self._part.written(record, None)
+            return kept
+        path = self.staging / name
+        with storage_errors("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._part.content(record, self._spec))
+        there: Record = self._part.written(record, str(Path(self.folder) / name))
+        return there
+
+    def put_in_place(self) -> None:
+        """Let the files appear, once all are written."""
+        if self.folder is not None and self.staging is not None:
+            put_in_place(self.staging, self.folder)
+
+
+@contextmanager
+def _filling(predictor: Predictor, folder: str | None) -> Iterator[_Files]:
+    """Yield the files; what is not in place at the end of the block is deleted."""
+    staging = None if folder is None else on_first(staging_folder, folder)
+    try:
+        yield _Files(predictor, folder, staging)
+    finally:
+        if staging is not None and is_writer():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(path: Path, lines: Iterable[str], files: _Files) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(lines)
+    files.put_in_place()
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import UNKNOWN, Output, Record, Request
+from transferkit.models.parts import UNKNOWN, Output, Record, RecordFiles, Request
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
 
@@ -63,6 +63,8 @@ class ClassOutput:
     """The part of classification that makes predictions of logits: a class for each picture, with its probability."""
 
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
+    files: RecordFiles | None = None
+    page: str | None = "serve.html.j2"
     names_one: bool = True
     labels: bool = True
     compared: Compared = COMPARED
