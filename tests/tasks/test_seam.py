@@ -229,7 +229,9 @@ def test_explain(run, data, tmp_path, command, monkeypatch):
     assert list(rows[0]) == ["path", "brightness", "target", "png", "error"]
     predictions = tk.load(run.path).predict([data / "0.png", data / "1.png"])
     assert [float(row["brightness"]) for row in rows] == pytest.approx([one.value for one in predictions], abs=1e-4)
-    assert [axis.get_title() for axis in figures[0].axes][:2] == ["brightness", "evidence for brightness"]
+    assert [axis.get_title() for axis in figures[0].axes][:2] == [
+        f"brightness: {rows[0]['brightness']}", "evidence for brightness",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

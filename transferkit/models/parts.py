@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
+from transferkit.models.record_files import RecordFiles
 
 __all__ = [
     "UNKNOWN",
@@ -26,7 +27,6 @@ __all__ = [
     "Objective",
     "Output",
     "Record",
-    "RecordFiles",
     "Request",
     "Scores",
 ]
@@ -133,15 +133,7 @@ class Request:
 
 
 class Record(Protocol):
-    """What is said of one picture: a dataclass; the rest of it is the task's own.
-
-    Attributes:
-        path: The file, or its place among the pictures.
-        error: Why there is no prediction; ``None`` where there is one.
-        abstained: Whether there is no answer because the model is not sure enough.
-        unlike_training: Share of held-out pictures that are nearer to the training pictures; ``None`` where the model
-            does not know.
-    """
+    """What is said of one picture: a dataclass; the rest of it is the task's own."""
 
     @property
     def path(self) -> str:
@@ -157,28 +149,7 @@ class Record(Protocol):
 
     @property
     def unlike_training(self) -> float | None:
-        """Share of held-out pictures that are nearer to the training pictures."""
-
-
-class RecordFiles(Protocol):
-    """The files that belong to the records of a task, one each, such as masks: they are too large for a table."""
-
-    @property
-    def ending(self) -> str:
-        """Of their names, such as ``".png"``."""
-
-    @property
-    def media_type(self) -> str:
-        """As a browser knows them, such as ``"image/png"``."""
-
-    def content(self, record: Any, spec: TargetSpec) -> bytes:
-        """Return the file of a record that has a prediction."""
-
-    def written(self, record: Any, file: str | None) -> Any:
-        """Return a record without what its file holds, which says where that is; ``None``: nowhere."""
-
-    def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
-        """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
+        """Share of held-out pictures that are nearer to the training pictures; ``None`` where it is not known."""
 
 
 class Output(Protocol):

@@ -14,10 +14,11 @@ from PIL import Image
 import transferkit as tk
 from transferkit.core.errors import ConfigError, ExportError, StorageError
 from transferkit.data.images.decode import decode_image
+from transferkit.models.task import task_named
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.colours import palette_of
+from transferkit.results.predict.files import FileNames
 from transferkit.results.predict.masks import MaskFiles
-from transferkit.results.predict.pictures import FileNames
 from transferkit.results.predict.predict import predict_files
 from transferkit.results.predict.predictor import load
 
@@ -92,7 +93,7 @@ def test_the_folder_serves_as_the_masks_of_a_data_set(run, pictures, tmp_path):
         picture(data / "images" / "x" / f"{number}.jpg", (60 + number, 50), seed=number)
     predict(run, data / "images", masks=data / "masks")
     (data / "classes.txt").write_text("\n".join(("ground", "leaf", "stem")) + "\n", encoding="utf-8")
-    read = tk.ImageData(str(data), image_size=64, workers=0)
+    read = tk.ImageData(str(data), image_size=64, reader=task_named("segmentation").targets)
     read.setup("fit")
     assert read.class_names == ("ground", "leaf", "stem")
     labels = sorted(map(str, (data / "masks").rglob("*.png")))

@@ -15,7 +15,8 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import RecordFiles, Request
+from transferkit.models.parts import Request
+from transferkit.models.record_files import RecordFiles
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import hashlib
 import io
 import os
 import stat
@@ -25,7 +24,6 @@ from transferkit.data.scan.walking import SYSTEM_NAMES
 
 __all__ = [
     "STDIN",
-    "FileNames",
     "class_folders",
     "count_pictures",
     "find_named_pictures",
@@ -36,9 +34,6 @@ __all__ = [
 STDIN: Final = "-"
 
 ANY_DEPTH: Final = "**"
-
-LONGEST_STEM: Final = 220
-"""Bytes of a name without its ending; file systems take 255."""
 
 
 class _Entry(NamedTuple):
@@ -102,41 +97,6 @@ def find_named_pictures(
             f"{listing(missing, limit=len(missing))} - check the paths"
         )
     return _all_of(listed, stdin, Counter() if unread is None else unread)
-
-
-class FileNames:
-    """Names of files that belong to pictures, by the pictures' paths: no two are the same, not even but for case.
-
-    The names hang only on the pictures and their order. A digest of each is kept.
-
-    Args:
-        ending: Of the names, which takes the place of a picture's own.
-    """
-
-    def __init__(self, ending: str) -> None:
-        self.ending = ending
-        self._files: set[bytes] = set()
-        self._folders: set[bytes] = set()
-
-    def of(self, path: str) -> str:
-        """Return the name for a picture of a relative path: ``"b.png"`` for ``"b.jpg"``, and ``"b-2.png"`` after it."""
-        *folders, last = Path(path).parts or ("picture",)
-        place = ""
-        for name in folders:
-            place = self._free(place, name, "", self._files)  # a file may be called like a folder
-            self._folders.add(_key(place))
-        taken = self._free(place, os.path.splitext(last)[0], self.ending, self._files, self._folders)  # noqa: PTH122
-        self._files.add(_key(taken))
-        return taken
-
-    def _free(self, place: str, stem: str, ending: str, *taken: set[bytes]) -> str:
-        if len(os.fsencode(stem)) > LONGEST_STEM:
-            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
-        name, number = _join(place, stem + ending), 1
-        while any(_key(name) in names for names in taken):
-            number += 1
-            name = _join(place, f"{stem}-{number}{ending}")
-        return name
 
 
 def warn_of_unread(unread: Counter[str]) -> None:
@@ -363,12 +323,6 @@ def _kind(path: str) -> int | None:
         return Path(path).stat().st_mode
     except (OSError, ValueError):  # ValueError: a null byte
         return None
-
-
-def _key(name: str) -> bytes:
-    """Return what two names have in common that a file system may take for one."""
-    plain = unicodedata.normalize("NFC", name).casefold()
-    return hashlib.blake2b(os.fsencode(plain), digest_size=8).digest()
 
 
 def _nfc(names: Iterable[str]) -> frozenset[str]:

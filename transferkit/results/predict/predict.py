@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
 
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
-from transferkit.core.files import put_in_place, staging_folder, storage_errors, write_atomically
+from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
-from transferkit.results.predict.colours import is_mask_png
+from transferkit.results.predict.files import Files, filling, masks_folder
 from transferkit.results.predict.pictures import (
     STDIN,
-    FileNames,
     class_folders,
     count_pictures,
     find_named_pictures,
@@ -78,8 +75,8 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
             on_first(_check_classes, config.paths, predictor)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
-        folder = on_first(_check_masks, config, predictor)
-        with _filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
+        folder = on_first(masks_folder, config, predictor)
+        with filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
             predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress, files)
             lines = _lines(predictions, config, predictor)
             if not is_writer():
@@ -109,7 +106,7 @@ class _Counts:
 
 def _predictions(
     predictor: Predictor, config: PredictConfig, stdin: TextIO, counts: _Counts, progress: Progress | None,
-    files: _Files,
+    files: Files,
 ) -> Iterator[Record]:  # fmt: skip
     """Yield every prediction, in every process, and count them."""
     pictures: list[Iterator[_Named]] = []
@@ -140,13 +137,13 @@ def _predictions(
 
 
 def _alone(
-    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], total: int | None, files: _Files
+    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], total: int | None, files: Files
 ) -> Iterator[Record]:
     return _stream(predictor, config, pictures[0], total, files)
 
 
 def _together(
-    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], files: _Files
+    predictor: Predictor, config: PredictConfig, pictures: Sequence[Iterator[_Named]], files: Files
 ) -> Iterator[Record]:
     """Yield what all processes predict, in all of them; `pictures` is known to the first alone."""
     size = ROUND.get(predictor.device, ROUND["cpu"]) * world()
@@ -157,7 +154,7 @@ def _together(
 
 
 def _stream(
-    predictor: Predictor, config: PredictConfig, pictures: Iterator[_Named], total: int | None, files: _Files
+    predictor: Predictor, config: PredictConfig, pictures: Iterator[_Named], total: int | None, files: Files
 ) -> Iterator[Record]:
     """Yield the predictions of pictures, what belongs into files written already."""
     names: deque[str] = deque()
@@ -280,101 +277,7 @@ def _check_out(config: PredictConfig) -> None:
         raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
 
 
-def _check_masks(config: PredictConfig, predictor: Predictor) -> str | None:
-    """Return the folder of the files that belong to records, ``None`` for none; refuse one that cannot be written to.
-
-    A folder is replaced only where it holds nothing but such files.
-    """
-    folder = config.masks
-    if predictor.module.task.output.files is None:
-        if folder is not None:
-            raise ConfigError(
-                f"--masks is a folder for masks, and a model of {predictor.module.task.name} gives none - leave it out"
-            )
-        return None
-    if folder is None:
-        if config.out is None or (Path(config.out).exists() and not Path(config.out).is_file()):  # a pipe, a device
-            return None
-        folder = str(Path(config.out).with_suffix("")) + "-masks"
-    path = Path(folder)
-    whole, out = path.resolve(), None if config.out is None else Path(config.out).resolve()
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--masks {path}: is a file, expected a folder - name another")
-    if not whole.parent.is_dir():
-        raise ConfigError(f"--masks {path}: the folder {path.parent} does not exist - make it, or name another")
-    if path.is_mount() or (out is not None and out.is_relative_to(whole)):
-        holds = "a disk of its own" if path.is_mount() else f"where --out {config.out} lies"
-        raise ConfigError(f"--masks {path}: is {holds}, and appears as a whole - name a folder inside, or another")
-    above = [name for name in config.paths if name != STDIN and Path(name).is_dir()]
-    above = [name for name in above if whole.is_relative_to(Path(name).resolve())]
-    if above:
-        raise ConfigError(
-            f"--masks {path}: lies in {above[0]}, where the next time its masks would be taken for pictures - name a "
-            "folder elsewhere by --masks"
-        )
-    if path.is_dir() and any(path.iterdir()):
-        if not config.overwrite:
-            raise ConfigError(f"--masks {path}: is not empty - replace it by --overwrite, or name another")
-        with storage_errors("read", path):
-            other = next((one for one in path.rglob("*") if not one.is_dir() and not is_mask_png(one)), None)
-        if other is not None:
-            raise ConfigError(
-                f"--masks {path}: holds {other.relative_to(path)}, which predict did not write, so --overwrite will "
-                "not replace it - name another"
-            )
-    return folder
-
-
-class _Files:
-    """The files that belong to records; without a folder none is written, and records forget what they would hold.
-
-    Args:
-        predictor: The model.
-        folder: Where they are in the end.
-        staging: Where they are until all are there.
-    """
-
-    def __init__(self, predictor: Predictor, folder: str | None, staging: Path | None) -> None:
-        self._part, self._spec = predictor.module.task.output.files, predictor.info.target_spec
-        self.folder, self.staging = folder, staging
-        self._names = FileNames("" if self._part is None else self._part.ending)
-
-    def name(self, below: str) -> str:
-        """Return what the file of a picture is called, in the first process; nothing where none is written."""
-        return "" if self.staging is None else self._names.of(below)
-
-    def written(self, record: Record, name: str) -> Record:
-        """Return a record whose file is written."""
-        if self._part is None:
-            return record
-        if self.folder is None or self.staging is None or record.error is not None:
-            kept: Record = self._part.written(record, None)
-            return kept
-        path = self.staging / name
-        with storage_errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._part.content(record, self._spec))
-        there: Record = self._part.written(record, str(Path(self.folder) / name))
-        return there
-
-    def put_in_place(self) -> None:
-        """Let the files appear, once all are written."""
-        if self.folder is not None and self.staging is not None:
-            put_in_place(self.staging, self.folder)
-
-
-@contextmanager
-def _filling(predictor: Predictor, folder: str | None) -> Iterator[_Files]:
-    """Yield the files; what is not in place at the end of the block is deleted."""
-    staging = None if folder is None else on_first(staging_folder, folder)
-    try:
-        yield _Files(predictor, folder, staging)
-    finally:
-        if staging is not None and is_writer():
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _fill(path: Path, lines: Iterable[str], files: _Files) -> None:
+def _fill(path: Path, lines: Iterable[str], files: Files) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(lines)
     files.put_in_place()

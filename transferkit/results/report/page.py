@@ -19,7 +19,7 @@ from transferkit.core.text import visible
 from transferkit.data.images.decode import Pixels
 from transferkit.show.words import PERCENT, value_text
 
-__all__ = ["Section", "TaskSections", "data_uri", "macros", "render"]
+__all__ = ["Section", "TaskSections", "data_address", "data_uri", "macros", "render"]
 
 TEMPLATES = "templates"
 QUALITY = 80
@@ -83,7 +83,12 @@ def data_uri(image: Pixels, kind: Literal["jpeg", "png"] = "jpeg") -> str:
     stream = io.BytesIO()
     options = {"quality": QUALITY, "optimize": True} if kind == "jpeg" else {"compress_level": 4}
     Image.fromarray(image).save(stream, kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_address(stream.getvalue(), f"image/{kind}")
+
+
+def data_address(content: bytes, media_type: str) -> str:
+    """Return the content of a file inside a ``data:`` address."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def macros(template: str) -> Any:

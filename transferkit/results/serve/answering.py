@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from transferkit.core.errors import ConfigError, TransferkitError
 from transferkit.data.batches.augment import eval_transform
-from transferkit.data.images.decode import Pixels, UnreadableImage, decode_image
+from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
@@ -28,7 +28,7 @@ from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.network import Output, whole_engine
 from transferkit.results.predict.predictor import Predictor
 from transferkit.results.predict.record import unlike_values
-from transferkit.results.report.page import data_uri
+from transferkit.results.report.page import data_address, data_uri
 from transferkit.results.serve.batching import Batcher
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class TaskAnswer(BaseModel):
 
     model: str = Field(description="name of the run")
     ms: float = Field(description="time from the whole picture to the answer, in milliseconds")
+    mask: str | None = Field(None, description="of masks: PNG of class indices at the picture's size, as a data URI")
+    shares: dict[str, float] | None = Field(None, description="of masks: share of each class in the pixels")
     heatmap: str | None = None
     neighbours: list[Similar] | None = None
     notes: list[str] | None = None
@@ -117,10 +119,14 @@ def _asked(problem: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest."""
+    """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest.
+
+    `size` is height and width of the picture itself, upright.
+    """
 
     pixels: Pixels
     shown: Pixels
+    size: tuple[int, int]
     sha256: str = ""
 
 
@@ -212,10 +218,11 @@ class Answerer:
             raise NoRanks
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
-        output = await self.logits.submit(view.pixels)
+        output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
         request = dataclasses.replace(self._request(top_k, coverage), unknown=unknown)
-        record = self.predictor.record(output, request)
-        answer = self._answer_of(record)
+        # A mask of a large picture takes a while, and others wait for the event loop.
+        record = await self._in_thread(partial(self.predictor.record, output, request))
+        answer = await self._in_thread(partial(self._answer_of, record))
         if coverage is not None and isinstance(answer, Answer):
             answer.abstained, answer.set = record.abstained, list(record.classes)
         if explain:
@@ -249,8 +256,11 @@ class Answerer:
         return request
 
     def _answer_of(self, record: Any) -> Answer | TaskAnswer:
-        """Return a record as an answer, without the time."""
+        """Return a record as an answer, without the time; the file that belongs to it is inside."""
         if not self.output.names_one:
+            files, spec = self.output.files, self.predictor.info.target_spec
+            if files is not None:
+                record = files.written(record, data_address(files.content(record, spec), files.media_type))
             values = {**self.output.values(record), **unlike_values(record)}
             return TaskAnswer.model_validate({**values, "model": self.name, "ms": 0.0})
         label, probability = record.top[0]
@@ -281,12 +291,15 @@ class Answerer:
 
     def _open(self, data: bytes, *, explain: bool) -> _View:
         config = self.predictor.info.preprocessing
-        decoded = decode_image(data, min_side=config.decode_side, decoding=config.decoding, name="picture")
-        pixels = self._transform(decoded, 0)
+        decoded, info = decode_with_info(
+            data, min_side=config.decode_side, decoding=config.decoding, name="picture"
+        )  # fmt: skip
+        size = info.height, info.width
+        pixels = self._transform(decoded, 0, whole=size)
         if not explain:
-            return _View(pixels, pixels)
+            return _View(pixels, pixels, size)
         shown = enlarged(data, config, SHOWN_SIDE, name="picture")
-        return _View(pixels, shown, hashlib.sha256(data).hexdigest())
+        return _View(pixels, shown, size, hashlib.sha256(data).hexdigest())
 
     def _forward(self, pictures: Sequence[Pixels]) -> list[Output | Exception]:
         rows = self._engine.rows(torch.from_numpy(np.stack(pictures)))

@@ -96,7 +96,7 @@ def build_app(
 
     app = FastAPI(
         title=answerer.name, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="Answers of a fine-tuned image classifier.",
+        description="Answers of a fine-tuned model of pictures.",
     )  # fmt: skip
     app.add_middleware(Guards, limits=limits, hosts=hosts, log=log)
     app.add_exception_handler(StarletteHTTPException, _refused)
@@ -158,23 +158,26 @@ def build_app(
             batches=answerer.logits.batches,
         )
 
-    page = pages.get_template("serve.html.j2").render(
+    template, files = answerer.output.page, answerer.output.files
+    page = None if template is None else pages.get_template(template).render(
         name=answerer.name,
         backbone=predictor.info.backbone,
         class_count=len(classes),
         limit_bytes=limits.picture_bytes,
         limit_text=f"{limits.picture_bytes / 1e6:g} MB",
         coverage=PAGE_COVERAGE if answerer.calibrated else None,
-    )
+        legend=[] if files is None else files.legend(predictor.info.target_spec),
+    )  # fmt: skip
 
     @app.get("/", include_in_schema=False)
     async def start() -> Response:
-        return _page(page) if answerer.output.names_one else RedirectResponse("/docs")
+        return RedirectResponse("/docs") if page is None else _page(page)
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         base = str(request.base_url).rstrip("/")
-        return _page(pages.get_template("serve_docs.html.j2").render(api=app.openapi(), base=base))
+        query = "?top_k=3" if answerer.output.names_one else ""
+        return _page(pages.get_template("serve_docs.html.j2").render(api=app.openapi(), base=base, query=query))
 
     return app
 

@@ -1,0 +1,30 @@
+"""`RecordFiles`: the files that belong to what is said of pictures."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from transferkit.core.targets import TargetSpec
+
+__all__ = ["RecordFiles"]
+
+
+class RecordFiles(Protocol):
+    """The files that belong to the records of a task, one each, such as masks: they are too large for a table."""
+
+    @property
+    def ending(self) -> str:
+        """Of their names, such as ``".png"``."""
+
+    @property
+    def media_type(self) -> str:
+        """As a browser knows them, such as ``"image/png"``."""
+
+    def content(self, record: Any, spec: TargetSpec) -> bytes:
+        """Return the file of a record that has a prediction."""
+
+    def written(self, record: Any, file: str | None) -> Any:
+        """Return a record without what its file holds, which says where that is; ``None``: nowhere."""
+
+    def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
+        """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
