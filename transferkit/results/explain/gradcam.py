@@ -14,7 +14,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.boundary import Boundary
-from transferkit.models.feed import Feed
+from transferkit.models.feed import Feed, Given
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
@@ -47,7 +47,9 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
     deepest stage that it does depend on takes its place: for such transformers, what the last block is given.
 
     The score is what the task's output part names, of a class its logit; for a nearest-neighbour head it is
-    `NeighbourHead.evidence`.
+    `NeighbourHead.evidence`. Of masks it is the class's mean logit over all pixels (Vinogradova et al. 2020, *Towards
+    interpretable semantic segmentation via gradient-weighted class activation mapping*), for heads on the last map. A
+    head on maps of several sizes is refused: its evidence goes through all of them, and the map of any one misleads.
 
     The model is left as it was: modes, gradients and what requires them.
 
@@ -113,8 +115,16 @@ def _explain(module: TransferModule, images: Tensor, targets: Tensor, layer: str
 def _layers(module: TransferModule, images: Tensor) -> Iterator[str]:
     """Yield the backbone's last map, where it has one, then the stages that give a grid, from output to input.
 
-    Only the later half of the stages: what is early knows edges, not classes.
+    Only the later half of the stages: what is early knows edges, not classes. For a head on pixels the last map alone.
     """
+    if module.feed is Feed.PYRAMID:
+        raise ConfigError(
+            f"no heat map: the head {type(module.head).__name__} takes maps of several sizes, and no one of them holds "
+            "its evidence - the mask says where a class is; explain by the nearest training pictures instead"
+        )
+    if module.feed is Feed.LAST_MAP:
+        yield LAST
+        return
     if module.backbone.map_channels is not None:
         yield LAST
     stages = dict(list(module.backbone.stages().items())[len(module.backbone.stages()) // 2 :])
@@ -143,6 +153,9 @@ def _at_last_map(module: TransferModule, images: Tensor, targets: Tensor) -> tup
     ``None`` where that is no grid.
     """
     with torch.no_grad():
+        if module.feed is Feed.LAST_MAP:
+            last = module.backbone.forward_last_map(images).float()
+            return _differentiate(module, last, lambda maps: (images, maps), targets, images)
         maps = module.backbone.forward_maps(images)
     pool = (lambda maps: maps) if module.feed is Feed.MAPS else module.backbone.pool
     return _differentiate(module, maps, pool, targets, images)
@@ -174,7 +187,7 @@ def _goes_on(boundary: Boundary, images: Tensor) -> bool:
 
 
 def _differentiate(
-    module: TransferModule, maps: Tensor, rest: Callable[[Tensor], Tensor], targets: Tensor, images: Tensor
+    module: TransferModule, maps: Tensor, rest: Callable[[Tensor], Given], targets: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor, bool] | None:
     to_grid = _grid_of(maps, module, images)
     if to_grid is None:
@@ -184,7 +197,7 @@ def _differentiate(
         features, head = rest(leaf), module.head
         scores = (
             head.evidence(features, targets)  # its outputs have no gradient where all neighbours agree
-            if isinstance(head, NeighbourHead)
+            if isinstance(head, NeighbourHead) and isinstance(features, Tensor)
             else module.task.output.explained(head(features).float(), targets)
         )
         score = scores.sum()  # of each picture by itself: eval mode mixes none

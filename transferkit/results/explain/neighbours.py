@@ -46,7 +46,7 @@ class Neighbour:
 
     Attributes:
         path: Its file.
-        label: Its class.
+        label: Its class; empty where the answer lies on its pixels.
         similarity: Cosine of its features with those of the picture asked about, in [-1, 1].
     """
 
@@ -123,6 +123,7 @@ class TrainingNeighbours:
                 stacklevel=2,
             )
         self.computed = extraction.computed
+        self._labels = not predictor.module.feed.on_pixels  # there a label is a file, no word for a reader
         self._pictures = [unchanged[at] for at in good]
         rows_of = extraction.rows[taps[0]][0]
         self._rows = _directions(rows_of if len(good) == len(unchanged) else rows_of[good])
@@ -157,7 +158,7 @@ class TrainingNeighbours:
 
     def _neighbour(self, at: int, cosine: float) -> Neighbour:
         row = self._pictures[at]
-        return Neighbour(row["path"], row["label"], max(-1.0, min(1.0, cosine)))
+        return Neighbour(row["path"], row["label"] if self._labels else "", max(-1.0, min(1.0, cosine)))
 
 
 def _training_pictures(run: Path) -> list[dict[str, str]]:

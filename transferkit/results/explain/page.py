@@ -47,6 +47,7 @@ class Evidence:
         target: What the heat map is about.
         heat: Where the evidence lies; ``None`` for a model without heat maps.
         near: The nearest training pictures, each with what is shown of it; ``None`` where it cannot be read.
+        measure: What the shares are.
         cells: What is predicted as a row of a table, column by column; shown where there are no shares.
     """
 
@@ -57,6 +58,7 @@ class Evidence:
     target: str
     heat: Heat | None
     near: Sequence[tuple[Neighbour, Pixels | None]]
+    measure: str = "probability"
     cells: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -86,7 +88,7 @@ def draw_page(evidence: Evidence, path: Path) -> None:
             page.write(0.0, 4.4, "nearest training pictures, with cosine similarity")
         for place, (near, picture) in enumerate(evidence.near):
             row, column = divmod(place, PER_ROW)
-            title = f"{_text(near.label, 22)}\n{near.similarity:.3f}"
+            title = f"{_text(near.label, 22)}\n{near.similarity:.3f}".lstrip("\n")
             page.picture(column * (SMALL + 0.2), 4.98 + row * ROW, SMALL, picture, title, fontsize="medium")
         save_figure(page.figure, path)
 
@@ -152,7 +154,7 @@ def _draw_shares(axis: Axes, evidence: Evidence) -> None:
     target, names = evidence.target, list(evidence.shares)[:TOP]
     if target not in names:
         names[-1] = target
-    axis.set_title("probability")
+    axis.set_title(evidence.measure)
     axis.set_axis_off()
     axis.set(xlim=(0.0, 1.2), ylim=(TOP, 0))
     for at, name in enumerate(names):

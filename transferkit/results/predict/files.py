@@ -1,4 +1,4 @@
-"""The files that belong to records, such as masks: in a folder that appears when all are there, each under its own name."""
+"""The files that belong to records, such as masks: in a folder that appears when all are there, none named alike."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ class FileNames:
     def _free(self, place: str, stem: str, ending: str, *taken: set[bytes]) -> str:
         if len(os.fsencode(stem)) > LONGEST_STEM:
             stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
-        name, number = os.path.join(place, stem + ending), 1
+        name, number = str(Path(place, stem + ending)), 1
         while any(_key(name) in names for names in taken):
             number += 1
-            name = os.path.join(place, f"{stem}-{number}{ending}")
+            name = str(Path(place, f"{stem}-{number}{ending}"))
         return name
 
 

@@ -138,7 +138,7 @@ class MaskOutput:
 
     def answer(self, record: MaskPrediction, spec: TargetSpec) -> str:
         """Return the class of the most pixels that is not the first, which is as a rule the background."""
-        others = {name: share for name, share in record.shares.items() if name != spec.names[0]}
+        others = {name: record.shares[name] for name in spec.names[1:] or spec.names}
         return max(others, key=lambda name: others[name])
 
     def shares(self, record: MaskPrediction, spec: TargetSpec) -> dict[str, float]:
