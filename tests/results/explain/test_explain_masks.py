@@ -34,7 +34,7 @@ def test_the_evidence_of_a_linear_head_is_its_logit_without_the_bias(tmp_path, p
             assert np.allclose(heatmaps(predictor, view, [name]), expected, atol=2e-3)
 
 
-def test_a_head_on_several_maps_has_none_and_a_page_all_the_same(tmp_path, photo):
+def test_a_head_on_several_maps_has_none_and_a_page_all_the_same(tmp_path, photo):  # fault 171
     pytest.importorskip("segmentation_models_pytorch", reason="the decoders are not installed")
     run = make_mask_run(tmp_path / "run", head="unet")
     predictor = load(run)

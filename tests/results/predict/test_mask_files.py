@@ -114,7 +114,7 @@ def test_the_folder_serves_as_the_masks_of_a_data_set(run, pictures, tmp_path):
         (["\u00e4" * 126 + ".jp"], ["\u00e4" * 110 + ".png"]),
     ],
 )
-def test_names_are_unlike_each_other_on_every_file_system(paths, names):
+def test_names_are_unlike_each_other_on_every_file_system(paths, names):  # fault 170
     made = FileNames(".png")
     assert [made.of(path) for path in paths] == names
 
@@ -124,7 +124,7 @@ def test_what_a_wildcard_names_is_below_the_last_plain_folder(run, pictures, tmp
     assert files(tmp_path / "m") == ["a.png", "b/a.png"]
 
 
-def test_earlier_masks_are_replaced_as_a_whole_and_nothing_else_ever_is(run, pictures, tmp_path):  # fault 164
+def test_earlier_masks_are_replaced_as_a_whole_and_nothing_else_ever_is(run, pictures, tmp_path):  # fault 169
     out, folder = tmp_path / "out.csv", tmp_path / "m"
     predict(run, pictures, out=out, masks=folder)
     with pytest.raises(ConfigError, match=r"m: is not empty - replace it by --overwrite"):
@@ -139,7 +139,7 @@ def test_earlier_masks_are_replaced_as_a_whole_and_nothing_else_ever_is(run, pic
     assert files(folder) == ["a.png", "by hand.png"]
 
 
-def test_after_a_failure_the_earlier_masks_are_there_and_no_others(run, pictures, tmp_path, monkeypatch):  # fault 164
+def test_after_a_failure_the_earlier_masks_are_there_and_no_others(run, pictures, tmp_path, monkeypatch):  # fault 169
     out, folder = tmp_path / "out.csv", tmp_path / "out-masks"
     predict(run, pictures / "a.png", out=out)
     before, names = out.read_bytes(), files(folder)
@@ -167,7 +167,7 @@ def test_an_unreadable_picture_has_a_row_and_no_file(run, pictures, tmp_path):
     assert len(files(tmp_path / "out-masks")) == 3
 
 
-def test_folders_that_cannot_be_are_refused_before_any_work(run, pictures, tmp_path):  # fault 164
+def test_folders_that_cannot_be_are_refused_before_any_work(run, pictures, tmp_path):  # fault 169
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "m").mkdir()
     for options, told in (
