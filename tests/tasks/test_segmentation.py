@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,12 +12,16 @@ from PIL import Image
 
 import transferkit as tk
 from transferkit.core.errors import ConfigError, TrainingError
+from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import load_model
 from transferkit.models.extent import Truth
 from transferkit.models.figures.masks import tally
+from transferkit.options.results import EvaluateConfig
+from transferkit.options.training import SelftestConfig
 from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.predict.predictor import load
 from transferkit.runs.truths import truths_of
+from transferkit.training.checks.selftest import check_resume
 
 SIDE = 64
 
@@ -96,8 +102,6 @@ def test_figures_are_of_whole_pictures_at_their_own_size(run, data):
 
 
 def test_evaluate_repeats_the_runs_figures(run, data, tmp_path):
-    from transferkit.options.results import EvaluateConfig
-
     out = evaluate(EvaluateConfig(
         run=str(run.path), data=str(data), split="test", out=str(tmp_path / "out"), workers=0, accelerator="cpu",
         quiet=True,
@@ -156,3 +160,43 @@ def test_the_plan_says_that_nothing_of_the_pictures_is_kept(data, tmp_path):
 def test_features_are_of_pictures_and_say_so(data):
     with pytest.raises(ConfigError, match=r"features are a row per picture.*--phases probe"):
         tk.extract_features(str(data), backbone="test_resnet", weights="random", image_size=SIDE)
+
+
+@pytest.mark.slow
+def test_killed_runs_of_masks_resume_to_the_last_bit(data):
+    kills = check_resume(SelftestConfig(
+        resume=True, data=str(data), backbone="test_resnet", weights="random", image_size=32, kills=1, quiet=True,
+    ))  # fmt: skip
+    assert len(kills) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_measure_all_pictures(data, tmp_path):
+    pytest.importorskip("segmentation_models_pytorch", reason="the decoders are not installed")
+    run = tmp_path / "run"
+    words = ["--data", data, "--backbone", "test_resnet", "--weights", "random", "--head", "unet", "--image-size", SIDE,
+             "--lr", "1e-3", "--epochs", 1, "--phases", "finetune", "--batch-size", 4, "--devices", 2, "--workers", 0,
+             "--accelerator", "cpu", "--precision", "32", "--quiet", "--out", run]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "transferkit", "finetune", *map(str, words)], check=True, timeout=300)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["val"]
+    measured = run_metrics_by_one(run, data)
+    for key in ("miou", "pixel_acc", "dice"):
+        assert measured[key] == pytest.approx(metrics[key], abs=2e-4)
+    assert metrics["n"] == 12
+    with (run / "history.csv").open(encoding="utf-8", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    # On the canvas, where an epoch is measured, as one process measures the same weights.
+    module, _ = load_model(run)
+    images = tk.ImageData(str(data), SIDE, batch_size=4, data_config=module.data_config, reader=module.task.targets)
+    metric = module.task.objective.metrics(["miou"], 2)["miou"]
+    module.eval()
+    with torch.no_grad():
+        for batch, targets in images.evaluation_loader("val"):
+            metric.update(module(normalise(batch, module.data_config)), targets)
+    assert float(row["val_miou"]) == pytest.approx(float(metric.compute()), abs=1e-4)
+
+
+def run_metrics_by_one(run, data):
+    out = evaluate(EvaluateConfig(run=str(run), data=str(data), split="val", out=str(run.parent / "out"), workers=0,
+                                  accelerator="cpu", quiet=True, report="off"))  # fmt: skip
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))["val"]

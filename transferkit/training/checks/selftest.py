@@ -25,7 +25,10 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from transferkit.core.errors import CheckpointError, TrainingError, TransferkitWarning
+from transferkit.core.targets import TargetSpec
 from transferkit.models.digest import tensor_digest
+from transferkit.models.task import task_of
+from transferkit.options.data import DataOptions
 from transferkit.options.training import SelftestConfig
 from transferkit.runs.files import RunFiles
 from transferkit.show.progress import counting_bar, output_console, progress_console
@@ -37,6 +40,9 @@ __all__ = ["KINDS", "Kill", "KillAt", "Trace", "check_resume", "compare_runs", "
 KINDS = ("mid-epoch", "epoch end", "phase boundary")
 RANDOM = "random"
 """Pictures of noise, drawn for the test."""
+
+MIXUP = 0.2
+"""Where answers can be mixed."""
 
 PLATEAU = {"name": "plateau", "patience": 0, "threshold": 0.5}
 """Hardly ever satisfied, so that it has something to remember in phases of few epochs."""
@@ -66,8 +72,8 @@ def check_resume(config: SelftestConfig) -> list[Kill]:
     """Run once undisturbed; then once per point, killed there and resumed; compare all of them with the first.
 
     What is compared: every weight and buffer, the history and the metrics without their times, and for every batch the
-    pictures in it, the LRs and the momentum. The runs use what has a state of its own: augmentation, dropout, mixup, an
-    average of the weights, gradual unfreezing, and validation that drives the schedule.
+    pictures in it, the LRs and the momentum. The runs use what has a state of its own: augmentation, dropout, mixup
+    where answers can be mixed, an average of the weights, gradual unfreezing, and validation that drives the schedule.
 
     Args:
         config: The options of the verb.
@@ -174,10 +180,13 @@ def _options(config: SelftestConfig, root: Path) -> dict[str, Any]:
     data = config.data
     if data == RANDOM:
         data = str(_draw_noise(root / "noise", config.seed))
+    reader = task_of(DataOptions(data=data)).targets
+    mixes = reader.mixer(TargetSpec(("first", "second")), MIXUP, 0.0) is not None
     return {
         "data": data, "backbone": config.backbone, "weights": config.weights, "image_size": config.image_size,
-        "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard", "drop_rate": 0.2, "mixup": 0.2,
-        "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
+        "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard", "drop_rate": 0.2,
+        "mixup": MIXUP if mixes else 0.0, "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu",
+        "workers": 0, "quiet": True,
         "store": str(root / "store"), "seed": config.seed,
     }  # fmt: skip
 
