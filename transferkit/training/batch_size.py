@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def choose_batch_size(training: Training[Options]) -> int:
     return largest
 
 
-def _targets(training: Training[Options]) -> torch.Tensor:
+def _targets(training: Training[Options]) -> Any:
     """Return the targets of a few training pictures, ``(N, ...)``."""
     return training.data.dataset("train").batch([0, 1]).labelled()[1]
 

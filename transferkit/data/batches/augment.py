@@ -2,49 +2,51 @@
 
 Every random choice follows from a seed that comes with the picture, so a result does not depend on the worker, the
 thread, the calls before, or the global generators. (albumentations 2.0.8 itself forks one generator unchanged into
-every worker and every epoch.) Nothing else in the package imports albumentations.
+every worker and every epoch.)
 """
 
 from __future__ import annotations
 
 import copy
-import math
-import os
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
 from transferkit.core.records import DataConfig
-from transferkit.core.targets import IGNORED
+from transferkit.data.batches.objects import (
+    POINTS,
+    check_objects,
+    kept,
+    left_of,
+    outline_points,
+    scaled,
+    seen_in,
+    uncovered,
+)
+from transferkit.data.batches.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
 from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
-    INTERPOLATIONS,
     check_config,
     fit,
+    fit_boxes,
     fit_mask,
-    random_box,
-    resize,
     resize_mask,
 )
 
-# albumentations asks the package index for a newer version, over the network, when it is imported without this.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
-
 __all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "train_transform"]
 
-Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carries no type marker
-
 _SEED_MASK = 2**64 - 1
-_BORDER = {"border_mode": cv2.BORDER_REFLECT_101}  # mirrored, so that no black wedge gives a rotation away
+_NEXT_DRAW = 0x9E3779B97F4A7C15  # added to a seed for another draw: far from the seeds of other views
+_MIRROR = "mirror"
+_DRAWS = 4  # of one view, until an object is left on it
 
 
 @final
@@ -56,13 +58,22 @@ class Transform:
     Attributes:
         name: The preset.
         config: Size, crop and interpolation. Mean and standard deviation are applied to whole batches elsewhere.
+
+    Args:
+        name: The preset.
+        steps: Of albumentations; none of them for the evaluation view.
+        config: As above.
+        objects: The same steps for pictures with objects, where they differ: borders are of one colour.
     """
 
-    def __init__(self, name: str, steps: Sequence[Step], config: DataConfig) -> None:
+    def __init__(
+        self, name: str, steps: Sequence[Step], config: DataConfig, *, objects: Sequence[Step] | None = None
+    ) -> None:
         check_config(config)
         self.name = name
         self.config = config
         self._steps = copy.deepcopy(list(steps))  # never run themselves: the pattern for the copies of the threads
+        self._objects = self._steps if objects is None else copy.deepcopy(list(objects))
         self._local = threading.local()
 
     def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None) -> Pixels:
@@ -91,18 +102,27 @@ class Transform:
         Masks go by the nearest pixel. What is not the picture has no class: `IGNORED`, on padding and where a piece was
         blotted out; a border that is mirrored has the classes of what is mirrored.
 
+        Boxes go as `transferkit.data.batches.objects` says. Borders of pictures with objects are of the mean colour
+        instead of mirrored: a mirrored piece of an object would be one that nobody boxed. A draw that loses every
+        object (crowds aside) is drawn again, three times at most; then the picture is shown without any.
+
         Args:
             image: As for a call.
             annotation: Of the upright picture, at its whole size; `image` may be decoded at a fraction of that.
-            seed: As for a call, which gives the same picture, but for a pixel of padding where it was so decoded.
+            seed: As for a call, which gives the same picture where there are no objects, but for a pixel of padding
+                where it was so decoded.
 
         Returns:
-            The picture, and a mask ``(h, w) uint8`` at ``config.image_size``.
+            The picture, and a mask ``(h, w) uint8``, or boxes and numbers of objects, at ``config.image_size``.
 
         Raises:
-            DataError: `image` or the mask is no such array.
+            DataError: `image` or the annotation is no such array.
         """
         _check_image(image)
+        if annotation.boxes is not None:
+            check_objects(annotation)
+            cv2.setNumThreads(0)
+            return self._carry_objects(image, annotation, seed)
         mask = annotation.mask
         if mask is None:
             return self(image, seed), annotation
@@ -124,10 +144,11 @@ class Transform:
         return f"Transform({self.name!r}, {self.config.image_size[0]}x{self.config.image_size[1]})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "config": self.config, "steps": self._steps}
+        return {"name": self.name, "config": self.config, "steps": self._steps, "objects": self._objects}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.name, self.config, self._steps = state["name"], state["config"], state["steps"]
+        self._objects = state["objects"]
         self._local = threading.local()
 
     def _augment(self, image: Pixels, seed: int) -> Pixels:
@@ -138,11 +159,53 @@ class Transform:
         both = self._pipeline(seed)(image=image, mask=same)
         return np.ascontiguousarray(both["image"]), np.ascontiguousarray(both["mask"])
 
-    def _pipeline(self, seed: int) -> Step:
+    def _carry_objects(self, image: Pixels, annotation: Annotation, seed: int) -> tuple[Pixels, Annotation]:
+        whole, size = annotation.size or (1, 1), (image.shape[0], image.shape[1])
+        boxes = scaled(_boxes(annotation), whole, size)
+        numbers = annotation.instances
+        if not self._steps:
+            if numbers is not None:
+                numbers = fit_mask(numbers, self.config, decoded=size, fill=0)
+            fitted = fit_boxes(scaled(boxes, size, whole), whole, self.config)
+            shown = kept(annotation, fitted, None, numbers, self.config.image_size)
+            return fit(image, self.config, whole=whole), shown
+        numbers = None if numbers is None else resize_mask(numbers, size)
+        wanted = annotation.crowd is not None and bool((~annotation.crowd).any())
+        for draw in range(_DRAWS):
+            both = self._draw_objects(image, annotation, boxes, numbers, seed + draw * _NEXT_DRAW)
+            if not wanted or bool((~both[1].crowd).any()):  # type: ignore[operator]
+                break
+        return both
+
+    def _draw_objects(
+        self, image: Pixels, annotation: Annotation, boxes: npt.NDArray[np.float64], numbers: Any, seed: int
+    ) -> tuple[Pixels, Annotation]:
+        pipeline = self._pipeline(seed, objects=True)
+        for step in pipeline.transforms:
+            if isinstance(step, Blots):
+                step.holes = None
+        mask = {} if numbers is None else {"mask": numbers}
+        points = outline_points(boxes).reshape(-1, 2) - 0.5  # steps speak of centres of pixels
+        both = pipeline(image=image, keypoints=points, **mask)
+        points = np.asarray(both["keypoints"], dtype=np.float64).reshape(-1, POINTS, 2) + 0.5
+        carried, shares = left_of(points, self.config.image_size)
+        for step in pipeline.transforms:
+            if isinstance(step, RandomBox) and step.crop is not None:
+                shares = shares * seen_in(boxes, step.crop)
+            if isinstance(step, Blots) and step.holes is not None:
+                shares = shares * uncovered(carried, step.blots(self.config.image_size))
+        left = both.get("mask")
+        left = None if left is None else np.ascontiguousarray(left)
+        shown = kept(annotation, carried, None if self.name == _MIRROR else shares, left, self.config.image_size)
+        return np.ascontiguousarray(both["image"]), shown
+
+    def _pipeline(self, seed: int, *, objects: bool = False) -> Step:
         """Return the thread's own steps, about to draw from a seed."""
-        pipeline = getattr(self._local, "pipeline", None)
+        name, steps = ("objects", self._objects) if objects else ("pipeline", self._steps)
+        pipeline = getattr(self._local, name, None)
         if pipeline is None:
-            pipeline = self._local.pipeline = A.Compose(copy.deepcopy(self._steps))
+            pipeline = composed(steps, points=objects)
+            setattr(self._local, name, pipeline)
         seed &= _SEED_MASK  # numpy refuses negative seeds, `random` drops their sign
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return pipeline
@@ -166,7 +229,7 @@ def mirror_transform(config: DataConfig) -> Transform:
         ConfigError: A value of `config` is out of range.
     """
     check_config(config)
-    return Transform("mirror", [_Fit(config), A.HorizontalFlip(p=1.0)], config)
+    return Transform(_MIRROR, mirror_steps(config), config)
 
 
 def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Transform:
@@ -182,97 +245,19 @@ def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Tran
     Raises:
         ConfigError: `name` is unknown, or a value of `config` is out of range.
     """
-    if name not in _PRESETS:
+    if name not in AUGMENTATIONS:
         raise ConfigError(
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
         )
     check_config(config)
-    steps = [step for step in _PRESETS[name](config) if flip or not isinstance(step, A.HorizontalFlip)]
-    return Transform(name, steps, config)
+    steps, objects = (preset_steps(name, config, flip=flip, objects=objects) for objects in (False, True))
+    return Transform(name, steps, config, objects=objects)
 
 
-class _Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
-    """The evaluation view as a step."""
-
-    def __init__(self, config: DataConfig) -> None:
-        super().__init__(p=1.0)
-        self.config = config
-
-    def apply(self, img: Pixels, **params: Any) -> Pixels:
-        return fit(img, self.config)
-
-    def apply_to_mask(self, mask: Mask, *args: Any, **params: Any) -> Mask:
-        return fit_mask(mask, self.config)
-
-    def get_transform_init_args_names(self) -> tuple[str, ...]:
-        return ("config",)
-
-
-class _RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
-    """Random resized crop that takes any picture, and averages areas along every side that shrinks."""
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        return {"crop_coords": random_box(height, width, scale=self.scale, ratio=self.ratio, rng=self.py_random)}
-
-    def apply(self, img: Pixels, crop_coords: tuple[int, int, int, int], **params: Any) -> Pixels:
-        left, top, right, bottom = crop_coords
-        return resize(img[top:bottom, left:right], self.size, self.interpolation)
-
-    def apply_to_mask(self, mask: Mask, crop_coords: tuple[int, int, int, int], **params: Any) -> Mask:
-        left, top, right, bottom = crop_coords
-        return resize_mask(mask[top:bottom, left:right], self.size)
-
-
-def _none(config: DataConfig) -> list[Step]:
-    return []
-
-
-def _light(config: DataConfig) -> list[Step]:
-    return [_crop(config, 0.5), A.HorizontalFlip(p=0.5)]
-
-
-def _standard(config: DataConfig) -> list[Step]:
-    return [
-        _crop(config, 0.35),
-        A.HorizontalFlip(p=0.5),
-        A.OneOf([A.Affine(rotate=(-12, 12), shear=(-8, 8), **_BORDER), A.Perspective((0.02, 0.06), **_BORDER)], p=0.5),
-        A.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25, hue=0.03, p=0.7),
-    ]
-
-
-def _heavy(config: DataConfig) -> list[Step]:
-    side = min(config.image_size)
-    sigma = max(1.0, side / 20)  # of the smoothing, in pixels: bends about a tenth of the picture wide
-    # Smoothing uniform noise on [-1, 1] leaves a deviation of 0.577 / (2 sqrt(pi) sigma); scaled to 1.2 % of the side.
-    alpha = 0.012 * side * 2 * math.sqrt(math.pi) * sigma / 0.577
-    return [
-        _crop(config, 0.2),
-        A.HorizontalFlip(p=0.5),
-        A.OneOf([A.Affine(rotate=(-25, 25), shear=(-15, 15), **_BORDER), A.Perspective((0.04, 0.1), **_BORDER)], p=0.7),
-        A.ElasticTransform(alpha, sigma, noise_distribution="uniform", **_BORDER, p=0.25),
-        A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.06, p=0.8),
-        A.ToGray(p=0.05),
-        A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.02, 0.08))], p=0.2),
-        # Random erasing (Zhong et al. 2020; DeVries & Taylor 2017).
-        A.CoarseDropout((1, 3), (0.08, 0.25), (0.08, 0.25), fill="random_uniform", fill_mask=IGNORED, p=0.5),
-    ]
-
-
-_PRESETS: dict[str, Callable[[DataConfig], list[Step]]] = {
-    "none": _none,
-    "light": _light,
-    "standard": _standard,
-    "heavy": _heavy,
-}
-AUGMENTATIONS: tuple[str, ...] = tuple(_PRESETS)
-
-
-def _crop(config: DataConfig, smallest: float) -> Step:
-    """Build the random crop. Its ratios are relative to the target's: a wide input is not fed squeezed boxes."""
-    height, width = config.image_size
-    ratio = (0.75 * width / height, width / height / 0.75)
-    return _RandomBox(config.image_size, (smallest, 1.0), ratio, interpolation=INTERPOLATIONS[config.interpolation])
+def _boxes(annotation: Annotation) -> npt.NDArray[np.float64]:
+    if annotation.boxes is None:
+        raise ValueError("these answers are no objects")
+    return annotation.boxes.astype(np.float64)
 
 
 def _check_image(image: Any) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
+from transferkit.data.batches.boxes import Boxes, together
 from transferkit.data.batches.views import Renderer, Views
-from transferkit.data.images.annotation import Annotations, Mask
+from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.sketch import Sketch, sketch_of
 
@@ -41,7 +42,7 @@ class Picture:
     error: UnreadableImage | None = None
 
 
-_Shown: TypeAlias = tuple[Pixels, Mask | None]
+_Shown: TypeAlias = tuple[Pixels, Annotation | None]
 
 
 class _Result(NamedTuple):
@@ -68,7 +69,8 @@ class Loaded(NamedTuple):
         names: Of all B pictures.
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
         errors: Why each cannot be decoded; ``None`` where it can.
-        targets: ``(B, ...)``, where the data set has any; of answers on pixels ``(R, h, w) uint8``, a mask per view.
+        targets: ``(B, ...)``, where the data set has any; of answers on pixels one per view: masks ``(R, h, w) uint8``,
+            or `Boxes`.
         sketches: Of each picture, where they were asked for; empty where not.
         sizes: Height and width of each picture, upright; ``None`` where they are not known.
     """
@@ -77,11 +79,11 @@ class Loaded(NamedTuple):
     names: list[str]
     hashes: list[str | None]
     errors: list[UnreadableImage | None]
-    targets: Tensor | None
+    targets: Tensor | Boxes | None
     sketches: Sequence[Sketch | None] = ()
     sizes: Sequence[tuple[int, int] | None] = ()
 
-    def labelled(self) -> tuple[Tensor, Tensor]:
+    def labelled(self) -> tuple[Tensor, Any]:
         """Return images and targets.
 
         Raises:
@@ -155,7 +157,7 @@ class ImageDataset(Dataset[Loaded]):
         """
         jobs = [Job(key) if isinstance(key, int) else key for key in keys]
         pictures = [self.pictures[job.picture] if isinstance(job.picture, int) else job.picture for job in jobs]
-        targets = None if self.targets is None else self.targets[[job.picture for job in jobs]]
+        targets: Tensor | Boxes | None = None if self.targets is None else self.targets[[job.picture for job in jobs]]
         names = [picture.name for picture in pictures]
         if self._rows is not None:
             rows = self._rows[[job.picture for job in jobs]]
@@ -171,8 +173,8 @@ class ImageDataset(Dataset[Loaded]):
         height, width = self.views.evaluation.config.image_size
         stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
         if self.annotations is not None:
-            masks = [mask for shown in good for _, mask in shown if mask is not None]
-            targets = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8))
+            answers = [annotation for shown in good for _, annotation in shown if annotation is not None]
+            targets = together(answers, (height, width))
         return Loaded(
             torch.from_numpy(stacked),
             names,
@@ -226,8 +228,7 @@ class ImageDataset(Dataset[Loaded]):
         if not (isinstance(self.views, Views) and isinstance(job.picture, int)):
             raise ValueError("answers on pixels belong to pictures of the data set")
         annotation = self.annotations.read(job.picture)
-        both = (self.views.carry(pixels, annotation, sha256, view) for view in job.views)
-        return [(image, carried.mask) for image, carried in both]
+        return [self.views.carry(pixels, annotation, sha256, view) for view in job.views]
 
 
 def _read_indexed(path: str, sha256: str) -> bytes:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.records import CROP_MODES, DataConfig, Frame
 from transferkit.core.targets import IGNORED
-from transferkit.data.images.annotation import Mask
 from transferkit.data.images.decode import Pixels
 
-__all__ = ["INTERPOLATIONS", "check_config", "fit", "fit_mask", "frame", "random_box", "resize", "resize_mask"]
+__all__ = [
+    "INTERPOLATIONS",
+    "check_config",
+    "fit",
+    "fit_boxes",
+    "fit_mask",
+    "frame",
+    "random_box",
+    "resize",
+    "resize_mask",
+]
+
+_Numbers = TypeVar("_Numbers", bound=npt.NDArray[Any])
 
 INTERPOLATIONS: dict[str, int] = {
     "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples half a pixel off
@@ -52,23 +65,50 @@ def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = No
     return resize(_box(image, config), config.image_size, interpolation)
 
 
-def fit_mask(mask: Mask, config: DataConfig, *, decoded: tuple[int, int] | None = None) -> Mask:
-    """Bring class indices to where `fit` brings their pixels, each pixel by its nearest one.
+def fit_mask(
+    mask: _Numbers, config: DataConfig, *, decoded: tuple[int, int] | None = None, fill: int = IGNORED
+) -> _Numbers:
+    """Bring class indices, or numbers of objects, to where `fit` brings their pixels, each by the nearest one.
 
     Args:
-        mask: ``(H, W)`` uint8 of the whole picture.
+        mask: ``(H, W)`` uint8 or uint16 of the whole picture.
         config: The target.
         decoded: Height and width of the pixels that `fit` gets; as large as the mask when ``None``.
+        fill: What stands beside the picture.
 
     Returns:
-        ``(h, w)`` uint8 at ``config.image_size``, `IGNORED` beside the picture; a new, contiguous array.
+        ``(h, w)`` at ``config.image_size``; a new, contiguous array.
     """
     if config.crop_mode == "pad":
         place = frame(_size(mask), config)
-        canvas = np.full(config.image_size, IGNORED, dtype=np.uint8)
+        canvas = np.full(config.image_size, fill, dtype=mask.dtype)
         canvas[_inside(place)] = resize_mask(mask, (place.height, place.width))
-        return canvas
+        return canvas  # type: ignore[return-value]
     return resize_mask(_box(resize_mask(mask, decoded or _size(mask)), config), config.image_size)
+
+
+def fit_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int], config: DataConfig) -> npt.NDArray[np.float64]:
+    """Bring boxes to where `fit` brings what they hold, cut at the target's edges.
+
+    Args:
+        boxes: ``(n, 4)``: left, top, right, bottom in pixels of the picture.
+        size: Height and width of the picture.
+        config: The target.
+
+    Returns:
+        ``(n, 4)`` at ``config.image_size``; without area where nothing is seen of them.
+    """
+    height, width = config.image_size
+    if config.crop_mode == "center":
+        rows, columns = _inner(size, config)
+        top, left, shown = rows.start, columns.start, (rows.stop - rows.start, columns.stop - columns.start)
+        place = Frame(0, 0, height, width)
+    else:
+        top, left, shown, place = 0, 0, size, frame(size, config)
+    factors = np.array([place.width / shown[1], place.height / shown[0]] * 2)
+    moved = (boxes - np.array([left, top] * 2)) * factors + np.array([place.left, place.top] * 2)
+    fitted: npt.NDArray[np.float64] = moved.clip(0, np.array([width, height, width, height], dtype=np.float64))
+    return fitted
 
 
 def frame(size: tuple[int, int], config: DataConfig) -> Frame:
@@ -109,8 +149,8 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
     return image.copy(order="C") if result is image else result
 
 
-def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    """Resize class indices ``(H, W)`` uint8, each pixel by its nearest one; a new, contiguous array."""
+def resize_mask(mask: _Numbers, size: tuple[int, int]) -> _Numbers:
+    """Resize class indices or numbers of objects ``(H, W)``, each pixel by its nearest one; a new, contiguous array."""
     if size == mask.shape:
         return mask.copy(order="C")
     # INTER_NEAREST samples half a pixel off
@@ -165,7 +205,7 @@ def check_config(config: DataConfig) -> None:
         raise ConfigError(gather(problems))
 
 
-def _size(image: Pixels | Mask) -> tuple[int, int]:
+def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
@@ -173,18 +213,18 @@ def _inside(place: Frame) -> tuple[slice, slice]:
     return slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
 
 
-def _box(image: Pixels, config: DataConfig) -> Pixels:
+def _box(image: _Numbers, config: DataConfig) -> _Numbers:
     """View the part of the picture that is shown, by a crop mode that fills the target."""
     if config.crop_mode == "squash":
         return image
+    return image[_inner(_size(image), config)]  # type: ignore[return-value]
+
+
+def _inner(size: tuple[int, int], config: DataConfig) -> tuple[slice, slice]:
+    """Return rows and columns of the box in the middle: equal margins keep it centred, each side is within a pixel."""
     target_height, target_width = config.image_size
-    unit = config.crop_pct * min(image.shape[0] / target_height, image.shape[1] / target_width)
-    return _centre(image, unit * target_height, unit * target_width)
-
-
-def _centre(image: Pixels, box_height: float, box_width: float) -> Pixels:
-    """View the box in the middle. Equal margins keep it centred; each side is within a pixel of the box's."""
-    height, width = image.shape[:2]
-    top = min(round((height - box_height) / 2), (height - 1) // 2)
-    left = min(round((width - box_width) / 2), (width - 1) // 2)
-    return image[top : height - top, left : width - left]
+    unit = config.crop_pct * min(size[0] / target_height, size[1] / target_width)
+    height, width = size
+    top = min(round((height - unit * target_height) / 2), (height - 1) // 2)
+    left = min(round((width - unit * target_width) / 2), (width - 1) // 2)
+    return slice(top, height - top), slice(left, width - left)

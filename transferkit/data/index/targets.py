@@ -19,6 +19,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
+from transferkit.data.objects.layout import objects_reason
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
@@ -27,19 +28,29 @@ from transferkit.data.scan.pairs import pairs_reason
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
 
-__all__ = ["ClassReader", "ClassTargets", "TargetReader", "Targets", "inferred_task", "refuse_columns", "task_name"]
+__all__ = [
+    "DETECTION",
+    "ClassReader",
+    "ClassTargets",
+    "TargetReader",
+    "Targets",
+    "inferred_task",
+    "refuse_columns",
+    "task_name",
+]
 
 LABEL, LABELS, TARGET, MASK = "label", "labels", "target", "mask"
 """Columns of a class, of a list of labels, of a number, of the file of a mask, where the options name none."""
 
-SEGMENTATION = "segmentation"
+SEGMENTATION, DETECTION = "segmentation", "detection"
 
 
 def inferred_task(options: DataOptions) -> tuple[str, str]:
     """Return the name of the task that a data set shows by its layout, and why, in words.
 
     Nothing but the names of files, or a manifest's table, is looked at. A column ``label`` holds classes, whatever it
-    looks like; `pairs_reason` says when folders hold pictures and masks.
+    looks like; `pairs_reason` says when folders hold pictures and masks, `objects_reason` when they are COCO, Pascal
+    VOC or YOLO.
 
     Raises:
         DataError: The manifest cannot be read.
@@ -49,6 +60,8 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
         return SEGMENTATION, f"--{'mask-values' if options.palette is None else 'palette'} is about masks"
     if Path(path).is_dir() and options.data != SAMPLE and (reason := pairs_reason(path)) is not None:
         return SEGMENTATION, reason
+    if options.data != SAMPLE and (reason := objects_reason(path)) is not None:
+        return DETECTION, reason
     if not is_manifest(path):
         return "classification", "of folders"
     columns, rows = read_table(path, names)

@@ -46,6 +46,7 @@ class Columns:
         root: Folder that paths are relative to; that of the manifest when ``None``.
         files: Whether answers are files, as paths are: of a folder, those in ``masks`` beside ``images``.
         lenient: Whether pictures without such a file, and files without a picture, are left out instead of refused.
+        objects: Whether answers are the objects of a COCO, Pascal VOC or YOLO set, which no manifest holds.
     """
 
     choices: tuple[tuple[str, ...], ...] = (("label",),)
@@ -56,6 +57,7 @@ class Columns:
     root: str | None = None
     files: bool = False
     lenient: bool = False
+    objects: bool = False
 
     def chosen(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Return the columns of the answer in a table that has `columns`; the first choice where none is there."""

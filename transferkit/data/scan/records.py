@@ -39,6 +39,7 @@ class Kind(StrEnum):
     UNTRAINED = "untrained"  # classes that other splits have and train has not
     UNREADABLE = "unreadable"  # pictures that cannot be read or decoded
     MASK = "mask"  # pictures without masks, masks without pictures, masks that cannot be used
+    BOX = "box"  # boxes that cannot be used, annotations without pictures, pictures that do not fit theirs
     LEAK = "leak"  # equal pictures, or pictures of a group, in several splits or classes
     THIN = "thin"  # classes that cannot be validated
     IMBALANCE = "imbalance"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transferkit.core.errors import DataError
 from transferkit.core.files import user_path
+from transferkit.data.objects.layout import scan_objects
 from transferkit.data.sample import SAMPLE, sample_folder
 from transferkit.data.scan.columns import CLASS_COLUMN, Columns
 from transferkit.data.scan.folders import scan_folder
@@ -19,11 +20,11 @@ __all__ = ["scan_data"]
 
 
 def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
-    """List the pictures of a folder, of a CSV or Parquet manifest, or of the bundled sample set.
+    """List the pictures of a folder, of a CSV or Parquet manifest, of a COCO file, or of the bundled sample set.
 
     Args:
         data: Its path, or ``"sample"``.
-        columns: Where the answers stand: of a manifest its columns, of a folder whether they are files.
+        columns: Where the answers stand: of a manifest its columns, of a folder whether they are files, or objects.
 
     Raises:
         DataError: There is nothing at `data`, or nothing that is a data set, or two things go by that name.
@@ -35,11 +36,15 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
             f"{os.path.join('.', SAMPLE)!r} for yours, or go to another folder for the bundled ones"  # noqa: PTH118
         )
     path = str(sample_folder()) if data == SAMPLE else user_path(data)
+    if columns.objects and Path(path).exists():
+        return scan_objects(path, lenient=columns.lenient)
     if Path(path).is_dir():
         return scan_pairs(path, lenient=columns.lenient) if columns.files else scan_folder(path)
     if Path(path).is_file():
         if is_manifest(path):
             return scan_manifest(path, columns)
         expected = " or ".join(MANIFEST_EXTENSIONS)
-        raise DataError(f"{path!r} is a file - expected a folder of class folders, or a manifest ({expected})")
+        raise DataError(
+            f"{path!r} is a file - expected a folder of class folders, a manifest ({expected}) or a COCO file"
+        )
     raise DataError(f"nothing found at {path!r} - expected a folder of class folders or a manifest; check the path")

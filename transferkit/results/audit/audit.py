@@ -34,12 +34,13 @@ from transferkit.core.files import storage_errors, write_json
 from transferkit.core.records import Finding
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
 from transferkit.data.images.sketchbook import Sketchbook
+from transferkit.data.index.boxes import BoxReader
 from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import CLASSES, build_index
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
-from transferkit.data.index.targets import TargetReader, task_name
+from transferkit.data.index.targets import DETECTION, TargetReader, task_name
 from transferkit.data.scan.records import Kind, Scan
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
@@ -65,7 +66,7 @@ PAGE, TABLE = "check.html", "check.json"
 
 READERS: Final[dict[str, TargetReader]] = {
     "classification": CLASSES, "multilabel": LabelReader(), "regression": NumberReader(),
-    "segmentation": MaskReader(),
+    "segmentation": MaskReader(), DETECTION: BoxReader(),
 }  # fmt: skip
 """What reads the answers of the tasks of this package: `check` starts without torch, and so without `Task`."""
 
@@ -76,7 +77,7 @@ NEEDS_NETWORK = "likely wrong labels, mirrored classes, and what features tell o
 
 ORDER: Final = (
     Kind.LAYOUT, Kind.NO_TRAIN, Kind.CLASS_NAMES, Kind.ONE_CLASS, Kind.EMPTY, Kind.UNTRAINED, Kind.UNREADABLE,
-    Kind.MASK, Kind.LEAK, Kind.WRONG_LABEL, Kind.NEAR_COPY, Kind.MIRROR, Kind.GROUP, Kind.THIN, Kind.COPY,
+    Kind.MASK, Kind.BOX, Kind.LEAK, Kind.WRONG_LABEL, Kind.NEAR_COPY, Kind.MIRROR, Kind.GROUP, Kind.THIN, Kind.COPY,
     Kind.ONE_COLOUR, Kind.OUTLIER, Kind.WRONG_NAME, Kind.SIZE, Kind.IMBALANCE, Kind.DEPTH, Kind.MODE, Kind.NOTE,
 )  # fmt: skip
 """Of the kinds, those that call for an answer first."""
@@ -96,6 +97,8 @@ def check(config: CheckConfig) -> None:
     scan = scan_data(config.data, columns)
     if config.fix is not None and columns.files:
         raise ConfigError("--fix writes a manifest of labels, and these answers are masks - leave it out")
+    if config.fix is not None and columns.objects:
+        raise ConfigError("--fix writes a manifest of labels, and these answers are objects - leave it out")
     if config.fix is not None:
         check_target(config)
     with _place(config) as place:
