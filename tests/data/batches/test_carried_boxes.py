@@ -2,6 +2,7 @@
 
 import pickle
 
+import cv2
 import numpy as np
 import object_sets
 import pytest
@@ -41,10 +42,11 @@ def annotated(one, *, instances=False):
 
 def seen(image, number):
     """The box of a colour's pixels on a picture, however light, contrast and saturation were changed; None if gone."""
-    rgb = image.astype(int)
-    wanted = np.array(colour(number)) > 127
-    high, low = rgb[..., wanted].min(axis=2), rgb[..., ~wanted].max(axis=2)
-    pixels = (high - low) > 50
+    image = cv2.medianBlur(image, 5)  # noise is of all colours; straight sides stay where they are
+    hues = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
+    own = int(cv2.cvtColor(np.uint8([[colour(number)]]), cv2.COLOR_RGB2HSV)[0, 0, 0])
+    near = np.abs((hues[..., 0] - own + 90) % 180 - 90) < 15  # of 180: six colours, 30 apart
+    pixels = near & (np.ptp(image.astype(int), axis=2) > 50)
     if pixels.sum() < 4:
         return None
     rows, columns = np.flatnonzero(pixels.sum(axis=1) > 1), np.flatnonzero(pixels.sum(axis=0) > 1)
@@ -60,8 +62,11 @@ def grey(image):
 @pytest.mark.parametrize("instances", [False, True])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
-    transform, errors, kept, lost, blotted = train_transform(name, CANVAS), [], 0, 0, 0
-    for seed in range(60):
+    transform, errors, kept, lost = train_transform(name, CANVAS), [], 0, 0
+    if name == "heavy":  # without blots, which are of any colour
+        steps = preset_steps(name, CANVAS, flip=True, objects=True)
+        transform = Transform(name, [step for step in steps if not isinstance(step, Blots)], CANVAS)
+    for seed in range(40):
         one = scene(seed)
         image, carried = transform.carry(one.pixels, annotated(one, instances=instances), seed)
         assert image.shape == (160, 224, 3) and carried.boxes.dtype == np.float32 and carried.size == (160, 224)
@@ -72,9 +77,7 @@ def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
         lost += len(one.boxes) - len(carried.boxes)
         for row, number in enumerate(carried.classes):
             truth = seen(image, int(number))
-            if truth is None:
-                blotted += 1
-                continue
+            assert truth is not None
             errors.append(np.abs(truth - carried.boxes[row]).max())
             kept += 1
             if instances:
@@ -82,10 +85,10 @@ def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
                 around = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
                 assert np.array_equal(carried.boxes[row], around)
     errors = np.array(errors)
-    assert kept > 100 and blotted <= (6 if name == "heavy" else 0)  # blots may hide most of what is seen
+    assert kept > 100
     assert name == "none" or lost > 10
     exact = {"none": 1.2, "light": 2.1, "standard": 4.5, "heavy": 6.0}[name]
-    assert np.quantile(errors, 0.75 if name == "heavy" else 0.98) <= exact, np.sort(errors)[-8:]
+    assert np.quantile(errors, 0.98) <= exact, np.sort(errors)[-8:]
     if name in ("none", "light"):
         assert errors.max() <= 2.1
 
@@ -197,25 +200,21 @@ def test_a_picture_without_objects_stays_one():
 
 def test_borders_of_pictures_with_objects_show_no_second_object():
     """A mirrored border would show a piece of an object that no box holds."""
-    mirrored = Transform("mirrored", preset_steps("standard", CANVAS, flip=True, objects=False), CANVAS)
-    beyond = []
-    for transform in (train_transform("standard", CANVAS), mirrored):
-        beyond.append(0)
-        for seed in range(60):
-            one = scene(seed)
-            image, carried = transform.carry(one.pixels, annotated(one), seed)
+    transform, beyond = train_transform("standard", CANVAS), [0, 0]
+    for seed in range(40):
+        one = scene(seed)
+        image, carried = transform.carry(one.pixels, annotated(one), seed)
+        for shown, picture in enumerate((image, transform(one.pixels, seed))):  # the same draw, with mirrored borders
             for box, number in zip(carried.boxes, carried.classes, strict=True):
-                truth = seen(image, int(number))
+                truth = seen(picture, int(number))
                 if truth is not None:
-                    beyond[-1] += bool((np.concatenate([box[:2] - truth[:2], truth[2:] - box[2:]]) > 6).any())
+                    beyond[shown] += bool((np.concatenate([box[:2] - truth[:2], truth[2:] - box[2:]]) > 6).any())
     assert beyond[0] == 0 and beyond[1] > 3
 
 
 def test_points_bend_to_parts_of_a_pixel():
     elastic = Elastic(40, 8)
     rng = np.random.default_rng(1)
-    import cv2
-
     shift = [cv2.GaussianBlur(rng.uniform(-1, 1, (100, 120)), (0, 0), 8) * 60 for _ in range(2)]
     map_x = (np.arange(120) + shift[0]).astype(np.float32)
     map_y = (np.arange(100)[:, None] + shift[1]).astype(np.float32)

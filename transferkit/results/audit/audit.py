@@ -51,7 +51,7 @@ from transferkit.results.audit.fix import check_target, write_manifest
 from transferkit.results.audit.labels import label_issues
 from transferkit.results.audit.layout import layout_issues
 from transferkit.results.audit.outliers import ENOUGH, looks, outliers
-from transferkit.results.audit.record import Audit, Issue, Pictures, Row, issue_of
+from transferkit.results.audit.record import OBJECTS, PICTURES, Audit, Issue, Pictures, Row, issue_of
 from transferkit.results.audit.summary import print_audit
 from transferkit.runs.directory import LOCK, named_run_dir
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
@@ -211,6 +211,7 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
             features=None if sight is None else sight.facts,
             probe=probe,
             seconds=time.perf_counter() - started,
+            unit=OBJECTS if reader.columns_of(config).objects else PICTURES,
         ),
         pictures,
         families,
@@ -252,14 +253,16 @@ def _network(config: CheckConfig, left_out: list[str]) -> FrozenBackbone | None:
 
 def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reader: TargetReader) -> Pictures:
     """Index what was read with all faults allowed; what `finetune` would say to that is in `Pictures.problems`."""
+    columns = reader.columns_of(config)
+    whole = not (columns.files or columns.objects)
     lenient = dataclasses.replace(config, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
     try:
         book = Sketchbook(config.decoding())
         copies = find_copies(reads, book, near=config.group_near, workers=available_cores())
         index = build_index(lenient, scan, reads, copies, reader=reader)
     except DataError as error:
-        return Pictures(scan, reads, None, error.findings or (Finding(Kind.LAYOUT, str(error)),))
-    return Pictures(scan, reads, index, ())
+        return Pictures(scan, reads, None, error.findings or (Finding(Kind.LAYOUT, str(error)),), whole)
+    return Pictures(scan, reads, index, (), whole)
 
 
 def _index_issues(config: CheckConfig, pictures: Pictures) -> list[Issue]:

@@ -13,7 +13,7 @@ from transferkit.core.records import ImageRecord
 from transferkit.core.text import listing
 from transferkit.data.index.index import ImageIndex
 from transferkit.data.scan.records import Kind
-from transferkit.results.audit.record import Issue, Row
+from transferkit.results.audit.record import OBJECTS, PICTURES, Issue, Row
 
 __all__ = ["class_issues", "group_issue", "layout_issues"]
 
@@ -31,39 +31,41 @@ _NUMBERED: Final = r"(?i)([^/]+?)[-_ ]+(?:frame|img|image)?[-_ ]*\d+\.\w+$"
 def layout_issues(index: ImageIndex) -> list[Issue]:
     """Return what is worth knowing of the classes, splits and groups of a data set that can be trained on."""
     classes = index.targets.stratum_names == index.targets.spec.names
-    issues = class_issues(index.counts()) if classes else []
+    issues = class_issues(index.counts(), OBJECTS if index.targets.columns.objects else PICTURES) if classes else []
     known = any(finding.kind == Kind.GROUP for finding in index.findings)
     group = None if known else group_issue(index.records, index.root)
     return issues + ([group] if group is not None else [])
 
 
-def class_issues(counts: Mapping[str, Mapping[str, int]]) -> list[Issue]:
+def class_issues(counts: Mapping[str, Mapping[str, int]], unit: str = PICTURES) -> list[Issue]:
     """Return empty classes, classes that a split lacks, and how unbalanced the classes are.
 
     Args:
-        counts: Pictures by split and class.
+        counts: Pictures, or objects, by split and class.
+        unit: Which of them.
     """
     names = list(next(iter(counts.values()), {}))
     sizes = {name: sum(of_split[name] for of_split in counts.values()) for name in names}
     issues = []
     empty = [name for name in names if not sizes[name]]
     if empty:
-        message = f"classes without pictures: {', '.join(empty)}"
+        message = f"classes without {unit}: {', '.join(empty)}"
         issues.append(Issue(Kind.EMPTY, message, tuple(Row(text=name, facts={"label": name}) for name in empty)))
     for split, of_split in counts.items():
         absent = [name for name in names if sizes[name] > 1 and not of_split[name]]
         if absent and split == "test":  # the index itself speaks of the others
-            message = f"classes without a {split} picture, whose {split} recall is therefore n/a: {listing(absent)}"
+            message = f"classes without a {split} {unit[:-1]}, whose {split} recall is therefore n/a: {listing(absent)}"
             rows = tuple(Row(text=name, facts={"label": name, "split": split}) for name in absent)
             issues.append(Issue(Kind.THIN, message, rows))
     filled = [name for name in names if sizes[name]]
     largest, smallest = max(filled, key=sizes.__getitem__, default=""), min(filled, key=sizes.__getitem__, default="")
     if filled and sizes[largest] >= IMBALANCE * sizes[smallest]:
-        message = (
-            f"imbalance: {sizes[largest]} pictures of {largest}, {sizes[smallest]} of {smallest} - read balanced "
-            "accuracy rather than accuracy, or train with --sampler balanced"
-        )
-        rows = tuple(Row(text=name, facts={"label": name, "pictures": sizes[name]}) for name in (largest, smallest))
+        advice = {
+            PICTURES: "read balanced accuracy rather than accuracy, or train with --sampler balanced",
+            OBJECTS: "look at the figures of each class, not at their mean alone",
+        }
+        message = f"imbalance: {sizes[largest]} {unit} of {largest}, {sizes[smallest]} of {smallest} - {advice[unit]}"
+        rows = tuple(Row(text=name, facts={"label": name, unit: sizes[name]}) for name in (largest, smallest))
         issues.append(Issue(Kind.IMBALANCE, message, rows))
     return issues
 

@@ -12,7 +12,10 @@ from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.index import ImageIndex
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 
-__all__ = ["Audit", "Issue", "Pictures", "Row", "issue_of"]
+__all__ = ["OBJECTS", "PICTURES", "Audit", "Issue", "Pictures", "Row", "issue_of"]
+
+PICTURES, OBJECTS = "pictures", "objects"
+"""What may be counted by class."""
 
 TITLES: Final[dict[str, str]] = {
     Kind.LAYOUT: "Layout",
@@ -23,6 +26,7 @@ TITLES: Final[dict[str, str]] = {
     Kind.UNTRAINED: "Classes without training pictures",
     Kind.UNREADABLE: "Unreadable pictures",
     Kind.MASK: "Masks",
+    Kind.BOX: "Boxes",
     Kind.LEAK: "Leaks",
     Kind.THIN: "Classes missing in a split",
     Kind.IMBALANCE: "Imbalance",
@@ -95,12 +99,14 @@ class Pictures:
         reads: What reading each of `scan.files` gave, in the same order.
         index: It as `finetune` would see it with all faults allowed; ``None`` where it cannot be trained on at all.
         problems: What `finetune` would refuse it for, with the options given.
+        whole: Whether answers are of pictures as wholes, so that near copies have them in common.
     """
 
     scan: Scan
     reads: Sequence[ReadResult]
     index: ImageIndex | None
     problems: tuple[Finding, ...]
+    whole: bool = True
 
     @property
     def files(self) -> dict[str, ScannedFile]:
@@ -121,8 +127,8 @@ class Pictures:
 
     @property
     def near_answers(self) -> dict[str, ScannedFile]:
-        """The `files` with labels that near copies have in common: of masks none, whose sizes differ."""
-        if self.index is None or self.index.targets.annotate((), ()) is None:
+        """The `files` with labels that near copies have in common: of masks and objects none, whose places differ."""
+        if self.whole:
             return self.files
         return {path: replace(file, label="") for path, file in self.files.items()}
 
@@ -136,13 +142,14 @@ class Audit:
         files: Path, label and split of its pictures, by path.
         sizes: Pictures by split.
         classes: Names of the classes, or of what else the answers are.
-        counts: Pictures by split and class.
+        counts: Pictures by split and class; of objects those.
         issues: What was found, in the order of the page.
         skipped: Files that are no part of the data set, and why.
         left_out: Parts of the audit that could not be done, a sentence each.
         features: What the network's part was done with; ``None`` where it was left out.
         probe: Held-out accuracy and confusions of the probe; ``None`` likewise.
         seconds: What it took.
+        unit: What is counted by class.
     """
 
     data: str
@@ -156,6 +163,7 @@ class Audit:
     features: Mapping[str, Any] | None = None
     probe: Mapping[str, Any] | None = None
     seconds: float = 0.0
+    unit: str = PICTURES
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as values for JSON: every case, by kind."""

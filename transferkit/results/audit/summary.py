@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transferkit.core.text import visible
-from transferkit.results.audit.record import Audit
+from transferkit.results.audit.record import PICTURES, Audit
 
 __all__ = ["print_audit"]
 
@@ -32,7 +32,7 @@ def print_audit(audit: Audit, console: Console) -> None:
             table.add_row(name, *map(str, row), str(sum(row)))
         totals = [audit.sizes[split] for split in counts]
         table.add_section()
-        table.add_row("all", *map(str, totals), str(sum(totals)))
+        table.add_row("all" if audit.unit == PICTURES else PICTURES, *map(str, totals), str(sum(totals)))
         console.print(table)
     lines = [issue.message for issue in audit.issues]
     lines += [f"skipped {file.path}: {file.reason}" for file in audit.skipped[:SKIPPED]]
