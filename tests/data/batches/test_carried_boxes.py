@@ -165,7 +165,7 @@ def test_what_is_hardly_seen_is_given_up():
     assert carried.classes.tolist() == [1]  # a fifth is left of the first, a third of the second
 
 
-def test_a_draw_that_loses_every_object_is_drawn_again_and_then_shown_without():
+def test_a_draw_that_loses_every_object_is_drawn_again_and_then_shown_without():  # fault 177
     draws, plan = [], {"good": 9}
 
     class Corner(RandomBox):

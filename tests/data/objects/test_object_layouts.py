@@ -92,7 +92,7 @@ def test_splits_come_from_names_of_files_lists_and_folders(tmp_path, scenes):
     )
 
 
-def test_yolo_knows_pixels_outlines_and_lists_of_names(tmp_path, scenes):
+def test_yolo_knows_pixels_outlines_and_lists_of_names(tmp_path, scenes):  # fault 176
     pixels = look(yolo(tmp_path / "p", scenes, pixels=True))
     assert found(pixels) == expected(scenes) and "in pixels: 16 of 16" in pixels.notes[0]
     root = yolo(tmp_path / "o", scenes, names=False)
@@ -117,7 +117,7 @@ def test_yolo_knows_pixels_outlines_and_lists_of_names(tmp_path, scenes):
     assert set(bare.class_names) <= {"0", "1", "2"} and any("go by their numbers" in note for note in bare.notes)
 
 
-def test_voc_counts_from_zero_where_a_box_begins_there(tmp_path, scenes):
+def test_voc_counts_from_zero_where_a_box_begins_there(tmp_path, scenes):  # fault 176
     edge = scene(9)
     edge.boxes[0] = (0, 0, 20, 30)
     scenes["edge"] = edge
@@ -150,7 +150,7 @@ def test_what_is_no_such_set_is_none(tmp_path, scenes):
         look(tmp_path / "two", palette="x.csv")
 
 
-def test_finetune_says_that_detection_is_not_there_yet(tmp_path, scenes):  # fault 171
+def test_finetune_says_that_detection_is_not_there_yet(tmp_path, scenes):  # fault 178
     with pytest.raises(ConfigError, match="detection is not there yet: boxes are read, checked") as error:
         task_of(DataOptions(data=str(voc(tmp_path, scenes))))
     assert "\n" not in str(error.value)
@@ -173,7 +173,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_boxes_are_named_and_left_out(tmp_path, scenes, name):  # fault 167
+def test_bad_boxes_are_named_and_left_out(tmp_path, scenes, name):  # fault 172
     box, said = BAD[name]
     extra = [{"id": 77, "image_id": 1, "category_id": 3, "bbox": box}]
     coco(tmp_path, scenes, extra=extra)
@@ -188,7 +188,7 @@ def test_bad_boxes_are_named_and_left_out(tmp_path, scenes, name):  # fault 167
     assert found(index) == expected(scenes) and any(said in note and "left out" in note for note in index.notes)
 
 
-def test_all_faults_come_at_once(tmp_path, scenes):  # faults 167 and 168
+def test_all_faults_come_at_once(tmp_path, scenes):  # faults 172 and 173
     extra = [
         {"id": 70, "image_id": 1, "category_id": 99, "bbox": [1, 1, 9, 9]},
         {"id": 71, "image_id": 1, "category_id": 3, "bbox": [10, 10, 0, 5]},
@@ -211,7 +211,7 @@ def test_all_faults_come_at_once(tmp_path, scenes):  # faults 167 and 168
     assert "one file of several images" in refused(tmp_path / "b", Kind.LAYOUT)  # never outside: its last part counts
 
 
-def test_pictures_of_another_size_than_stated(tmp_path, scenes):  # fault 169
+def test_pictures_of_another_size_than_stated(tmp_path, scenes):  # fault 174
     voc(tmp_path, scenes)
     voc_xml(tmp_path, "p1", (45, 65), [("cat", 1, 1, 9, 9)])
     voc_xml(tmp_path, "p2", (0, 0), [("cat", 1, 1, 9, 9)])  # labelImg writes 0 at times: nothing is stated then
@@ -222,7 +222,7 @@ def test_pictures_of_another_size_than_stated(tmp_path, scenes):  # fault 169
     assert [Path(one.path).stem for one in index.skipped if "size" in one.reason] == ["p1"]
 
 
-def test_negatives_are_counted_and_missing_pictures_named(tmp_path, scenes):  # fault 168
+def test_negatives_are_counted_and_missing_pictures_named(tmp_path, scenes):  # fault 173
     yolo(tmp_path, scenes)
     (tmp_path / "labels" / "p1.txt").write_text("\n", encoding="utf-8")
     (tmp_path / "labels" / "p2.txt").unlink()
@@ -237,7 +237,7 @@ def test_negatives_are_counted_and_missing_pictures_named(tmp_path, scenes):  # 
 @pytest.mark.parametrize(("line", "said"), [
     ("0 0.5 0.5 0.1", "4 numbers, expected a class and 4"), ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers"),
 ])  # fmt: skip
-def test_lines_of_yolo_that_cannot_be_read(tmp_path, scenes, line, said):  # fault 167
+def test_lines_of_yolo_that_cannot_be_read(tmp_path, scenes, line, said):  # fault 172
     yolo(tmp_path, scenes)
     with (tmp_path / "labels" / "p0.txt").open("a", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
@@ -272,7 +272,7 @@ def test_crowds_and_difficult_objects_are_kept_apart(tmp_path, scenes):
         assert sum(index.counts()["train"].values()) == total - (name == "v")
 
 
-def test_files_that_are_damaged_or_dangerous(tmp_path, scenes):  # fault 170
+def test_files_that_are_damaged_or_dangerous(tmp_path, scenes):  # fault 175
     voc(tmp_path, scenes)
     bomb = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><annotation><folder>&y;</folder></annotation>'
     (tmp_path / "Annotations" / "p0.xml").write_text(bomb, encoding="utf-8")
@@ -328,7 +328,7 @@ STORED = {5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p), 7: lambda
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("upright", [True, False])
-def test_annotations_of_the_unturned_picture_are_turned(tmp_path, scenes, orientation, upright):  # fault 169
+def test_annotations_of_the_unturned_picture_are_turned(tmp_path, scenes, orientation, upright):  # fault 174
     """The file is stored so that EXIF turns it upright; the boxes are of the one or of the other."""
     coco(tmp_path, scenes, outlines=True)
     values = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
