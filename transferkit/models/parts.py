@@ -204,6 +204,9 @@ class Output(Protocol):
     def page(self) -> str | None:
         """The template of the page that `serve` shows; ``None`` for the page about its requests."""
 
+    def on_page(self, spec: TargetSpec) -> Mapping[str, Any]:
+        """Return what that template needs beside what every page has, by the names that it uses."""
+
     @property
     def names_one(self) -> bool:
         """Whether a record names one of `spec.names`, that with the largest prediction: a `Prediction`."""

@@ -219,7 +219,7 @@ def test_health_and_schema(site):
     assert set(schema["paths"]) == {"/predict", "/health"}
     call = schema["paths"]["/predict"]["post"]
     assert set(call["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    assert {each["name"] for each in call["parameters"]} == {"top_k", "coverage", "unknown", "explain"}
+    assert {each["name"] for each in call["parameters"]} == {"top_k", "coverage", "unknown", "explain", "target"}
     assert {"200", "413", "415", "422", "503"} <= set(call["responses"])
     assert {"label", "probability", "top", "model", "ms"} <= set(schema["components"]["schemas"]["Answer"]["required"])
 

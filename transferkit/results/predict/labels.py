@@ -59,7 +59,7 @@ class LabelOutput:
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
     files: RecordFiles | None = None
-    page: str | None = None
+    page: str | None = "serve_labels.html.j2"
     names_one: bool = False
     labels: bool = True
     compared: Compared = COMPARED
@@ -140,6 +140,14 @@ class LabelOutput:
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the logit of each picture's label."""
         return outputs.gather(1, places[:, None])[:, 0]
+
+    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+        """Return ``labels``, each with its threshold, and ``explained``, what a heat map may be about."""
+        names = spec.names if len(spec.names) > 1 else ()
+        return {
+            "labels": [[name, limit] for name, limit in zip(spec.names, self._limits(spec).tolist(), strict=True)],
+            "explained": [("", "most probable label"), *((name, name) for name in names)] if names else [],
+        }
 
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return for which pictures all labels are on the same side of their threshold, or next to it on both."""

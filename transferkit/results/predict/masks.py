@@ -149,6 +149,10 @@ class MaskOutput:
         """Return the mean logit of each picture's class over its pixels, ``(B,)``."""
         return outputs.mean(dim=(2, 3)).gather(1, places[:, None]).squeeze(1)
 
+    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+        """Return nothing: the page has all that it needs."""
+        return {}
+
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return for which pictures all but a share of `near` of the pixels have the same class, by ``(B, C, H, W)``.
 

@@ -63,7 +63,7 @@ class NumberOutput:
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
     files: RecordFiles | None = None
-    page: str | None = None
+    page: str | None = "serve_numbers.html.j2"
     names_one: bool = False
     labels: bool = False
 
@@ -155,6 +155,21 @@ class NumberOutput:
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the output of each picture's target."""
         return outputs.gather(1, places[:, None])[:, 0]
+
+    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+        """Return ``targets``, ``level``, the coverage of their intervals, and ``explained``, for heat maps.
+
+        A target has a name, the range ``low`` to ``high`` of the training pictures and their deviation ``scale``;
+        ``None`` where the model does not know it.
+        """
+        nothing = [None] * len(spec.names)
+        ranges = spec.facts.get("range") or [(None, None)] * len(spec.names)
+        rows = zip(spec.names, ranges, spec.facts.get("scale") or nothing, strict=True)
+        return {
+            "targets": [{"name": name, "low": low, "high": high, "scale": scale} for name, (low, high), scale in rows],
+            "level": f"{100 * COVERAGE:g} %",
+            "explained": [(name, name) for name in spec.names] if len(spec.names) > 1 else [],
+        }
 
     @property
     def compared(self) -> Compared:

@@ -157,6 +157,10 @@ class ClassOutput:
         """Return the logit of each picture's class."""
         return outputs.gather(1, places[:, None])[:, 0]
 
+    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+        """Return nothing: the page has all that it needs."""
+        return {}
+
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return which pictures get the same class; of equally probable ones either is the right one."""
         chosen: Array = expected[np.arange(len(expected)), predictions.argmax(axis=1)]

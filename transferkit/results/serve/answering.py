@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from transferkit.core.errors import ConfigError, TransferkitError
+from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
 from transferkit.models.parts import UNKNOWN, Request
@@ -34,7 +34,7 @@ from transferkit.results.serve.batching import Batcher
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 
-__all__ = ["Answer", "Answerer", "Guess", "NoRanks", "NoUnknown", "NotCalibrated", "Similar", "TaskAnswer"]
+__all__ = ["Answer", "Answerer", "Guess", "NoRanks", "NoTarget", "NoUnknown", "NotCalibrated", "Similar", "TaskAnswer"]
 
 Array = npt.NDArray[np.float32]
 Made = TypeVar("Made")
@@ -86,6 +86,14 @@ class Answer(BaseModel):
     ] = None
 
 
+class Number(BaseModel):
+    """A number and its interval."""
+
+    value: float
+    low: float | None = Field(None, description="lower end of the interval; left out where there is none")
+    high: float | None = None
+
+
 class TaskAnswer(BaseModel):
     """What a model of another task says about one picture: the values of its records, and these."""
 
@@ -95,9 +103,15 @@ class TaskAnswer(BaseModel):
     ms: float = Field(description="time from the whole picture to the answer, in milliseconds")
     mask: str | None = Field(None, description="of masks: PNG of class indices at the picture's size, as a data URI")
     shares: dict[str, float] | None = Field(None, description="of masks: share of each class in the pixels")
+    labels: list[str] | None = Field(None, description="of labels: those given, most probable first")
+    probabilities: list[float] | None = Field(None, description="of labels: of every label, in index order")
+    values: dict[str, Number] | None = Field(None, description="of numbers: of every target, in its own unit")
     heatmap: str | None = None
     neighbours: list[Similar] | None = None
     notes: list[str] | None = None
+    unlike_training: float | None = Field(
+        None, description="share of held-out pictures that are nearer to the training pictures"
+    )
 
 
 class NotCalibrated(Exception):
@@ -106,6 +120,10 @@ class NotCalibrated(Exception):
 
 class NoRanks(Exception):
     """A number of most probable classes for a model that does not name one class."""
+
+
+class NoTarget(Exception):
+    """A heat map of what the model does not tell, or a target without one."""
 
 
 class NoUnknown(Exception):
@@ -191,6 +209,7 @@ class Answerer:
         coverage: float | None = None,
         unknown: float | None = None,
         explain: bool = False,
+        target: str | None = None,
     ) -> Answer | TaskAnswer:
         """Return what the model says about one picture.
 
@@ -200,11 +219,13 @@ class Answerer:
             coverage: Of the conformal set, in (0, 1), and ``None`` for no set; or of the intervals of numbers.
             unknown: Share of held-out pictures beyond which the label is ``"unknown"``, in (0, 1); ``None`` for never.
             explain: Whether to add the heat map and the nearest training pictures.
+            target: What the heat map is about, one of the model's names; what the answer names when ``None``.
 
         Raises:
             UnreadableImage: Not a picture that can be decoded.
             NotCalibrated: `coverage` for a model that was not calibrated, or not on enough pictures.
             NoRanks: `top_k` for a model that does not name one class.
+            NoTarget: `target` without `explain`, or not one of the model's names.
             NoUnknown: `unknown` for a model that cannot tell.
         """
         if coverage is not None and self.output.names_one and not self.calibrated:
@@ -216,6 +237,8 @@ class Answerer:
                 raise NoUnknown(_asked(str(error))) from error
         if top_k is not None and not self.output.names_one:
             raise NoRanks
+        if target is not None:
+            self._check_target(target, explain=explain)
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
         output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
@@ -227,7 +250,7 @@ class Answerer:
             answer.abstained, answer.set = record.abstained, list(record.classes)
         if explain:
             notes: list[str] = []
-            target = self.output.answer(record, self.predictor.info.target_spec)
+            target = target or self.output.answer(record, self.predictor.info.target_spec)
             answer.heatmap = await _or_note(self._heatmap(view, target), notes, "There is no heat map for this model.")
             if self._near is not None:
                 near = self._similar(self._near.submit((view.pixels, view.sha256)))
@@ -244,6 +267,15 @@ class Answerer:
             await self._near.close()
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._model.shutdown(wait=True)
+
+    def _check_target(self, target: str, *, explain: bool) -> None:
+        if not explain:
+            raise NoTarget("target is what a heat map is about - ask for one by explain=true, too")
+        names = self.predictor.class_names
+        if target not in names:
+            near = did_you_mean(target, names)
+            problem = f"target is {target[:80]!r}, expected one of the {len(names):,} names of the model"
+            raise NoTarget(f"{problem}.{near}" if near else problem)
 
     def _request(self, top_k: int | None, coverage: float | None) -> Request:
         """Return what is wanted: of classes a coverage is that of a set, by which the model abstains."""

@@ -18,7 +18,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from transferkit import __version__
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.scan.formats import sniff_format
-from transferkit.results.serve.answering import Answer, Answerer, NoRanks, NotCalibrated, NoUnknown, TaskAnswer
+from transferkit.results.serve.answering import (
+    Answer,
+    Answerer,
+    NoRanks,
+    NoTarget,
+    NotCalibrated,
+    NoUnknown,
+    TaskAnswer,
+)
 from transferkit.results.serve.batching import BatcherClosed
 from transferkit.results.serve.guards import Guards, Limits
 
@@ -127,11 +135,17 @@ def build_app(
             Query(gt=0.0, lt=1.0, description="label 'unknown' where more held-out pictures than this are nearer"),
         ] = None,
         explain: Annotated[bool, Query(description="add a heat map and the nearest training pictures")] = False,
+        target: Annotated[
+            str | None,
+            Query(description="with explain: class, label or number of the heat map; that of the answer when left out"),
+        ] = None,
     ) -> Answer | TaskAnswer:
-        """Classify one picture: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, or HEIC where it is installed."""
+        """Say what one picture shows: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, or HEIC where it is installed."""
         data = await _picture(request, limits)
         try:
-            return await answerer.answer(data, top_k=top_k, coverage=coverage, unknown=unknown, explain=explain)
+            return await answerer.answer(
+                data, top_k=top_k, coverage=coverage, unknown=unknown, explain=explain, target=target
+            )
         except BatcherClosed:
             raise HTTPException(503, "the server is stopping") from None
         except NotCalibrated as error:
@@ -139,7 +153,7 @@ def build_app(
             raise HTTPException(422, str(error) or usual) from None
         except NoRanks:
             raise HTTPException(422, "top_k is for models of one class per picture, not this one") from None
-        except NoUnknown as error:
+        except (NoTarget, NoUnknown) as error:
             raise HTTPException(422, str(error)) from None
         except UnreadableImage as error:
             known = sniff_format(data) is not None
@@ -167,6 +181,7 @@ def build_app(
         limit_text=f"{limits.picture_bytes / 1e6:g} MB",
         coverage=PAGE_COVERAGE if answerer.calibrated else None,
         legend=[] if files is None else files.legend(predictor.info.target_spec),
+        **answerer.output.on_page(predictor.info.target_spec),
     )  # fmt: skip
 
     @app.get("/", include_in_schema=False)
