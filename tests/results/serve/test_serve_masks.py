@@ -62,7 +62,7 @@ def test_an_answer_holds_the_mask_that_predict_writes(predictor, port, turned):
 @pytest.mark.parametrize(
     ("query", "told"),
     [("top_k=2", "top_k is for models of one class per picture"), ("coverage=0.9", "coverage is of the intervals"),
-     ("unknown=0.9", "does not know how far pictures are")],
+     ("unknown=0.9", "for a label, and segmentation gives none")],
 )  # fmt: skip
 def test_what_means_nothing_for_masks_is_refused(port, turned, query, told):  # fault 154
     status, _, answer = ask(port, f"/predict?{query}", Path(turned).read_bytes(), kind="image/jpeg")

@@ -73,6 +73,11 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     task, targets = predictor.module.task, predictor.info.targets
     spec = predictor.info.target_spec
     require_statistics(predictor, config)
+    if config.check_classes and predictor.module.feed.on_pixels:
+        raise ConfigError(
+            f"--check-classes compares the labels of pictures with classes, and answers of {task.name} lie on pixels - "
+            "leave it out"
+        )
     likeness = Likeness(predictor, config.seed)
     against = None if config.against is None else Paired(Path(config.against), config, task, targets, spec)
     columns = run_columns(run, task.targets, targets, config.data, path_column=config.path_column, root=config.root)

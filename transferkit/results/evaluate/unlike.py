@@ -31,7 +31,14 @@ def require_statistics(predictor: Predictor, config: EvaluateConfig) -> None:
     Raises:
         ConfigError: It does not.
     """
-    if config.unlike is not None and predictor.module.unlike is None:
+    if config.unlike is None:
+        return
+    if predictor.module.feed.on_pixels:
+        raise ConfigError(
+            "--unlike goes by features of whole pictures, and a model of "
+            f"{predictor.module.task.name} keeps none of its training pictures - leave it out"
+        )
+    if predictor.module.unlike is None:
         raise ConfigError(
             "--unlike asks how well the model tells pictures that belong to no class, but this one keeps nothing of "
             "its training pictures: it is of an older transferkit, or its run had too few val pictures - run finetune "

@@ -194,6 +194,7 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
         crop_mode=info.preprocessing.crop_mode,
         names_one=output.names_one,
         labels=output.labels,
+        masks=output.files is not None,
     )
 
 

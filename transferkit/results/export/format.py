@@ -12,6 +12,7 @@ from transferkit import __version__
 from transferkit.core.errors import CheckpointError, ExportError
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.module import TransferModule
+from transferkit.models.task import task_named
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Exported, ExportPictures, Limits
 from transferkit.results.predict.predictor import Predictor
@@ -104,7 +105,10 @@ def export_facts(config: ExportConfig, info: ModelInfo) -> dict[str, str]:
     values = info.calibration.to_dict()
     calibration = {key: values[key] for key in ("method", "temperature", "scale", "bias") if key in values}
     thresholds = info.calibration.facts.get("thresholds")  # of several labels per picture
+    files = task_named(info.task).output.files
+    colours = None if files is None else [colour for _, colour in files.legend(info.target_spec)]
     return {
+        **({} if colours is None else {"colours": json.dumps(colours)}),
         **({} if thresholds is None else {"thresholds": json.dumps(thresholds)}),
         "classes": json.dumps(list(info.class_names), ensure_ascii=False),
         "preprocessing": json.dumps({**info.preprocessing.to_dict(), "decode_side": info.preprocessing.decode_side}),

@@ -68,15 +68,15 @@ def check_unknown(module: TransferModule, rate: float) -> None:
     """
     if not 0.0 < rate < 1.0:
         raise ConfigError(f"unknown is {rate}, expected a rate in (0, 1), such as 0.95")
+    if not module.task.output.labels:
+        told = "" if module.unlike is None else "; the column unlike_training says it"
+        raise ConfigError(
+            f"--unknown writes {UNKNOWN!r} for a label, and {module.task.name} gives none - leave it out{told}"
+        )
     if module.unlike is None:
         raise ConfigError(
             "this model does not know how far pictures are from its training pictures: it is of an older transferkit, "
             f"or its run had fewer than {LEAST} val pictures - run finetune or probe again, or leave --unknown out"
-        )
-    if not module.task.output.labels:
-        raise ConfigError(
-            f"--unknown writes {UNKNOWN!r} for a label, and {module.task.name} gives none - leave it out; the column "
-            "unlike_training says it"
         )
     if UNKNOWN in module.class_names:
         raise ConfigError(

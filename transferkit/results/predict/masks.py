@@ -154,13 +154,23 @@ class MaskOutput:
         return {}
 
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
-        """Return for which pictures all but a share of `near` of the pixels have the same class, by ``(B, C, H, W)``.
+        """Return for which pictures the masks of two models overlap but for a share of `near`, by ``(B, C, H, W)``.
 
-        Of equally probable classes either is the right one.
+        It is that of the union in the mean over the classes that either has, so that small things count as much as a
+        large background. Of equally probable classes either is the right one.
         """
-        chosen = np.take_along_axis(expected, predictions.argmax(axis=1)[:, None], axis=1)[:, 0]
-        same = (chosen >= expected.max(axis=1) - TIE).mean(axis=(1, 2))
-        return np.asarray(same >= 1 - near)
+        return np.array([_overlap(one, other) >= 1 - near for one, other in zip(predictions, expected, strict=True)])
+
+
+def _overlap(probabilities: Array, expected: Array) -> float:
+    """Return the mean IoU of two masks by their probabilities ``(C, H, W)``."""
+    guess, best = probabilities.argmax(axis=0), expected.argmax(axis=0)
+    ties = np.take_along_axis(expected, guess[None], axis=0)[0] >= expected.max(axis=0) - TIE
+    best = np.where(ties, guess, best)
+    classes = len(expected)
+    table = np.bincount((best * classes + guess).ravel(), minlength=classes**2).reshape(classes, classes)
+    union = table.sum(axis=0) + table.sum(axis=1) - table.diagonal()
+    return float((table.diagonal()[union > 0] / union[union > 0]).mean())
 
 
 def _row(one: MaskTally) -> tuple[str, ...]:
