@@ -98,9 +98,6 @@ class Plain:
     columns, names_one, labels, problem, compared = ("label", "predicted"), False, False, Brightness.none, Compared()
     files = page = None
 
-    def on_page(self, spec):
-        return {}
-
     def activate(self, outputs):
         return outputs
 

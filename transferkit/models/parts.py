@@ -26,6 +26,7 @@ __all__ = [
     "LossOptions",
     "Objective",
     "Output",
+    "Page",
     "Record",
     "Request",
     "Scores",
@@ -152,6 +153,19 @@ class Record(Protocol):
         """Share of held-out pictures that are nearer to the training pictures; ``None`` where it is not known."""
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page of `serve`.
+
+    Attributes:
+        template: File in `results/templates`.
+        facts: What the template needs to know of a spec beside what every page has, by the names that it uses.
+    """
+
+    template: str
+    facts: Callable[[TargetSpec], Mapping[str, Any]] = lambda spec: {}
+
+
 class Output(Protocol):
     """From what the network returns to what a user reads."""
 
@@ -201,11 +215,8 @@ class Output(Protocol):
         """The files that belong to records; ``None`` where a row says all."""
 
     @property
-    def page(self) -> str | None:
-        """The template of the page that `serve` shows; ``None`` for the page about its requests."""
-
-    def on_page(self, spec: TargetSpec) -> Mapping[str, Any]:
-        """Return what that template needs beside what every page has, by the names that it uses."""
+    def page(self) -> Page | None:
+        """The page that `serve` shows; ``None`` for the page about its requests."""
 
     @property
     def names_one(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import UNKNOWN, Request
+from transferkit.models.parts import UNKNOWN, Page, Request
 from transferkit.models.record_files import RecordFiles
 
 __all__ = ["LabelOutput", "LabelPrediction"]
@@ -59,7 +59,6 @@ class LabelOutput:
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
     files: RecordFiles | None = None
-    page: str | None = "serve_labels.html.j2"
     names_one: bool = False
     labels: bool = True
     compared: Compared = COMPARED
@@ -141,7 +140,12 @@ class LabelOutput:
         """Return the logit of each picture's label."""
         return outputs.gather(1, places[:, None])[:, 0]
 
-    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+    @property
+    def page(self) -> Page:
+        """Of labels, with `facts_on_page`."""
+        return Page("serve_labels.html.j2", self.facts_on_page)
+
+    def facts_on_page(self, spec: TargetSpec) -> dict[str, Any]:
         """Return ``labels``, each with its threshold, and ``explained``, what a heat map may be about."""
         names = spec.names if len(spec.names) > 1 else ()
         return {

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.masks import MaskTally
-from transferkit.models.parts import Request
+from transferkit.models.parts import Page, Request
 from transferkit.results.predict.colours import hex_colour, mask_png, palette_of
 
 __all__ = ["MaskFiles", "MaskOutput", "MaskPrediction"]
@@ -78,7 +78,7 @@ class MaskOutput:
 
     columns: tuple[str, ...] = ("mask", "pixel_acc", "miou", "loss")
     files: MaskFiles | None = MaskFiles()
-    page: str | None = "serve_masks.html.j2"
+    page: Page | None = Page("serve_masks.html.j2")
     names_one: bool = False
     labels: bool = False
     compared: Compared = Compared("masks", "another mask", "probabilities of pixels")
@@ -148,10 +148,6 @@ class MaskOutput:
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the mean logit of each picture's class over its pixels, ``(B,)``."""
         return outputs.mean(dim=(2, 3)).gather(1, places[:, None]).squeeze(1)
-
-    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
-        """Return nothing: the page has all that it needs."""
-        return {}
 
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return for which pictures the masks of two models overlap but for a share of `near`, by ``(B, C, H, W)``.

@@ -15,7 +15,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import Request
+from transferkit.models.parts import Page, Request
 from transferkit.models.record_files import RecordFiles
 
 __all__ = ["NumberOutput", "NumberPrediction"]
@@ -63,7 +63,6 @@ class NumberOutput:
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
     files: RecordFiles | None = None
-    page: str | None = "serve_numbers.html.j2"
     names_one: bool = False
     labels: bool = False
 
@@ -156,7 +155,12 @@ class NumberOutput:
         """Return the output of each picture's target."""
         return outputs.gather(1, places[:, None])[:, 0]
 
-    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
+    @property
+    def page(self) -> Page:
+        """Of numbers, with `facts_on_page`."""
+        return Page("serve_numbers.html.j2", self.facts_on_page)
+
+    def facts_on_page(self, spec: TargetSpec) -> dict[str, Any]:
         """Return ``targets``, ``level``, the coverage of their intervals, and ``explained``, for heat maps.
 
         A target has a name, the range ``low`` to ``high`` of the training pictures and their deviation ``scale``;

@@ -14,7 +14,7 @@ from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import UNKNOWN, Output, Record, Request
+from transferkit.models.parts import UNKNOWN, Output, Page, Record, Request
 from transferkit.models.record_files import RecordFiles
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
@@ -65,7 +65,7 @@ class ClassOutput:
 
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
     files: RecordFiles | None = None
-    page: str | None = "serve.html.j2"
+    page: Page | None = Page("serve.html.j2")
     names_one: bool = True
     labels: bool = True
     compared: Compared = COMPARED
@@ -156,10 +156,6 @@ class ClassOutput:
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the logit of each picture's class."""
         return outputs.gather(1, places[:, None])[:, 0]
-
-    def on_page(self, spec: TargetSpec) -> dict[str, Any]:
-        """Return nothing: the page has all that it needs."""
-        return {}
 
     def agree(self, predictions: Array, expected: Array, near: float) -> npt.NDArray[np.bool_]:
         """Return which pictures get the same class; of equally probable ones either is the right one."""

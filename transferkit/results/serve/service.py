@@ -172,8 +172,8 @@ def build_app(
             batches=answerer.logits.batches,
         )
 
-    template, files = answerer.output.page, answerer.output.files
-    page = None if template is None else pages.get_template(template).render(
+    own, files = answerer.output.page, answerer.output.files
+    page = None if own is None else pages.get_template(own.template).render(
         name=answerer.name,
         backbone=predictor.info.backbone,
         class_count=len(classes),
@@ -181,7 +181,7 @@ def build_app(
         limit_text=f"{limits.picture_bytes / 1e6:g} MB",
         coverage=PAGE_COVERAGE if answerer.calibrated else None,
         legend=[] if files is None else files.legend(predictor.info.target_spec),
-        **answerer.output.on_page(predictor.info.target_spec),
+        **own.facts(predictor.info.target_spec),
     )  # fmt: skip
 
     @app.get("/", include_in_schema=False)
