@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
-from transferkit.models.record_files import RecordFiles
+from transferkit.models.record_files import Page, RecordFiles
 
 __all__ = [
     "UNKNOWN",
@@ -26,7 +26,6 @@ __all__ = [
     "LossOptions",
     "Objective",
     "Output",
-    "Page",
     "Record",
     "Request",
     "Scores",
@@ -151,19 +150,6 @@ class Record(Protocol):
     @property
     def unlike_training(self) -> float | None:
         """Share of held-out pictures that are nearer to the training pictures; ``None`` where it is not known."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of `serve`.
-
-    Attributes:
-        template: File in `results/templates`.
-        facts: What the template needs to know of a spec beside what every page has, by the names that it uses.
-    """
-
-    template: str
-    facts: Callable[[TargetSpec], Mapping[str, Any]] = lambda spec: {}
 
 
 class Output(Protocol):

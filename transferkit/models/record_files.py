@@ -1,12 +1,14 @@
-"""`RecordFiles`: the files that belong to what is said of pictures."""
+"""What goes with records beside their rows: files, such as masks, and the page that `serve` shows them on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transferkit.core.targets import TargetSpec
 
-__all__ = ["RecordFiles"]
+__all__ = ["Page", "RecordFiles"]
 
 
 class RecordFiles(Protocol):
@@ -28,3 +30,16 @@ class RecordFiles(Protocol):
 
     def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
         """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of `serve`.
+
+    Attributes:
+        template: File in `results/templates`.
+        facts: What the template needs to know of a spec beside what every page has, by the names that it uses.
+    """
+
+    template: str
+    facts: Callable[[TargetSpec], Mapping[str, Any]] = lambda spec: {}

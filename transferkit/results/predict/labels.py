@@ -13,8 +13,8 @@ from torch import Tensor
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.labels import THRESHOLD
-from transferkit.models.parts import UNKNOWN, Page, Request
-from transferkit.models.record_files import RecordFiles
+from transferkit.models.parts import UNKNOWN, Request
+from transferkit.models.record_files import Page, RecordFiles
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 

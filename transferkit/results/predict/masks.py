@@ -15,7 +15,8 @@ from torch.nn import functional
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.masks import MaskTally
-from transferkit.models.parts import Page, Request
+from transferkit.models.parts import Request
+from transferkit.models.record_files import Page
 from transferkit.results.predict.colours import hex_colour, mask_png, palette_of
 
 __all__ = ["MaskFiles", "MaskOutput", "MaskPrediction"]

@@ -15,8 +15,8 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import Page, Request
-from transferkit.models.record_files import RecordFiles
+from transferkit.models.parts import Request
+from transferkit.models.record_files import Page, RecordFiles
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 

@@ -14,8 +14,8 @@ from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import UNKNOWN, Output, Page, Record, Request
-from transferkit.models.record_files import RecordFiles
+from transferkit.models.parts import UNKNOWN, Output, Record, Request
+from transferkit.models.record_files import Page, RecordFiles
 
 __all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
 
