@@ -45,7 +45,7 @@ class Extent(Protocol):
     def whole(self) -> bool:
         """Whether all of an output is kept, so that those of several models can be merged afterwards."""
 
-    def kept(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Any, Any]:
+    def entries(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Any, Any]:
         """Return what is kept of a batch, and its answers, both with an entry per picture.
 
         Args:
@@ -93,7 +93,7 @@ class WholePicture:
     tta: tuple[str, ...] | None = None
     whole: bool = True
 
-    def kept(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Tensor, Tensor]:
+    def entries(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Tensor, Tensor]:
         """Return outputs in float32, and targets, both on the CPU."""
         return outputs.float().cpu(), targets.cpu()
 

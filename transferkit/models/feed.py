@@ -11,9 +11,9 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError
 from transferkit.models.backbones.interface import Backbone
 
-__all__ = ["Feed", "Given", "as_float", "detached", "dry_run", "feed", "pooled"]
+__all__ = ["Feed", "HeadInput", "as_float", "detached", "dry_run", "feed", "pooled"]
 
-Given: TypeAlias = Tensor | tuple[Tensor, ...]
+HeadInput: TypeAlias = Tensor | tuple[Tensor, ...]
 """Features ``(B, D)``; a feature map ``(B, C, H, W)`` or tokens; or images ``(B, 3, H, W)``, and one map or more."""
 
 
@@ -31,7 +31,7 @@ class Feed(StrEnum):
         return self in (Feed.LAST_MAP, Feed.PYRAMID)
 
 
-def feed(backbone: Backbone, kind: Feed, images: Tensor) -> Given:
+def feed(backbone: Backbone, kind: Feed, images: Tensor) -> HeadInput:
     """Return what a head is given, by one pass.
 
     Args:
@@ -51,28 +51,28 @@ def feed(backbone: Backbone, kind: Feed, images: Tensor) -> Given:
     return (images, *backbone.forward_pyramid(images))
 
 
-def pooled(backbone: Backbone, kind: Feed, given: Given) -> Tensor:
+def pooled(backbone: Backbone, kind: Feed, inputs: HeadInput) -> Tensor:
     """Return penultimate features ``(B, D)`` from what a head was given; not where it answers for pixels.
 
     Raises:
         ConfigError: It does: its maps are laid out anew, and need not be what the backbone pools.
     """
-    if isinstance(given, tuple):
+    if isinstance(inputs, tuple):
         raise ConfigError(f"{backbone.name} gives maps to a head of pixels - take features from the backbone alone")
-    return backbone.pool(given) if kind is Feed.MAPS else given
+    return backbone.pool(inputs) if kind is Feed.MAPS else inputs
 
 
-def as_float(given: Given) -> Given:
+def as_float(inputs: HeadInput) -> HeadInput:
     """Return the same in float32."""
-    return tuple(level.float() for level in given) if isinstance(given, tuple) else given.float()
+    return tuple(level.float() for level in inputs) if isinstance(inputs, tuple) else inputs.float()
 
 
-def detached(given: Given) -> Given:
+def detached(inputs: HeadInput) -> HeadInput:
     """Return ordinary tensors of the same values, which a head may keep for its backward pass."""
-    return tuple(level.clone() for level in given) if isinstance(given, tuple) else given.clone()
+    return tuple(level.clone() for level in inputs) if isinstance(inputs, tuple) else inputs.clone()
 
 
-def dry_run(backbone: Backbone, kind: Feed) -> Given:
+def dry_run(backbone: Backbone, kind: Feed) -> HeadInput:
     """Return what a head is given for one blank picture; the backbone's modes are its own business."""
     with torch.no_grad():
         return feed(backbone, kind, torch.zeros(1, 3, *backbone.data_config.image_size))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.text import first_line
 from transferkit.models.backbones.interface import Backbone
-from transferkit.models.feed import Feed, Given, dry_run
+from transferkit.models.feed import Feed, HeadInput, dry_run
 from transferkit.models.freezing import evaluation_mode
 
 __all__ = [
@@ -279,18 +279,18 @@ class FlatHeads:
 FLAT = FlatHeads()
 
 
-def check_head(head: nn.Module, given: Given, expected: tuple[int, ...]) -> None:
+def check_head(head: nn.Module, inputs: HeadInput, expected: tuple[int, ...]) -> None:
     """Run `head` once in eval mode, without gradients, and check what it returns. Modes are restored.
 
     Args:
         head: The head.
-        given: What it will be given, of one or two blank pictures. It is moved to the head's device.
+        inputs: What it will be given, of one or two blank pictures. It is moved to the head's device.
         expected: Shape of what it has to return for them.
 
     Raises:
         ConfigError: The head fails, or does not return floating-point numbers of this shape.
     """
-    parts = given if isinstance(given, tuple) else (given,)
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     what = "pictures and pyramids" if takes_pyramid(head) else "feature maps" if takes_maps(head) else "features"
     shown = f"{what} of shape {', '.join(str(tuple(part.shape)) for part in parts)}"
     device = next((parameter.device for parameter in head.parameters()), parts[0].device)
@@ -298,7 +298,7 @@ def check_head(head: nn.Module, given: Given, expected: tuple[int, ...]) -> None
     answer = ", ".join(["B", *map(str, expected[1:2]), *(("H", "W") if len(expected) > 2 else ())])
     try:
         with evaluation_mode(head), torch.no_grad():
-            logits = head(moved if isinstance(given, tuple) else moved[0])
+            logits = head(moved if isinstance(inputs, tuple) else moved[0])
     except Exception as error:  # the user's own code: anything may come out of it
         raise ConfigError(
             f"head {type(head).__name__} fails on {shown}: {first_line(error)} - "

@@ -19,7 +19,7 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
-from transferkit.models.feed import Feed, Given, detached, feed, pooled
+from transferkit.models.feed import Feed, HeadInput, detached, feed, pooled
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
@@ -200,19 +200,19 @@ class TransferModule(L.LightningModule):
             # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
             # which the head may save for its own backward pass.
             with torch.inference_mode():
-                given = self._run(images)
-            given = detached(given)
+                inputs = self._run(images)
+            inputs = detached(inputs)
         else:
-            given = self._run(images)
-        logits: Tensor = self.head(given)
+            inputs = self._run(images)
+        logits: Tensor = self.head(inputs)
         return logits
 
     def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
-        given = self._run(images)
-        return pooled(self.backbone, self.feed, given), self.head(given)
+        inputs = self._run(images)
+        return pooled(self.backbone, self.feed, inputs), self.head(inputs)
 
-    def _run(self, images: Tensor) -> Given:
+    def _run(self, images: Tensor) -> HeadInput:
         """Return what the head is given."""
         return feed(self.backbone, self.feed, images)
 

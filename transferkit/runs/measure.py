@@ -83,7 +83,7 @@ def network_outputs(
             batch = module(normalise(images.to(device, non_blocking=True), module.data_config))
             own = None if truths is None else [truths.of(path) for path in paths[done : done + len(targets)]]
             done += len(targets)
-            for column, part in zip((outputs, answers), extent.kept(batch, targets, own), strict=True):
+            for column, part in zip((outputs, answers), extent.entries(batch, targets, own), strict=True):
                 column.append(part)
     return extent.join(outputs), extent.join(answers)
 

@@ -37,13 +37,13 @@ def test_a_tally_is_of_the_picture_where_its_mask_is_there_and_of_the_canvas_els
     mask = by_hand(logits[0]).astype(np.uint8)
     mask[:5] = IGNORED
     truth = Truth(FRAME, "masks/a.png", Annotation(mask))
-    (kept,), answers = EXTENT.kept(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
+    (kept,), answers = EXTENT.entries(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
     assert answers[0] is kept
     assert kept.file == "masks/a.png"
     assert kept.confusion.sum() == kept.confusion.trace() == 19 * 32
     targets = logits.argmax(dim=1).to(torch.uint8)
     targets[:, 0] = IGNORED
-    on_canvas, _ = EXTENT.kept(logits, targets)
+    on_canvas, _ = EXTENT.entries(logits, targets)
     assert [one.confusion.trace() for one in on_canvas] == [15 * 16] * 2
     assert EXTENT.join([on_canvas, [kept]]) == [*on_canvas, kept]
 
@@ -51,7 +51,7 @@ def test_a_tally_is_of_the_picture_where_its_mask_is_there_and_of_the_canvas_els
 def test_a_merged_prediction_is_measured_as_its_logits_are(logits):
     mask = np.random.default_rng(0).integers(0, 3, (24, 32)).astype(np.uint8)
     truth = Truth(FRAME, "", Annotation(mask))
-    (kept,), _ = EXTENT.kept(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
+    (kept,), _ = EXTENT.entries(logits[:1], torch.zeros(1, 16, 16, dtype=torch.uint8), [truth])
     entry = EXTENT.entry(logits[0].softmax(dim=0).numpy(), truth)
     assert np.array_equal(entry.confusion, kept.confusion)
     np.testing.assert_allclose(entry.log_probs().logits, kept.log_probs().logits, atol=1e-5)
@@ -69,7 +69,7 @@ def test_mirror_images_are_turned_back(logits):
 
 def test_of_a_whole_picture_all_is_kept():
     outputs, targets = torch.randn(3, 2), torch.arange(3)
-    kept, answers = WHOLE_PICTURE.kept(outputs, targets)
+    kept, answers = WHOLE_PICTURE.entries(outputs, targets)
     assert torch.equal(WHOLE_PICTURE.join([kept, kept]), torch.cat((outputs, outputs)))
     assert torch.equal(answers, targets)
     entries = [WHOLE_PICTURE.entry(row, None) for row in outputs.numpy()]

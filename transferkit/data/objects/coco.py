@@ -75,9 +75,9 @@ def read_coco(root: Path, files: Sequence[Path], *, lenient: bool) -> StatedSet:
         path = _one_of(paths, split)
         names.update(dict.fromkeys(_read(path, root, split, stated, lenient=lenient)))
     if None not in by_split and "train" not in by_split:
-        found = listing(sorted(map(str, by_split)))
+        located = listing(sorted(map(str, by_split)))
         stated.report.add(
-            f"no COCO file of the train split beside {found} in {str(root)!r} - add one", (), Kind.NO_TRAIN
+            f"no COCO file of the train split beside {located} in {str(root)!r} - add one", (), Kind.NO_TRAIN
         )
     if len(by_split) > 1 and None in by_split:
         path = by_split[None][0]
@@ -102,9 +102,9 @@ def _one_of(paths: Sequence[Path], split: str | None) -> Path:
 
 def _split_of(path: Path, root: Path) -> str | None:
     """Return the split that a file's name says, or its folder's."""
-    found = {split for word in re.split(r"[^A-Za-z0-9]+", path.stem) if (split := split_named(word)) is not None}
-    if len(found) == 1:
-        return found.pop()
+    located = {split for word in re.split(r"[^A-Za-z0-9]+", path.stem) if (split := split_named(word)) is not None}
+    if len(located) == 1:
+        return located.pop()
     return split_named(path.parent.name) if path.parent != root else None
 
 
@@ -138,15 +138,15 @@ def _read(path: Path, root: Path, split: str | None, stated: StatedSet, *, lenie
     seen: dict[str, str] = {}
     for key, image in by_id.items():
         name = str(image.get("file_name", ""))
-        found = finder.find(name)
-        if found is None:
+        located = finder.find(name)
+        if located is None:
             missing.append(name or f"image {key}")
-        elif found in seen:
-            message = f"{source!r}: one file of several images: {name!r} (ids {seen[found]} and {key}) - keep one"
-            report.add(message, (found,))
+        elif located in seen:
+            message = f"{source!r}: one file of several images: {name!r} (ids {seen[located]} and {key}) - keep one"
+            report.add(message, (located,))
         else:
-            seen[found] = key
-            stated.pictures.append(StatedPicture(found, source, split, _size(image), tuple(objects[key])))
+            seen[located] = key
+            stated.pictures.append(StatedPicture(located, source, split, _size(image), tuple(objects[key])))
     tell_missing(report, missing, f"in {source!r}", lenient=lenient)
     tell_missing(
         report, list(dict.fromkeys(lost)), f"whose ids are not among the images of {source!r}", lenient=lenient

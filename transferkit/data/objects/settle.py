@@ -86,8 +86,8 @@ def settled(stated: StatedSet, *, lenient: bool) -> list[ScannedFile]:
             if not picture.objects:
                 negative.append(picture.path)
             files.append(ScannedFile(picture.path, text_of(result.objects), picture.split))
-    for fault, found in faults.items():
-        _tell(stated, fault, found, lenient=lenient)
+    for fault, places in faults.items():
+        _tell(stated, fault, places, lenient=lenient)
     notes = (
         (Kind.NOTE, negative, f"{len(negative)} of {len(files)} pictures show no object: they are negatives"),
         (Kind.BOX, pictures_clipped,
@@ -102,14 +102,14 @@ def settled(stated: StatedSet, *, lenient: bool) -> list[ScannedFile]:
     return sorted(files, key=lambda file: file.path)
 
 
-def _tell(stated: StatedSet, fault: _Fault, found: Sequence[tuple[str, str]], *, lenient: bool) -> None:
-    items = tuple(f"{path!r} ({what})" for path, what in found)
-    families = tuple((path,) for path in dict.fromkeys(path for path, _ in found))
+def _tell(stated: StatedSet, fault: _Fault, places: Sequence[tuple[str, str]], *, lenient: bool) -> None:
+    items = tuple(f"{path!r} ({what})" for path, what in places)
+    families = tuple((path,) for path in dict.fromkeys(path for path, _ in places))
     said = listing(items, limit=5, quote=False)
     if lenient:
-        stated.report.notes.append(Finding(Kind.BOX, f"{len(found)} {fault} are left out: {said}", items, families))
+        stated.report.notes.append(Finding(Kind.BOX, f"{len(places)} {fault} are left out: {said}", items, families))
         return
-    message = f"{len(found)} {fault}: {said} - correct them, or pass --skip-bad to leave them out"
+    message = f"{len(places)} {fault}: {said} - correct them, or pass --skip-bad to leave them out"
     stated.report.problems.append(Finding(Kind.BOX, message, items, families))
 
 

@@ -120,7 +120,7 @@ def _splits(root: Path, stated: StatedSet, *, lenient: bool, known: Collection[s
     lists = {name: path for name, path in lists.items() if path.is_file()}
     if not lists and (whole := root / LISTS / "trainval.txt").is_file():
         lists = {"train": whole}
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     twice, lost = [], []
     for name, path in lists.items():
         for line in read_text(path).splitlines():
@@ -128,8 +128,8 @@ def _splits(root: Path, stated: StatedSet, *, lenient: bool, known: Collection[s
             if not words or (len(words) > 1 and words[-1] == "-1"):  # of a class: -1, it is not there
                 continue
             stem = words[0] if len(words) == 1 or re.fullmatch("[01-]+", words[-1]) else line.strip()
-            if found.setdefault(stem, name) != name:
-                twice.append(f"{stem} ({found[stem]} and {name})")
+            if files.setdefault(stem, name) != name:
+                twice.append(f"{stem} ({files[stem]} and {name})")
             elif stem not in known:
                 lost.append(stem)
     if twice:
@@ -137,7 +137,7 @@ def _splits(root: Path, stated: StatedSet, *, lenient: bool, known: Collection[s
     tell_missing(stated.report, lost, f"in the lists of {str(root / LISTS)!r}", lenient=lenient)
     if lists and "train" not in lists:
         stated.report.add(f"no train.txt in {str(root / LISTS)!r} - add one", (), Kind.NO_TRAIN)
-    return found
+    return files
 
 
 def _read(path: Path) -> tuple[tuple[int, int] | None, tuple[StatedObject, ...]]:

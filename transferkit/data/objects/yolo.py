@@ -55,14 +55,14 @@ def read_yolo(root: Path, *, lenient: bool) -> StatedSet:
     damaged: list[str] = []
     for place, outer in _places(root):
         sources = {_stem(path, place / LABELS): path for path in _texts(place / LABELS)}
-        found: dict[str, list[str]] = defaultdict(list)
+        by_stem: dict[str, list[str]] = defaultdict(list)
         for path in pictures_below(place / IMAGES, report):
-            found[_stem(path, place / IMAGES)].append(path)
-        if double := [" and ".join(map(repr, paths)) for paths in found.values() if len(paths) > 1]:
+            by_stem[_stem(path, place / IMAGES)].append(path)
+        if double := [" and ".join(map(repr, paths)) for paths in by_stem.values() if len(paths) > 1]:
             report.add(f"several pictures of one stem: {listing(double, quote=False)} - keep one of each", double)
-        lost = [f"{stem}.txt" for stem in sources if stem not in found]
+        lost = [f"{stem}.txt" for stem in sources if stem not in by_stem]
         tell_missing(report, lost, f"in {str(place / LABELS)!r}", lenient=lenient)
-        for stem, paths in found.items():
+        for stem, paths in by_stem.items():
             split = outer or next((name for part in Path(stem).parts[:-1] if (name := split_named(part))), None)
             source = sources.get(stem)
             objects: tuple[StatedObject, ...] = ()

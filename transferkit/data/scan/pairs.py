@@ -73,10 +73,10 @@ def scan_pairs(data: str, *, lenient: bool = False) -> Scan:
         raise DataError(f"{'; '.join(report.unreadable)} - check the path and its permissions")
     places = _places(root, top)
     if not any(place.images and place.masks for place in places):
-        found = listing([f"{name}/" for name in top.folders], quote=False) if top.folders else "no folder"
+        present = listing([f"{name}/" for name in top.folders], quote=False) if top.folders else "no folder"
         raise DataError(
             f"no {_SHOWN} in {data!r}, at the top or in train, val and test: expected "
-            f"{str(root / IMAGES / 'x.jpg')!r} with its mask {str(root / MASKS / 'x.png')!r}, found {found}"
+            f"{str(root / IMAGES / 'x.jpg')!r} with its mask {str(root / MASKS / 'x.png')!r}, found {present}"
             " - move them there, or pass a manifest of path,mask"
         )
     _tell_of_the_rest(root, top, places, report)
@@ -152,8 +152,8 @@ def _pair(place: _Place, report: Report, *, lenient: bool) -> list[ScannedFile]:
     images = {} if place.images is None else _by_stem(place.images, report)
     masks = {} if place.masks is None else _by_stem(place.masks, report)
     where = str(place.folder)
-    for found, what in ((images, "pictures"), (masks, "masks")):
-        if double := [" and ".join(map(repr, paths)) for paths in found.values() if len(paths) > 1]:
+    for present, what in ((images, "pictures"), (masks, "masks")):
+        if double := [" and ".join(map(repr, paths)) for paths in present.values() if len(paths) > 1]:
             message = f"several {what} of one stem in {where!r}: {listing(double, quote=False)} - keep one of each"
             report.add(message, double)
     bare = [paths[0] for stem, paths in images.items() if stem not in masks]
@@ -188,8 +188,8 @@ def _tell_of_single(paths: Sequence[str], what: str, reason: str, report: Report
 
 def _by_stem(folder: Path, report: Report) -> Mapping[str, list[str]]:
     """Return the files below a folder by their paths in it without endings, in one form of accents."""
-    found: dict[str, list[str]] = defaultdict(list)
+    present: dict[str, list[str]] = defaultdict(list)
     for path in pictures_below(folder, report):
         inside = os.path.splitext(path[len(str(folder)) :].lstrip(os.sep))[0]  # noqa: PTH122  a Path each is slow
-        found[unicodedata.normalize("NFC", inside)].append(path)
-    return found
+        present[unicodedata.normalize("NFC", inside)].append(path)
+    return present

@@ -49,18 +49,18 @@ class Palette:
     ignored: tuple[int | Colour, ...] = ()
 
 
-def read_palette(data: str, given: str | None) -> Palette | None:
+def read_palette(data: str, file: str | None) -> Palette | None:
     """Return the names of the classes of a data set; ``None`` where nobody gives any.
 
     Args:
         data: A folder or a manifest; `NAME_FILES` are looked for there.
-        given: A file of either kind, which comes first.
+        file: A file of either kind, which comes first.
 
     Raises:
         DataError: The file cannot be read or is none of these, or there are two.
     """
-    if given is not None:
-        return _read(Path(user_path(given)))
+    if file is not None:
+        return _read(Path(user_path(file)))
     place = Path(user_path(data))
     folder = place if place.is_dir() else place.parent
     there = [folder / name for name in NAME_FILES if (folder / name).is_file()]
@@ -103,8 +103,8 @@ def _table(path: Path, rows: Sequence[Sequence[str]]) -> Palette:
     header = tuple(cell.lower() for cell in rows[0]) if rows else ()
     width = {("name", "value"): 1, ("name", "r", "g", "b"): 3}.get(header)
     if width is None:
-        found = ",".join(header)
-        raise DataError(f"the palette {str(path)!r} starts with {found!r}, expected the columns {_SHAPES}")
+        columns = ",".join(header)
+        raise DataError(f"the palette {str(path)!r} starts with {columns!r}, expected the columns {_SHAPES}")
     most = _MOST_VALUE if width == 1 else 255
     odd = [
         ",".join(row)
@@ -114,15 +114,17 @@ def _table(path: Path, rows: Sequence[Sequence[str]]) -> Palette:
     if odd:
         raise DataError(f"the palette {str(path)!r}: rows {listing(odd)}, expected {_SHAPES} - correct them")
     entries = [(row[0], tuple(map(int, row[1:]))) for row in rows[1:]]
-    kept = [(name, value) for name, value in entries if name.lower() != IGNORE]
-    names = tuple(name for name, _ in kept)
+    named = [(name, value) for name, value in entries if name.lower() != IGNORE]
+    names = tuple(name for name, _ in named)
     left = tuple(value for name, value in entries if name.lower() == IGNORE)
     if width == 1:
-        return Palette(str(path), names, values=tuple(value[0] for _, value in kept), ignored=tuple(v[0] for v in left))
+        return Palette(
+            str(path), names, values=tuple(value[0] for _, value in named), ignored=tuple(v[0] for v in left)
+        )
     return Palette(
         str(path),
         names,
-        colours=tuple((r, g, b) for _, (r, g, b) in kept),
+        colours=tuple((r, g, b) for _, (r, g, b) in named),
         ignored=tuple((r, g, b) for r, g, b in left),
     )
 

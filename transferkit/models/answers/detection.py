@@ -64,7 +64,7 @@ def thresholds_to(values: Mapping[str, Any], spec: TargetSpec) -> dict[str, Any]
 
 def thresholds_from(spec: TargetSpec) -> Thresholds | None:
     """Return the thresholds among the facts of a spec; ``None`` where there are none."""
-    kept = spec.facts.get(THRESHOLDS)
-    if kept is None:
+    limits = spec.facts.get(THRESHOLDS)
+    if limits is None:
         return None
-    return Thresholds(kept["every"], tuple(kept["of_class"].get(name) for name in spec.names))
+    return Thresholds(limits["every"], tuple(limits["of_class"].get(name) for name in spec.names))

@@ -30,15 +30,15 @@ class EpochFigure(Metric):
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Keep a batch: predictions and targets, ``(B, C) float32`` each."""
-        for kept, batch in ((self.predictions, predictions), (self.targets, targets)):
-            assert isinstance(kept, list)
-            kept.append(batch.detach().float())
+        for state, batch in ((self.predictions, predictions), (self.targets, targets)):
+            assert isinstance(state, list)
+            state.append(batch.detach().float())
 
     def sync(self, *args: Any, **options: Any) -> None:
         """Take the other processes' pictures, too. One without any has a table of no rows, not torchmetrics' vector."""
-        for kept in (self.predictions, self.targets):
-            if isinstance(kept, list) and not kept:
-                kept.append(torch.empty(0, self.width, device=self.device))
+        for state in (self.predictions, self.targets):
+            if isinstance(state, list) and not state:
+                state.append(torch.empty(0, self.width, device=self.device))
         super().sync(*args, **options)
 
     def pictures(self) -> tuple[Tensor, Tensor]:

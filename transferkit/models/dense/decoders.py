@@ -90,9 +90,9 @@ class DecodedHead(nn.Module):
         self.simple = None if len(used) >= LEAST_LEVELS else SimplePyramid(levels[-1], scales)
         self.levels = tuple(used) if self.simple is None else self.simple.levels
 
-    def pyramid(self, given: tuple[Tensor, ...]) -> list[Tensor]:
+    def pyramid(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the images, and a map for each of `levels`."""
-        images, *maps = given
+        images, *maps = inputs
         return [images, *(maps[len(maps) - len(self.levels) :] if self.simple is None else self.simple(maps[-1]))]
 
     def _by_stride(self, strides: Sequence[int], name: str) -> list[int]:
@@ -129,9 +129,9 @@ class UnetHead(DecodedHead):
         self.decoder = UnetDecoder((3, *(level.channels for level in self.levels)), channels, n_blocks=len(channels))
         self.answer = nn.Sequential(nn.Dropout2d(drop_rate), nn.Conv2d(channels[-1], num_classes, 3, padding=1))
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        return resized(self.answer(self.decoder(self.pyramid(given))), given[0].shape[2:])
+        return resized(self.answer(self.decoder(self.pyramid(inputs))), inputs[0].shape[2:])
 
 
 class FPNHead(DecodedHead):
@@ -155,10 +155,10 @@ class FPNHead(DecodedHead):
         self.decoder = FPNDecoder(widths, len(widths), FPN_CHANNELS, FPN_ANSWER, dropout=drop_rate)
         self.answer = nn.Conv2d(FPN_ANSWER, num_classes, 1)
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        maps = self.pyramid(given)
-        return resized(self.answer(self.decoder([maps[at] for at in self.places])), given[0].shape[2:])
+        maps = self.pyramid(inputs)
+        return resized(self.answer(self.decoder([maps[at] for at in self.places])), inputs[0].shape[2:])
 
 
 class DeepLabHead(DecodedHead):
@@ -188,9 +188,9 @@ class DeepLabHead(DecodedHead):
         )  # fmt: skip
         self.answer = nn.Conv2d(DEEPLAB_CHANNELS, num_classes, 1)
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        maps = self.pyramid(given)
+        maps = self.pyramid(inputs)
         last = resized(maps[-1], maps[self.middle].shape[2:])
         joined = self.decoder([maps[0], torch.empty(0), maps[self.fine], last])
-        return resized(self.answer(joined), given[0].shape[2:])
+        return resized(self.answer(joined), inputs[0].shape[2:])

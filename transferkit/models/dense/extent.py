@@ -24,7 +24,7 @@ class MaskExtent:
     tta: tuple[str, ...] | None = ("none", "flip")
     whole: bool = False
 
-    def kept(
+    def entries(
         self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None
     ) -> tuple[list[MaskTally], list[MaskTally]]:
         """Return a tally per picture, twice: the answers stand in it.

@@ -50,9 +50,9 @@ class LinearMaskHead(nn.Module):
         self.drop = nn.Dropout2d(drop_rate)
         self.linear = _small(channels, num_classes)
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        images, last = given
+        images, last = inputs
         return resized(self.linear(self.drop(last)), images.shape[2:])
 
 
@@ -83,9 +83,9 @@ class HypercolumnHead(nn.Module):
         self.drop = nn.Dropout2d(drop_rate)
         self.linear = _small(sum(self.widths), num_classes)
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return logits ``(B, C, H, W)``."""
-        images, *maps = given
+        images, *maps = inputs
         used = maps[len(maps) - len(self.levels) :]
         parts = torch.split(self.linear.weight, self.widths, dim=1)
         logits = [resized(functional.conv2d(self.drop(level), part), used[0].shape[2:])

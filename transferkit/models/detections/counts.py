@@ -86,9 +86,9 @@ class BoxCounts:
         for at, (one, own) in enumerate(zip(self.matched, thresholds.of_class, strict=True)):
             states = one.states[0, 0]
             for threshold, whole in ((thresholds.every, True), (own, False)):
-                told = np.zeros(len(states), dtype=np.bool_) if threshold is None else one.scores >= threshold
+                sure = np.zeros(len(states), dtype=np.bool_) if threshold is None else one.scores >= threshold
                 for column, state in enumerate((RIGHT, WRONG)):
-                    some = told & (states == state)
+                    some = sure & (states == state)
                     if whole:
                         every[:, column] += np.bincount(one.pictures[some], minlength=self.pictures)
                     else:
@@ -120,8 +120,8 @@ def best_thresholds(counts: BoxCounts) -> Thresholds:
 
 
 def _best(scores: Array, states: Array, objects: int) -> float | None:
-    kept = states != NOTHING
-    scores, states = scores[kept], states[kept]
+    judged = states != NOTHING
+    scores, states = scores[judged], states[judged]
     last = np.flatnonzero(np.diff(scores, append=-np.inf))  # of each score
     right = np.cumsum(states == RIGHT)[last]
     if not objects or not len(last) or not right[-1]:

@@ -66,14 +66,14 @@ class _Side:
 
     Attributes:
         picture: Which one.
-        found: ``(d,)``, places of the detections, the most confident first.
+        detected: ``(d,)``, places of the detections, the most confident first.
         found_areas: ``(d,)``, in pixels.
         true: ``(t,)``, places of the objects.
         true_areas: ``(t,)``, in pixels.
     """
 
     picture: int
-    found: Array
+    detected: Array
     found_areas: Array
     true: Array
     true_areas: Array
@@ -99,9 +99,9 @@ def matched(tallies: Sequence[BoxTally], labels: Sequence[int], *, masks: bool =
         true_areas = _areas(one.true_boxes, one.true_masks if masks else None)
         ranks = np.argsort(-one.scores.astype(np.float64), kind="stable")
         for label in np.intersect1d(labels, np.r_[one.classes, one.true_classes]).tolist():
-            found = ranks[one.classes[ranks] == label][:MOST]
+            detected = ranks[one.classes[ranks] == label][:MOST]
             true = np.flatnonzero(one.true_classes == label)
-            sides[label].append(_Side(picture, found, found_areas[found], true, true_areas[true]))
+            sides[label].append(_Side(picture, detected, found_areas[detected], true, true_areas[true]))
     return [_matched(tallies, sides[label], masks) for label in labels]
 
 
@@ -116,7 +116,7 @@ def _matched(tallies: Sequence[BoxTally], sides: Sequence[_Side], masks: bool) -
     for place, side in enumerate(sides):
         one = tallies[side.picture]
         each = evaluations[place :: len(sides)]
-        hits = np.array([hit for hit, _, _ in each], dtype=np.int64).reshape(*shape, len(side.found))
+        hits = np.array([hit for hit, _, _ in each], dtype=np.int64).reshape(*shape, len(side.detected))
         ignored = np.array([left for _, left, _ in each], dtype=np.bool_).reshape(hits.shape)
         states.append(np.where(ignored, NOTHING, hits > 0).astype(np.int8))
         objects.append(np.concatenate([[NOTHING], side.true])[hits[0, 0]])
@@ -126,9 +126,9 @@ def _matched(tallies: Sequence[BoxTally], sides: Sequence[_Side], masks: bool) -
             raise _strange()
         numbers.append(side.true[plain])
         owners.append(np.full(len(numbers[-1]), side.picture))
-        pictures.append(np.full(len(side.found), side.picture))
-        places.append(side.found)
-        scores.append(one.scores[side.found].astype(np.float64))
+        pictures.append(np.full(len(side.detected), side.picture))
+        places.append(side.detected)
+        scores.append(one.scores[side.detected].astype(np.float64))
     confident = np.concatenate(scores)
     order = np.argsort(-confident, kind="stable")
     return Matched(
@@ -170,11 +170,11 @@ def _evaluated(
         detections += [
             {"id": len(detections) + at, **same, "bbox": box, "area": area, "score": score}
             for at, (box, area, score) in enumerate(
-                zip(_corner_and_sides(one.boxes[side.found]), side.found_areas.tolist(),
-                    one.scores[side.found].tolist(), strict=True), 1)
+                zip(_corner_and_sides(one.boxes[side.detected]), side.found_areas.tolist(),
+                    one.scores[side.detected].tolist(), strict=True), 1)
         ]  # fmt: skip
         if masks:
-            for rows, packed, places in ((objects, one.true_masks, side.true), (detections, one.masks, side.found)):
+            for rows, packed, places in ((objects, one.true_masks, side.true), (detections, one.masks, side.detected)):
                 for row, place in zip(rows[len(rows) - len(places) :], places.tolist(), strict=True):
                     row["segmentation"] = (packed or ())[place]
     shared = {"info": {}, "images": images, "categories": [{"id": 1, "name": "one"}]}

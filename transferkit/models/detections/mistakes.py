@@ -129,10 +129,10 @@ def missed_objects(
     for one, label in zip(matches, labels, strict=True):
         right = one.states[0, 0] == RIGHT
         finders = zip(one.pictures[right].tolist(), one.objects[right].tolist(), strict=True)
-        found = dict(zip(finders, one.scores[right].tolist(), strict=True))
+        scored = dict(zip(finders, one.scores[right].tolist(), strict=True))
         for picture, thing in zip(one.owners.tolist(), one.numbers.tolist(), strict=True):
-            score = found.get((picture, thing), 0.0)
-            if (picture, thing) not in found or score < threshold:
+            score = scored.get((picture, thing), 0.0)
+            if (picture, thing) not in scored or score < threshold:
                 left, top, right_side, bottom = tallies[picture].true_boxes[thing].tolist()
                 missed.append(Missed(picture, thing, label, score, (right_side - left) * (bottom - top)))
     missed.sort(key=lambda each: (each.score, -each.area, each.picture, each.object))

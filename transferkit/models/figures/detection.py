@@ -70,8 +70,8 @@ def box_metrics(
     chosen = best_thresholds(counts) if thresholds is None else thresholds
     if len(chosen.of_class) != len(names):
         raise ConfigError(f"there are thresholds of {len(chosen.of_class)} classes, expected {len(names)}")
-    told, of_class = counts.at(chosen)
-    statistics = partial(_with_shares, counts, told)
+    outcomes, of_class = counts.at(chosen)
+    statistics = partial(_with_shares, counts, outcomes)
     ones = np.ones(len(tallies))
     values: Array = statistics(ones)
     intervals = [(np.nan, np.nan)] * len(values)
@@ -82,7 +82,7 @@ def box_metrics(
         intervals = bootstrap_intervals(statistics, len(tallies), resamples=resamples, seed=seed, centres=centres)
     whole, each = counts.names
     keys = [*_SHARES, *whole]
-    result: dict[str, Any] = {"n": len(tallies), "objects": int(told[:, 2].sum())}
+    result: dict[str, Any] = {"n": len(tallies), "objects": int(outcomes[:, 2].sum())}
     result["crowd"] = sum(int(one.crowd.sum()) for one in tallies)
     result["detections"] = sum(len(one.scores) for one in tallies)
     result["beyond"] = sum(_beyond(one) for one in counts.matched)
@@ -220,13 +220,13 @@ def _mistakes(tallies: Sequence[BoxTally], counts: BoxCounts, threshold: float |
     return made | {"missed": len(missed_objects(*sides, most=None, threshold=least))}
 
 
-def _with_shares(counts: BoxCounts, told: Array, weights: Array) -> Array:
-    return np.concatenate([_shares(weights @ told), counts.figures(weights)])
+def _with_shares(counts: BoxCounts, outcomes: Array, weights: Array) -> Array:
+    return np.concatenate([_shares(weights @ outcomes), counts.figures(weights)])
 
 
-def _shares(told: Array) -> list[float]:
+def _shares(outcomes: Array) -> list[float]:
     """Return F1, precision and recall of right ones, wrong ones and objects; NaN where undefined."""
-    right, wrong, objects = map(float, told)
+    right, wrong, objects = map(float, outcomes)
     pairs = ((2 * right, right + wrong + objects), (right, right + wrong), (right, objects))
     if not objects:
         return [np.nan] * 3
@@ -245,8 +245,8 @@ def _same_objects(ours: BoxTally, theirs: BoxTally, labels: Sequence[Sequence[in
     for one, own in ((ours, labels[0]), (theirs, labels[1])):
         place = {label: at for at, label in enumerate(own)}
         classes = np.array([place.get(label, -1) for label in one.true_classes.tolist()], dtype=np.int64)
-        kept = classes >= 0
-        sides.append(np.column_stack([one.true_boxes[kept], classes[kept], one.crowd[kept]]))
+        known = classes >= 0
+        sides.append(np.column_stack([one.true_boxes[known], classes[known], one.crowd[known]]))
     return np.array_equal(sides[0], sides[1])
 
 

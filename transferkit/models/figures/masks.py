@@ -76,25 +76,25 @@ def tally(
     if mask.ndim != 2 or mask.dtype != np.uint8 or not mask.size:
         raise ConfigError(f"the mask is {mask.dtype} of shape {mask.shape}, expected uint8 of (H, W)")
     rows, columns = _drawn(mask, pixels)
-    found = np.zeros(((IGNORED + 1) * classes), dtype=np.int64)
-    kept = np.empty((len(rows), classes), dtype=np.float32)
+    cells = np.zeros(((IGNORED + 1) * classes), dtype=np.int64)
+    sample = np.empty((len(rows), classes), dtype=np.float32)
     for start, strip in enlarged(logits, frame, mask.shape):
         end = start + strip.shape[1]
         places = mask[start:end].astype(np.intp)  # of 8 bits, 16 classes would be too many
         places *= classes
         places += _largest(strip)
-        found += np.bincount(places.ravel(), minlength=len(found))
+        cells += np.bincount(places.ravel(), minlength=len(cells))
         mine = slice(*np.searchsorted(rows, (start, end)))
         flat = torch.from_numpy((rows[mine] - start) * strip.shape[2] + columns[mine]).to(strip.device)
-        kept[mine] = strip.flatten(1).index_select(1, flat).T.cpu().numpy()
-    table = found.reshape(IGNORED + 1, classes)
+        sample[mine] = strip.flatten(1).index_select(1, flat).T.cpu().numpy()
+    table = cells.reshape(IGNORED + 1, classes)
     unknown = np.flatnonzero(table[classes:IGNORED].any(axis=1)) + classes
     if len(unknown):
         raise ConfigError(
             f"the mask holds class {unknown[0]}, but there are logits of {classes} classes, expected 0 to "
             f"{classes - 1}, or {IGNORED} where no class counts"
         )
-    return MaskTally(table[:classes].copy(), kept, mask[rows, columns])
+    return MaskTally(table[:classes].copy(), sample, mask[rows, columns])
 
 
 def mask_of(logits: Tensor, frame: tuple[int, int, int, int], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -174,11 +174,11 @@ def compare_masks(
         )
     left = sorted({*classes[0], *classes[1]} - set(shared))
     figures = mask_figures(dict.fromkeys(KEYS) | {"per_class": {name: dict.fromkeys(_PER_CLASS) for name in shared}})
-    kept = [at for at, figure in enumerate(figures) if not left or figure.key != "loss"]
+    columns = [at for at, figure in enumerate(figures) if not left or figure.key != "loss"]
     result = compare_figures(
-        partial(_some, sides[0], kept),
-        partial(_some, sides[1], kept),
-        [figures[at] for at in kept],
+        partial(_some, sides[0], columns),
+        partial(_some, sides[1], columns),
+        [figures[at] for at in columns],
         len(first),
         names=names,
         seed=seed,
@@ -218,8 +218,8 @@ def mask_figures(values: Mapping[str, Any]) -> list[Figure]:
     return figures
 
 
-def _some(counts: MaskCounts, kept: Sequence[int], weights: Array) -> Array:
-    return counts.figures(weights)[kept]
+def _some(counts: MaskCounts, columns: Sequence[int], weights: Array) -> Array:
+    return counts.figures(weights)[columns]
 
 
 def _ratios(right: Array, true: Array, called: Array) -> tuple[dict[str, Array], list[float]]:
@@ -233,8 +233,8 @@ def _ratios(right: Array, true: Array, called: Array) -> tuple[dict[str, Array],
         }
         accuracy = float(np.sum(right) / np.sum(true))
     present = true + called > 0
-    means = [float(each[kept].mean()) if kept.any() else np.nan
-             for each, kept in ((of_class["miou"], present), (of_class["dice"], present))]  # fmt: skip
+    means = [float(each[columns].mean()) if columns.any() else np.nan
+             for each, columns in ((of_class["miou"], present), (of_class["dice"], present))]  # fmt: skip
     recall = of_class["recall"][true > 0]
     return of_class, [*means, accuracy, float(recall.mean()) if len(recall) else np.nan]
 

@@ -188,7 +188,7 @@ def _ask(
         assert output.logits is not None
         logits = torch.from_numpy(output.logits[:1])
         answer = answers_of(targets, [picture.label], logits, truths)
-        row, answer = extent.kept(logits, answer, None if truths is None else [truths.of(picture.path)])
+        row, answer = extent.entries(logits, answer, None if truths is None else [truths.of(picture.path)])
         rows.append(row)
         answers.append(answer)
     return extent.join(rows), extent.join(answers), bad

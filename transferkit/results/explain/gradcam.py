@@ -14,7 +14,7 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.boundary import Boundary
-from transferkit.models.feed import Feed, Given
+from transferkit.models.feed import Feed, HeadInput
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
 from transferkit.models.neighbour_head import NeighbourHead
@@ -187,7 +187,7 @@ def _goes_on(boundary: Boundary, images: Tensor) -> bool:
 
 
 def _differentiate(
-    module: TransferModule, maps: Tensor, rest: Callable[[Tensor], Given], targets: Tensor, images: Tensor
+    module: TransferModule, maps: Tensor, rest: Callable[[Tensor], HeadInput], targets: Tensor, images: Tensor
 ) -> tuple[Tensor, Tensor, bool] | None:
     to_grid = _grid_of(maps, module, images)
     if to_grid is None:

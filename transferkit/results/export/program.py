@@ -56,12 +56,12 @@ class ExportNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities, logits and the share of held-out pictures that are nearer, where it is known."""
         images = images.half() if self.half_precision else images
-        given = feed(self.backbone, self.feed, images)
-        logits = self.head(as_float(given)).float()
+        inputs = feed(self.backbone, self.feed, images)
+        logits = self.head(as_float(inputs)).float()
         outputs = self.task.predictions(logits, self.calibration), logits
         if self.unlike is None:
             return outputs
-        return (*outputs, self.unlike.share(self.unlike(pooled(self.backbone, self.feed, given))))
+        return (*outputs, self.unlike.share(self.unlike(pooled(self.backbone, self.feed, inputs))))
 
 
 def trace(

@@ -73,11 +73,11 @@ class WholeNetwork(Backbone):
         """Return logits ``(B, C)``."""
         backbone = self.model
         assert isinstance(backbone, Backbone)
-        given = feed(backbone, self.feed, images)
+        inputs = feed(backbone, self.feed, images)
         with torch.autocast(images.device.type, enabled=False):  # logits in bf16 would have ties
-            logits: Tensor = self.head(as_float(given))
+            logits: Tensor = self.head(as_float(inputs))
             if self.unlike is not None:
-                self.unlike(self.seen(pooled(backbone, self.feed, given).float()))
+                self.unlike(self.seen(pooled(backbone, self.feed, inputs).float()))
         return logits
 
     def stages(self) -> dict[str, nn.Module]:
