@@ -152,7 +152,7 @@ def test_check(data, tmp_path, command):
     assert status == 0 and "no training picture has, so nothing can be learnt of them: 'never'" in printed, err
     assert "that all training pictures have, so nothing can be learnt of them: 'always'" in printed
     status, _, err = command("check", "--data", data / "lists.csv", "--task", "segmentation", "--quiet")
-    assert status == 2 and "check reads no answers of task 'segmentation'" in err
+    assert status == 3 and "mask" in err, err  # a list of labels is no list of masks
 
 
 def test_predict_to_csv_and_json_lines(run, data, tmp_path, command):

@@ -49,6 +49,9 @@ def seen(image, number):
     pixels = near & (np.ptp(image.astype(int), axis=2) > 50)
     if pixels.sum() < 4:
         return None
+    _, areas, facts, _ = cv2.connectedComponentsWithStats(pixels.astype(np.uint8))
+    sizes = np.r_[0, facts[1:, cv2.CC_STAT_AREA]]
+    pixels &= (sizes >= 0.1 * sizes.max())[areas]  # grains of noise that have the colour by chance are no object
     rows, columns = np.flatnonzero(pixels.sum(axis=1) > 1), np.flatnonzero(pixels.sum(axis=0) > 1)
     if not len(rows) or not len(columns):
         return None

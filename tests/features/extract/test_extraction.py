@@ -225,7 +225,9 @@ def test_more_views_leave_the_first_ones_as_they_are(shapes, backbone, store, mo
     rendered = []
     render = Views.render
     monkeypatch.setattr(
-        Views, "render", lambda self, pixels, sha, views: rendered.extend(views) or render(self, pixels, sha, views)
+        Views,
+        "render",
+        lambda self, pixels, sha, views, *whole: rendered.extend(views) or render(self, pixels, sha, views, *whole),
     )
     two = only(extract(shapes[:6], backbone, store, views=2))
     assert sorted(rendered) == [0] * 6 + [1] * 6 + [2] * 6

@@ -97,7 +97,7 @@ def test_the_folder_serves_as_the_masks_of_a_data_set(run, pictures, tmp_path):
     with pytest.warns(TransferkitWarning, match="classes of few training pixels|without a pixel in val"):
         assert read.class_names == ("ground", "leaf", "stem")
     labels = sorted(map(str, (data / "masks").rglob("*.png")))
-    annotations = read.index.targets.annotate(labels)
+    annotations = read.index.targets.annotate(labels, sorted(map(str, (data / "images").rglob("*.jpg"))))
     for at, label in enumerate(labels):
         assert np.array_equal(annotations.read(at).mask, np.asarray(Image.open(label)))
 

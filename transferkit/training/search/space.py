@@ -304,7 +304,7 @@ def _axis(name: str, value: Any) -> tuple[Range | Choices | None, list[str]]:
         if len(labels) < 2 or len(set(labels)) < len(labels):
             return None, [f"space: {name} is {list(value)!r}, expected at least two choices, each of them once"]
         if name == "head":
-            known = [*list_heads(), *list_heads(pyramid=True)]
+            known = sorted({*list_heads(), *list_heads(pyramid=True)})
             unknown = [
                 f"space: unknown head {head!r}.{did_you_mean(str(head), known)}" for head in value if head not in known
             ]
