@@ -32,6 +32,11 @@ class RecordFiles(Protocol):
         """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
 
 
+def no_facts(spec: TargetSpec) -> Mapping[str, Any]:
+    """Return nothing: a template needs no more than every page has."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Page:
     """A page of `serve`.
@@ -42,4 +47,4 @@ class Page:
     """
 
     template: str
-    facts: Callable[[TargetSpec], Mapping[str, Any]] = lambda spec: {}
+    facts: Callable[[TargetSpec], Mapping[str, Any]] = no_facts
