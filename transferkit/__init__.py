@@ -29,7 +29,7 @@ _HOMES = {
     "finetune": "transferkit.cli.job",
     "load": "transferkit.results.predict.predictor",
     "register_backbone": "transferkit.models.backbones.registry",
-    "register_head": "transferkit.models.heads",
+    "register_head": "transferkit.models.heads.registry",
     "solve_head": "transferkit.training.head.solve",
 }
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from transferkit.features.extract.extract import extract_features
     from transferkit.features.sklearn import FeatureExtractor, ImageProbe
     from transferkit.models.backbones.registry import Backbone, register_backbone
-    from transferkit.models.heads import register_head
+    from transferkit.models.heads.registry import register_head
     from transferkit.models.module import TransferModule
     from transferkit.results.predict.predictor import load
     from transferkit.training.checks.gradcheck import check_gradients

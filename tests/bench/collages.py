@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 import transferkit as tk
 from transferkit.cli.main import main
 from transferkit.features.linear.labels import LabelSolver
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 SIDE = 64
 """Of a photo; a collage is twice as wide and high."""

@@ -42,7 +42,7 @@ from transferkit.features.probe.probe import fit_probe
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import keep_memory
 from transferkit.machine.precision import Precision
-from transferkit.models.solver import LabelledRows
+from transferkit.models.heads.solver import LabelledRows
 from transferkit.options.features import FeaturesConfig
 from transferkit.options.fields import make_config
 

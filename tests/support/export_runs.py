@@ -21,7 +21,7 @@ from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 from transferkit.models.artifact import save_model
 from transferkit.models.calibration.calibration import Calibration
-from transferkit.models.heads import LinearHead
+from transferkit.models.heads.flat import LinearHead
 from transferkit.models.module import TransferModule
 
 CLASSES = ("cat", "dog", "Übung 3")

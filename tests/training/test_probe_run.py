@@ -17,8 +17,8 @@ from transferkit.features.probe.classifier_file import read_classifier
 from transferkit.features.probe.neighbours import Neighbours
 from transferkit.features.probe.probe import fit_probe
 from transferkit.models import task
-from transferkit.models.neighbour_head import NeighbourHead
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.neighbour import NeighbourHead
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import make_config
 from transferkit.results.predict.predictor import load

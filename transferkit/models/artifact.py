@@ -27,8 +27,8 @@ from transferkit.data.index.targets import Targets
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.backbones.timm_import import timm
 from transferkit.models.calibration.calibration import Calibration
+from transferkit.models.heads.neighbour import KNN, NeighbourHead
 from transferkit.models.module import TransferModule
-from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
 from transferkit.models.task import CLASSIFICATION, Task, task_named
 from transferkit.models.unlike.distance import TrainingDistance

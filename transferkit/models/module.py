@@ -19,8 +19,8 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
-from transferkit.models.feed import Feed, HeadInput, detached, feed, pooled
 from transferkit.models.freezing import keep_frozen_eval, set_trainable
+from transferkit.models.heads.feed import Feed, HeadInput, detached, feed, pooled
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named

@@ -16,7 +16,7 @@ from transferkit.core.text import listing
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.linear.statistics import RowStatistics
 from transferkit.features.probe.probe import FittedProbe, add_rows
-from transferkit.models.solver import LabelledRows
+from transferkit.models.heads.solver import LabelledRows
 from transferkit.options.features import ProbeConfig
 from transferkit.options.fields import default_of, flag, make_config
 from transferkit.runs.files import RunFiles

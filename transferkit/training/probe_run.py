@@ -23,10 +23,10 @@ from transferkit.features.probe.probe import FittedProbe
 from transferkit.machine.device import choose_accelerator, device_of
 from transferkit.models.artifact import save_model
 from transferkit.models.backbones.registry import Backbone
+from transferkit.models.heads.neighbour import KNN, NeighbourHead
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions, Solution, Solver
 from transferkit.models.module import TransferModule
-from transferkit.models.neighbour_head import KNN, NeighbourHead
 from transferkit.models.parts import FittedCalibration
-from transferkit.models.solver import LabelledRows, ProbeOptions, Solution, Solver
 from transferkit.models.task import Task, task_of
 from transferkit.models.unlike.distance import sample_places
 from transferkit.models.unlike.statistics import groups_of

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from transferkit.core.errors import ConfigError
 from transferkit.features.linear.labels import LabelSolver
 from transferkit.features.linear.one_vs_rest import STRENGTHS, choose_strengths, iterative_folds
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 
 def made(count=160, width=12, labels=4, seed=0):

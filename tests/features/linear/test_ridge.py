@@ -10,7 +10,7 @@ from transferkit.core.errors import ConfigError
 from transferkit.features.linear.ridge import STRENGTHS, RidgeSolver, _folds
 from transferkit.features.linear.softening import evened_out
 from transferkit.models.answers.regression import Units
-from transferkit.models.solver import HeadState, LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import HeadState, LabelledRows, ProbeOptions
 
 
 def rows_of(count=80, width=12, targets=2, *, seed=0, **more):

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from transferkit.features.probe.curves import depth_curve, learning_curve, nested_subsets
 from transferkit.features.probe.probe import fit_probe
 from transferkit.features.probe.solver import ClassSolver
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 
 from transferkit.features.probe import out_of_fold
 from transferkit.features.probe.out_of_fold import STRENGTHS, fit_folded
-from transferkit.models.solver import LabelledRows
+from transferkit.models.heads.solver import LabelledRows
 
 
 def rows(count=120, classes=3, width=8, seed=0, groups=None):

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.features.probe import probe as fitting
 from transferkit.features.probe.selection import choose, cross_validation_folds
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from transferkit.features.sklearn import probe as probe_module
 from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.features.sklearn.inputs import InputError, NotFitted, list_items, pixels_digest, read_items
 from transferkit.features.sklearn.probe import ImageProbe
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 SMALL = {"image_size": 32, "accelerator": "cpu"}
 

@@ -9,8 +9,8 @@ from transferkit.models.backbones.pyramid import Level
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.dense.decoders import SimplePyramid
 from transferkit.models.dense.kinds import MASK_HEADS
-from transferkit.models.feed import Feed, feed
-from transferkit.models.heads import FLAT, register_head
+from transferkit.models.heads.feed import Feed, feed
+from transferkit.models.heads.registry import FLAT, register_head
 
 SIDE = 64
 BACKBONES = ("test_resnet", "test_vit", "test_convnext", "transferkit/mini")

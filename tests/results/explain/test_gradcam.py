@@ -18,8 +18,8 @@ from transferkit.models.backbones.groups import child_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.registered import RegisteredBackbone
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.heads.neighbour import NeighbourHead
 from transferkit.models.module import TransferModule
-from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.explain import gradcam
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import COLOURS, overlay

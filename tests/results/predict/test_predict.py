@@ -32,8 +32,8 @@ from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.conformal import HeldOut
+from transferkit.models.heads.neighbour import NeighbourHead
 from transferkit.models.module import TransferModule
-from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.models.parts import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig

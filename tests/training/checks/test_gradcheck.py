@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.heads import build_head
+from transferkit.models.heads.registry import build_head
 from transferkit.training.checks.gradcheck import check_gradients
 
 

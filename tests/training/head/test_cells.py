@@ -10,7 +10,7 @@ from transferkit.core.targets import IGNORED
 from transferkit.features.engine.taps import places
 from transferkit.features.probe.selection import cross_validation_folds
 from transferkit.features.probe.solver import ClassSolver
-from transferkit.models.solver import ProbeOptions
+from transferkit.models.heads.solver import ProbeOptions
 from transferkit.training.head.cells import cell_rows, cells_of_pixels, pixels_by_class
 
 

@@ -23,8 +23,8 @@ from transferkit.features.probe.probe import FittedProbe
 from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.artifact import load_model
 from transferkit.models.backbones.registry import create_backbone
+from transferkit.models.heads.solver import HeadState
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import HeadState
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.measure import predictions_of

@@ -21,8 +21,8 @@ from transferkit.models.answers.segmentation import MaskScores
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.dense.kinds import MASK_HEADS
 from transferkit.models.dense.objective import MaskObjective
+from transferkit.models.heads.solver import ProbeOptions
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import ProbeOptions
 from transferkit.models.task import Task
 from transferkit.training.head import cells
 from transferkit.training.head.cells import CellRows

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.models.answers.losses import make_loss
-from transferkit.models.heads import build_head
+from transferkit.models.heads.registry import build_head
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.head.train import train_head

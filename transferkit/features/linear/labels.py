@@ -12,7 +12,7 @@ import torch
 from transferkit.core.errors import ConfigError, gather
 from transferkit.features.linear.softening import scaled_down
 from transferkit.features.linear.solution import LinearSolution
-from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
+from transferkit.models.heads.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedLabels", "LabelSolver"]
 

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import TransferkitWarning
-from transferkit.models.solver import Array
+from transferkit.models.heads.solver import Array
 
 __all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "principal_axes", "softmax"]
 

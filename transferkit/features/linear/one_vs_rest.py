@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from transferkit.core.errors import TransferkitWarning
 from transferkit.features.linear.logistic import Standardiser, principal_axes
-from transferkit.models.solver import Array
+from transferkit.models.heads.solver import Array
 
 __all__ = ["LabelProblem", "choose_strengths", "iterative_folds"]
 

@@ -12,7 +12,7 @@ from transferkit.core.errors import ConfigError, gather
 from transferkit.features.linear.softening import evened_out
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.models.answers.regression import Units
-from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
+from transferkit.models.heads.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedRidge", "RidgeSolver"]
 

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from transferkit.models.solver import Array, HeadState
+from transferkit.models.heads.solver import Array, HeadState
 
 __all__ = ["START_STD", "evened_out", "scaled_down"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transferkit.models.solver import Array, HeadState
+from transferkit.models.heads.solver import Array, HeadState
 
 __all__ = ["LinearSolution"]
 

@@ -17,7 +17,7 @@ from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write
 from transferkit.data.scan.class_names import order_classes
 from transferkit.features.linear.logistic import MISSING_LOGIT, LinearModel
-from transferkit.models.solver import Array
+from transferkit.models.heads.solver import Array
 
 __all__ = ["STATISTICS", "RowStatistics"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.models.figures.bootstrap import bootstrap_intervals
-from transferkit.models.solver import Array, LabelledRows, ProbeOptions, Progress, Solver
+from transferkit.models.heads.solver import Array, LabelledRows, ProbeOptions, Progress, Solver
 
 __all__ = ["depth_curve", "learning_curve", "nested_subsets"]
 

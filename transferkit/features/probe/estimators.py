@@ -19,7 +19,7 @@ from sklearn.utils.validation import has_fit_parameter
 from transferkit.core.errors import ConfigError, TransferkitWarning, did_you_mean, object_at
 from transferkit.core.text import one_line
 from transferkit.features.linear.logistic import LinearModel, Standardiser, softmax
-from transferkit.models.solver import Array, LabelledRows
+from transferkit.models.heads.solver import Array, LabelledRows
 
 __all__ = ["build_estimator", "estimator_linear", "estimator_probs", "fit_estimator", "gives_probabilities"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from transferkit.features.linear.logistic import Standardiser
-from transferkit.models.solver import Array
+from transferkit.models.heads.solver import Array
 
 __all__ = ["TEMPERATURE", "Neighbours"]
 

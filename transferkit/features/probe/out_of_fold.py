@@ -11,7 +11,7 @@ import numpy as np
 from transferkit.features.linear.logistic import LinearModel, Standardiser, fit_path
 from transferkit.features.probe.probe import blas_threads
 from transferkit.features.probe.selection import Folds, cross_validation_folds, score
-from transferkit.models.solver import Array, LabelledRows, Progress
+from transferkit.models.heads.solver import Array, LabelledRows, Progress
 
 __all__ = ["FoldedProbe", "fit_folded"]
 

@@ -28,7 +28,7 @@ from transferkit.features.probe.estimators import (
 )
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
 from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
-from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
+from transferkit.models.heads.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedProbe", "add_rows", "blas_threads", "fit_probe"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from transferkit.models.solver import Array, LabelledRows
+from transferkit.models.heads.solver import Array, LabelledRows
 
 __all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "lowest_nll", "score"]
 

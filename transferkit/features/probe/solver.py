@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transferkit.features.linear.softening import scaled_down
-from transferkit.models.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
+from transferkit.models.heads.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 if TYPE_CHECKING:
     from transferkit.features.probe.probe import FittedProbe

@@ -24,7 +24,7 @@ from transferkit.features.sklearn.inputs import (
     name_unreadable,
     weigh_labels,
 )
-from transferkit.models.solver import LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 __all__ = ["ImageProbe"]
 

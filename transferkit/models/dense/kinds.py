@@ -13,9 +13,9 @@ from transferkit.core.errors import ConfigError, gather
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.dense.decoders import DeepLabHead, FPNHead, UnetHead
 from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
-from transferkit.models.feed import Feed, dry_run
 from transferkit.models.freezing import evaluation_mode
-from transferkit.models.heads import check_head, list_heads, registered_head, takes_pyramid, unknown_head
+from transferkit.models.heads.feed import Feed, dry_run
+from transferkit.models.heads.registry import check_head, list_heads, registered_head, takes_pyramid, unknown_head
 
 __all__ = ["MASK_HEADS", "MaskHeads"]
 

@@ -21,7 +21,7 @@ from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.probe.out_of_fold import FoldedProbe, fit_folded
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.backbones.registry import is_backbone
-from transferkit.models.solver import LabelledRows
+from transferkit.models.heads.solver import LabelledRows
 from transferkit.options.features import CheckConfig
 
 __all__ = ["Sight", "knows", "look", "prepare"]

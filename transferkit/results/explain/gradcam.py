@@ -14,10 +14,10 @@ from torch.nn import functional
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.boundary import Boundary
-from transferkit.models.feed import Feed, HeadInput
 from transferkit.models.freezing import evaluation_mode
+from transferkit.models.heads.feed import Feed, HeadInput
+from transferkit.models.heads.neighbour import NeighbourHead
 from transferkit.models.module import TransferModule
-from transferkit.models.neighbour_head import NeighbourHead
 from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["Heat", "heatmaps"]

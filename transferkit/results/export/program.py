@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import ExportError
 from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
-from transferkit.models.feed import as_float, feed, pooled
+from transferkit.models.heads.feed import as_float, feed, pooled
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject

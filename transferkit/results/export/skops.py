@@ -27,7 +27,7 @@ from transferkit.features.probe.estimators import estimator_probs
 from transferkit.features.sklearn.extractor import FeatureExtractor
 from transferkit.models.artifact import INFO, ModelInfo
 from transferkit.models.calibration.calibration import Calibration
-from transferkit.models.heads import LinearHead
+from transferkit.models.heads.flat import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Comparison, Exported, Limits, export_pictures

@@ -19,7 +19,7 @@ from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.timm import TimmBackbone
 from transferkit.models.backbones.timm_import import timm
-from transferkit.models.heads import LinearHead
+from transferkit.models.heads.flat import LinearHead
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject

@@ -18,7 +18,7 @@ from transferkit.features.engine.taps import OWN, POOLED, Tap
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
-from transferkit.models.feed import as_float, feed, pooled
+from transferkit.models.heads.feed import as_float, feed, pooled
 from transferkit.models.module import TransferModule
 
 __all__ = ["Output", "Rows", "WholeNetwork", "outputs_of", "whole_engine"]

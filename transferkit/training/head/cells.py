@@ -26,7 +26,7 @@ from transferkit.features.probe.curves import nested_subsets
 from transferkit.features.probe.selection import score
 from transferkit.machine.cores import available_cores
 from transferkit.models.freezing import evaluation_mode
-from transferkit.models.solver import Array, LabelledRows, ProbeOptions
+from transferkit.models.heads.solver import Array, LabelledRows, ProbeOptions
 from transferkit.runs.measure import running_figures
 from transferkit.training.head.features import Progress, SplitFeatures, units_of
 

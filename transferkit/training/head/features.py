@@ -19,8 +19,8 @@ from transferkit.features.extract.extract import make_views, table_of
 from transferkit.features.extract.extraction import Extraction, extract_pictures
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
+from transferkit.models.heads.solver import Array, LabelledRows, ProbeOptions
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import Array, LabelledRows, ProbeOptions
 
 __all__ = ["HeadRows", "PooledRows", "Progress", "SplitFeatures", "row_groups", "training_rows", "units_of"]
 

@@ -19,9 +19,9 @@ from transferkit.features.extract.extract import make_compute
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
-from transferkit.models.heads import LinearHead
+from transferkit.models.heads.flat import LinearHead
+from transferkit.models.heads.solver import Array, HeadState, Solver
 from transferkit.models.module import TransferModule
-from transferkit.models.solver import Array, HeadState, Solver
 from transferkit.training.head.cells import CellRows
 from transferkit.training.head.features import HeadRows, PooledRows, SplitFeatures
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transferkit.core.errors import TransferkitWarning
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.feed import Feed
+from transferkit.models.heads.feed import Feed
 from transferkit.show.progress import counting_bar
 from transferkit.training.head.features import SplitFeatures
 from transferkit.training.head.solve import SolvedProbe, soften_head

@@ -26,7 +26,7 @@ from transferkit.core.text import one_line
 from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.heads import build_head
+from transferkit.models.heads.registry import build_head
 from transferkit.models.task import Task
 from transferkit.options.fields import make_config
 from transferkit.options.loggers import logger_names

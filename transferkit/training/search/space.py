@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
-from transferkit.models.feed import Feed
-from transferkit.models.heads import list_heads
+from transferkit.models.heads.feed import Feed
+from transferkit.models.heads.registry import list_heads
 from transferkit.models.task import task_of
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig

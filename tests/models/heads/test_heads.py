@@ -10,22 +10,14 @@ from contracts import MapHead
 from torch import nn
 
 from transferkit.core.errors import ConfigError
-from transferkit.models import heads
-from transferkit.models.heads import (
-    CosineHead,
-    LinearHead,
-    MLPHead,
-    build_head,
-    check_head,
-    list_heads,
-    register_head,
-    takes_maps,
-)
+from transferkit.models.heads import registry
+from transferkit.models.heads.flat import CosineHead, LinearHead, MLPHead
+from transferkit.models.heads.registry import build_head, check_head, list_heads, register_head, takes_maps
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    monkeypatch.setattr(heads, "_REGISTERED", {})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
 def features(count=5, width=8):

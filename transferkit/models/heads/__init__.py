@@ -1,0 +1,1 @@
+"""Heads: what each is given of a backbone, how it is built or fitted at once. Read `registry` first."""
