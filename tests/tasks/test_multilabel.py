@@ -341,7 +341,7 @@ def test_records_hold_the_labels_over_their_thresholds():
     output = LabelOutput()
     record = output.record("x.png", np.array([0.3, 0.55, 0.7], dtype=np.float32), spec, Request())
     assert record.labels == ("c", "a")
-    assert output.cells(record, spec, Request()) == ["c|a", "0.300000", "0.550000", "0.700000"]
+    assert output.cells(record, spec, Request()) == [["c|a", "0.300000", "0.550000", "0.700000"]]
     assert output.header(spec, Request()) == ["labels", "p_a", "p_b", "p_c"]
     assert output.values(record)["labels"] == ["c", "a"]
     assert output.record("y", np.full(3, 0.1, dtype=np.float32), spec, Request()).labels == ()

@@ -96,7 +96,7 @@ class Value:
 
 class Plain:
     columns, names_one, labels, problem, compared = ("label", "predicted"), False, False, Brightness.none, Compared()
-    files = page = None
+    objects = files = page = None
 
     def activate(self, outputs):
         return outputs
@@ -117,7 +117,7 @@ class Plain:
         return list(spec.names)
 
     def cells(self, record, spec, request):
-        return [record.value]
+        return [[record.value]]
 
     def values(self, record):
         return {"value": record.value}

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
-from transferkit.models.record_files import Page, RecordFiles
+from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
 __all__ = [
     "UNKNOWN",
@@ -190,11 +190,15 @@ class Output(Protocol):
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
         """Return the columns of `predict` between ``path`` and ``error``."""
 
-    def cells(self, record: Any, spec: TargetSpec, request: Request) -> list[object]:
-        """Return the cells of a record under `header`."""
+    def cells(self, record: Any, spec: TargetSpec, request: Request) -> list[list[object]]:
+        """Return a record as rows of cells under `header`: one or more."""
 
     def values(self, record: Any) -> dict[str, Any]:
         """Return a record as plain values for a line of JSON, without ``path`` and ``error``."""
+
+    @property
+    def objects(self) -> ObjectResults | None:
+        """What lists the objects of a record; ``None`` where it speaks of a picture as a whole."""
 
     @property
     def files(self) -> RecordFiles | None:
@@ -357,7 +361,12 @@ class Details(Protocol):
     def tables(
         self, splits: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Sequence[str]]]
     ) -> dict[str, list[Sequence[object]]]:
-        """Return the tables of an evaluation: by file name, rows of cells, the columns' names first."""
+        """Return the tables of an evaluation: by file name, rows of cells, the columns' names first.
+
+        Args:
+            splits: Values of `metrics.json`.
+            rows: By split, of each picture its path and the cells of `Output.rows`.
+        """
 
     def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
         """Draw the charts of an evaluation into a directory; `name` is what the model is called."""

@@ -1,4 +1,4 @@
-"""What goes with records beside their rows: files, such as masks, and the page that `serve` shows them on."""
+"""What goes with records beside their rows: files, such as masks, lists of objects, the page that `serve` shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from transferkit.core.targets import TargetSpec
 
-__all__ = ["Page", "RecordFiles"]
+__all__ = ["ObjectResults", "Page", "RecordFiles"]
 
 
 class RecordFiles(Protocol):
@@ -30,6 +30,16 @@ class RecordFiles(Protocol):
 
     def legend(self, spec: TargetSpec) -> list[tuple[str, str]]:
         """Return what the colours of a file mean: a name and a colour ``"#rrggbb"`` each, in index order."""
+
+
+class ObjectResults(Protocol):
+    """The objects of records as COCO results: what tools that measure detections read."""
+
+    def key(self, record: Any) -> int | str:
+        """Return what the entries of a picture are known by."""
+
+    def entries(self, record: Any, spec: TargetSpec) -> list[dict[str, Any]]:
+        """Return an entry for each object of a whole record, told or not, as plain values."""
 
 
 def no_facts(spec: TargetSpec) -> Mapping[str, Any]:

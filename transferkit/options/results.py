@@ -85,15 +85,18 @@ class EvaluateConfig(LabelledOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunOptions):
-    """Predict what the model of a run directory says of pictures; CSV or JSON lines, and a PNG of each mask."""
+    """Predict what the model of a run directory says of pictures: CSV, JSON lines or COCO results, masks as PNG."""
 
     paths: list[str] = option(
         [], "pictures, folders of pictures, globs, or - for a list on standard input", missing=NO_PATHS
     )
-    out: str | None = option(None, "file to write, .csv or .jsonl; default: CSV on standard output")
+    out: str | None = option(None, "file to write, .csv, .jsonl or, of boxes, .json; default: CSV on standard output")
     masks: str | None = option(None, "of masks: folder for a PNG of each; default: NAME-masks beside --out NAME.csv")
     overwrite: bool = option(False, "replace the file in --out, and masks of an earlier time")
-    format: Literal["auto", "csv", "jsonl"] = option("auto", "auto follows the name of --out")
+    format: Literal["auto", "csv", "jsonl", "coco"] = option(
+        "auto",
+        "auto follows the name of --out; coco: of boxes, one .json for tools that measure detections",
+    )
     top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 3", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")
     abstain: float | None = option(

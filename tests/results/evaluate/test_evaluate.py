@@ -72,7 +72,8 @@ def measured(run, data, out, **more):
 
 def write_tables(folder, values, rows):
     """Write the tables of one split, as `evaluate` does."""
-    for name, table in ClassDetails().tables({"all": values}, {"all": rows}).items():
+    whole = [(f"{number}.png", *row) for number, row in enumerate(rows)]
+    for name, table in ClassDetails().tables({"all": values}, {"all": whole}).items():
         (folder / name).write_text(csv_text(table), encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"top_k": 2}, "--top-k is of one class per picture, and this model gives one per pixel"),
-        ({"abstain": 0.9}, "--abstain is of one class per picture, and this model gives one per pixel"),
+        ({"top_k": 2}, "--top-k is of one class per picture, and this model gives masks"),
+        ({"abstain": 0.9}, "--abstain is of one class per picture, and this model gives masks"),
         ({"abstain": 0.9, "abstain_by": "thresholds"}, "--abstain is of one class per picture"),
         ({"coverage": 0.9}, "--coverage is of the intervals of numbers, and this model gives masks"),
         ({"unknown": 0.9}, "for a label, and segmentation gives none - leave it out$"),

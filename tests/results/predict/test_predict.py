@@ -37,9 +37,10 @@ from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
+from transferkit.results.predict.lines import csv_header, csv_rows, json_row
 from transferkit.results.predict.network import Output, WholeNetwork
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.results.predict.record import ClassOutput, Prediction, csv_header, csv_row, json_row
+from transferkit.results.predict.record import ClassOutput, Prediction
 from transferkit.results.predict.views import PredictionViews
 from transferkit.runs.measure import predictions_of
 from transferkit.training.finetune import finetune
@@ -505,14 +506,14 @@ def test_nothing_in_a_row_is_a_formula_and_everything_reads_back(tmp_path):  # f
     names = ["=cmd|' /C calc'!A0", "@x", "-1.jpg", "\tb", 'a\nb"c,d.jpg', "'quoted", "plain"]
     found = [Prediction(name, label, 0.5, ((label, 0.5),)) for name, label in zip(names, reversed(names), strict=True)]
     part, spec, request = ClassOutput(), TargetSpec(tuple(names)), Request(top_k=1)
-    text = csv_header(part, spec, request) + "".join(csv_row(part, item, spec, request) for item in found)
+    text = csv_header(part, spec, request) + "".join(csv_rows(part, item, spec, request) for item in found)
     (tmp_path / "p.csv").write_text(text, newline="", encoding="utf-8")
     assert [row["path"] for row in read_csv(tmp_path / "p.csv")] == names
     assert [row["label"] for row in read_csv(tmp_path / "p.csv")] == names[::-1]
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
     odd = Prediction(os.fsdecode(b"/a/\xff.jpg"), error="r\udcfe")
-    assert csv_row(part, odd, spec, request) == "/a/\\xff.jpg,,,r\\xfe\n"
+    assert csv_rows(part, odd, spec, request) == "/a/\\xff.jpg,,,r\\xfe\n"
     assert json.loads(json_row(part, odd))["path"] == "/a/\\xff.jpg"
     assert json_row(part, odd).isascii()
 

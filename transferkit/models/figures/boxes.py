@@ -57,6 +57,7 @@ class BoxTally:
         crowd: ``(m,) bool``: neither to be found nor wrong to find.
         masks: Of each detection; ``None`` where only boxes are predicted.
         true_masks: Of each object; ``None`` where only its box is known.
+        size: ``(H, W)`` of the picture; ``None`` where nobody asked.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -67,6 +68,7 @@ class BoxTally:
     crowd: npt.NDArray[np.bool_]
     masks: Sequence[Rle] | None = None
     true_masks: Sequence[Rle] | None = None
+    size: tuple[int, int] | None = None
 
 
 def box_tally(
@@ -127,6 +129,7 @@ def box_tally(
         crowd=unseen,
         masks=masks,
         true_masks=true_masks,
+        size=(int(size[0]), int(size[1])),
     )
 
 

@@ -72,7 +72,8 @@ class ClassDetails:
             for name, row in values["per_class"].items():
                 classes.append((split, name, row["n"], *(_rounded(row[key]) for key in ("precision", "recall", "f1"))))
             if values["confusion"] is None:
-                pairs += [(split, *pair.values()) for pair in confusions(rows[split], names, MOST)]
+                answers = [row[1:] for row in rows[split]]
+                pairs += [(split, *pair.values()) for pair in confusions(answers, names, MOST)]
             else:
                 matrix = np.asarray(values["confusion"])
                 pairs += [(split, names[at], names[to], int(matrix[at, to])) for at, to in np.argwhere(matrix)]

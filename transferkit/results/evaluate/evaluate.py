@@ -107,7 +107,8 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
             cells = {split: [row[2:] for row in rows if row[0] == split] for split in splits}
             for split, values in splits.items():
                 values |= task.details.values(cells[split], spec)
-            for name, table in task.details.tables(splits, cells).items():
+            whole = {split: [row[1:] for row in rows if row[0] == split] for split in splits}
+            for name, table in task.details.tables(splits, whole).items():
                 atomic_write(out / name, csv_text(table))
             task.details.draw(out, splits, run.name)
             if against is not None:
@@ -257,16 +258,16 @@ def _ask(
 
 def _describe_data(out: Path, labelled: Labelled, targets: Targets, rows: Sequence[Row]) -> None:
     """Write `data.json` about the pictures that were measured: `rows` of `predictions.csv`."""
-    answers = {(split, path): targets.identity(answer) for split, path, answer, *_ in rows}
+    measured_paths = {(split, path) for split, path, *_ in rows}
     counts: dict[str, dict[str, int]] = {}
     sizes: dict[str, int] = {}
     lines = []
     for split, pictures in labelled.splits.items():
-        measured = [picture for picture in pictures if (split, picture.path) in answers]
+        measured = [picture for picture in pictures if (split, picture.path) in measured_paths]
         sizes[split] = len(measured)
         counted = targets.counts(picture.label for picture in measured)
         counts[split] = dict(zip(targets.stratum_names, counted, strict=True))
-        lines += [f"{picture.sha256}\0{answers[split, picture.path]}\0{split}\n" for picture in measured]
+        lines += [f"{picture.sha256}\0{targets.identity(picture.label)}\0{split}\n" for picture in measured]
     write_json(
         out / "data.json",
         {

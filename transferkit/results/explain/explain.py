@@ -203,7 +203,7 @@ class _Explainer:
             self._output.shares(record, self._spec), picture.target, heat,
             [(one, self._thumbnail(one.path)) for one in near],
             "probability" if self._output.labels else "share",
-            dict(zip(self._output.header(self._spec, ONE), self._output.cells(record, self._spec, ONE), strict=True)),
+            dict(zip(self._output.header(self._spec, ONE), self._first(record), strict=True)),
         )  # fmt: skip
         name = _file_name(path, self._number, self._digits)
         draw_page(evidence, Path(self.config.out) / name)
@@ -214,7 +214,12 @@ class _Explainer:
     ) -> tuple[object, ...]:  # fmt: skip
         cells = [cell for one in near for cell in (one.path, one.label, f"{one.similarity:.4f}")]
         cells += [""] * (3 * self.config.neighbours - len(cells))
-        return (record.path, *self._output.cells(record, self._spec, ONE), target, page, *cells, error)
+        return (record.path, *self._first(record), target, page, *cells, error)
+
+    def _first(self, record: Any) -> list[object]:
+        """Return the first row of a record: of several, that of what the model is most sure of."""
+        first: list[object] = self._output.cells(record, self._spec, ONE)[0]
+        return first
 
     def _shown(self, path: str) -> Pixels | None:
         """Return what the network sees of a picture, at a size to look at; ``None`` where it cannot be read."""

@@ -15,7 +15,7 @@ from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.data.images.decode import Pixels
 from transferkit.data.index.meaning import class_colour
 
-__all__ = ["STRENGTH", "hex_colour", "is_mask_png", "laid_over", "mask_png", "palette_of"]
+__all__ = ["STRENGTH", "hex_colour", "is_mask_png", "laid_over", "mask_png", "numbers_png", "palette_of"]
 
 Mask = npt.NDArray[np.uint8]
 
@@ -52,6 +52,17 @@ def mask_png(mask: Mask, palette: Pixels) -> bytes:
     """Return a PNG file whose values are class indices ``(H, W)``, shown in the colours of a palette ``(256, 3)``."""
     picture = Image.fromarray(mask)
     picture.putpalette(palette.tobytes())  # which makes it one of mode P
+    return _signed_png(picture)
+
+
+def numbers_png(numbers: Mask | npt.NDArray[np.uint16]) -> bytes:
+    """Return a PNG file whose values are numbers ``(H, W)``: of 8 bits, each in a colour of its own, or grey of 16."""
+    if numbers.dtype == np.uint8:
+        return mask_png(numbers.astype(np.uint8), np.array([class_colour(at) for at in range(256)], dtype=np.uint8))
+    return _signed_png(Image.fromarray(numbers))
+
+
+def _signed_png(picture: Image.Image) -> bytes:
     maker = PngInfo()
     maker.add_text(*MAKER)
     stream = io.BytesIO()
@@ -60,7 +71,7 @@ def mask_png(mask: Mask, palette: Pixels) -> bytes:
 
 
 def is_mask_png(path: Path) -> bool:
-    """Whether a file is one that `mask_png` made. Raises `OSError`."""
+    """Whether a file is one of a mask or of numbers that was made here. Raises `OSError`."""
     with path.open("rb") as stream:
         return b"tEXt" + "\0".join(MAKER).encode() in stream.read(64)
 

@@ -14,7 +14,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.labels import THRESHOLD
 from transferkit.models.parts import UNKNOWN, Request
-from transferkit.models.record_files import Page, RecordFiles
+from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
 __all__ = ["LabelOutput", "LabelPrediction"]
 
@@ -58,6 +58,7 @@ class LabelOutput:
 
     thresholds: tuple[float, ...] | None = None
     columns: tuple[str, ...] = ("labels", "predicted", "wrong", "loss")
+    objects: ObjectResults | None = None
     files: RecordFiles | None = None
     names_one: bool = False
     labels: bool = True
@@ -117,11 +118,11 @@ class LabelOutput:
         """Return ``labels``, and a column of the probability of every label."""
         return ["labels", *(f"p_{name}" for name in spec.names)]
 
-    def cells(self, record: LabelPrediction, spec: TargetSpec, request: Request) -> list[object]:
-        """Return the cells of `header`; labels are joined by ``|``."""
+    def cells(self, record: LabelPrediction, spec: TargetSpec, request: Request) -> list[list[object]]:
+        """Return the one row under `header`; labels are joined by ``|``."""
         if record.error is not None:
-            return [None] * (1 + len(spec.names))
-        return ["|".join(record.labels), *(f"{share:.6f}" for share in record.probs)]
+            return [[None] * (1 + len(spec.names))]
+        return [["|".join(record.labels), *(f"{share:.6f}" for share in record.probs)]]
 
     def values(self, record: LabelPrediction) -> dict[str, Any]:
         """Return labels and the probability of every label in index order, for JSON."""

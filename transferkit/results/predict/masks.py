@@ -16,8 +16,9 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.masks import MaskTally
 from transferkit.models.parts import Request
-from transferkit.models.record_files import Page
+from transferkit.models.record_files import ObjectResults, Page
 from transferkit.results.predict.colours import hex_colour, mask_png, palette_of
+from transferkit.results.predict.record import of_one_class
 
 __all__ = ["MaskFiles", "MaskOutput", "MaskPrediction"]
 
@@ -83,6 +84,7 @@ class MaskOutput:
     names_one: bool = False
     labels: bool = False
     compared: Compared = Compared("masks", "another mask", "probabilities of pixels")
+    objects: ObjectResults | None = None
 
     def activate(self, outputs: Any) -> Any:
         """Return the softmax of logits ``(..., C, H, W)``; of tallies those with log-probabilities."""
@@ -101,13 +103,7 @@ class MaskOutput:
 
     def problem(self, spec: TargetSpec, request: Request) -> str | None:
         """Return which wish masks have no answer to."""
-        if request.top_k is not None:
-            return "--top-k is of one class per picture, and this model gives one per pixel - leave it out"
-        if request.coverage is not None:
-            return "--coverage is of the intervals of numbers, and this model gives masks - leave it out"
-        if request.abstention is not None:
-            return "--abstain is of one class per picture, and this model gives one per pixel - leave it out"
-        return None
+        return of_one_class(request, "masks")
 
     def record(
         self, name: str, prediction: npt.NDArray[np.uint8], spec: TargetSpec, request: Request
@@ -128,10 +124,10 @@ class MaskOutput:
         """Return ``mask`` and the classes, whose share each column is."""
         return ["mask", *spec.names]
 
-    def cells(self, record: MaskPrediction, spec: TargetSpec, request: Request) -> list[object]:
-        """Return the file of the mask, and the share of each class in the pixels."""
+    def cells(self, record: MaskPrediction, spec: TargetSpec, request: Request) -> list[list[object]]:
+        """Return one row: the file of the mask, and the share of each class in the pixels."""
         shares = [f"{record.shares[name]:.6f}" if record.shares else None for name in spec.names]
-        return [record.file, *shares]
+        return [[record.file, *shares]]
 
     def values(self, record: MaskPrediction) -> dict[str, Any]:
         """Return file and shares, for JSON."""

@@ -16,7 +16,7 @@ from transferkit.models.answers.regression import Units
 from transferkit.models.calibration.intervals import half_width
 from transferkit.models.figures.compared import Compared
 from transferkit.models.parts import Request
-from transferkit.models.record_files import Page, RecordFiles
+from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
 __all__ = ["NumberOutput", "NumberPrediction"]
 
@@ -62,6 +62,7 @@ class NumberOutput:
 
     units: Units = field(default_factory=Units)
     columns: tuple[str, ...] = ("target", "predicted", "loss")
+    objects: ObjectResults | None = None
     files: RecordFiles | None = None
     names_one: bool = False
     labels: bool = False
@@ -130,13 +131,13 @@ class NumberOutput:
         parts = ("", "_low", "_high") if spec.facts.get("errors") else ("",)
         return [f"{name}{part}" for name in spec.names for part in parts]
 
-    def cells(self, record: NumberPrediction, spec: TargetSpec, request: Request) -> list[object]:
-        """Return the cells of `header`."""
+    def cells(self, record: NumberPrediction, spec: TargetSpec, request: Request) -> list[list[object]]:
+        """Return the one row under `header`."""
         if record.error is not None:
-            return [None] * len(self.header(spec, request))
+            return [[None] * len(self.header(spec, request))]
         triples = zip(record.numbers, record.low, record.high, strict=True)
         count = 3 if spec.facts.get("errors") else 1
-        return [None if value is None else f"{value:.6g}" for triple in triples for value in triple[:count]]
+        return [[None if value is None else f"{value:.6g}" for triple in triples for value in triple[:count]]]
 
     def values(self, record: NumberPrediction) -> dict[str, Any]:
         """Return ``values``: of each target its ``value``, ``low`` and ``high``, for JSON."""

@@ -1,4 +1,4 @@
-"""The verb `predict`: pictures in, CSV or JSON lines out, any number of them, by one process or several."""
+"""The verb `predict`: pictures in, CSV, JSON lines or COCO results out, any number, by one process or several."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.files import Files, filling, masks_folder
+from transferkit.results.predict.lines import lines_of
 from transferkit.results.predict.pictures import (
     STDIN,
     class_folders,
@@ -26,14 +27,13 @@ from transferkit.results.predict.pictures import (
     warn_of_unread,
 )
 from transferkit.results.predict.predictor import Predictor, load
-from transferkit.results.predict.record import csv_header, csv_row, json_row
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import gather, is_writer, on_first, rank, world
 
 __all__ = ["predict_files"]
 
-ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"}
 
 ROUND: Final = {"cpu": 512, "cuda": 8192}
 """Pictures of one process between two times that several processes meet."""
@@ -73,12 +73,13 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
         )
         if config.check_classes:
             on_first(_check_classes, config.paths, predictor)
+        on_first(_check_format, config, predictor)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
         folder = on_first(masks_folder, config, predictor)
         with filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
             predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress, files)
-            lines = _lines(predictions, config, predictor)
+            lines = lines_of(predictions, _format(config), _request(config, predictor), predictor)
             if not is_writer():
                 deque(predictions, maxlen=0)
             elif config.out is None:
@@ -175,7 +176,7 @@ def _stream(
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
-        whole=False,
+        whole=_format(config) == "coco",
     )
     return (files.written(record, names.popleft()) for record in records)
 
@@ -239,17 +240,10 @@ def _check_classes(paths: Sequence[str], predictor: Predictor) -> None:
             )
 
 
-def _lines(records: Iterable[Record], config: PredictConfig, predictor: Predictor) -> Iterator[str]:
-    output, spec = predictor.module.task.output, predictor.info.target_spec
-    if _format(config) == "jsonl":
-        yield from (json_row(output, record) for record in records)
-        return
+def _request(config: PredictConfig, predictor: Predictor) -> Request:
+    """Return which columns are wanted."""
     sets = config.abstain is not None and config.abstain_by != "thresholds"
-    request = Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None)
-    header = csv_header(output, spec, request)
-    for record in records:
-        yield header + csv_row(output, record, spec, request)  # not before it is known that there is a picture
-        header = ""
+    return Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None)
 
 
 # ---- where they go ----------------------------------------------------------------------------------------------
@@ -257,6 +251,17 @@ def _lines(records: Iterable[Record], config: PredictConfig, predictor: Predicto
 
 def _format(config: PredictConfig) -> str:
     return config.format if config.format != "auto" else ENDINGS.get(Path(config.out or "-.csv").suffix.lower(), "")
+
+
+def _check_format(config: PredictConfig, predictor: Predictor) -> None:
+    """Refuse COCO results of a model that finds no objects."""
+    task = predictor.module.task
+    if _format(config) == "coco" and task.output.objects is None:
+        asked = "--format coco" if config.format == "coco" else f"--out {config.out}: .json"
+        raise ConfigError(
+            f"{asked} is for COCO results, which list the objects of pictures, and a model of {task.name} finds none - "
+            "write .csv or .jsonl"
+        )
 
 
 def _check_out(config: PredictConfig) -> None:

@@ -1,8 +1,7 @@
-"""A prediction: the record of one picture, how it comes from a model's outputs, and its row in CSV and JSON lines."""
+"""A prediction of a class: the record of one picture, and how it comes from a model's outputs."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
-from transferkit.core.text import valid_text
 from transferkit.models.figures.compared import Compared
-from transferkit.models.parts import UNKNOWN, Output, Record, Request
-from transferkit.models.record_files import Page, RecordFiles
+from transferkit.models.parts import UNKNOWN, Request
+from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
-__all__ = ["ClassOutput", "Prediction", "csv_header", "csv_row", "json_row", "unlike_values"]
+__all__ = ["ClassOutput", "Prediction", "of_one_class"]
 
 
 Array = npt.NDArray[np.float32]
@@ -64,6 +61,7 @@ class ClassOutput:
     """The part of classification that makes predictions of logits: a class for each picture, with its probability."""
 
     columns: tuple[str, ...] = ("label", "predicted", "probability", "label_probability")
+    objects: ObjectResults | None = None
     files: RecordFiles | None = None
     page: Page | None = Page("serve.html.j2")
     names_one: bool = True
@@ -122,8 +120,8 @@ class ClassOutput:
         more = [name for rank in places for name in (f"label_{rank}", f"probability_{rank}")]
         return ["label", "probability", *more, *(["set"] if request.sets else [])]
 
-    def cells(self, record: Prediction, spec: TargetSpec, request: Request) -> list[object]:
-        """Return the cells of `header`.
+    def cells(self, record: Prediction, spec: TargetSpec, request: Request) -> list[list[object]]:
+        """Return the one row under `header`.
 
         Where the model abstains, ``label`` is empty and ``probability`` that of the most probable class; the classes of
         a set are joined by ``|``.
@@ -133,7 +131,7 @@ class ClassOutput:
         for place in range(1, min(request.top_k or USUAL_TOP, len(spec.names))):
             name, share = record.top[place] if place < len(record.top) else (None, None)
             cells += [name, None if share is None else f"{share:.6f}"]
-        return [*cells, *(["|".join(record.classes)] if request.sets else [])]
+        return [[*cells, *(["|".join(record.classes)] if request.sets else [])]]
 
     def values(self, record: Prediction) -> dict[str, Any]:
         """Return label, probability, top, abstained and set, for JSON."""
@@ -164,30 +162,18 @@ class ClassOutput:
         return agrees
 
 
-# ---- rows -------------------------------------------------------------------------------------------------------
+def of_one_class(request: Request, given: str) -> str | None:
+    """Return which wishes make sense of one class per picture, or of numbers, alone; ``None`` where there are none.
 
-
-def csv_header(output: Output, spec: TargetSpec, request: Request) -> str:
-    """Return the first line of the CSV: ``path``, the columns of the task[, ``unlike_training``], ``error``."""
-    return csv_text(
-        [["path", *output.header(spec, request), *(["unlike_training"] if request.unlike else []), "error"]]
-    )
-
-
-def csv_row(output: Output, record: Record, spec: TargetSpec, request: Request) -> str:
-    """Return a prediction as a line of CSV that no spreadsheet takes for a formula."""
-    share = None if record.unlike_training is None else f"{record.unlike_training:.4f}"
-    cells = [*output.cells(record, spec, request), *([share] if request.unlike else [])]
-    return csv_text([[record.path, *cells, record.error]])
-
-
-def unlike_values(record: Record) -> dict[str, float]:
-    """Return ``unlike_training`` of a record, where it is known."""
-    return {} if record.unlike_training is None else {"unlike_training": round(record.unlike_training, 4)}
-
-
-def json_row(output: Output, record: Record) -> str:
-    """Return a prediction as a line of JSON: path, what the task says, `unlike_values`, error."""
-    error = None if record.error is None else valid_text(record.error)
-    values = {"path": valid_text(record.path), **output.values(record), **unlike_values(record), "error": error}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+    Args:
+        request: What is wanted.
+        given: What the model gives instead, such as ``"masks"``.
+    """
+    wishes = (("--top-k", request.top_k), ("--abstain", request.abstention))
+    problems = [
+        f"{name} is of one class per picture, and this model gives {given} - leave it out"
+        for name, value in wishes if value is not None
+    ]  # fmt: skip
+    if request.coverage is not None:
+        problems.append(f"--coverage is of the intervals of numbers, and this model gives {given} - leave it out")
+    return "; ".join(problems) or None

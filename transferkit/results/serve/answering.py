@@ -25,9 +25,9 @@ from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
+from transferkit.results.predict.lines import unlike_values
 from transferkit.results.predict.network import Output, whole_engine
 from transferkit.results.predict.predictor import Predictor
-from transferkit.results.predict.record import unlike_values
 from transferkit.results.report.page import data_address, data_uri
 from transferkit.results.serve.batching import Batcher
 
