@@ -361,12 +361,7 @@ class Details(Protocol):
     def tables(
         self, splits: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Sequence[str]]]
     ) -> dict[str, list[Sequence[object]]]:
-        """Return the tables of an evaluation: by file name, rows of cells, the columns' names first.
-
-        Args:
-            splits: Values of `metrics.json`.
-            rows: By split, of each picture its path and the cells of `Output.rows`.
-        """
+        """Return the tables of an evaluation, columns first, by file name; `rows` are paths and `Output.rows`."""
 
     def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
         """Draw the charts of an evaluation into a directory; `name` is what the model is called."""
