@@ -221,9 +221,7 @@ class Output(Protocol):
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the score of each picture that a heat map explains, ``(B,)``, differentiable.
 
-        Args:
-            outputs: ``(B, ...)`` of the network.
-            places: Which of `spec.names` each is about, ``(B,) int64``.
+        `outputs` are ``(B, ...)`` of the network, `places` which of `spec.names` each is about, ``(B,) int64``.
         """
 
     @property
