@@ -7,8 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from export_runs import run_example
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
@@ -17,6 +19,7 @@ from small_runs import SignalAt
 import transferkit as tk
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import Interrupted, TransferkitWarning
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.options.fields import make_config
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.calibrate import calibrate
@@ -60,6 +63,15 @@ def run(data, tmp_path_factory):
                        out=str(out), **TINY)  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """An extractor, and the file of its backbone: random weights are others each time they are drawn."""
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    torch.manual_seed(5)
+    save_file(create_backbone("test_resnet", weights="random", image_size=32).model.state_dict(), path)
+    return tk.FeatureExtractor("test_resnet", weights=str(path), image_size=32, precision="32")
+
+
 def truth_of(data):
     return {row["path"]: set(filter(None, row["labels"].split("|"))) for row in read_csv(data / "lists.csv")}
 
@@ -85,15 +97,15 @@ def test_columns_of_0_and_1_make_the_same_probe(data, tmp_path):
     assert runs[0].metrics["val"]["map"] == runs[1].metrics["val"]["map"]
 
 
-def test_the_solved_head_is_scikit_learns(data, tmp_path):
-    tk.finetune(data=str(data / "lists.csv"), phases="probe", out=str(tmp_path / "run"), calibrate="none", **TINY)
+def test_the_solved_head_is_scikit_learns(data, own, tmp_path):
+    words = {**TINY, "weights": own.weights, "calibrate": "none", "probe_views": 0}
+    run = tk.finetune(data=str(data / "lists.csv"), phases="probe", out=str(tmp_path / "run"), **words)
     truth = truth_of(data)
     split = {row["path"]: row["split"] for row in read_csv(data / "lists.csv")}
-    own = tk.FeatureExtractor("test_resnet", weights="random", image_size=32, precision="32")
     paths = {name: [path for path in truth if split[path] == name] for name in ("train", "val")}
     X = {name: own.fit_transform([str(data / path) for path in mine]) for name, mine in paths.items()}
     y = {name: np.array([[n in truth[path] for n in NAMES] for path in mine]) for name, mine in paths.items()}
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = run.metrics
     scaler = StandardScaler().fit(X["train"].astype(np.float64))
     strengths = metrics["probe"]["C"] if "probe" in metrics else metrics["phases"][0]["C"]
     probs = np.stack([
@@ -102,6 +114,8 @@ def test_the_solved_head_is_scikit_learns(data, tmp_path):
         .predict_proba(scaler.transform(X["val"].astype(np.float64)))[:, 1]
         for at, strength in enumerate(strengths)
     ], axis=1)  # fmt: skip
+    answers = np.array([record.probs for record in tk.load(run.path).predict([data / path for path in paths["val"]])])
+    np.testing.assert_allclose(answers, probs, atol=1e-4)
     assert metrics["val"]["map"] == pytest.approx(average_precision_score(y["val"], probs), abs=5e-3)
 
 
@@ -315,15 +329,15 @@ def test_probe_with_depth_and_learning_curve(data, tmp_path, command):
     assert metrics["val"]["map"] > 0.5 and metrics["depth"]
 
 
-def test_the_estimator_follows_scikit_learn(data):
+def test_the_estimator_follows_scikit_learn(data, own):
     truth = truth_of(data)
     paths = sorted(truth)
     X = [str(data / path) for path in paths]
     y = np.array([[int(n in truth[path]) for n in NAMES] for path in paths])
-    probe = tk.ImageProbe("test_resnet", weights="random", image_size=32, precision="32", classifier_args={"C": 0.1})
+    probe = tk.ImageProbe("test_resnet", weights=own.weights, image_size=32, precision="32", classifier_args={"C": 0.1})
     probe.fit(X[:50], y[:50])
     assert probe.predict(X[50:]).shape == (30, 3) and set(np.unique(probe.predict(X))) <= {0, 1}
-    features = tk.FeatureExtractor("test_resnet", weights="random", image_size=32, precision="32").fit_transform(X)
+    features = own.fit_transform(X)
     Z = StandardScaler().fit(features[:50].astype(float))
     for at in range(3):
         one = LogisticRegression(C=0.1, tol=1e-9, max_iter=10_000).fit(Z.transform(features[:50]), y[:50, at])
