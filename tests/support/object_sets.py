@@ -27,8 +27,8 @@ class Scene(NamedTuple):
 
 
 def colour(number):
-    """A saturated colour for each of six objects: far from grey, and from each other."""
-    return [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)][number]
+    """A saturated colour for each of four objects: far from grey, and a quarter of the circle of hues apart."""
+    return [(255, 0, 0), (128, 255, 0), (0, 255, 255), (128, 0, 255)][number]
 
 
 def scene(seed, height=90, width=130, objects=4):

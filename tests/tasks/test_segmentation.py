@@ -56,7 +56,7 @@ def run(data, tmp_path_factory):
     pytest.importorskip("segmentation_models_pytorch", reason="the decoders are not installed")
     return tk.finetune(
         data=str(data), backbone="transferkit/mini", weights="bundled", head="unet", image_size=SIDE, epochs=4,
-        phases="finetune", lr=2e-3, batch_size=8, workers=0, accelerator="cpu", precision="32", quiet=True,
+        phases="finetune", lr=2e-3, batch_size=4, workers=0, accelerator="cpu", precision="32", quiet=True,
         out=str(tmp_path_factory.mktemp("runs") / "run"),
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def run(data, tmp_path_factory):
 def test_a_run_learns_and_writes_what_the_contract_says(run):
     metrics = run.metrics
     assert metrics["task"] == "segmentation"
-    assert metrics["test"]["miou"] > 0.75  # always background: below 0.45
+    assert metrics["test"]["miou"] > 0.9  # always background: below 0.45
     assert metrics["test"]["always"]["miou"] < 0.45
     keys = {(row["key"], row.get("of")) for row in metrics["test"]["figures"]}
     assert {("miou", None), ("dice", None), ("pixel_acc", None), ("miou", "rectangle")} <= keys

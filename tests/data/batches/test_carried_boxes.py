@@ -40,18 +40,19 @@ def annotated(one, *, instances=False):
     )
 
 
-def seen(image, number):
-    """The box of a colour's pixels on a picture, however light, contrast and saturation were changed; None if gone."""
-    image = cv2.medianBlur(image, 5)  # noise is of all colours; straight sides stay where they are
+def seen(image, number, *, alone=False):
+    """The box of a colour's pixels on a picture, however light, contrast and saturation were changed; None if gone.
+
+    With `alone` the colour has to be in one piece.
+    """
     hues = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
     own = int(cv2.cvtColor(np.uint8([[colour(number)]]), cv2.COLOR_RGB2HSV)[0, 0, 0])
-    near = np.abs((hues[..., 0] - own + 90) % 180 - 90) < 15  # of 180: six colours, 30 apart
+    near = np.abs((hues[..., 0] - own + 90) % 180 - 90) < 22  # of 180: four colours, 45 apart
     pixels = near & (np.ptp(image.astype(int), axis=2) > 50)
     if pixels.sum() < 4:
         return None
-    _, areas, facts, _ = cv2.connectedComponentsWithStats(pixels.astype(np.uint8))
-    sizes = np.r_[0, facts[1:, cv2.CC_STAT_AREA]]
-    pixels &= (sizes >= 0.1 * sizes.max())[areas]  # grains of noise that have the colour by chance are no object
+    if alone:
+        assert cv2.connectedComponents(pixels.astype(np.uint8))[0] == 2  # the ground, and one object
     rows, columns = np.flatnonzero(pixels.sum(axis=1) > 1), np.flatnonzero(pixels.sum(axis=0) > 1)
     if not len(rows) or not len(columns):
         return None
@@ -66,9 +67,11 @@ def grey(image):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
     transform, errors, kept, lost = train_transform(name, CANVAS), [], 0, 0
-    if name == "heavy":  # without blots, which are of any colour
+    if name == "heavy":  # without blots and noise, which are of any colour and move nothing
         steps = preset_steps(name, CANVAS, flip=True, objects=True)
-        transform = Transform(name, [step for step in steps if not isinstance(step, Blots)], CANVAS)
+        plain = [step for step in steps if not isinstance(step, Blots) and "GaussNoise" not in repr(step)]
+        assert len(plain) == len(steps) - 2
+        transform = Transform(name, plain, CANVAS)
     for seed in range(40):
         one = scene(seed)
         image, carried = transform.carry(one.pixels, annotated(one, instances=instances), seed)
@@ -79,7 +82,7 @@ def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
             continue
         lost += len(one.boxes) - len(carried.boxes)
         for row, number in enumerate(carried.classes):
-            truth = seen(image, int(number))
+            truth = seen(image, int(number), alone=True)
             assert truth is not None
             errors.append(np.abs(truth - carried.boxes[row]).max())
             kept += 1
@@ -90,10 +93,10 @@ def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
     errors = np.array(errors)
     assert kept > 100
     assert name == "none" or lost > 10
-    exact = {"none": 1.2, "light": 2.1, "standard": 4.5, "heavy": 6.0}[name]
+    exact = {"none": 1.2, "light": 1.5, "standard": 1.8, "heavy": 3.0}[name]
     assert np.quantile(errors, 0.98) <= exact, np.sort(errors)[-8:]
     if name in ("none", "light"):
-        assert errors.max() <= 2.1
+        assert errors.max() <= 1.5
 
 
 @pytest.mark.parametrize("name", ["light", "standard", "heavy"])
