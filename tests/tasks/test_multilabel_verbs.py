@@ -166,7 +166,10 @@ def test_check(data, tmp_path, command):
     assert status == 0 and "no training picture has, so nothing can be learnt of them: 'never'" in printed, err
     assert "that all training pictures have, so nothing can be learnt of them: 'always'" in printed
     status, _, err = command("check", "--data", data / "lists.csv", "--task", "segmentation", "--quiet")
-    assert status == 3 and "mask" in err, err  # a list of labels is no list of masks
+    expected = (
+        "no column 'mask'; found 'path', 'labels', 'split' - expected a first line like path,mask[,split][,group]"
+    )
+    assert status == 3 and expected in err, err
 
 
 def test_predict_to_csv_and_json_lines(run, data, tmp_path, command):

@@ -208,6 +208,14 @@ def test_predict_tells_numbers(run, data, tmp_path, command):
     assert first.value == pytest.approx(rows["0.png"], abs=1e-4)
 
 
+def test_check_says_that_it_cannot_read_the_answers(run, data, tmp_path, command):
+    words = ["check", "--data", str(data / "list.csv"), "--task", "brightness", "--quick", "--out", str(tmp_path / "c")]
+    status, _, err = command(*words)
+    assert status == 2 and not (tmp_path / "c").exists()
+    assert "check reads no answers of task 'brightness', expected one of classification, multilabel" in err
+    assert "or use finetune at once" in err
+
+
 def test_evaluate_and_the_page(run, data, tmp_path, command):
     out = tmp_path / "evaluation"
     words = ["evaluate", str(run.path), str(data / "list.csv"), "--out", str(out), "--unseen-only"]
