@@ -121,6 +121,7 @@ class Request:
         coverage: Share of true numbers that intervals shall hold, in (0, 1); ``None`` for the usual one.
         unlike: Whether there is a column for how unlike the training pictures a picture is.
         unknown: Share of held-out pictures, in (0, 1), beyond which a picture is `UNKNOWN`; ``None``: none is.
+        files: Whether there are columns for files that not every model of the task has.
     """
 
     top_k: int | None = None
@@ -129,6 +130,7 @@ class Request:
     coverage: float | None = None
     unlike: bool = False
     unknown: float | None = None
+    files: bool = False
     abstention: Callable[[Array, npt.NDArray[np.int64]], tuple[bool, tuple[str, ...]]] | None = None
 
 
@@ -219,10 +221,7 @@ class Output(Protocol):
         """Return how much a whole `record` gives each of `spec.names`, in [0, 1], most first; empty: it gives none."""
 
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
-        """Return the score of each picture that a heat map explains, ``(B,)``, differentiable.
-
-        `outputs` are ``(B, ...)`` of the network, `places` which of `spec.names` each is about, ``(B,) int64``.
-        """
+        """Return the score ``(B,)`` of each picture that a heat map of the name at `places` explains, with gradient."""
 
     @property
     def compared(self) -> Compared:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import nn
+
 from transferkit.core.targets import TargetSpec
 
 __all__ = ["ObjectResults", "Page", "RecordFiles"]
@@ -21,6 +23,9 @@ class RecordFiles(Protocol):
     @property
     def media_type(self) -> str:
         """As a browser knows them, such as ``"image/png"``."""
+
+    def given_by(self, head: nn.Module) -> bool:
+        """Return whether a model with this head gives what they hold."""
 
     def content(self, record: Any, spec: TargetSpec) -> bytes:
         """Return the file of a record that has a prediction."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.meaning import class_colour
@@ -27,6 +28,10 @@ class InstanceFiles:
 
     ending: str = ".png"
     media_type: str = "image/png"
+
+    def given_by(self, head: nn.Module) -> bool:
+        """Return whether the head says that it finds outlines, too."""
+        return bool(getattr(head, "outlines", False))
 
     def content(self, record: BoxPrediction, spec: TargetSpec) -> bytes:
         """Return the PNG of a record's instances; where they overlap, the more confident one is on top."""

@@ -13,7 +13,7 @@ import torch
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.detection import thresholds_from
 from transferkit.models.detections.matching import RIGHT, Matched, matched
-from transferkit.models.detections.mistakes import confident_mistakes, missed_objects
+from transferkit.models.detections.mistakes import confident_mistakes
 from transferkit.models.figures.boxes import BoxTally
 
 __all__ = ["COLUMNS", "CROWD", "FOUND", "MISSED", "TRUE", "Judged", "JudgedBox", "JudgedObject", "judged", "told_from"]
@@ -139,26 +139,20 @@ def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
     Raises:
         ConfigError: The package that matches boxes is missing.
     """
-    labels, threshold = range(len(spec.names)), told_from(spec)
+    labels, usual = range(len(spec.names)), told_from(spec)
     matches = matched(tallies, labels)
     found = _found(matches)
-    wrong = {
-        (one.picture, one.place): one
-        for one in confident_mistakes(tallies, matches, labels, most=None, threshold=threshold)
-    }
-    missed = {
-        (one.picture, one.object): one.score
-        for one in missed_objects(tallies, matches, labels, most=None, threshold=threshold)
-    }
+    wrong = {(one.picture, one.place): one for one in confident_mistakes(tallies, matches, labels, most=None)}
     results = []
     for picture, one in enumerate(tallies):
-        finders = {thing: place for place, thing in found.get(picture, {}).items()}
+        threshold, mine = usual, found.get(picture, {})
+        finders = {thing: float(one.scores[place]) for place, thing in mine.items()}
         boxes = []
         for place in np.argsort(-one.scores.astype(np.float64), kind="stable").tolist():
             score, label = float(one.scores[place]), spec.names[int(one.classes[place])]
             if score < threshold:
                 break
-            mistake, thing = wrong.get((picture, place)), found.get(picture, {}).get(place)
+            mistake, thing = wrong.get((picture, place)), mine.get(place)
             if mistake is not None:
                 kind, overlap = mistake.kind, mistake.overlap
             elif thing is not None:
@@ -168,8 +162,8 @@ def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
             boxes.append(JudgedBox(_box(one.boxes[place].tolist()), label, score, kind, overlap))
         objects = []
         for thing, (box, index, crowd) in enumerate(zip(one.true_boxes, one.true_classes, one.crowd, strict=True)):
-            kind = CROWD if crowd else MISSED if (picture, thing) in missed else FOUND
-            score = float(one.scores[finders[thing]]) if thing in finders else 0.0
+            score = finders.get(thing, 0.0)
+            kind = CROWD if crowd else FOUND if score and score >= threshold else MISSED
             objects.append(JudgedObject(_box(box.tolist()), spec.names[int(index)], kind, score))
         results.append(Judged(tuple(boxes), tuple(objects)))
     return results

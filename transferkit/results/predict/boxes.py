@@ -17,7 +17,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.boxes import COLUMNS, BoxTally
 from transferkit.models.figures.compared import Compared
 from transferkit.models.parts import Request
-from transferkit.models.record_files import ObjectResults, Page
+from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 from transferkit.results.boxes.coco import CocoResults
 from transferkit.results.boxes.found import BoxPrediction, PredictedBox
 from transferkit.results.boxes.instances import InstanceFiles, class_colours, plain_rle
@@ -45,24 +45,15 @@ def box_facts(spec: TargetSpec) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BoxOutput:
-    """The part of detection that makes records of rows ``(K, 6)``: box, score and class, and 784 logits of a mask.
+    """The part of detection that makes records of rows ``(K, 6)``: box, score and class, and 784 logits of a mask."""
 
-    Attributes:
-        masks: Whether the model predicts instance masks, which files go with.
-    """
-
-    masks: bool = False
     columns: tuple[str, ...] = JUDGED
     page: Page | None = Page("serve_boxes.html.j2", box_facts)
     names_one: bool = False
     labels: bool = False
     compared: Compared = Compared("boxes", "other boxes", "boxes and scores")
     objects: ObjectResults | None = CocoResults()
-
-    @property
-    def files(self) -> InstanceFiles | None:
-        """The PNG of numbered instances."""
-        return InstanceFiles() if self.masks else None
+    files: RecordFiles | None = InstanceFiles()
 
     def activate(self, outputs: Any) -> Any:
         """Return outputs, or tallies, as they are: the network gives scores already."""
@@ -118,21 +109,21 @@ class BoxOutput:
         return record
 
     def header(self, spec: TargetSpec, request: Request) -> list[str]:
-        """Return the columns of a box, with the file of the masks and its number in it."""
-        return ["left", "top", "right", "bottom", "label", "score", *(["mask", "instance"] if self.masks else [])]
+        """Return the columns of a box, and where masks are written, their file and its number in it."""
+        return ["left", "top", "right", "bottom", "label", "score", *(["mask", "instance"] if request.files else [])]
 
     def cells(self, record: BoxPrediction, spec: TargetSpec, request: Request) -> list[list[object]]:
         """Return a row for each box that is told, and an empty one where there is none."""
         rows: list[list[object]] = []
         for number, one in enumerate(record.boxes, 1):
-            place = [record.file, number if record.file else None] if self.masks else []
+            place = [record.file, number] if request.files else []
             rows.append([*(f"{value:.2f}" for value in one.box), one.label, f"{one.score:.6f}", *place])
-        return rows or [[None] * 6 + ([record.file, None] if self.masks else [])]
+        return rows or [[None] * 6 + ([record.file, None] if request.files else [])]
 
     def values(self, record: BoxPrediction) -> dict[str, Any]:
         """Return boxes, where the record is whole the unsure ones, too, and the file of the masks, for JSON."""
         unsure = {"unsure": list(map(_values, record.unsure))} if record.unsure else {}
-        mask = {"mask": record.file} if self.masks else {}
+        mask = {"mask": record.file} if record.file else {}
         return {"boxes": list(map(_values, record.boxes)), **unsure, **mask}
 
     def answer(self, record: BoxPrediction, spec: TargetSpec) -> str:

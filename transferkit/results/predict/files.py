@@ -13,17 +13,26 @@ from typing import Final
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.files import put_in_place, staging_folder, storage_errors
+from transferkit.models.module import TransferModule
 from transferkit.models.parts import Record
+from transferkit.models.record_files import RecordFiles
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.colours import is_mask_png
+from transferkit.results.predict.lines import format_of
 from transferkit.results.predict.pictures import STDIN
 from transferkit.results.predict.predictor import Predictor
 from transferkit.training.ranks.parallel import is_writer, on_first
 
-__all__ = ["FileNames", "Files", "filling", "masks_folder"]
+__all__ = ["FileNames", "Files", "files_of", "filling", "masks_folder"]
 
 LONGEST_STEM: Final = 220
 """Bytes of a name without its ending; file systems take 255."""
+
+
+def files_of(module: TransferModule) -> RecordFiles | None:
+    """Return what makes the files that belong to a model's records; ``None`` where it gives nothing for them."""
+    files: RecordFiles | None = module.task.output.files
+    return files if files is not None and files.given_by(module.head) else None
 
 
 def masks_folder(config: PredictConfig, predictor: Predictor) -> str | None:
@@ -32,12 +41,15 @@ def masks_folder(config: PredictConfig, predictor: Predictor) -> str | None:
     A folder is replaced only where it holds nothing but such files.
     """
     folder = config.masks
-    if predictor.module.task.output.files is None:
+    if files_of(predictor.module) is None:
         if folder is not None:
             raise ConfigError(
-                f"--masks is a folder for masks, and a model of {predictor.module.task.name} gives none - leave it out"
+                f"--masks is a folder for masks, and this model of {predictor.module.task.name} gives none - leave it "
+                "out"
             )
         return None
+    if folder is None and format_of(config) == "coco":
+        return None  # the masks stand in the results
     if folder is None:
         if config.out is None or (Path(config.out).exists() and not Path(config.out).is_file()):  # a pipe, a device
             return None
@@ -81,7 +93,7 @@ class Files:
     """
 
     def __init__(self, predictor: Predictor, folder: str | None, staging: Path | None) -> None:
-        self._part, self._spec = predictor.module.task.output.files, predictor.info.target_spec
+        self._part, self._spec = files_of(predictor.module), predictor.info.target_spec
         self.folder, self.staging = folder, staging
         self._names = FileNames("" if self._part is None else self._part.ending)
 

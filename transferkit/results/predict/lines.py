@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
 
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import TransferkitWarning
@@ -12,9 +14,17 @@ from transferkit.core.targets import TargetSpec
 from transferkit.core.text import valid_text
 from transferkit.models.parts import Output, Record, Request
 from transferkit.models.record_files import ObjectResults
+from transferkit.options.results import PredictConfig
 from transferkit.results.predict.predictor import Predictor
 
-__all__ = ["csv_header", "csv_rows", "json_row", "lines_of", "unlike_values"]
+__all__ = ["ENDINGS", "csv_header", "csv_rows", "format_of", "json_row", "lines_of", "unlike_values"]
+
+ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"}
+
+
+def format_of(config: PredictConfig) -> str:
+    """Return ``"csv"``, ``"jsonl"`` or ``"coco"``; nothing where the ending of the file to write is none of them."""
+    return config.format if config.format != "auto" else ENDINGS.get(Path(config.out or "-.csv").suffix.lower(), "")
 
 
 def lines_of(records: Iterable[Record], kind: str, request: Request, predictor: Predictor) -> Iterator[str]:

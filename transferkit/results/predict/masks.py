@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from transferkit.core.targets import TargetSpec
@@ -58,6 +58,10 @@ class MaskFiles:
 
     ending: str = ".png"
     media_type: str = "image/png"
+
+    def given_by(self, head: nn.Module) -> bool:
+        """Return that every head of masks does."""
+        return True
 
     def content(self, record: MaskPrediction, spec: TargetSpec) -> bytes:
         """Return the PNG of a record's mask."""

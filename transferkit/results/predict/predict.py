@@ -18,7 +18,7 @@ from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.files import Files, filling, masks_folder
-from transferkit.results.predict.lines import lines_of
+from transferkit.results.predict.lines import ENDINGS, format_of, lines_of
 from transferkit.results.predict.pictures import (
     STDIN,
     class_folders,
@@ -32,8 +32,6 @@ from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import gather, is_writer, on_first, rank, world
 
 __all__ = ["predict_files"]
-
-ENDINGS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"}
 
 ROUND: Final = {"cpu": 512, "cuda": 8192}
 """Pictures of one process between two times that several processes meet."""
@@ -79,7 +77,8 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
         folder = on_first(masks_folder, config, predictor)
         with filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
             predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress, files)
-            lines = lines_of(predictions, _format(config), _request(config, predictor), predictor)
+            request = _request(config, predictor, files=folder is not None)
+            lines = lines_of(predictions, format_of(config), request, predictor)
             if not is_writer():
                 deque(predictions, maxlen=0)
             elif config.out is None:
@@ -176,7 +175,7 @@ def _stream(
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
-        whole=_format(config) == "coco",
+        whole=format_of(config) == "coco",
     )
     return (files.written(record, names.popleft()) for record in records)
 
@@ -240,23 +239,19 @@ def _check_classes(paths: Sequence[str], predictor: Predictor) -> None:
             )
 
 
-def _request(config: PredictConfig, predictor: Predictor) -> Request:
+def _request(config: PredictConfig, predictor: Predictor, *, files: bool) -> Request:
     """Return which columns are wanted."""
     sets = config.abstain is not None and config.abstain_by != "thresholds"
-    return Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None)
+    return Request(top_k=config.top_k, sets=sets, unlike=predictor.module.unlike is not None, files=files)
 
 
 # ---- where they go ----------------------------------------------------------------------------------------------
 
 
-def _format(config: PredictConfig) -> str:
-    return config.format if config.format != "auto" else ENDINGS.get(Path(config.out or "-.csv").suffix.lower(), "")
-
-
 def _check_format(config: PredictConfig, predictor: Predictor) -> None:
     """Refuse COCO results of a model that finds no objects."""
     task = predictor.module.task
-    if _format(config) == "coco" and task.output.objects is None:
+    if format_of(config) == "coco" and task.output.objects is None:
         asked = "--format coco" if config.format == "coco" else f"--out {config.out}: .json"
         raise ConfigError(
             f"{asked} is for COCO results, which list the objects of pictures, and a model of {task.name} finds none - "
@@ -269,7 +264,7 @@ def _check_out(config: PredictConfig) -> None:
     if config.out is None:
         return
     path = Path(config.out)
-    if not _format(config):
+    if not format_of(config):
         raise ConfigError(
             f"--out {path}: unknown ending {path.suffix!r}.{did_you_mean(path.suffix, ENDINGS)} Known: "
             f"{', '.join(ENDINGS)} - or pass --format"

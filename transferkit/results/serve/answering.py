@@ -25,6 +25,7 @@ from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
+from transferkit.results.predict.files import files_of
 from transferkit.results.predict.lines import unlike_values
 from transferkit.results.predict.network import Output, whole_engine
 from transferkit.results.predict.predictor import Predictor
@@ -290,7 +291,7 @@ class Answerer:
     def _answer_of(self, record: Any) -> Answer | TaskAnswer:
         """Return a record as an answer, without the time; the file that belongs to it is inside."""
         if not self.output.names_one:
-            files, spec = self.output.files, self.predictor.info.target_spec
+            files, spec = files_of(self.predictor.module), self.predictor.info.target_spec
             if files is not None:
                 record = files.written(record, data_address(files.content(record, spec), files.media_type))
             values = {**self.output.values(record), **unlike_values(record)}
