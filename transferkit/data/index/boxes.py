@@ -15,8 +15,7 @@ from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotation, Annotations
-from transferkit.data.images.reading import ReadResult
-from transferkit.data.index.targets import Targets, inferred_task, refuse_columns
+from transferkit.data.index.targets import PicturesRead, Targets, inferred_task, rarest_class, refuse_columns
 from transferkit.data.objects.labels import Item, Objects, identity_of, objects_of
 from transferkit.data.objects.outlines import numbered
 from transferkit.data.objects.stated import Outline
@@ -47,17 +46,9 @@ class BoxReader:
         refuse_columns(options, "objects in pictures", targets=False, lists=False)
         return Columns(path=options.path_column, root=options.root, lenient=options.skip_bad, objects=True)
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> BoxReader:
+    def look(self, pictures: PicturesRead) -> BoxReader:
         """Return the reader of these options: labels say all that there is to say."""
-        return replace(self, all_names=options.allow_empty_classes)
+        return replace(self, all_names=pictures.options.allow_empty_classes)
 
     def of(self, spec: TargetSpec) -> BoxTargets:
         """Return the classes of a model."""
@@ -65,13 +56,14 @@ class BoxReader:
 
     def learn(self, scan: Scan) -> BoxTargets:
         """Return the classes that training pictures show, and whether all objects have outlines."""
-        names = scan.class_names if self.all_names else order_classes(_shown(_trained(scan.files)))
+        trained = (file for file in scan.files if file.trains)
+        names = scan.class_names if self.all_names else order_classes(_shown(trained))
         items = [item for file in scan.files for item in objects_of(file.label).items if not item.crowd]
         return BoxTargets(TargetSpec(names, {"outlines": bool(items) and all(item.outline for item in items)}))
 
     def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
         """Return why the objects cannot be trained on: there are none, or classes that only other splits have."""
-        trained = _trained(files)
+        trained = [file for file in files if file.trains]
         if not trained:
             return [Finding(Kind.EMPTY, "there is no picture to train on")]
         shown = _shown(trained)
@@ -172,11 +164,7 @@ class BoxTargets:
 
         A picture without objects is in the first.
         """
-        present = self.presence(labels) > 0
-        if not present.size:
-            return np.zeros(len(present), dtype=np.int64)
-        strata: npt.NDArray[np.int64] = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max).argmin(axis=1)
-        return strata
+        return rarest_class(self.presence(labels) > 0)
 
     def counts(self, labels: Iterable[str]) -> list[int]:
         """Return the objects of each class, crowds left out."""
@@ -232,10 +220,6 @@ def _outline(item: Item) -> Outline:
         return item.outline
     left, top, right, bottom = item.box
     return [[left, top, right, top, right, bottom, left, bottom]]
-
-
-def _trained(files: Sequence[ScannedFile]) -> list[ScannedFile]:
-    return [file for file in files if file.split in {None, "train"}]
 
 
 def _shown(files: Iterable[ScannedFile]) -> set[str]:

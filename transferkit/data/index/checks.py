@@ -66,7 +66,7 @@ def class_problems(scan: Scan, files: Sequence[ScannedFile], allow_empty: bool) 
     if len(scan.class_names) == 1:
         message = f"need at least 2 classes, found only {scan.class_names[0]!r} - add a folder or label"
         problems.append(Finding(Kind.ONE_CLASS, message, scan.class_names))
-    trained = {file.label for file in files if file.split in {None, "train"}}
+    trained = {file.label for file in files if file.trains}
     elsewhere: dict[str, set[str]] = defaultdict(set)
     for file in files:
         if file.label not in trained and file.split is not None:

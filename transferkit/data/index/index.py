@@ -23,7 +23,7 @@ from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.checks import leaks, near_families, scattered_folders, special_pictures, unreadable_pictures
 from transferkit.data.index.copies import Copies, find_copies
 from transferkit.data.index.splits import Item, assign_splits, units_of
-from transferkit.data.index.targets import ClassReader, TargetReader, Targets
+from transferkit.data.index.targets import ClassReader, PicturesRead, TargetReader, Targets
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.options.data import DataOptions
@@ -144,8 +144,8 @@ def index_images(
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    kept = {id(result.pixels): result.pixels.nbytes for result in results if result.pixels is not None}
-    reader = reader.look(scan.files, results, options, keep_bytes=keep_bytes - sum(kept.values()), progress=progress)
+    left = keep_bytes - sum({id(one.pixels): one.pixels.nbytes for one in results if one.pixels is not None}.values())
+    reader = reader.look(PicturesRead(scan.files, results, options, left, progress))
     book = Sketchbook(decoding)
     copies = find_copies(results, book, near=options.group_near, workers=workers, progress=progress)
     book.keep(results)
@@ -175,7 +175,7 @@ def build_index(
         DataError: Everything that is wrong with the data set, in one message and by kind.
     """
     scan = _grouped(scan, options)
-    reader = reader.look(scan.files, results, options)
+    reader = reader.look(PicturesRead(scan.files, results, options))
     reads = list(zip(scan.files, results, strict=True))
     bad = [(result.path, result.error) for result in results if result.error is not None]
     good = [read for read in reads if read[1].error is None and read[0].path not in reader.unusable]
@@ -261,7 +261,7 @@ def _split(
         Item(copies.same.get(str(result.sha256), str(result.sha256)), stratum, file.group, family.get(file.path))
         for (file, result), stratum in zip(reads, targets.strata(f.label for f, _ in reads).tolist(), strict=True)
     ]
-    hashed = [at for at, (file, _) in enumerate(reads) if "val" not in named and file.split in {None, "train"}]
+    hashed = [at for at, (file, _) in enumerate(reads) if "val" not in named and file.trains]
     seed = options.seed if options.split_seed is None else options.split_seed
     assigned, moved = assign_splits(
         [items[at] for at in hashed], val_split=options.val_split, test_split=test_split, seed=seed

@@ -18,8 +18,7 @@ from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotations
-from transferkit.data.images.reading import ReadResult
-from transferkit.data.index.targets import LABELS, Targets, refuse_columns
+from transferkit.data.index.targets import LABELS, PicturesRead, Targets, refuse_columns
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import JOINT, Columns, label_columns, split_labels
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
@@ -47,15 +46,7 @@ class LabelReader:
         columns = label_columns(lists, options.target_names, options.label_separator)
         return replace(columns, path=options.path_column, root=options.root)
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Self:
+    def look(self, pictures: PicturesRead) -> Self:
         """Return this reader: there are no files of answers."""
         return self
 
@@ -67,14 +58,12 @@ class LabelReader:
         """Return the labels of a data set: its columns of 0 and 1, or all that training pictures have."""
         if len(scan.answers) > 1:
             return LabelTargets(scan.answers)
-        trained = (file for file in scan.files if file.split in {None, "train"})
+        trained = (file for file in scan.files if file.trains)
         return LabelTargets(order_classes(label for file in trained for label in split_labels(file.label)))
 
     def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
         """Return what is wrong with the labels: none at all, some that only other splits have, no positives."""
-        trained = Counter(
-            label for file in files if file.split in {None, "train"} for label in split_labels(file.label)
-        )
+        trained = Counter(label for file in files if file.trains for label in split_labels(file.label))
         known = set(self.learn(scan).names)
         elsewhere = sorted({label for file in files for label in split_labels(file.label)} - set(trained))
         problems = []

@@ -29,7 +29,7 @@ from transferkit.data.images.masks import (
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import ReadResult, in_order
 from transferkit.data.index.meaning import Meaning, known_coding, legend_of, odd_values, understood
-from transferkit.data.index.targets import MASK, Targets, inferred_task, refuse_columns
+from transferkit.data.index.targets import MASK, PicturesRead, Targets, inferred_task, rarest_class, refuse_columns
 from transferkit.data.scan.columns import Columns, file_column
 from transferkit.data.scan.palette import Palette, read_palette
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
@@ -67,24 +67,17 @@ class MaskReader:
         columns = file_column(options.label_column or MASK, lenient=options.skip_bad)
         return replace(columns, path=options.path_column, root=options.root)
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> MaskReader:
+    def look(self, pictures: PicturesRead) -> MaskReader:
         """Return the reader that has read all masks, on all threads, and knows what they mean."""
+        files, options = pictures.files, pictures.options
         if self.meaning is not None and all(file.label in self.seen or file.path in self.unusable for file in files):
             return self
         palette = read_palette(options.data, options.palette)
         coding = known_coding(palette, binary=options.mask_values == BINARY)
-        readable = [(file, result) for file, result in zip(files, results, strict=True) if result.error is None]
+        readable = [pair for pair in zip(files, pictures.results, strict=True) if pair[1].error is None]
         seen: dict[str, MaskFacts] = {}
         unusable: dict[str, str] = {}
-        left = keep_bytes
+        left = pictures.keep_bytes
         with quiet_pillow():
             looks = in_order(lambda pair: _look(*pair, coding), readable, available_cores())
             for done, ((file, _), look) in enumerate(zip(readable, looks, strict=True), 1):
@@ -95,8 +88,8 @@ class MaskReader:
                     seen[file.label] = look
                 else:
                     seen[file.label] = look.without_ranks()
-                if progress is not None:
-                    progress(done, len(readable))
+                if pictures.progress is not None:
+                    pictures.progress(done, len(readable))
         used = [(file.split, seen[file.label]) for file in files if file.label in seen and file.path not in unusable]
         meaning = understood(used, palette, coding)
         for file in files:
@@ -129,7 +122,7 @@ class MaskReader:
             )
             problems.append(Finding(Kind.MASK, message, tuple(items), tuple((path,) for path in sorted(self.unusable))))
         usable = [file for file in files if file.path not in self.unusable and file.label in self.seen]
-        trained = [file for file in usable if file.split in {None, "train"}]
+        trained = [file for file in usable if file.trains]
         if not trained and not problems:
             return [*problems, Finding(Kind.EMPTY, "there is no picture to train on")]
         if self.meaning is None or self.meaning.problems or not trained:
@@ -264,12 +257,7 @@ class MaskTargets:
 
         A mask of which no pixel counts is in the first.
         """
-        present = self.presence(labels)
-        pictures = present.sum(axis=0)
-        if not present.size:
-            return np.zeros(len(present), dtype=np.int64)
-        strata: npt.NDArray[np.int64] = np.where(present, pictures, np.iinfo(np.int64).max).argmin(axis=1)
-        return strata
+        return rarest_class(self.presence(labels))
 
     def counts(self, labels: Iterable[str]) -> list[int]:
         """Return the pictures that hold each class."""

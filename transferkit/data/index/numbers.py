@@ -14,8 +14,7 @@ from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotations
-from transferkit.data.images.reading import ReadResult
-from transferkit.data.index.targets import TARGET, Targets, refuse_columns
+from transferkit.data.index.targets import TARGET, PicturesRead, Targets, refuse_columns
 from transferkit.data.scan.columns import JOINT, Columns, number, number_columns
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions
@@ -43,15 +42,7 @@ class NumberReader:
         columns = number_columns([options.target_names or (options.label_column or TARGET,)])
         return replace(columns, path=options.path_column, root=options.root)
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Self:
+    def look(self, pictures: PicturesRead) -> Self:
         """Return this reader: there are no files of answers."""
         return self
 
@@ -70,7 +61,7 @@ class NumberReader:
         if strange:
             message = f"answers that are no numbers: {listing(strange)} - correct them, or train classes"
             return [Finding(Kind.LAYOUT, message, tuple(strange))]
-        trained = [file.label for file in files if file.split in {None, "train"}]
+        trained = [file.label for file in files if file.trains]
         if not trained:
             return [Finding(Kind.EMPTY, "there is no picture to train on")]
         names = targets.spec.names

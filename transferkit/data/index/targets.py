@@ -32,9 +32,11 @@ __all__ = [
     "DETECTION",
     "ClassReader",
     "ClassTargets",
+    "PicturesRead",
     "TargetReader",
     "Targets",
     "inferred_task",
+    "rarest_class",
     "refuse_columns",
     "task_name",
 ]
@@ -108,6 +110,14 @@ def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: 
         raise ConfigError(f"{gather(problems)} - leave it out, or say what they are by --task")
 
 
+def rarest_class(present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the rarest of each picture's classes ``(N, C)``, by pictures that show it; of none the first: ``(N,)``."""
+    if not present.size:
+        return np.zeros(len(present), dtype=np.int64)
+    rarest: npt.NDArray[np.int64] = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max).argmin(axis=1)
+    return rarest
+
+
 class Targets(Protocol):
     """The meaning of the labels of one data set or model."""
 
@@ -158,6 +168,25 @@ class Targets(Protocol):
         """Return the meaning with what is measured on the labels of the training pictures, such as their mean."""
 
 
+@dataclass(frozen=True)
+class PicturesRead:
+    """The pictures of a data set, each of them read, as a reader of answers takes them.
+
+    Attributes:
+        files: The pictures.
+        results: What reading each of them gave, in the same order.
+        options: How the answers are to be understood.
+        keep_bytes: Memory for answers on pixels.
+        progress: Called with files done and their total.
+    """
+
+    files: Sequence[ScannedFile]
+    results: Sequence[ReadResult]
+    options: DataOptions
+    keep_bytes: int = 0
+    progress: Callable[[int, int], None] | None = None
+
+
 class TargetReader(Protocol):
     """The part of a task that reads answers from the rows of a data set."""
 
@@ -168,24 +197,8 @@ class TargetReader(Protocol):
     def unusable(self) -> Mapping[str, str]:
         """Pictures, by path, whose answers cannot be used, and why; as far as `look` has seen."""
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Self:
-        """Return the reader that has read the files of the answers, where they have some; once is enough.
-
-        Args:
-            files: The pictures.
-            results: What reading each of them gave, in the same order.
-            options: How the answers are to be understood.
-            keep_bytes: Memory for answers on pixels.
-            progress: Called with files done and their total.
-        """
+    def look(self, pictures: PicturesRead) -> Self:
+        """Return the reader that has read the files of the answers, where they have some; once is enough."""
 
     def of(self, spec: TargetSpec) -> Targets:
         """Return what labels mean to a model."""
@@ -228,15 +241,7 @@ class ClassReader:
         refuse_columns(options, "one class per picture", targets=False, lists=False)
         return Columns(((options.label_column or LABEL,),), path=options.path_column, root=options.root)
 
-    def look(
-        self,
-        files: Sequence[ScannedFile],
-        results: Sequence[ReadResult],
-        options: DataOptions,
-        *,
-        keep_bytes: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Self:
+    def look(self, pictures: PicturesRead) -> Self:
         """Return this reader: there are no files of answers."""
         return self
 

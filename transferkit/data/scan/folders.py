@@ -10,6 +10,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -57,20 +58,9 @@ def scan_folder(data: str) -> Scan:
         report.skipped.clear()  # this level is read again, as that of the classes
         report.extensions.clear()
         class_names, files = _scan_classes(root, None, report)
-    if report.unreadable:
-        report.add(
-            f"folders that cannot be read: {listing(report.unreadable, quote=False)} - check permissions",
-            report.unreadable,
-        )
-    if report.extensions:
-        report.notes.append(Finding(Kind.NOTE, unread_text(report.extensions), tuple(sorted(report.extensions))))
-    return Scan(
-        order_classes(class_names),
-        tuple(sorted(files, key=lambda file: file.path)),
-        tuple(sorted(report.skipped, key=lambda file: file.path)),
-        tuple(report.notes),
-        (*report.problems, *class_name_problems([*class_names, *(file.label for file in files)])),
-    )
+    scan = report.scan(files, order_classes(class_names))
+    odd = class_name_problems([*class_names, *(file.label for file in files)])
+    return replace(scan, problems=(*scan.problems, *odd))
 
 
 def _without_outputs(root: Path, level: Level, report: Report) -> Level:

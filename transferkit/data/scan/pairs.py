@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 from transferkit.core.errors import DataError
 from transferkit.core.records import Finding
 from transferkit.core.text import listing
-from transferkit.data.scan.formats import unread_text
 from transferkit.data.scan.palette import NAME_FILES
 from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
 from transferkit.data.scan.walking import Level, Report, pictures_below, read_level
@@ -81,20 +80,7 @@ def scan_pairs(data: str, *, lenient: bool = False) -> Scan:
         )
     _tell_of_the_rest(root, top, places, report)
     files = [file for place in places for file in _pair(place, report, lenient=lenient)]
-    if report.unreadable:
-        report.add(
-            f"folders that cannot be read: {listing(report.unreadable, quote=False)} - check permissions",
-            report.unreadable,
-        )
-    if report.extensions:
-        report.notes.append(Finding(Kind.NOTE, unread_text(report.extensions), tuple(sorted(report.extensions))))
-    return Scan(
-        (),
-        tuple(sorted(files, key=lambda file: file.path)),
-        tuple(sorted(report.skipped, key=lambda file: file.path)),
-        tuple(report.notes),
-        tuple(report.problems),
-    )
+    return report.scan(files)
 
 
 # ---- the folders ------------------------------------------------------------------------------------------------

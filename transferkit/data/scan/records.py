@@ -73,6 +73,11 @@ class ScannedFile:
     split: str | None = None
     group: str | None = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether it may be trained on: nothing says that it is of another split."""
+        return self.split in {None, "train"}
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from transferkit.core.records import Finding, SkippedFile
-from transferkit.data.scan.formats import read_extensions
-from transferkit.data.scan.records import Kind
+from transferkit.core.text import listing
+from transferkit.data.scan.formats import read_extensions, unread_text
+from transferkit.data.scan.records import Kind, Scan, ScannedFile
 
 __all__ = ["SYSTEM_NAMES", "Level", "Report", "pictures_below", "read_level"]
 
@@ -33,6 +34,23 @@ class Report:
     def skip(self, path: str, reason: str) -> None:
         """Note a file that is no candidate, and why."""
         self.skipped.append(SkippedFile(path, reason))
+
+    def scan(self, files: Iterable[ScannedFile], class_names: tuple[str, ...] = ()) -> Scan:
+        """Return the content of a folder, with all that was noted on the way."""
+        if self.unreadable:
+            self.add(
+                f"folders that cannot be read: {listing(self.unreadable, quote=False)} - check permissions",
+                self.unreadable,
+            )
+        if self.extensions:
+            self.notes.append(Finding(Kind.NOTE, unread_text(self.extensions), tuple(sorted(self.extensions))))
+        return Scan(
+            class_names,
+            tuple(sorted(files, key=lambda file: file.path)),
+            tuple(sorted(self.skipped, key=lambda file: file.path)),
+            tuple(self.notes),
+            tuple(self.problems),
+        )
 
     def add(self, message: str, items: Iterable[str] = (), kind: Kind = Kind.LAYOUT) -> None:
         """Note what is wrong."""

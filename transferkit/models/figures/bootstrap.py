@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "bootstrap_intervals"]
+__all__ = ["RESAMPLES", "bootstrap_intervals", "bounds_of", "known_value"]
 
 RESAMPLES = 1000
 
@@ -44,3 +44,13 @@ def bootstrap_intervals(
         bias = np.where(undefined, 0.0, np.nanmean(values, axis=0) - np.asarray(centres, dtype=float))
         low, high = low - bias, high - bias
     return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def known_value(value: float) -> float | None:
+    """Return a figure, ``None`` where the pictures cannot tell."""
+    return float(value) if np.isfinite(value) else None
+
+
+def bounds_of(interval: tuple[float, float]) -> list[float] | None:
+    """Return the two ends of an interval, ``None`` where the pictures cannot tell."""
+    return list(interval) if np.isfinite(interval).all() else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
 from transferkit.models.figures.numbers import weighted_kappa
 
 __all__ = [
@@ -77,7 +77,7 @@ def classification_metrics(
     grades = _grades(class_names)
     more = () if grades is None else ("kappa",)
     if grades is not None:
-        result["kappa"] = _known(float(weighted_kappa(grades[guess], grades[true], np.ones(count))))
+        result["kappa"] = known_value(float(weighted_kappa(grades[guess], grades[true], np.ones(count))))
 
     def statistics(weights: Array) -> list[float]:
         plain = [float(weights @ values / count) for values in hits.values()]
@@ -89,9 +89,9 @@ def classification_metrics(
         result[f"{name}_ci"] = None if np.isnan(interval[0]) else list(interval)
     result["per_class"] = {
         name: {
-            "recall": _known(per_class["recall"][index]),
-            "precision": _known(per_class["precision"][index]),
-            "f1": _known(per_class["f1"][index]) if per_class["n"][index] else None,
+            "recall": known_value(per_class["recall"][index]),
+            "precision": known_value(per_class["precision"][index]),
+            "f1": known_value(per_class["f1"][index]) if per_class["n"][index] else None,
             "n": int(per_class["n"][index]),
         }
         for index, name in enumerate(class_names)
@@ -197,10 +197,6 @@ def _grades(names: Sequence[str]) -> Array | None:
         return None
     values = np.array([float(name) for name in names])
     return values if (np.diff(np.sort(values)) == 1).all() else None
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _check(probs: Tensor, targets: Tensor, class_names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from transferkit.core.errors import ConfigError
 from transferkit.models.detections.counts import BoxCounts, Thresholds, best_thresholds, curves, has_masks
 from transferkit.models.detections.matching import MOST, Matched
 from transferkit.models.detections.mistakes import confident_mistakes, missed_objects, mistake_counts
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
 from transferkit.models.figures.boxes import BoxTally
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.paired import compare_figures
@@ -87,7 +87,7 @@ def box_metrics(
     result["detections"] = sum(len(one.scores) for one in tallies)
     result["beyond"] = sum(_beyond(one) for one in counts.matched)
     for at, key in enumerate(keys):
-        result[key], result[f"{key}_ci"] = _known(values[at]), _bounds(intervals[at])
+        result[key], result[f"{key}_ci"] = known_value(values[at]), _bounds(intervals[at])
     result |= {"threshold": chosen.every, "chosen_here": thresholds is None}
     result["mistakes"] = _mistakes(tallies, counts, chosen.every)
     predicted = np.bincount(np.concatenate([one.classes for one in tallies]), minlength=len(names))
@@ -96,9 +96,9 @@ def box_metrics(
         places = len(keys) + len(each) * at + np.arange(len(each))
         row: dict[str, Any] = {}
         for key, place in zip(each, places.tolist(), strict=True):
-            row[key], row[f"{key}_ci"] = _known(values[place]), _bounds(intervals[place])
+            row[key], row[f"{key}_ci"] = known_value(values[place]), _bounds(intervals[place])
         shares = _shares(of_class[at])
-        row |= {key: _known(share) for key, share in zip(_SHARES, shares, strict=True)}
+        row |= {key: known_value(share) for key, share in zip(_SHARES, shares, strict=True)}
         row["threshold"] = chosen.of_class[at]
         row["n"] = len(np.unique(counts.matched[at].owners))
         rows[name] = row | {"objects": int(of_class[at, 2]), "predicted": int(predicted[at])}
@@ -262,10 +262,6 @@ def _check(tallies: Sequence[BoxTally], classes: int) -> None:
             raise ConfigError(
                 f"an object's box is {one.true_boxes[turned][0].tolist()}, expected left, top, right and bottom"
             )
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _bounds(interval: tuple[float, float]) -> list[float] | None:

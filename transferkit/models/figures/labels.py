@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, bounds_of, known_value
 from transferkit.models.figures.figure import Figure
 
 __all__ = ["THRESHOLD", "LabelCounts", "Ranking", "average_precisions", "label_figures", "label_metrics"]
@@ -128,16 +128,16 @@ def label_metrics(
     intervals[keys.index("loss")] = loss
     result: dict[str, Any] = {"n": count}
     for key, value, interval in zip(keys, values, intervals, strict=False):
-        result[key], result[f"{key}_ci"] = _known(value), _bounds(interval)
+        result[key], result[f"{key}_ci"] = known_value(value), bounds_of(interval)
     counts = LabelCounts(truth.sum(axis=0), assigned.sum(axis=0), both.sum(axis=0))
     of_label = {name: counts.ratio(name) for name in ("f1", "precision", "recall")}
     bare = ~truth.any(axis=1)
     result["none"] = {"n": int(bare.sum()), "given_none": int((bare & ~assigned.any(axis=1)).sum())}
     result["per_label"] = {
         name: {
-            "ap": _known(values[len(keys) + at]),
-            "ap_ci": _bounds(intervals[len(keys) + at]),
-            **{key: _known(ratios[at]) if counts.positives[at] else None for key, ratios in of_label.items()},
+            "ap": known_value(values[len(keys) + at]),
+            "ap_ci": bounds_of(intervals[len(keys) + at]),
+            **{key: known_value(ratios[at]) if counts.positives[at] else None for key, ratios in of_label.items()},
             "n": int(counts.positives[at]),
             "threshold": float(limits[at]),
         }
@@ -185,11 +185,3 @@ def label_figures(values: Mapping[str, Any]) -> list[Figure]:
 
 def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _bounds(interval: tuple[float, float]) -> list[float] | None:
-    return list(interval) if np.isfinite(interval).all() else None

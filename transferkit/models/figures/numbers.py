@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from transferkit.models.figures.bootstrap import bootstrap_intervals
+from transferkit.models.figures.bootstrap import bootstrap_intervals, bounds_of, known_value
 from transferkit.models.figures.figure import Figure
 
 __all__ = ["KEYS", "Pairs", "number_figures", "number_metrics", "weighted_kappa"]
@@ -97,18 +97,18 @@ def number_metrics(
     intervals = bootstrap_intervals(statistics, count, seed=seed)
     result: dict[str, Any] = {"n": count}
     for key, value, interval in zip(KEYS, values, intervals, strict=False):
-        result[key], result[f"{key}_ci"] = _known(value), _bounds(interval)
+        result[key], result[f"{key}_ci"] = known_value(value), bounds_of(interval)
     result["per_target"] = {}
     for at, name in enumerate(names):
         row: dict[str, Any] = {}
         for number, key in enumerate(KEYS):
             place = len(KEYS) + number * len(names) + at
-            row[key], row[f"{key}_ci"] = _known(values[place]), _bounds(intervals[place])
+            row[key], row[f"{key}_ci"] = known_value(values[place]), bounds_of(intervals[place])
         off = pairs.true[:, at] - mean[at]
         row["always_mean"] = {"rmse": float(np.sqrt((off**2).mean())), "mae": float(np.abs(off).mean())}
         if at in grades:
             place = len(KEYS) * (1 + len(names)) + grades.index(at)
-            row["kappa"], row["kappa_ci"] = _known(values[place]), _bounds(intervals[place])
+            row["kappa"], row["kappa_ci"] = known_value(values[place]), bounds_of(intervals[place])
         result["per_target"][name] = row
     return result
 
@@ -166,11 +166,3 @@ def _figure(key: str, values: Mapping[str, Any], of: str | None = None) -> Figur
     unit = "deviations" if of is None and key in ("rmse", "mae", "median_ae") else ""
     label += f", in {unit}" if unit else ""
     return Figure(key, label, values[key], values.get(f"{key}_ci"), higher, unit, meaning, of=of)
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _bounds(interval: tuple[float, float]) -> list[float] | None:
-    return list(interval) if np.isfinite(interval).all() else None

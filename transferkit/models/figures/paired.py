@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
 from transferkit.models.figures.figure import Figure
 
 __all__ = ["Outcomes", "compare", "compare_figures", "figure_differences", "figures_compared", "mcnemar", "verdict"]
@@ -169,9 +169,9 @@ def compare_figures(
     rows = [
         {
             **{name: getattr(figure, name) for name in ("key", "of", "label", "unit", "higher_is_better")},
-            "first": _known(sides[0, at]),
-            "second": _known(sides[1, at]),
-            "difference": _known(sides[0, at] - sides[1, at]),
+            "first": known_value(sides[0, at]),
+            "second": known_value(sides[1, at]),
+            "difference": known_value(sides[0, at] - sides[1, at]),
             "ci": list(bounds[at]) if np.isfinite(bounds[at]).all() else None,
         }
         for at, figure in enumerate(figures)
@@ -221,10 +221,6 @@ def _valued(row: Mapping[str, Any], value: float) -> str:
 
 def _moved(row: Mapping[str, Any], value: float) -> str:
     return f"{100 * value:+.1f} points" if row["unit"] == "share" else f"{value:+.3g}"
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _side_by_side(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals
+from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, bounds_of, known_value
 from transferkit.models.figures.classification import confidence_bins, confidence_metrics
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.masks import MaskTally
@@ -108,7 +108,7 @@ def mask_metrics(
     right, true, called, _, _ = counts.sums(ones)
     result: dict[str, Any] = {"n": count, "pixels": int(true.sum())}
     for at, key in enumerate(KEYS):
-        result[key], result[f"{key}_ci"] = _known(values[at]), _bounds(intervals[at])
+        result[key], result[f"{key}_ci"] = known_value(values[at]), bounds_of(intervals[at])
     result |= mask_confidence(tallies)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     holding = np.zeros(len(names), dtype=np.int64)
@@ -119,8 +119,11 @@ def mask_metrics(
     of_class, _ = _ratios(right, true, called)
     result["per_class"] = {
         name: {
-            **{key: _known(of_class[key][at]) for key in of_class},
-            **{f"{key}_ci": _bounds(intervals[len(KEYS) + 2 * at + part]) for part, key in enumerate(("miou", "dice"))},
+            **{key: known_value(of_class[key][at]) for key in of_class},
+            **{
+                f"{key}_ci": bounds_of(intervals[len(KEYS) + 2 * at + part])
+                for part, key in enumerate(("miou", "dice"))
+            },
             "n": int(holding[at]),
             "pixels": int(true[at]),
             "predicted": int(called[at]),
@@ -130,7 +133,7 @@ def mask_metrics(
     usual = int(np.argmax(true if pixels is None else pixels))
     only = np.arange(len(names)) == usual
     _, guess = _ratios(true * only, true, true.sum() * only)
-    result["always"] = {"class": names[usual], **{key: _known(at) for key, at in zip(KEYS, guess, strict=False)}}
+    result["always"] = {"class": names[usual], **{key: known_value(at) for key, at in zip(KEYS, guess, strict=False)}}
     return result
 
 
@@ -262,11 +265,3 @@ def _check(tallies: Sequence[MaskTally], classes: int) -> None:
     shapes = {one.confusion.shape for one in tallies} | {one.logits.shape[1:] * 2 for one in tallies}
     if shapes != {(classes, classes)}:
         raise ConfigError(f"masks were counted by {sorted(shapes)} classes, expected {classes} by the names")
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _bounds(interval: tuple[float, float]) -> list[float] | None:
-    return list(interval) if np.isfinite(interval).all() else None

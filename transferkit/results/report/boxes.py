@@ -17,7 +17,7 @@ from transferkit.models.detections.mistakes import KINDS
 from transferkit.results.boxes.drawn import Scene, around, scene
 from transferkit.results.boxes.judged import MISSED, Judged, JudgedBox, JudgedObject
 from transferkit.results.report.facts import NOUNS, shown
-from transferkit.results.report.page import Section, TaskSections, macros
+from transferkit.results.report.page import Section, TaskSections, compared_classes, macros
 from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, DASHES, SERIES, Chart, Line, in_percent
@@ -133,14 +133,7 @@ def box_comparison(files: Sequence[RunFiles], names: Sequence[str], split: str |
     if split is None:
         return TaskSections()
     tables = [{row["name"]: row["map"] for row in _rows(one.metrics[split])} for one in files]
-    rows = [
-        {"name": name, "values": [table.get(name) for table in tables]}
-        for name in dict.fromkeys(name for table in tables for name in table)
-    ]
-    if not rows:
-        return TaskSections()
-    body = macros(TEMPLATE).compared(rows, names, NOUNS[split])
-    return TaskSections(sections=(Section("classes", "Classes", body),))
+    return compared_classes(tables, names, NOUNS[split], TEMPLATE)
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from transferkit.core.text import first_line
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.results.predict.colours import hex_colour, laid_over, palette_of
 from transferkit.results.report.facts import NOUNS
-from transferkit.results.report.page import Section, TaskSections, data_uri, macros
+from transferkit.results.report.page import Section, TaskSections, compared_classes, data_uri, macros
 from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, Chart, in_percent
@@ -96,14 +96,7 @@ def mask_comparison(files: Sequence[RunFiles], names: Sequence[str], split: str 
     if split is None:
         return TaskSections()
     tables = [{row["name"]: row["iou"] for row in _rows(one.metrics[split])} for one in files]
-    rows = [
-        {"name": name, "values": [table.get(name) for table in tables]}
-        for name in dict.fromkeys(name for table in tables for name in table)
-    ]
-    if not rows:
-        return TaskSections()
-    body = macros(TEMPLATE).compared(rows, names, NOUNS[split])
-    return TaskSections(sections=(Section("classes", "Classes", body),))
+    return compared_classes(tables, names, NOUNS[split], TEMPLATE)
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------

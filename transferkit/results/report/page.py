@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,7 +20,7 @@ from transferkit.core.text import visible
 from transferkit.data.images.decode import Pixels
 from transferkit.show.words import PERCENT, value_text
 
-__all__ = ["Section", "TaskSections", "data_address", "data_uri", "macros", "render"]
+__all__ = ["Section", "TaskSections", "compared_classes", "data_address", "data_uri", "macros", "render"]
 
 TEMPLATES = "templates"
 QUALITY = 80
@@ -110,3 +111,23 @@ def _environment() -> Environment:
     environment.filters["percent"] = lambda value: value_text(value, "share", percent=PERCENT)
     environment.filters["value"] = lambda value, unit: value_text(value, unit, percent=PERCENT)
     return environment
+
+
+def compared_classes(
+    tables: Sequence[Mapping[str, float | None]], names: Sequence[str], noun: str, template: str
+) -> TaskSections:
+    """Return a section that holds the figure of every class in several runs; nothing where there is no class.
+
+    Args:
+        tables: Of each run the figure of its classes, by name; the first run is what the others are held against.
+        names: Of the runs.
+        noun: What the figures were measured on.
+        template: Whose macro ``compared`` draws the table.
+    """
+    rows = [
+        {"name": name, "values": [table.get(name) for table in tables]}
+        for name in dict.fromkeys(name for table in tables for name in table)
+    ]
+    if not rows:
+        return TaskSections()
+    return TaskSections(sections=(Section("classes", "Classes", macros(template).compared(rows, names, noun)),))
