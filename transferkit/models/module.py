@@ -334,7 +334,7 @@ class TransferModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer was told, in bf16 too, where Lightning refuses it for fused optimizers.
+        """Clip as the Trainer says, in bf16 too, where Lightning refuses it for fused optimizers.
 
         In fp16 a fused optimizer takes the loss scale off within its step, so there is nothing yet to clip.
         """

@@ -23,8 +23,8 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.objects import (
     POINTS,
     check_objects,
-    kept,
     left_of,
+    objects_seen,
     outline_points,
     scaled,
     seen_in,
@@ -167,13 +167,13 @@ class Transform:
             if numbers is not None:
                 numbers = fit_mask(numbers, self.config, decoded=size, fill=0)
             fitted = fit_boxes(scaled(boxes, size, whole), whole, self.config)
-            shown = kept(annotation, fitted, None, numbers, self.config.image_size)
+            shown = objects_seen(annotation, fitted, None, numbers, self.config.image_size)
             return fit(image, self.config, whole=whole), shown
         numbers = None if numbers is None else resize_mask(numbers, size)
-        wanted = annotation.crowd is not None and bool((~annotation.crowd).any())
+        learnable = annotation.crowd is not None and bool((~annotation.crowd).any())
         for draw in range(_DRAWS):
             both = self._draw_objects(image, annotation, boxes, numbers, seed + draw * _NEXT_DRAW)
-            if not wanted or bool((~both[1].crowd).any()):  # type: ignore[operator]
+            if not learnable or bool((~both[1].crowd).any()):  # type: ignore[operator]
                 break
         return both
 
@@ -196,7 +196,9 @@ class Transform:
                 shares = shares * uncovered(carried, step.blots(self.config.image_size))
         left = both.get("mask")
         left = None if left is None else np.ascontiguousarray(left)
-        shown = kept(annotation, carried, None if self.name == _MIRROR else shares, left, self.config.image_size)
+        shown = objects_seen(
+            annotation, carried, None if self.name == _MIRROR else shares, left, self.config.image_size
+        )
         return np.ascontiguousarray(both["image"]), shown
 
     def _pipeline(self, seed: int, *, objects: bool = False) -> Step:

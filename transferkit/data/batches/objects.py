@@ -26,8 +26,8 @@ __all__ = [
     "LEAST_SIDE",
     "Points",
     "check_objects",
-    "kept",
     "left_of",
+    "objects_seen",
     "outline_points",
     "scaled",
     "seen_in",
@@ -123,7 +123,7 @@ def uncovered(boxes: npt.NDArray[np.float64], blots: npt.NDArray[np.bool_]) -> n
     return shares
 
 
-def kept(
+def objects_seen(
     annotation: Annotation,
     boxes: npt.NDArray[np.float64],
     shares: npt.NDArray[np.float64] | None,

@@ -157,9 +157,9 @@ class Blots(A.CoarseDropout):  # type: ignore[misc]  # an untyped base
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the blots."""
-        found: dict[str, Any] = super().get_params_dependent_on_data(params, data)
-        self.holes = np.asarray(found["holes"])
-        return found
+        draw: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+        self.holes = np.asarray(draw["holes"])
+        return draw
 
     def blots(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """Return which pixels ``(h, w)`` are blotted out."""

@@ -55,7 +55,7 @@ def near_copies(
     """Return groups of pictures that are near copies of each other, equal ones among them.
 
     Use it with the sketches of `ImageIndex.sketches`, or of `ReadResult`; positions in the result are those in
-    `sketches`. Near copies of near copies are one group. Pictures that are mirrored or turned are not found, nor those
+    `sketches`. Near copies of near copies are one group. Mirrored or turned pictures are none, nor those
     without structure (all of one colour, say). Those that differ in small things only are taken for near copies: frames
     of a fixed camera, filled-in forms, drawn digits. Time grows with the square of the number of pictures: seconds for
     a few thousand, minutes for 100,000.

@@ -83,14 +83,14 @@ def _outline_text(outlined: list[bool]) -> str:
 
 
 def _kinds(root: Path) -> list[str]:
-    found = []
+    kinds = []
     if any(is_coco(path) for path in coco_files(root)):
-        found.append("COCO")
+        kinds.append("COCO")
     if is_voc(root):
-        found.append("Pascal VOC")
+        kinds.append("Pascal VOC")
     if is_yolo(root):
-        found.append("YOLO")
-    return found
+        kinds.append("YOLO")
+    return kinds
 
 
 def _stated(path: Path, *, lenient: bool) -> StatedSet:

@@ -33,7 +33,7 @@ _LEAST: Final = 0.01
 """Pixels of a side below which a box has no area."""
 
 _OVER: Final = 0.5
-"""Pixels beyond the edge from which on it is told: less is rounding."""
+"""Pixels beyond the edge from which on it is worth a word: less is rounding."""
 
 
 class _Fault(StrEnum):

@@ -37,7 +37,7 @@ MIN_POSITIVES: Final = 5
 FOLDS: Final = 5
 
 NEVER: Final = 2.0
-"""The threshold of a label that no picture is given: no probability reaches it."""
+"""The threshold of a label that no picture gets: no probability reaches it."""
 
 Array = npt.NDArray[Any]
 

@@ -32,7 +32,7 @@ class Feed(StrEnum):
 
 
 def feed(backbone: Backbone, kind: Feed, images: Tensor) -> HeadInput:
-    """Return what a head is given, by one pass.
+    """Return the input of a head, by one pass.
 
     Args:
         backbone: The backbone.

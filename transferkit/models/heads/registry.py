@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 HeadBuilder = Callable[[Any, int], nn.Module]
-"""Called with the width of what the head is given (of a pyramid: with its levels), and with the number of classes."""
+"""Called with the width of its input (of a pyramid: with its levels), and with the number of classes."""
 
 _Builder = TypeVar("_Builder", bound=HeadBuilder)
 
@@ -46,7 +46,7 @@ _REGISTERED: dict[str, HeadBuilder] = {}
 
 
 class HeadKinds(Protocol):
-    """The heads that a task can have: which there are, what each is given, how it is built."""
+    """The heads that a task can have: which there are, what goes into each, how it is built."""
 
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
@@ -205,7 +205,7 @@ def check_head(head: nn.Module, inputs: HeadInput, expected: tuple[int, ...]) ->
 
     Args:
         head: The head.
-        inputs: What it will be given, of one or two blank pictures. It is moved to the head's device.
+        inputs: As it will have them, of one or two blank pictures. It is moved to the head's device.
         expected: Shape of what it has to return for them.
 
     Raises:

@@ -87,10 +87,10 @@ def _caveats(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[
         calibration = metrics.get("calibration", {})
         fitted = calibration.get("fitted_on") == "val"
         what = "calibrated on" if fitted else "validated on"
-        told = "its own metrics.json has cross-fitted figures"
+        source = "its own metrics.json has cross-fitted figures"
         if calibration.get("method") == "conformal":  # of numbers, which stay as they are
-            told = "its intervals are of their errors"
-        crossed = f"; {told}" if fitted else ""
+            source = "its intervals are of their errors"
+        crossed = f"; {source}" if fitted else ""
         lines.append(("seen", f"the run was {what} {metrics['seen_in_val']:,} of these pictures{crossed}"))
     left = metrics["left_out"]
     if left["seen_in_training"]:

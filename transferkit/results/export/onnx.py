@@ -116,8 +116,8 @@ def quantise(model: Any, predictor: Predictor, paths: Sequence[str], *, static: 
     import onnx
     from onnxruntime import quantization as ort  # type: ignore[import-untyped]
 
-    kept = [*_first_layers(model), *(node.name for node in model.graph.node if node.name.startswith(_HEAD))]
-    common = {"per_channel": True, "weight_type": ort.QuantType.QUInt8, "nodes_to_exclude": kept}
+    unchanged = [*_first_layers(model), *(node.name for node in model.graph.node if node.name.startswith(_HEAD))]
+    common = {"per_channel": True, "weight_type": ort.QuantType.QUInt8, "nodes_to_exclude": unchanged}
     with tempfile.TemporaryDirectory(prefix="transferkit-") as folder, quiet(), redirect_stdout(io.StringIO()):
         source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
         source.write_bytes(model.SerializeToString())

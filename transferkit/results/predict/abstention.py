@@ -69,9 +69,9 @@ def check_unknown(module: TransferModule, rate: float) -> None:
     if not 0.0 < rate < 1.0:
         raise ConfigError(f"unknown is {rate}, expected a rate in (0, 1), such as 0.95")
     if not module.task.output.labels:
-        told = "" if module.unlike is None else "; the column unlike_training says it"
+        hint = "" if module.unlike is None else "; the column unlike_training says it"
         raise ConfigError(
-            f"--unknown writes {UNKNOWN!r} for a label, and {module.task.name} gives none - leave it out{told}"
+            f"--unknown writes {UNKNOWN!r} for a label, and {module.task.name} gives none - leave it out{hint}"
         )
     if module.unlike is None:
         raise ConfigError(

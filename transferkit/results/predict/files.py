@@ -106,14 +106,14 @@ class Files:
         if self._part is None:
             return record
         if self.folder is None or self.staging is None or record.error is not None:
-            kept: Record = self._part.written(record, None)
-            return kept
+            bare: Record = self._part.written(record, None)
+            return bare
         path = self.staging / name
         with storage_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._part.content(record, self._spec))
-        there: Record = self._part.written(record, str(Path(self.folder) / name))
-        return there
+        full: Record = self._part.written(record, str(Path(self.folder) / name))
+        return full
 
     def put_in_place(self) -> None:
         """Let the files appear, once all are written."""

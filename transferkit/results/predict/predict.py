@@ -112,8 +112,8 @@ def _predictions(
     pictures: list[Iterator[_Named]] = []
 
     def begin() -> int | None:
-        found = find_named_pictures(config.paths, stdin, counts.unread)
-        pictures.append((path, files.name(below)) for path, below in found)
+        entries = find_named_pictures(config.paths, stdin, counts.unread)
+        pictures.append((path, files.name(below)) for path, below in entries)
         return count_pictures(config.paths)
 
     counts.total = on_first(begin)

@@ -162,18 +162,18 @@ class ClassOutput:
         return agrees
 
 
-def of_one_class(request: Request, given: str) -> str | None:
+def of_one_class(request: Request, answers: str) -> str | None:
     """Return which wishes make sense of one class per picture, or of numbers, alone; ``None`` where there are none.
 
     Args:
         request: What is wanted.
-        given: What the model gives instead, such as ``"masks"``.
+        answers: What the model gives instead, such as ``"masks"``.
     """
     wishes = (("--top-k", request.top_k), ("--abstain", request.abstention))
     problems = [
-        f"{name} is of one class per picture, and this model gives {given} - leave it out"
+        f"{name} is of one class per picture, and this model gives {answers} - leave it out"
         for name, value in wishes if value is not None
     ]  # fmt: skip
     if request.coverage is not None:
-        problems.append(f"--coverage is of the intervals of numbers, and this model gives {given} - leave it out")
+        problems.append(f"--coverage is of the intervals of numbers, and this model gives {answers} - leave it out")
     return "; ".join(problems) or None

@@ -176,7 +176,7 @@ def _pictures(files: RunFiles, rows: Sequence[Mapping[str, str]]) -> _Shown:
 
 
 def _laid(
-    predictor: Predictor, row: Mapping[str, str], given: npt.NDArray[np.uint8] | None, palette: Pixels
+    predictor: Predictor, row: Mapping[str, str], prediction: npt.NDArray[np.uint8] | None, palette: Pixels
 ) -> dict[str, str | None]:
     """Return a picture, and the same under the true and the given mask, as addresses; ``None`` where one is gone."""
     images: dict[str, str | None] = dict.fromkeys(("picture", "true", "given"))
@@ -188,7 +188,7 @@ def _laid(
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     images["picture"] = data_uri(small)
-    masks = {"given": given, "true": _truth(predictor, row)}
+    masks = {"given": prediction, "true": _truth(predictor, row)}
     for name, mask in masks.items():
         if mask is not None:
             fitted = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
