@@ -137,14 +137,15 @@ class TransferkitWarning(UserWarning):
     """Base of every warning transferkit issues."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, least: float = 0.6) -> str:
     """Return ``" Did you mean 'x'?"`` for the three closest of `known` at most, or ``""`` when nothing is close.
 
     Args:
         word: What the user wrote.
         known: What would have been accepted.
+        least: From which similarity on a word is close, in [0, 1], see `difflib.SequenceMatcher.ratio`.
     """
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=least)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 

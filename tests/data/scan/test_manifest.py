@@ -102,7 +102,9 @@ def test_all_bad_rows_in_one_report(pets):
         ("path,label\n", "has no rows"),
         ("path;label\na;b\n", "separated by commas"),
         ("path,lable\na,b\n", "unknown column 'lable'. Did you mean 'label'?"),
-        ("path,label,spilt\na,b,train\n", "unknown column 'spilt'. Did you mean 'split'?"),
+        ("path,label,spilt\na,b,train\n", "unknown column 'spilt'. Did you mean 'split'? If not, rename it"),
+        ("path,label,Group\na,b,c\n", "unknown column 'Group'. Did you mean 'group'?"),
+        ("path,label,gruop\na,b,c\n", "unknown column 'gruop'. Did you mean 'group'?"),
         ("path,label,label\na,b,c\n", "column 'label' appears twice"),
         ("path,label\na,b,c\n", "rows with another number of cells than the 2 columns: line 2: 3"),
         ('path,label\n"a,b\n', "is not CSV"),
@@ -122,6 +124,14 @@ def test_other_columns_are_noted(pets):
     manifest = table(pets / "m.csv", "cat/000.bmp,cat,3", "dog/000.bmp,dog,4", header="path,label,width")
     (note,) = index(manifest, val_split=0).findings
     assert (note.kind, note.items) == (Kind.NOTE, ("width",))
+
+
+@pytest.mark.parametrize("name", ["site", "slide", "plot", "age_group", "grade"])
+def test_columns_that_sound_like_an_optional_one_are_noted(pets, name):
+    """Words of fields of study, which are no misspelling of split or group."""
+    manifest = table(pets / "m.csv", "cat/000.bmp,cat,a", "dog/000.bmp,dog,b", header=f"path,label,{name}")
+    (note,) = index(manifest, val_split=0).findings
+    assert (note.kind, note.items) == (Kind.NOTE, (name,))
 
 
 def test_unreadable_manifest(pets, monkeypatch):  # fault 1

@@ -26,6 +26,10 @@ __all__ = ["is_manifest", "read_table", "scan_manifest"]
 SPLIT, GROUP = "split", "group"
 """The columns that may be there besides paths and answers."""
 
+MISSPELT = 0.8
+"""Similarity from which on a column is ``split`` or ``group`` misspelt, as ``spilt`` is; ``site`` and ``age_group`` are
+columns of their own."""
+
 
 def is_manifest(data: str) -> bool:
     """Whether a data set is a file whose name is that of a manifest."""
@@ -117,9 +121,13 @@ def _check_columns(manifest: str, columns: list[str], required: Sequence[str]) -
     for name in missing:
         if name in required:
             problems.append(f"no column {name!r}; found {listing(columns)}")
+    absent = [name for name in missing if name in required]
+    optional = [name for name in missing if name not in required]
     for name in unknown:
-        if meant := did_you_mean(name.strip().lower(), missing):
+        if meant := did_you_mean(name.strip().lower(), absent):
             problems.append(f"unknown column {name!r}.{meant}")
+        elif meant := did_you_mean(name.strip().lower(), optional, least=MISSPELT):
+            problems.append(f"unknown column {name!r}.{meant} If not, rename it")
     if problems:
         raise DataError(
             f"manifest {manifest!r}: {'; '.join(problems)} - expected a first line like {','.join(required)}[,split]"
