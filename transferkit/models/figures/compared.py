@@ -16,9 +16,11 @@ class Compared:
         another: What a model gives that does not agree.
         values: What predictions are.
         scale: What counts as 1 of each value of a prediction; empty: 1.
+        share: What `Output.shares` are.
     """
 
     answers: str = "labels"
     another: str = "another class"
     values: str = "probabilities"
     scale: tuple[float, ...] = ()
+    share: str = "probability"

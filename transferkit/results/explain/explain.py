@@ -202,7 +202,7 @@ class _Explainer:
             path, picture.view if shown is None else shown, self._output.answer(record, self._spec),
             self._output.shares(record, self._spec), picture.target, heat,
             [(one, self._thumbnail(one.path)) for one in near],
-            "probability" if self._output.labels else "share",
+            self._output.compared.share,
             dict(zip(self._output.header(self._spec, ONE), self._first(record), strict=True)),
         )  # fmt: skip
         name = _file_name(path, self._number, self._digits)

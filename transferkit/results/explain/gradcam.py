@@ -120,7 +120,7 @@ def _layers(module: TransferModule, images: Tensor) -> Iterator[str]:
     if module.feed is Feed.PYRAMID:
         raise ConfigError(
             f"no heat map: the head {type(module.head).__name__} takes maps of several sizes, and no one of them holds "
-            "its evidence - the mask says where a class is; explain by the nearest training pictures instead"
+            "its evidence - what it answers says where; explain by the nearest training pictures instead"
         )
     if module.feed is Feed.LAST_MAP:
         yield LAST

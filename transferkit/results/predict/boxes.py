@@ -20,7 +20,7 @@ from transferkit.models.parts import Request
 from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 from transferkit.results.boxes.coco import CocoResults
 from transferkit.results.boxes.found import BoxPrediction, PredictedBox
-from transferkit.results.boxes.instances import InstanceFiles, class_colours, plain_rle
+from transferkit.results.boxes.instances import InstanceFiles, plain_rle
 from transferkit.results.boxes.judged import COLUMNS as JUDGED
 from transferkit.results.boxes.judged import judged, told_from
 from transferkit.results.predict.record import of_one_class
@@ -38,9 +38,8 @@ SURE: Final = 0.3
 
 
 def box_facts(spec: TargetSpec) -> dict[str, Any]:
-    """Return what the page of boxes needs to know: name and colour of each class, and from which score on it shows."""
-    colours = class_colours(len(spec.names))
-    return {"classes": list(zip(spec.names, colours, strict=True)), "threshold": min(1.0, told_from(spec))}
+    """Return what the page of boxes needs to know: from which score on it shows them."""
+    return {"threshold": min(1.0, told_from(spec))}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class BoxOutput:
     page: Page | None = Page("serve_boxes.html.j2", box_facts)
     names_one: bool = False
     labels: bool = False
-    compared: Compared = Compared("boxes", "other boxes", "boxes and scores")
+    compared: Compared = Compared("boxes", "other boxes", "boxes and scores", share="best score")
     objects: ObjectResults | None = CocoResults()
     files: RecordFiles | None = InstanceFiles()
 

@@ -87,7 +87,7 @@ class MaskOutput:
     page: Page | None = Page("serve_masks.html.j2")
     names_one: bool = False
     labels: bool = False
-    compared: Compared = Compared("masks", "another mask", "probabilities of pixels")
+    compared: Compared = Compared("masks", "another mask", "probabilities of pixels", share="share")
     objects: ObjectResults | None = None
 
     def activate(self, outputs: Any) -> Any:

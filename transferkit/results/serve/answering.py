@@ -95,6 +95,22 @@ class Number(BaseModel):
     high: float | None = None
 
 
+class RunLengths(BaseModel):
+    """A mask as COCO packs it."""
+
+    size: list[int] = Field(description="height and width of the picture")
+    counts: str = Field(description="compressed run lengths, column by column, as pycocotools reads them")
+
+
+class Box(BaseModel):
+    """An object that was found."""
+
+    box: list[float] = Field(description="left, top, right and bottom in pixels of the upright picture")
+    label: str = Field(description="its class")
+    score: float = Field(description="how sure that is, in (0, 1]")
+    mask: RunLengths | None = Field(None, description="of models that find outlines")
+
+
 class TaskAnswer(BaseModel):
     """What a model of another task says about one picture: the values of its records, and these."""
 
@@ -102,7 +118,13 @@ class TaskAnswer(BaseModel):
 
     model: str = Field(description="name of the run")
     ms: float = Field(description="time from the whole picture to the answer, in milliseconds")
-    mask: str | None = Field(None, description="of masks: PNG of class indices at the picture's size, as a data URI")
+    mask: str | None = Field(
+        None,
+        description="of masks: PNG of class indices at the picture's size, as a data URI; of outlines: of the numbers "
+        "of boxes, 1 for the first",
+    )
+    boxes: list[Box] | None = Field(None, description="of objects: those told, the most confident first")
+    unsure: list[Box] | None = Field(None, description="of objects: those below the model's threshold, down to 0.05")
     shares: dict[str, float] | None = Field(None, description="of masks: share of each class in the pixels")
     labels: list[str] | None = Field(None, description="of labels: those given, most probable first")
     probabilities: list[float] | None = Field(None, description="of labels: of every label, in index order")
