@@ -275,7 +275,7 @@ def test_which_weights_went_out(metrics, options, text, tmp_path):  # fault 86
 skops = pytest.importorskip("skops.io", reason="the sklearn extra is not installed")
 
 PROBE = {"probe": {"classifier": "logistic", "exported": "yes"}}
-EXTRACTOR = {"backbone": "test_resnet", "weights": "random", "image_size": 32, "layer": "pooled", "pool": None}
+EXTRACTOR = {"backbone": "test_resnet", "weights": "backbone.pth", "image_size": 32, "layer": "pooled", "pool": None}
 
 
 VECTOR = Calibration("vector", scale=(1.0, 2.0, 0.5), bias=(0.1, 0.0, -0.3))
@@ -358,6 +358,17 @@ def test_a_classifier_of_other_labels_is_not_written(probe, tmp_path):
     (copy / CLASSIFIER).write_bytes(pack_classifier(pipeline, facts))
     with pytest.raises(ExportError, match="pictures get another class"):
         export(config(copy, format="skops", out=str(tmp_path / "a.skops")))
+    assert not (tmp_path / "a.skops").exists()
+
+
+@pytest.mark.parametrize("classifier", ["sklearn.neighbors.KNeighborsClassifier", "logistic"])
+def test_features_of_random_weights_cannot_be_made_again(probe, tmp_path, classifier):
+    run = run_probe(ProbeConfig(
+        data=str(probe.parent / "data"), backbone="test_resnet", weights="random", image_size=32, quiet=True,
+        classifier=classifier, out=str(tmp_path / "run"), store=str(tmp_path / "store"), accelerator="cpu",
+    ))  # fmt: skip
+    with pytest.raises(ExportError, match="its features are those of random weights.*pretrained, bundled, a file"):
+        export(config(run, format="skops", out=str(tmp_path / "a.skops")))
     assert not (tmp_path / "a.skops").exists()
 
 

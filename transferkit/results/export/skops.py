@@ -254,8 +254,19 @@ def _predicted(run: Path) -> dict[str, str]:
 
 
 def _extractor_arguments(run: Path) -> dict[str, Any]:
-    """Return the arguments of the `FeatureExtractor` whose features a probe's classifier takes, from `config.yaml`."""
+    """Return the arguments of the `FeatureExtractor` whose features a probe's classifier takes, from `config.yaml`.
+
+    Raises:
+        ExportError: No extractor can make these features: random weights are drawn anew wherever they are asked for.
+        CheckpointError: As `_config`.
+    """
     config = _config(run)
+    if config["weights"] == "random":
+        raise ExportError(
+            f"{run}: its features are those of random weights, which are others wherever they are drawn: nothing would "
+            "give an exported classifier the features it takes - run the probe with weights that can be had again: "
+            "pretrained, bundled, a file"
+        )
     return {name: config[name] for name in EXTRACTOR}
 
 
