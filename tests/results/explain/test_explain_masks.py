@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mask_runs import MASK_CLASSES, make_mask_run, picture
+from PIL import Image
 from torch.nn import functional
 
 from transferkit.core.csv import read_csv
@@ -46,3 +47,5 @@ def test_a_head_on_several_maps_has_none_and_a_page_all_the_same(tmp_path, photo
     (row,) = read_csv(tmp_path / "why" / "explain.csv")
     assert row["target"] in MASK_CLASSES[1:] and (tmp_path / "why" / row["png"]).stat().st_size > 10_000
     assert sum(float(row[name]) for name in MASK_CLASSES) == pytest.approx(1, abs=1e-5)
+    mask = np.asarray(Image.open(tmp_path / "why" / row["mask"]))  # beside its page
+    assert np.array_equal(mask, predictor.predict([photo], workers=0)[0].mask)

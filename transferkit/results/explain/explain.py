@@ -34,6 +34,7 @@ from transferkit.results.explain.gradcam import Heat, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.explain.page import TOP, Evidence, draw_page
 from transferkit.results.explain.pictures import enlarged
+from transferkit.results.predict.files import files_of
 from transferkit.results.predict.pictures import find_pictures, warn_of_unread
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.show.progress import counting_bar, output_console, progress_console
@@ -41,6 +42,8 @@ from transferkit.show.progress import counting_bar, output_console, progress_con
 __all__ = ["explain"]
 
 TABLE: Final = "explain.csv"
+FILE: Final = "mask"
+"""What the file of a record is called, after its page."""
 
 AT_ONCE = 16
 """Pictures explained at once."""
@@ -58,7 +61,7 @@ def explain(config: ExplainConfig) -> Path:
     A page shows the picture as it is cropped for the network, where in it the evidence for the target lies (see
     `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a row per picture:
     ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then ``neighbour_1,
-    label_1, similarity_1`` and so on, then ``error``.
+    label_1, similarity_1`` and so on, then ``error``. Masks lie beside their pages, and the table names them.
 
     Args:
         config: The options.
@@ -141,6 +144,7 @@ class _Explainer:
         self.predictor = predictor
         self.neighbours = neighbours
         self._output, self._spec = predictor.module.task.output, predictor.info.target_spec
+        self._files = files_of(predictor.module)
         self._digits = max(4, len(str(total)))
         self._number = 0
         self._has_heat = True
@@ -207,7 +211,15 @@ class _Explainer:
         )  # fmt: skip
         name = _file_name(path, self._number, self._digits)
         draw_page(evidence, Path(self.config.out) / name)
-        return self._row(record, picture.target, name, near, "")
+        return self._row(self._filed(record, name), picture.target, name, near, "")
+
+    def _filed(self, record: Any, page: str) -> Any:
+        """Return a record whose file, such as a mask, lies beside the page; as it is where it has none."""
+        if self._files is None:
+            return record
+        name = f"{Path(page).stem}.{FILE}{self._files.ending}"
+        atomic_write(Path(self.config.out) / name, self._files.content(record, self._spec))
+        return self._files.written(record, name)
 
     def _row(
         self, record: Any, target: str, page: str, near: Sequence[Neighbour], error: str
