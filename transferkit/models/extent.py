@@ -68,12 +68,13 @@ class Extent(Protocol):
     def table(self, entries: Sequence[Any]) -> Any:
         """Return the entries of N pictures as `Scores.measure` takes predictions."""
 
-    def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
+    def upright(self, outputs: Array, mirrored: Sequence[int], canvas: tuple[int, int]) -> Array:
         """Return the outputs of a picture's views ``(V, ...)`` as if none had been a mirror image.
 
         Args:
             outputs: Of one picture.
             mirrored: The views that are.
+            canvas: Height and width of what the network sees, in pixels.
         """
 
     def placed(self, prediction: Array, frame: Frame | None, size: tuple[int, int] | None) -> Any:
@@ -109,7 +110,7 @@ class WholePicture:
         """Return ``(N, ...)``."""
         return torch.from_numpy(np.stack(entries)) if entries else torch.zeros(0, 0)
 
-    def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
+    def upright(self, outputs: Array, mirrored: Sequence[int], canvas: tuple[int, int]) -> Array:
         """Return them as they are: a mirror image has the same answer."""
         return outputs
 

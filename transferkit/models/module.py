@@ -195,17 +195,27 @@ class TransferModule(L.LightningModule):
     # ---- forward ----------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``; of masks ``(B, C, H, W)``."""
+        """Return logits ``(B, C)`` for images ``(B, 3, H, W) float32, normalised``.
+
+        Of masks ``(B, C, H, W)``; of objects detections ``(B, K, 6 or more)``, see
+        `transferkit.models.objects.detector.Detector`.
+        """
+        outputs: Tensor = self.head(self._inputs(images))
+        return outputs
+
+    def learn(self, images: Tensor) -> Any:
+        """Return what the training loss takes, for images as `forward` takes them: as a rule the same logits."""
+        return self.task.head_kinds.learning(self.head, self._inputs(images))
+
+    def _inputs(self, images: Tensor) -> HeadInput:
+        """Return what the head is given, outside autograd where nothing below the head learns."""
         if torch.is_grad_enabled() and not images.requires_grad and self._backbone_is_frozen():
             # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
             # which the head may save for its own backward pass.
             with torch.inference_mode():
                 inputs = self._run(images)
-            inputs = detached(inputs)
-        else:
-            inputs = self._run(images)
-        logits: Tensor = self.head(inputs)
-        return logits
+            return detached(inputs)
+        return self._run(images)
 
     def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
@@ -245,11 +255,11 @@ class TransferModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
         images, targets = batch
-        logits = (self(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
-        loss: Tensor = self.loss(logits, targets)
+        outputs = (self.learn(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
+        loss: Tensor = self.loss(outputs, targets)
         with torch.no_grad():
             size = len(targets)
-            running = self.task.objective.running_sums(logits, targets)
+            running = self.task.objective.running_sums(outputs, targets)
             self._sums += torch.cat(((loss.detach() * size).reshape(1), running, running.new_full((1,), size)))
         return self._window.weigh(loss, size)
 

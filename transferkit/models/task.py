@@ -15,7 +15,7 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
-from transferkit.data.index.targets import DETECTION, TargetReader, task_name
+from transferkit.data.index.targets import TargetReader, task_name
 from transferkit.models.extent import WHOLE_PICTURE, Extent
 from transferkit.models.heads.registry import FLAT, HeadKinds
 from transferkit.models.heads.solver import Heads, Solver
@@ -129,16 +129,11 @@ AUTO: Final = "auto"
 CLASSIFICATION: Final = "classification"
 
 _HOMES: Final[dict[str, str]] = {
-    name: f"transferkit.tasks.{name}" for name in (CLASSIFICATION, "multilabel", "regression", "segmentation")
+    name: f"transferkit.tasks.{name}"
+    for name in (CLASSIFICATION, "multilabel", "regression", "segmentation", "detection")
 }
 """Where the tasks of this package stand. Their files name parts of every room, so they are opened on first use, as the
 public names are."""
-
-_AHEAD: Final = {
-    DETECTION: "detection is not there yet: boxes are read, checked (transferkit check) and carried through views, and "
-    "no head learns them - name another task by --task, or come back with a later version"
-}
-"""What data are read for, and no task is there for yet."""
 
 _REGISTERED: dict[str, Task] = {}
 
@@ -190,8 +185,6 @@ def task_named(name: str) -> Task:
     name = CLASSIFICATION if name == AUTO else name
     if name in _REGISTERED:
         return _REGISTERED[name]
-    if name in _AHEAD:
-        raise ConfigError(_AHEAD[name])
     if name not in _HOMES:
         known = list_tasks()
         raise ConfigError(f"unknown task {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")

@@ -32,8 +32,8 @@ __all__ = [
 
 AUTO = "auto"
 
-SOLVED = ("linear", "hypercolumns")
-"""Heads that can be solved: one linear layer."""
+SOLVED = ("auto", "linear", "hypercolumns")
+"""Heads that can be solved: one linear layer; the usual head is one where its task has a solver."""
 
 DECAY = Range("a decay in (0, 1), such as 0.999", lambda value: 0.0 < value < 1.0)
 RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
@@ -47,7 +47,9 @@ class ModelOptions(BackboneOptions):
         None, "start from the weights of this run directory, model.safetensors or checkpoint"
     )
     head: str = option(
-        "linear", "linear, mlp, cosine or a registered head; of masks linear, hypercolumns, unet, fpn, deeplabv3plus"
+        "auto",
+        "auto, linear, mlp, cosine or a registered head; of masks linear, hypercolumns, unet, fpn, deeplabv3plus; of "
+        "objects faster_rcnn, retinanet, fcos, mask_rcnn",
     )
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
 
@@ -96,11 +98,14 @@ class TrainingOptions(CraftOptions):
         2, "augmented views of each training picture that a solved probe is fitted on", at_least(0)
     )
     probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3", EPOCHS)
-    lr: float | Literal["auto"] = option(
-        1e-3, "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find)", POSITIVE
+    lr: float | Literal["auto"] | None = option(
+        None,
+        "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find); default: "
+        "0.001, of objects 0.0003",
+        POSITIVE,
     )
     probe_lr: float | None = option(
-        None, "peak LR of the head while it is trained alone, per step; default: 0.01", POSITIVE
+        None, "peak LR of the head while it is trained alone, per step; default: 0.01, of objects 0.001", POSITIVE
     )
     schedule: str | dict[str, Any] = option(
         "cosine",

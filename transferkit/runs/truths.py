@@ -67,6 +67,8 @@ def answers_of(targets: Targets, labels: Iterable[str], predictions: Any, truths
 
 
 def _size(annotation: Annotation) -> tuple[int, int]:
+    if annotation.size is not None:
+        return annotation.size
     if annotation.mask is None:
         raise ValueError("an annotation without a mask has no size of its own")
     return annotation.mask.shape[0], annotation.mask.shape[1]

@@ -146,6 +146,6 @@ class _Trial:
         images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
         targets = self.targets[torch.arange(size) % len(self.targets)].to(self.device)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
-            outputs = self.module(images.contiguous(memory_format=torch.channels_last))
+            outputs = self.module.learn(images.contiguous(memory_format=torch.channels_last))
         loss: torch.Tensor = self.module.loss(outputs.float(), targets)
         return loss

@@ -47,7 +47,7 @@ from transferkit.training.loop.trainer import fit, is_out_of_memory
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import find_start
 from transferkit.training.lr.verb import save_search
-from transferkit.training.plan.options import resolve_options
+from transferkit.training.plan.options import resolve_options, usual_lr
 from transferkit.training.plan.preview import plan_directory, write_preview
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, of_first, world
 from transferkit.training.ranks.processes import in_processes, started_as, warned_once
@@ -225,7 +225,7 @@ def _tune(
     if training.config.lr != AUTO:
         return None, training
     search, training = find_start(training, solved)
-    return search, training.at_lr(*of_first((float(training.config.lr), training.phases)))
+    return search, training.at_lr(*of_first((usual_lr(training.config, training.module.task), training.phases)))
 
 
 @by_first

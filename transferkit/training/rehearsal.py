@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,18 +78,19 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
                 images = torch.zeros(batch, 3, height, width)
                 remedy = "pass another" if flag == "--image-size" else f"leave it out, or pass --image-size {height}"
                 network = f"{flag} {height}: {module.backbone.name}, set up for {own[0]} x {own[1]} pixels,"
-                _run(module.eval(), images, f"{network} does not take {height} x {width}", remedy)
+                _run(module.eval().forward, images, f"{network} does not take {height} x {width}", remedy)
                 if batch == 1:
                     network, remedy = f"--batch-size 1: {module.backbone.name}", "pass --batch-size 2 or more"
-                _run(module.train(), images, f"{network} with this head cannot be trained on such batches", remedy)
+                message = f"{network} with this head cannot be trained on such batches"
+                _run(module.train().learn, images, message, remedy)
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)
 
 
-def _run(module: TransferModule, images: torch.Tensor, message: str, remedy: str) -> None:
+def _run(forward: Callable[[torch.Tensor], Any], images: torch.Tensor, message: str, remedy: str) -> None:
     try:
-        module(images)
+        forward(images).sum()  # heads whose losses wait for the answers run only then
     except TransferkitError:
         raise
     except Exception as error:  # a network that is not ours may raise anything

@@ -28,11 +28,11 @@ from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
-from transferkit.options.training import TrainingOptions
+from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
-from transferkit.training.plan.options import lacks_solver, resolve_phases
+from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
@@ -240,7 +240,7 @@ def _module(config: TrainingOptions, task: Task, backbone: Backbone, data: Image
     return TransferModule(
         backbone,
         task.heads.width(spec),
-        config.head,
+        task.head_kinds.usual if config.head == AUTO else config.head,
         class_names=spec.names,
         task=task,
         target_facts=spec.facts,
@@ -250,7 +250,7 @@ def _module(config: TrainingOptions, task: Task, backbone: Backbone, data: Image
         focal_gamma=options.focal_gamma,
         class_weights=options.class_weights,
         optimizer=config.optimizer,
-        lr=1e-3 if isinstance(config.lr, str) else config.lr,
+        lr=usual_lr(config, task),
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         nesterov=config.nesterov,

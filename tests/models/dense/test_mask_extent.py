@@ -61,10 +61,10 @@ def test_a_merged_prediction_is_measured_as_its_logits_are(logits):
 
 def test_mirror_images_are_turned_back(logits):
     outputs = logits.numpy()
-    turned = EXTENT.upright(outputs, (1,))
+    turned = EXTENT.upright(outputs, (1,), (32, 32))
     assert np.array_equal(turned[0], outputs[0])
     assert np.array_equal(turned[1], outputs[1, :, :, ::-1])
-    assert EXTENT.upright(outputs, ()) is outputs
+    assert EXTENT.upright(outputs, (), (32, 32)) is outputs
 
 
 def test_of_a_whole_picture_all_is_kept():
@@ -74,5 +74,5 @@ def test_of_a_whole_picture_all_is_kept():
     assert torch.equal(answers, targets)
     entries = [WHOLE_PICTURE.entry(row, None) for row in outputs.numpy()]
     assert torch.equal(WHOLE_PICTURE.table(entries), outputs)
-    assert WHOLE_PICTURE.upright(outputs.numpy(), (1,)).shape == (3, 2)
+    assert WHOLE_PICTURE.upright(outputs.numpy(), (1,), (32, 32)).shape == (3, 2)
     assert len(WHOLE_PICTURE.table([])) == len(WHOLE_PICTURE.join([])) == 0

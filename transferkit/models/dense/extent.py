@@ -55,7 +55,7 @@ class MaskExtent:
         """Return the tallies."""
         return list(entries)
 
-    def upright(self, outputs: Array, mirrored: Sequence[int]) -> Array:
+    def upright(self, outputs: Array, mirrored: Sequence[int], canvas: tuple[int, int]) -> Array:
         """Return the outputs of views ``(V, C, h, w)``, those of mirror images turned back."""
         if not mirrored:
             return outputs

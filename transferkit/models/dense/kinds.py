@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
@@ -14,8 +14,8 @@ from transferkit.models.backbones.interface import Backbone
 from transferkit.models.dense.decoders import DeepLabHead, FPNHead, UnetHead
 from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
 from transferkit.models.freezing import evaluation_mode
-from transferkit.models.heads.feed import Feed, dry_run
-from transferkit.models.heads.registry import check_head, list_heads, registered_head, takes_pyramid, unknown_head
+from transferkit.models.heads.feed import Feed, HeadInput, dry_run
+from transferkit.models.heads.registry import HeadOf, check_head, head_of, list_heads, registered_head, unknown_head
 
 __all__ = ["MASK_HEADS", "MaskHeads"]
 
@@ -30,13 +30,21 @@ LIBRARY: Final = "segmentation_models_pytorch"
 class MaskHeads:
     """Heads that return a logit per class and pixel."""
 
+    usual: str = "linear"
+    lr: float = 1e-3
+    probe_lr: float = 1e-2
+
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
-        return list_heads(pyramid=True)
+        return list_heads(HeadOf.MASKS)
 
     def feed(self, head: str | nn.Module) -> Feed:
         """Return the last map for the linear head, the pyramid for all others."""
         return Feed.LAST_MAP if head == "linear" else Feed.PYRAMID
+
+    def learning(self, head: nn.Module, inputs: HeadInput) -> Any:
+        """Return the logits."""
+        return head(inputs)
 
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of logits ``(B, width, H, W)``.
@@ -45,14 +53,15 @@ class MaskHeads:
             BackboneError: The backbone has no pyramid.
             ConfigError: With everything that is wrong; or the library of decoders is not installed.
         """
-        problems = unknown_head(head, pyramid=True)
+        problems = unknown_head(head, HeadOf.MASKS)
         if not 0 <= drop_rate < 1:
             problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
         elif drop_rate and head not in ("linear", "hypercolumns", *DECODERS):
             problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into it")
-        if isinstance(head, nn.Module) and not takes_pyramid(head):
+        if isinstance(head, nn.Module) and head_of(head) is not HeadOf.MASKS:
             problems.append(
-                f"head {type(head).__name__} does not take a pyramid - set `takes_pyramid = True` on its class"
+                f"head {type(head).__name__} is one of {head_of(head)} - set `takes_pyramid = True` on its class, and "
+                "no `finds_objects`"
             )
         if problems:
             raise ConfigError(gather(problems))

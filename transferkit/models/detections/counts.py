@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +10,9 @@ import numpy.typing as npt
 
 from transferkit.models.detections.matching import AREAS, NOTHING, RIGHT, WRONG, matched
 from transferkit.models.detections.ranking import BoxRanking
-from transferkit.models.figures.boxes import BoxTally
+from transferkit.models.figures.boxes import BoxTally, Thresholds
 
-__all__ = ["KEYS", "MASK_KEYS", "BoxCounts", "Thresholds", "best_thresholds", "curves", "has_masks"]
+__all__ = ["KEYS", "MASK_KEYS", "BoxCounts", "best_thresholds", "curves", "has_masks"]
 
 KEYS: Final = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
 """Figures of all classes; the first three are those of each class, too."""
@@ -21,19 +20,6 @@ MASK_KEYS: Final = ("mask_map", "mask_map50")
 """Figures of instance masks, of all classes and of each."""
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The scores from which on a detection is told.
-
-    Attributes:
-        every: One for all classes; ``None`` where none is any good.
-        of_class: ``(C,)``, one of each class alone, likewise.
-    """
-
-    every: float | None
-    of_class: tuple[float | None, ...]
 
 
 class BoxCounts:
@@ -47,6 +33,7 @@ class BoxCounts:
 
     def __init__(self, tallies: Sequence[BoxTally], labels: Sequence[int], *, masks: bool | None = None) -> None:
         self.pictures, self.labels = len(tallies), tuple(labels)
+        self._thresholds = [one.thresholds for one in tallies]
         self.masks = has_masks(tallies) if masks is None else masks
         self.matched = matched(tallies, labels)
         self.rankings = [BoxRanking(self.matched, self.pictures)]
@@ -77,6 +64,9 @@ class BoxCounts:
     def at(self, thresholds: Thresholds) -> tuple[Array, Array]:
         """Return, at overlaps of a half, how many detections are right and wrong, and how many objects there are.
 
+        Args:
+            thresholds: Of pictures that have none of their own.
+
         Returns:
             ``(N, 3)`` of all classes at the threshold of all, and ``(C, 3)`` of each class at its own. From a threshold
             of ``None`` on there is nothing.
@@ -85,8 +75,8 @@ class BoxCounts:
         of_class = np.zeros((len(self.matched), 3), dtype=np.int64)
         for at, (one, own) in enumerate(zip(self.matched, thresholds.of_class, strict=True)):
             states = one.states[0, 0]
-            for threshold, whole in ((thresholds.every, True), (own, False)):
-                sure = np.zeros(len(states), dtype=np.bool_) if threshold is None else one.scores >= threshold
+            for limits, whole in ((self._limits(thresholds.every), True), (self._limits(own, self.labels[at]), False)):
+                sure = one.scores >= limits[one.pictures]
                 for column, state in enumerate((RIGHT, WRONG)):
                     some = sure & (states == state)
                     if whole:
@@ -96,6 +86,12 @@ class BoxCounts:
             every[:, 2] += np.bincount(one.owners, minlength=self.pictures)
             of_class[at, 2] = len(one.owners)
         return every, of_class
+
+    def _limits(self, usual: float | None, of_class: int | None = None) -> Array:
+        """Return the threshold ``(N,)`` of each picture, of all classes or of one; infinity for none."""
+        own = [usual if one is None else one.every if of_class is None else one.of_class[of_class]
+               for one in self._thresholds]  # fmt: skip
+        return np.array([np.inf if value is None else value for value in own])
 
 
 def has_masks(tallies: Sequence[BoxTally]) -> bool:

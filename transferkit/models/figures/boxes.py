@@ -25,6 +25,7 @@ __all__ = [
     "SIDE",
     "BoxTally",
     "Rle",
+    "Thresholds",
     "box_tally",
     "outlines",
     "own_boxes",
@@ -44,6 +45,19 @@ Rle: TypeAlias = Mapping[str, Any]
 """A mask as COCO packs it: ``"size"``, height and width, and ``"counts"``, bytes."""
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """The scores from which on a detection is told.
+
+    Attributes:
+        every: One for all classes; ``None`` where none is any good.
+        of_class: ``(C,)``, one of each class alone, likewise.
+    """
+
+    every: float | None
+    of_class: tuple[float | None, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class BoxTally:
     """What is kept of a picture and what a network finds in it: k detections, m objects.
@@ -58,6 +72,8 @@ class BoxTally:
         masks: Of each detection; ``None`` where only boxes are predicted.
         true_masks: Of each object; ``None`` where only its box is known.
         size: ``(H, W)`` of the picture; ``None`` where nobody asked.
+        file: Where the objects stand: the label of the picture.
+        thresholds: From which on its detections are told, chosen on other pictures; ``None`` for those of the model.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -69,6 +85,8 @@ class BoxTally:
     masks: Sequence[Rle] | None = None
     true_masks: Sequence[Rle] | None = None
     size: tuple[int, int] | None = None
+    file: str = ""
+    thresholds: Thresholds | None = None
 
 
 def box_tally(
@@ -80,7 +98,8 @@ def box_tally(
     classes: Array,
     crowd: Array | None = None,
     instances: npt.NDArray[np.uint16] | None = None,
-    exact: bool = False,
+    exact: bool = True,
+    file: str = "",
 ) -> BoxTally:
     """Return what is kept of a picture.
 
@@ -97,6 +116,7 @@ def box_tally(
         instances: ``(H, W)``: object k has the value k + 1; ``None`` where masks are unknown, and so not measured.
         exact: Whether masks are `sampled` instead of `pasted`. Heads of torchvision learn masks that lie half a pixel
             of the canvas too far left and up, which is taken back.
+        file: See `BoxTally`.
 
     Raises:
         ConfigError: The output has another shape, the frame is none, or what is said of the objects does not fit; masks
@@ -115,11 +135,11 @@ def box_tally(
         raise ConfigError(f"the mask of instances is of {instances.shape}, expected the picture's size, {tuple(size)}")
     rows, placed = _detections(output, frame, size)
     masks, true_masks = None, None
-    if instances is not None and output.shape[1] > COLUMNS:
+    if output.shape[1] > COLUMNS:
         logits = rows[:, COLUMNS:].reshape(-1, SIDE, SIDE)
         shift = torch.tensor([size[1] / frame[3], size[0] / frame[2]] * 2, dtype=torch.float64) / 2
         masks = sampled(logits, placed + shift, size) if exact else pasted(logits, placed, size)
-        true_masks = outlines(instances, count)
+        true_masks = None if instances is None else outlines(instances, count)
     return BoxTally(
         boxes=_clipped(placed, size).float().numpy(),
         scores=rows[:, 4].numpy(),
@@ -130,6 +150,7 @@ def box_tally(
         masks=masks,
         true_masks=true_masks,
         size=(int(size[0]), int(size[1])),
+        file=file,
     )
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.detections.counts import BoxCounts, Thresholds, best_thresholds, curves, has_masks
+from transferkit.models.detections.counts import BoxCounts, best_thresholds, curves, has_masks
 from transferkit.models.detections.matching import MOST, Matched
 from transferkit.models.detections.mistakes import confident_mistakes, missed_objects, mistake_counts
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
-from transferkit.models.figures.boxes import BoxTally
+from transferkit.models.figures.boxes import BoxTally, Thresholds
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.paired import compare_figures
 
@@ -46,7 +46,8 @@ def box_metrics(
     Args:
         tallies: Of N pictures.
         names: Of C classes, in index order.
-        thresholds: Chosen on other pictures; ``None`` to choose them on these, which flatters precision, recall and F1.
+        thresholds: Chosen on other pictures; ``None`` to choose them on these, which flatters precision, recall and F1
+            unless every tally has thresholds of its own.
         seed: Of the bootstrap.
         resamples: Of the pictures, whole ones, since the objects of one are alike. A single picture has no interval.
 
@@ -88,7 +89,10 @@ def box_metrics(
     result["beyond"] = sum(_beyond(one) for one in counts.matched)
     for at, key in enumerate(keys):
         result[key], result[f"{key}_ci"] = known_value(values[at]), _bounds(intervals[at])
-    result |= {"threshold": chosen.every, "chosen_here": thresholds is None}
+    result |= {
+        "threshold": chosen.every,
+        "chosen_here": thresholds is None and any(one.thresholds is None for one in tallies),
+    }
     result["mistakes"] = _mistakes(tallies, counts, chosen.every)
     predicted = np.bincount(np.concatenate([one.classes for one in tallies]), minlength=len(names))
     rows = {}

@@ -2,14 +2,16 @@
 
 A head takes features ``(B, D)`` and returns logits ``(B, C)``. One that wants the feature map instead,
 ``(B, C, H, W)`` or tokens ``(B, N, C)``, says so by an attribute ``takes_maps = True`` on its class or instance; one
-that wants the pictures and their pyramid, by ``takes_pyramid = True``. Nothing else is looked at.
+that wants the pictures and their pyramid, by ``takes_pyramid = True``: a head of masks, or one that finds objects and
+says so by ``finds_objects = True``. Nothing else is looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from enum import StrEnum
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,10 @@ __all__ = [
     "FLAT",
     "HeadBuilder",
     "HeadKinds",
+    "HeadOf",
     "build_head",
     "check_head",
+    "head_of",
     "list_heads",
     "register_head",
     "registered_head",
@@ -40,19 +44,46 @@ HeadBuilder = Callable[[Any, int], nn.Module]
 
 _Builder = TypeVar("_Builder", bound=HeadBuilder)
 
-_BUILT_IN = ("cosine", "linear", "mlp")
-_OF_MASKS = ("deeplabv3plus", "fpn", "hypercolumns", "unet")
+
+class HeadOf(StrEnum):
+    """What a head answers for."""
+
+    PICTURES = "one answer per picture"
+    MASKS = "masks"
+    OBJECTS = "objects"
+
+
+_BUILT_IN: Final = {
+    HeadOf.PICTURES: ("cosine", "linear", "mlp"),
+    HeadOf.MASKS: ("deeplabv3plus", "fpn", "hypercolumns", "linear", "unet"),
+    HeadOf.OBJECTS: ("faster_rcnn", "fcos", "mask_rcnn", "retinanet"),
+}
 _REGISTERED: dict[str, HeadBuilder] = {}
 
 
 class HeadKinds(Protocol):
     """The heads that a task can have: which there are, what goes into each, how it is built."""
 
+    @property
+    def usual(self) -> str:
+        """The name of the one that is taken where none is named."""
+
+    @property
+    def lr(self) -> float:
+        """Peak LR of the head while the network is fine-tuned, per step, where none is named."""
+
+    @property
+    def probe_lr(self) -> float:
+        """Peak LR of the head while it is trained alone, likewise."""
+
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
 
     def feed(self, head: str | nn.Module) -> Feed:
         """Return what a head is given."""
+
+    def learning(self, head: nn.Module, inputs: HeadInput) -> Any:
+        """Return what the training loss takes: what `head` makes of its inputs, or what waits for the answers."""
 
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head for a backbone, tried with a dry forward.
@@ -73,12 +104,13 @@ def register_head(name: str) -> Callable[[_Builder], _Builder]:
 
     The builder is called with ``(in_features, num_classes)``. A class with ``takes_maps = True`` is given the
     number of channels of the feature map as ``in_features``; one with ``takes_pyramid = True`` the levels of the
-    pyramid, from fine to coarse (`transferkit.models.backbones.pyramid.Level`), and it is a head of masks.
+    pyramid, from fine to coarse (`transferkit.models.backbones.pyramid.Level`), and it is a head of masks; with
+    ``finds_objects = True`` besides, one of objects, see `transferkit.models.objects.detector.Detector`.
 
     Raises:
         ConfigError: `name` is taken.
     """
-    if name in (*_BUILT_IN, *_OF_MASKS, *_REGISTERED):
+    if any(name in (*names, *_REGISTERED) for names in _BUILT_IN.values()):
         raise ConfigError(f"a head named {name!r} exists already - register it under another name")
 
     def register(builder: _Builder) -> _Builder:
@@ -93,22 +125,27 @@ def registered_head(name: str) -> HeadBuilder | None:
     return _REGISTERED.get(name)
 
 
-def list_heads(*, pyramid: bool = False) -> list[str]:
-    """Return the names that `build_head` knows, sorted; with `pyramid` those of heads for masks."""
-    built_in = ("linear", *_OF_MASKS) if pyramid else _BUILT_IN
-    return sorted((*built_in, *(name for name in _REGISTERED if takes_pyramid(name) == pyramid)))
+def list_heads(of: HeadOf = HeadOf.PICTURES) -> list[str]:
+    """Return the names of the heads that are known of a kind, sorted."""
+    return sorted((*_BUILT_IN[of], *(name for name in _REGISTERED if head_of(name) is of)))
 
 
-def unknown_head(head: str | nn.Module, *, pyramid: bool = False) -> list[str]:
+def unknown_head(head: str | nn.Module, of: HeadOf = HeadOf.PICTURES) -> list[str]:
     """Return that a head is none of `list_heads`, a sentence; nothing where it is, or is a module."""
-    known = list_heads(pyramid=pyramid)
+    known = list_heads(of)
     if not isinstance(head, str) or head in known:
         return []
-    other = head in list_heads(pyramid=not pyramid)
-    why = (
-        f" It is a head of {'one answer per picture' if pyramid else 'masks'}." if other else did_you_mean(head, known)
-    )
+    other = next((kind for kind in HeadOf if head in list_heads(kind)), None)
+    why = did_you_mean(head, known) if other is None else f" It is a head of {other}."
     return [f"unknown head {head!r}.{why} Known: {', '.join(known)}"]
+
+
+def head_of(head: str | nn.Module) -> HeadOf:
+    """Return what a head of one's own answers for; asked as `takes_maps`."""
+    if not takes_pyramid(head):
+        return HeadOf.PICTURES
+    finds = getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "finds_objects", False)
+    return HeadOf.OBJECTS if finds else HeadOf.MASKS
 
 
 def takes_pyramid(head: str | nn.Module) -> bool:
@@ -176,6 +213,10 @@ def build_head(
 class FlatHeads:
     """Heads that return a row per picture."""
 
+    usual: str = "linear"
+    lr: float = 1e-3
+    probe_lr: float = 1e-2
+
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
         return list_heads()
@@ -183,6 +224,10 @@ class FlatHeads:
     def feed(self, head: str | nn.Module) -> Feed:
         """Return features, or the map where the head says so."""
         return Feed.MAPS if takes_maps(head) else Feed.FEATURES
+
+    def learning(self, head: nn.Module, inputs: HeadInput) -> Any:
+        """Return the logits."""
+        return head(inputs)
 
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of logits ``(B, width)``. Raises `ConfigError`."""
@@ -237,12 +282,13 @@ def _problems(head: str | nn.Module, in_features: int, num_classes: int, drop_ra
     problems = []
     problems += unknown_head(head)
     if isinstance(head, nn.Module) and takes_pyramid(head):
-        problems.append(f"head {type(head).__name__} takes a pyramid - it is a head of masks, for task='segmentation'")
+        task = "detection" if head_of(head) is HeadOf.OBJECTS else "segmentation"
+        problems.append(f"head {type(head).__name__} takes a pyramid - it is a head of {head_of(head)}, for {task=}")
     for name, value in (("in_features", in_features), ("num_classes", num_classes)):
         if value < 1:
             problems.append(f"{name} must be at least 1, not {value}")
     if not 0 <= drop_rate < 1:
         problems.append(f"drop_rate must be in [0, 1), not {drop_rate}")
-    elif drop_rate and head not in _BUILT_IN:
+    elif drop_rate and head not in _BUILT_IN[HeadOf.PICTURES]:
         problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into the head")
     return problems

@@ -148,7 +148,9 @@ class Predictor:
         extent = self.module.task.extent
         for output in outputs:
             if views.mirrored and output.logits is not None:
-                yield replace(output, logits=extent.upright(output.logits, views.mirrored))
+                yield replace(
+                    output, logits=extent.upright(output.logits, views.mirrored, self.info.preprocessing.image_size)
+                )
             else:
                 yield output
 

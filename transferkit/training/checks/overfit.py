@@ -21,7 +21,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups
 from transferkit.options.training import FinetuneConfig
 from transferkit.show.progress import counting_bar, output_console
-from transferkit.training.plan.options import USUAL_LR
+from transferkit.training.plan.options import usual_lr
 from transferkit.training.setup import Training
 
 __all__ = ["OverfitResult", "check_overfit", "choose_evenly", "overfit"]
@@ -110,7 +110,7 @@ def check_overfit(training: Training[FinetuneConfig]) -> dict[str, Any]:
     """
     config = training.config
     batches = config.overfit_batches or 0
-    lr = USUAL_LR if isinstance(config.lr, str) else config.lr
+    lr = usual_lr(config, training.module.task)
     with counting_bar(training.console, "overfitting") as progress:
         result = overfit(
             training.module, training.data, batches=batches, epochs=max(EPOCHS, config.epochs), lr=lr, progress=progress
@@ -239,7 +239,7 @@ def _epoch(module: TransferModule, optimizer: torch.optim.Optimizer, sample: _Sa
     objective, total = module.task.objective, torch.zeros(2, device=module.device)
     learns = True
     for images, targets in sample.batches:
-        outputs = module(images).float()
+        outputs = module.learn(images).float()
         loss = objective.item_losses(outputs, targets).mean()
         total[0] += loss.detach() * len(targets)
         if sample.figure == ACC:

@@ -19,7 +19,7 @@ from transferkit.training.head.train import train_head
 from transferkit.training.lr.find import run_range_test
 from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
-from transferkit.training.plan.options import USUAL_LR, replace_lr
+from transferkit.training.plan.options import replace_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.schedules.schedules import simulate
 from transferkit.training.setup import Options, Training
@@ -53,8 +53,9 @@ def find_start(training: Training[Options], solved: SolvedProbe | None) -> tuple
     phase = next((phase for phase in reversed(trained) if phase.patterns != (HEAD,)), trained[-1])
     search = search_phase(training, phase, solved)
     if search.suggestion is None:
-        warnings.warn(f"--lr auto: {search.reason}; going on with {USUAL_LR}", TransferkitWarning, stacklevel=2)
-        return search, training.at_lr(USUAL_LR, training.phases)
+        usual = training.module.task.head_kinds.lr
+        warnings.warn(f"--lr auto: {search.reason}; going on with {usual}", TransferkitWarning, stacklevel=2)
+        return search, training.at_lr(usual, training.phases)
     if search.warning is not None:
         warnings.warn(f"--lr auto: {search.warning}", TransferkitWarning, stacklevel=2)
     lr = peak_lr(search, phase)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
-from transferkit.models.task import task_of
+from transferkit.models.task import Task, task_of
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
@@ -17,7 +17,7 @@ from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["USUAL_LR", "lacks_solver", "monitor_of", "replace_lr", "resolve_options", "resolve_phases"]
+__all__ = ["lacks_solver", "monitor_of", "replace_lr", "resolve_options", "resolve_phases", "usual_lr"]
 
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out", "overwrite", "quiet", "resume",
                        "strategy", "workers"})  # fmt: skip
@@ -25,11 +25,8 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
 
 USUAL_GAMMA = FinetuneConfig.focal_gamma
 
-PROBE_EPOCHS, PROBE_LR = 3, 1e-2
+PROBE_EPOCHS = 3
 """Of a probe that is trained, by default."""
-
-USUAL_LR = 1e-3
-"""Where `--lr auto` suggests none, or has not looked yet."""
 
 FIXRES_LR = 0.1
 """LR of the head in the last phase of FixRes over that of the phases before: it has converged, but for the size."""
@@ -61,7 +58,11 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
             before, now = absolute(before), absolute(now)
         if key == "phases" and isinstance(now, str):
             continue  # the run holds the preset's phases, spelled out
-        if before == now or key in NOT_SAVED or (now == AUTO and key in ("precision", "lr", "batch_size")):
+        if (
+            before == now
+            or key in NOT_SAVED
+            or (now in (AUTO, None) and key in ("precision", "lr", "batch_size", "head"))
+        ):
             continue  # the run holds what was chosen
         if key in RESUMABLE:
             message = f"resuming with {key} {now!r} instead of {before!r}: the result can differ from one run"
@@ -73,7 +74,7 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
             f"{out}: cannot resume with other options: {gather(differences)} - give another --out, with --init-from "
             f"{out} to go on from its weights"
         )
-    chosen = {key: getattr(original, key) for key in ("precision", "lr")}
+    chosen = {key: getattr(original, key) for key in ("precision", "lr", "head")}
     if config.batch_size == AUTO:
         chosen["batch_size"] = original.batch_size
     return dataclasses.replace(config, phases=original.phases, **chosen)
@@ -89,11 +90,12 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     Raises:
         ConfigError: With everything that is wrong.
     """
-    lr, task = USUAL_LR if isinstance(config.lr, str) else config.lr, task_of(config)
+    task = task_of(config)
+    lr = usual_lr(config, task)
     if isinstance(config.phases, str):
         solve = config.solves_probe and not lacks_solver(config)
         probe = Phase("probe", 0 if solve else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
-                      lr=config.probe_lr or PROBE_LR, solve=solve)  # fmt: skip
+                      lr=config.probe_lr or task.head_kinds.probe_lr, solve=solve)  # fmt: skip
         tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
         phases = preset_phases(config.phases, probe, tuning, group_names or ("backbone", HEAD))
     else:
@@ -116,6 +118,11 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
 def lacks_solver(config: TrainingOptions) -> bool:
     """Whether a head that would be solved unasked is trained, because its task has no solver."""
     return config.probe == "auto" and config.solves_probe and task_of(config).solver is None
+
+
+def usual_lr(config: TrainingOptions, task: Task) -> float:
+    """Return the LR of fine-tuning; that of the task's heads where none is named, or it has not been looked for yet."""
+    return task.head_kinds.lr if config.lr is None or isinstance(config.lr, str) else config.lr
 
 
 def monitor_of(config: TrainingOptions) -> str:

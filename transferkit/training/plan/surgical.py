@@ -50,7 +50,7 @@ def relative_gradient_norms(module: TransferModule, batches: Iterable[tuple[Tens
             parameter.requires_grad_()
         with evaluation_mode(module), torch.enable_grad():
             for images, targets in batches:
-                loss = module.task.objective.item_losses(module(images).float(), targets).sum()
+                loss = module.task.objective.item_losses(module.learn(images).float(), targets).sum()
                 # Not `backward`: the gradients that a run may be holding stay where they are.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):

@@ -89,7 +89,7 @@ def unused_parameters(module: TransferModule) -> list[str]:
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     images = torch.zeros(1, 3, *module.data_config.image_size, device=module.device)
     with evaluation_mode(module), torch.enable_grad():  # neither statistics nor random numbers move
-        outputs = module(images)
+        outputs = module.learn(images)
         gradients = torch.autograd.grad(outputs.sum(), [parameter for _, parameter in learning], allow_unused=True)
     return [name for (name, _), gradient in zip(learning, gradients, strict=True) if gradient is None]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.models.heads.feed import Feed
-from transferkit.models.heads.registry import list_heads
+from transferkit.models.heads.registry import HeadOf, list_heads
 from transferkit.models.task import task_of
 from transferkit.options.fields import default_of, make_config
 from transferkit.options.training import FinetuneConfig
@@ -304,7 +304,7 @@ def _axis(name: str, value: Any) -> tuple[Range | Choices | None, list[str]]:
         if len(labels) < 2 or len(set(labels)) < len(labels):
             return None, [f"space: {name} is {list(value)!r}, expected at least two choices, each of them once"]
         if name == "head":
-            known = sorted({*list_heads(), *list_heads(pyramid=True)})
+            known = sorted({head for kind in HeadOf for head in list_heads(kind)})
             unknown = [
                 f"space: unknown head {head!r}.{did_you_mean(str(head), known)}" for head in value if head not in known
             ]
