@@ -198,7 +198,7 @@ class BoxCalibrator:
         lines = [("threshold", "none" if every is None else f"{every:.3f}")]
         lines += [(name, f"{figures[key]:.1%}") for name, key in
                   (("F1", "f1"), ("precision", "precision"), ("recall", "recall"))]  # fmt: skip
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for score in SHOWN:
             outcomes, _ = counts.at(Thresholds(score, (score,) * self.classes))
             right, wrong, objects = outcomes.sum(axis=0).tolist()

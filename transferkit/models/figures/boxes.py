@@ -72,7 +72,6 @@ class BoxTally:
         masks: Of each detection; ``None`` where only boxes are predicted.
         true_masks: Of each object; ``None`` where only its box is known.
         size: ``(H, W)`` of the picture; ``None`` where nobody asked.
-        file: Where the objects stand: the label of the picture.
         thresholds: From which on its detections are told, chosen on other pictures; ``None`` for those of the model.
     """
 
@@ -85,7 +84,6 @@ class BoxTally:
     masks: Sequence[Rle] | None = None
     true_masks: Sequence[Rle] | None = None
     size: tuple[int, int] | None = None
-    file: str = ""
     thresholds: Thresholds | None = None
 
 
@@ -99,7 +97,6 @@ def box_tally(
     crowd: Array | None = None,
     instances: npt.NDArray[np.uint16] | None = None,
     exact: bool = True,
-    file: str = "",
 ) -> BoxTally:
     """Return what is kept of a picture.
 
@@ -116,7 +113,6 @@ def box_tally(
         instances: ``(H, W)``: object k has the value k + 1; ``None`` where masks are unknown, and so not measured.
         exact: Whether masks are `sampled` instead of `pasted`. Heads of torchvision learn masks that lie half a pixel
             of the canvas too far left and up, which is taken back.
-        file: See `BoxTally`.
 
     Raises:
         ConfigError: The output has another shape, the frame is none, or what is said of the objects does not fit; masks
@@ -150,7 +146,6 @@ def box_tally(
         masks=masks,
         true_masks=true_masks,
         size=(int(size[0]), int(size[1])),
-        file=file,
     )
 
 

@@ -42,8 +42,8 @@ class Detector(DecodedHead):
     It is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse. Calling it
     returns detections ``(B, K, 6) float32``: left, top, right, bottom in pixels of the images, score in (0, 1], and
     class; rows without a detection are 0. One that finds outlines, too, has 28 x 28 logits more to a row,
-    ``(B, K, 6 + 784)``, that lie on the box. `losses` is what it learns from. Both do so in any mode. A detector of
-    one's own needs these two and the attributes ``takes_pyramid`` and ``finds_objects``, and nothing else of this class.
+    ``(B, K, 6 + 784)``, that lie on the box. `losses` is what it learns from; both work in any mode. A detector of
+    one's own needs these two and the attributes ``takes_pyramid`` and ``finds_objects``, and nothing of this class.
 
     Args:
         levels: Of the backbone's pyramid, from fine to coarse; the last ones have twice the stride of the one before.

@@ -82,6 +82,5 @@ class BoxExtent:
 def _tally(rows: Tensor, truth: Truth) -> BoxTally:
     one = truth.annotation
     return box_tally(
-        rows, truth.frame, one.size, boxes=one.boxes, classes=one.classes, crowd=one.crowd, instances=one.instances,
-        file=truth.file,
+        rows, truth.frame, one.size, boxes=one.boxes, classes=one.classes, crowd=one.crowd, instances=one.instances
     )  # fmt: skip

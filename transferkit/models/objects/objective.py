@@ -150,7 +150,7 @@ class BoxFigure(Metric):
         """Return the figure, a scalar; 0 where no picture has an object."""
         detections, objects = (dim_zero_cat(side).cpu() for side in (self.detections, self.objects))
         tallies = []
-        for number in detections[:, 0].unique().tolist():
+        for number in torch.unique(detections[:, 0]).tolist():
             found, true = (side[side[:, 0] == number, 1:] for side in (detections, objects))
             boxes, classes, crowd = true[:, :4].numpy(), true[:, 4].numpy(), true[:, 5].numpy() > 0
             tallies.append(box_tally(found, (0, 0, *WIDE), WIDE, boxes=boxes, classes=classes, crowd=crowd))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from transferkit.models.backbones.pyramid import Level
@@ -59,8 +60,8 @@ class _OneStageHead(Detector):
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return detections ``(B, 100, 6)``."""
         answers, anchors, counts = self._answers(inputs)
-        by_map = {name: list(value.split(counts, dim=1)) for name, value in answers.items()}
-        anchors_by_map = [list(one.split(counts)) for one in anchors]
+        by_map = {name: list(torch.split(value, counts, dim=1)) for name, value in answers.items()}
+        anchors_by_map = [list(torch.split(one, counts)) for one in anchors]
         found = self.net.postprocess_detections(by_map, anchors_by_map, sizes_of(inputs[0]))
         return rows_of(found, first=0)
 
@@ -87,9 +88,7 @@ class RetinaNetHead(_OneStageHead):
 
 
 class FCOSHead(_OneStageHead):
-    """FCOS: positions say how far the edges are (Tian et al. 2019, *FCOS: Fully Convolutional One-Stage Object
-    Detection*), of torchvision.
-    """
+    """FCOS: positions say how far the edges are (Tian et al. 2019, section 3), of torchvision."""
 
     def __init__(self, levels: Sequence[Level], num_classes: int) -> None:
         super().__init__(levels, num_classes, name="fcos")

@@ -14,7 +14,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.detection import thresholds_from
 from transferkit.models.detections.matching import RIGHT, Matched, matched
 from transferkit.models.detections.mistakes import confident_mistakes
-from transferkit.models.figures.boxes import BoxTally
+from transferkit.models.figures.boxes import BoxTally, Thresholds
 
 __all__ = ["COLUMNS", "CROWD", "FOUND", "MISSED", "TRUE", "Judged", "JudgedBox", "JudgedObject", "judged", "told_from"]
 
@@ -130,7 +130,7 @@ def told_from(spec: TargetSpec) -> float:
     chosen = thresholds_from(spec)
     if chosen is None:
         return USUAL
-    return np.inf if chosen.every is None else chosen.every
+    return _from(chosen)
 
 
 def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
@@ -145,7 +145,8 @@ def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
     wrong = {(one.picture, one.place): one for one in confident_mistakes(tallies, matches, labels, most=None)}
     results = []
     for picture, one in enumerate(tallies):
-        threshold, mine = usual, found.get(picture, {})
+        mine = found.get(picture, {})
+        threshold = usual if one.thresholds is None else _from(one.thresholds)
         finders = {thing: float(one.scores[place]) for place, thing in mine.items()}
         boxes = []
         for place in np.argsort(-one.scores.astype(np.float64), kind="stable").tolist():
@@ -167,6 +168,10 @@ def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
             objects.append(JudgedObject(_box(box.tolist()), spec.names[int(index)], kind, score))
         results.append(Judged(tuple(boxes), tuple(objects)))
     return results
+
+
+def _from(thresholds: Thresholds) -> float:
+    return np.inf if thresholds.every is None else thresholds.every
 
 
 def _found(matches: Sequence[Matched]) -> dict[int, dict[int, int]]:
