@@ -10,11 +10,11 @@ from detections import by_library, by_torchmetrics, drawn
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.detections import matching
-from transferkit.models.detections.counts import KEYS, BoxCounts, Thresholds, best_thresholds, curves
+from transferkit.models.detections.counts import KEYS, BoxCounts, best_thresholds, curves
 from transferkit.models.detections.matching import AREAS, NOTHING, RIGHT, WRONG, matched
 from transferkit.models.detections.ranking import RECALLS, reached
 from transferkit.models.figures import boxes as boxes_module
-from transferkit.models.figures.boxes import BoxTally, box_tally
+from transferkit.models.figures.boxes import BoxTally, Thresholds, box_tally
 from transferkit.models.figures.detection import box_figures, box_metrics, compare_boxes
 
 # pycocotools 2.0.11 decodes masks in the old way (measured with numpy 2.4)

@@ -1,5 +1,7 @@
 """What is watched of objects is what is measured of them in the end; the loss of overlaps by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def batch_of(tally, most=100):
 
 
 def test_figures_of_an_epoch_are_those_of_the_tallies():
-    tallies = drawn(seed=4)
+    tallies = [replace(one, boxes=one.boxes.clip(0)) for one in drawn(seed=4, ties=False)]
     values = box_metrics(tallies, ("a", "b", "c"), resamples=10)
     for name in ("map", "map50", "map75"):
         metric = BoxFigure(name, 3)

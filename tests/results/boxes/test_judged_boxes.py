@@ -5,7 +5,7 @@ import pytest
 from detections import drawn
 
 from transferkit.core.targets import TargetSpec
-from transferkit.models.answers.detection import BoxScores, thresholds_to
+from transferkit.models.answers.detection import BoxCalibrator, BoxScores
 from transferkit.results.boxes.judged import COLUMNS, Judged, judged, told_from
 from transferkit.results.evaluate.boxes import BoxDetails
 from transferkit.results.predict.boxes import BoxOutput
@@ -20,9 +20,8 @@ def tallies():
 
 @pytest.fixture(scope="module")
 def spec(tallies):
-    plain = TargetSpec(NAMES)
-    chosen = thresholds_to(BoxScores().measure(tallies, None, plain), plain)
-    return plain.with_facts(chosen)
+    calibration, _ = BoxCalibrator(len(NAMES)).fit(tallies, None, method="auto", seed=0)
+    return TargetSpec(NAMES).with_facts(calibration.facts)
 
 
 def test_their_counts_are_those_of_the_figures(tallies, spec):
@@ -56,14 +55,18 @@ def test_a_row_of_the_file_says_the_same(tallies, spec):
 
 @pytest.mark.parametrize(
     ("facts", "expected"),
-    [({}, 0.5), ({"every": 0.25, "of_class": {}}, 0.25), ({"every": None, "of_class": {}}, np.inf)],
+    [
+        ({}, 0.5),
+        ({"every": 0.25, "of_class": [None, None, None]}, 0.25),
+        ({"every": None, "of_class": [None, None, None]}, np.inf),
+    ],
 )
 def test_where_boxes_are_told_from(facts, expected):
     assert told_from(TargetSpec(NAMES, {"thresholds": facts} if facts else {})) == expected
 
 
 def test_nothing_is_told_where_no_threshold_was_any_good(tallies):
-    none = TargetSpec(NAMES, {"thresholds": {"every": None, "of_class": {}}})
+    none = TargetSpec(NAMES, {"thresholds": {"every": None, "of_class": [None, None, None]}})
     assert not any(one.boxes for one in judged(tallies, none))
     assert sum(len(one.missed) for one in judged(tallies, none)) == sum((~one.crowd).sum() for one in tallies)
 

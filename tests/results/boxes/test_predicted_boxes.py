@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of
 
 
 def told(threshold):
-    return TargetSpec(NAMES, {"thresholds": {"every": threshold, "of_class": dict.fromkeys(NAMES, threshold)}})
+    return TargetSpec(NAMES, {"thresholds": {"every": threshold, "of_class": [threshold] * len(NAMES)}})
 
 
 def pixels(mask):
