@@ -40,11 +40,14 @@ class RecordFiles(Protocol):
 class ObjectResults(Protocol):
     """The objects of records as COCO results: what tools that measure detections read."""
 
-    def key(self, record: Any) -> int | str:
-        """Return what the entries of a picture are known by."""
+    def entries(self, record: Any, image: int | str, categories: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Return an entry for each object of a whole record, told or not, as plain values.
 
-    def entries(self, record: Any, spec: TargetSpec) -> list[dict[str, Any]]:
-        """Return an entry for each object of a whole record, told or not, as plain values."""
+        Args:
+            record: Of a picture.
+            image: What the picture is known by.
+            categories: What each class is known by.
+        """
 
 
 def no_facts(spec: TargetSpec) -> Mapping[str, Any]:

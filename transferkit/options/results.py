@@ -97,6 +97,9 @@ class PredictConfig(RunOptions):
         "auto",
         "auto follows the name of --out; coco: of boxes, one .json for tools that measure detections",
     )
+    coco_ids: str | None = option(
+        None, "of --format coco: COCO file whose ids of images and categories are used; default: by file name and index"
+    )
     top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 3", at_least(1))
     tta: str = option("none", "{none|flip|5crop|K}: probabilities averaged over views of each picture")
     abstain: float | None = option(

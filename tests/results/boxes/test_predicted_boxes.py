@@ -14,12 +14,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from pycocotools import mask as coco
 
-from transferkit.core.errors import TransferkitWarning
+from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.detection import BoxScores
 from transferkit.models.figures.boxes import BoxTally
 from transferkit.models.parts import Request
-from transferkit.results.boxes.coco import image_id
+from transferkit.results.boxes.coco import CocoNumbers, image_id
 from transferkit.results.boxes.instances import InstanceFiles, numbered_masks
 from transferkit.results.predict.boxes import BoxOutput, BoxPrediction
 from transferkit.results.predict.lines import csv_header, csv_rows, json_row, lines_of
@@ -307,3 +307,49 @@ def test_masks_have_to_agree_too():
     assert OUTPUT.agree(ours, other, 0.02).tolist() == [True]
     other[0, 0, 6 : 6 + 200] = -1
     assert OUTPUT.agree(ours, other, 0.02).tolist() == [False]
+
+
+# ---- numbers of another file ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A COCO file whose numbers nobody would guess."""
+    categories = [{"id": at, "name": name} for at, name in ((90, "dog"), (7, NAMES[2]), (31, "cat"), (1, "bird"))]
+    images = [("a/1.jpg", 12), ("b/1.jpg", 13), ("deep\\2.jpg", 14), ("3.jpg", 15)]
+    path = tmp_path / "annotations.json"
+    values = {"images": [{"id": number, "file_name": name} for name, number in images], "categories": categories}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_numbers_are_those_of_the_file(own):
+    numbers = CocoNumbers.read(str(own), told(0.5))
+    assert [numbers.categories[name] for name in NAMES] == [31, 90, 7]
+    assert [numbers.image(path) for path in ("x/a/1.jpg", "b/1.jpg", "/y/deep/2.jpg", "other/3.jpg")] == [
+        12,
+        13,
+        14,
+        15,
+    ]
+    records = [OUTPUT.record("x/b/1.jpg", found([0.9, 0.6]), told(0.5), WHOLE)]
+    entries = json.loads("".join(lines_of(iter(records), "coco", WHOLE, model(told(0.5)), numbers)))
+    assert [(one["image_id"], one["category_id"]) for one in entries] == [(13, 31), (13, 90)]
+
+
+@pytest.mark.parametrize(("path", "told_of"), [("1.jpg", "has 2 images for"), ("x/4.jpg", "has no image for")])
+def test_a_picture_without_one_number_is_refused(own, path, told_of):
+    with pytest.raises(DataError, match=told_of):
+        CocoNumbers.read(str(own), told(0.5)).image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told_of"),
+    [("[]", "no COCO file"), ("{", "no COCO file"), ('{"images": [], "categories": [{"name": "cat"}]}', "no COCO file"),
+     ('{"images": [], "categories": [{"name": "cat", "id": 1}]}', "no category for 'dog'")],
+)  # fmt: skip
+def test_a_file_without_numbers_is_refused(tmp_path, content, told_of):
+    path = tmp_path / "x.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=told_of):
+        CocoNumbers.read(str(path), told(0.5))

@@ -15,6 +15,7 @@ from transferkit.core.text import valid_text
 from transferkit.models.parts import Output, Record, Request
 from transferkit.models.record_files import ObjectResults
 from transferkit.options.results import PredictConfig
+from transferkit.results.boxes.coco import CocoNumbers
 from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["ENDINGS", "csv_header", "csv_rows", "format_of", "json_row", "lines_of", "unlike_values"]
@@ -27,7 +28,9 @@ def format_of(config: PredictConfig) -> str:
     return config.format if config.format != "auto" else ENDINGS.get(Path(config.out or "-.csv").suffix.lower(), "")
 
 
-def lines_of(records: Iterable[Record], kind: str, request: Request, predictor: Predictor) -> Iterator[str]:
+def lines_of(
+    records: Iterable[Record], kind: str, request: Request, predictor: Predictor, numbers: CocoNumbers | None = None
+) -> Iterator[str]:
     """Yield what stands in a file, in pieces that end with a line; nothing before the first record is there.
 
     Args:
@@ -35,12 +38,13 @@ def lines_of(records: Iterable[Record], kind: str, request: Request, predictor: 
         kind: ``"csv"``, ``"jsonl"`` or ``"coco"``.
         request: Which columns are wanted.
         predictor: The model.
+        numbers: Of classes and pictures in COCO results.
     """
     output, spec = predictor.module.task.output, predictor.info.target_spec
     if kind == "coco":
         if output.objects is None:
             raise ValueError(f"{predictor.module.task.name} has no objects to list")
-        yield from _coco_lines(records, output.objects, spec)
+        yield from _coco_lines(records, output.objects, numbers or CocoNumbers.of(spec))
     elif kind == "jsonl":
         yield from (json_row(output, record) for record in records)
     else:
@@ -76,14 +80,14 @@ def json_row(output: Output, record: Record) -> str:
     return _json(values) + "\n"
 
 
-def _coco_lines(records: Iterable[Record], objects: ObjectResults, spec: TargetSpec) -> Iterator[str]:
+def _coco_lines(records: Iterable[Record], objects: ObjectResults, numbers: CocoNumbers) -> Iterator[str]:
     """Yield one list of the entries of all pictures, and warn of pictures that one number stands for."""
     begun, seen, double = "[", set[int | str](), 0
     for record in records:
-        key = objects.key(record)
+        key = numbers.image(record.path)
         double += key in seen
         seen.add(key)
-        for entry in [] if record.error is not None else objects.entries(record, spec):
+        for entry in [] if record.error is not None else objects.entries(record, key, numbers.categories):
             yield f"{begun}\n{_json(entry)}"
             begun = ","
     yield "[]\n" if begun == "[" else "\n]\n"

@@ -17,6 +17,7 @@ from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.models.parts import Record, Request
 from transferkit.options.results import PredictConfig
+from transferkit.results.boxes.coco import CocoNumbers
 from transferkit.results.predict.files import Files, filling, masks_folder
 from transferkit.results.predict.lines import ENDINGS, format_of, lines_of
 from transferkit.results.predict.pictures import (
@@ -71,14 +72,14 @@ def predict_files(config: PredictConfig, stdin: TextIO | None = None) -> None:
         )
         if config.check_classes:
             on_first(_check_classes, config.paths, predictor)
-        on_first(_check_format, config, predictor)
+        numbers = on_first(_check_format, config, predictor)
         counts = _Counts()
         console = progress_console(config.quiet or not is_writer())
         folder = on_first(masks_folder, config, predictor)
         with filling(predictor, folder) as files, counting_bar(console, "predicting") as progress:
             predictions = _predictions(predictor, config, stdin or sys.stdin, counts, progress, files)
             request = _request(config, predictor, files=folder is not None)
-            lines = lines_of(predictions, format_of(config), request, predictor)
+            lines = lines_of(predictions, format_of(config), request, predictor, numbers)
             if not is_writer():
                 deque(predictions, maxlen=0)
             elif config.out is None:
@@ -248,15 +249,20 @@ def _request(config: PredictConfig, predictor: Predictor, *, files: bool) -> Req
 # ---- where they go ----------------------------------------------------------------------------------------------
 
 
-def _check_format(config: PredictConfig, predictor: Predictor) -> None:
-    """Refuse COCO results of a model that finds no objects."""
+def _check_format(config: PredictConfig, predictor: Predictor) -> CocoNumbers | None:
+    """Refuse COCO results of a model that finds no objects; return the numbers of theirs that a file gives."""
     task = predictor.module.task
-    if format_of(config) == "coco" and task.output.objects is None:
+    if format_of(config) != "coco":
+        if config.coco_ids is not None:
+            raise ConfigError("--coco-ids is for COCO results - pass --format coco too, or an --out that ends in .json")
+        return None
+    if task.output.objects is None:
         asked = "--format coco" if config.format == "coco" else f"--out {config.out}: .json"
         raise ConfigError(
             f"{asked} is for COCO results, which list the objects of pictures, and a model of {task.name} finds none - "
             "write .csv or .jsonl"
         )
+    return None if config.coco_ids is None else CocoNumbers.read(config.coco_ids, predictor.info.target_spec)
 
 
 def _check_out(config: PredictConfig) -> None:
