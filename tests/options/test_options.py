@@ -65,6 +65,8 @@ def test_every_range_has_an_outside(kind):
         (FinetuneConfig, {"lr": math.inf}, "--lr is inf, expected a finite number above 0"),
         (FinetuneConfig, {"resume": True, "overwrite": True}, "--resume and --overwrite exclude each other"),
         (FinetuneConfig, {"sampler": "balanced", "class_weights": "balanced"}, "would count rare classes twice over"),
+        (FinetuneConfig, {"momentum": 0.8}, "--momentum is of --optimizer sgd and rmsprop, not adamw - leave it out"),
+        (FinetuneConfig, {"nesterov": False, "optimizer": "rmsprop"}, "--nesterov is of --optimizer sgd, not rmsprop"),
         (FinetuneConfig, {"resume": True, "out": None}, "--resume needs --out"),
         (FinetuneConfig, {"dry_run": True, "overfit_batches": 1}, "--dry-run and --overfit-batches exclude"),
         (FinetuneConfig, {"probe": "solve", "head": "mlp"}, "--probe solve fits a linear head, not 'mlp'"),

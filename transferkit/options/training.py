@@ -155,6 +155,9 @@ class TrainingOptions(CraftOptions):
         yield from super()._conflicts()
         if self.sampler == self.class_weights == "balanced":
             yield "--sampler balanced and --class-weights balanced would count rare classes twice over - choose one"
+        for name, of in (("momentum", ("sgd", "rmsprop")), ("nesterov", ("sgd",))):
+            if self.optimizer not in of and getattr(self, name) != getattr(TrainingOptions, name):
+                yield f"{flag(name)} is of --optimizer {' and '.join(of)}, not {self.optimizer} - leave it out"
         if self.probe == "solve":
             if self.head not in SOLVED:
                 yield f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd"
