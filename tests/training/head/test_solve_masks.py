@@ -24,10 +24,12 @@ from transferkit.models.dense.objective import MaskObjective
 from transferkit.models.heads.solver import ProbeOptions
 from transferkit.models.module import TransferModule
 from transferkit.models.task import Task
+from transferkit.options.training import PlanConfig
 from transferkit.training.head import cells
 from transferkit.training.head.cells import CellRows
 from transferkit.training.head.features import SplitFeatures
-from transferkit.training.head.solve import soften_head, solve_probe
+from transferkit.training.head.solve import soften_head, solve_probe, views_fitted
+from transferkit.training.plan import preview
 
 SIDE, TRAIN, VAL = 128, 8, 4
 TAPS = {"linear": LAST_CELLS, "hypercolumns": PYRAMID_CELLS}
@@ -237,6 +239,18 @@ def test_of_many_pictures_a_part_is_drawn_of_each_stratum(halves, tmp_path, monk
     assert len(np.unique(found.rows().units())) == 5
     again = rows_of(module, data, tmp_path)
     assert again.X.tolist() == found.X.tolist()
+    assert views_fitted(module, data, 2) == 5
+
+
+@pytest.mark.parametrize(("augment", "most", "views"), [("light", 16 * 5, 5), ("light", 16 * 17, 16), ("none", 999, 8)])
+def test_a_plan_counts_what_a_solved_head_is_fitted_on(halves, tmp_path, monkeypatch, augment, most, views):
+    """As often as the backbone sees a training picture; the time is that of so many, and of the val pictures."""
+    monkeypatch.setattr(cells, "MOST_CELLS", most)
+    config = PlanConfig(data=str(halves), backbone="transferkit/mini", weights="bundled", image_size=SIDE,
+                        head="linear", phases="probe", augment=augment, workers=0, accelerator="cpu", batch_size=4,
+                        precision="32", quiet=True)  # fmt: skip
+    (phase,) = preview.write_preview(config, quiet=True, out=str(tmp_path / "plan"))[1]["phases"]
+    assert phase["time_s"] == pytest.approx(phase["step_s"] * (views + VAL) / 4)
 
 
 def test_masks_of_one_class_are_refused(halves, tmp_path, monkeypatch):

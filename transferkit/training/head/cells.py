@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.records import ImageRecord
 from transferkit.core.targets import IGNORED
 from transferkit.core.text import listing
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job
 from transferkit.data.images.annotation import Mask
 from transferkit.data.images.reading import in_order
@@ -27,10 +28,11 @@ from transferkit.features.probe.selection import score
 from transferkit.machine.cores import available_cores
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.heads.solver import Array, LabelledRows, ProbeOptions
+from transferkit.models.module import TransferModule
 from transferkit.runs.measure import running_figures
-from transferkit.training.head.features import Progress, SplitFeatures, units_of
+from transferkit.training.head.features import Progress, SplitFeatures, different_views, units_of
 
-__all__ = ["MOST_CELLS", "CellRows", "cell_rows", "cells_of_pixels", "pixels_by_class"]
+__all__ = ["MOST_CELLS", "CellRows", "Sample", "cell_rows", "cells_of_pixels", "pixels_by_class", "sample_of"]
 
 MOST_CELLS: Final = 100_000
 """Cells that a head is fitted on, at most; of more pictures than have so many, a part is drawn."""
@@ -47,14 +49,50 @@ MASKS_AT_ONCE: Final = 64
 Counts = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What of a training split a head on maps is fitted on.
+
+    Attributes:
+        grid: Height and width of a map.
+        chosen: ``(K,)`` places of it, counted row by row.
+        pictures: As many as there are, or as `MOST_CELLS` leaves room for.
+        views: Augmented views besides.
+    """
+
+    grid: tuple[int, int]
+    chosen: Array
+    pictures: int
+    views: int
+
+
+def sample_of(module: TransferModule, data: ImageData, tap: Tap, views: int) -> Sample:
+    """Return what a head is fitted on: pictures first, as other pictures say more than other views.
+
+    Args:
+        module: Its backbone gives the maps.
+        data: The pictures.
+        tap: Of which maps the cells are.
+        views: Augmented views that are wished for.
+    """
+    with evaluation_mode(module.backbone), torch.no_grad():
+        blank = torch.zeros(1, 3, *module.data_config.image_size, device=next(module.backbone.parameters()).device)
+        maps = cell_maps(module.backbone, tap, blank)
+    grid = maps[0].shape[2], maps[0].shape[3]
+    chosen = places(*grid).numpy()
+    allowed = min(MOST_CELLS, MOST_NUMBERS // sum(level.shape[1] for level in maps))
+    most = max(1, allowed // len(chosen))
+    pictures = min(len(data.index.split("train")), most)
+    return Sample(grid, chosen, pictures, max(0, min(different_views(data, views), most // max(1, pictures) - 1)))
+
+
 class CellRows:
     """The cells of the training pictures with the classes of their pixels; see `HeadRows`.
 
     Args:
         features: Give the vectors of cells.
         tap: Of which maps the cells are.
-        views: Augmented views to fit on besides; none where nothing is augmented, and fewer where `MOST_CELLS` leaves
-            no room: other pictures say more.
+        views: Augmented views to fit on besides; fewer where `MOST_CELLS` leaves no room, see `sample_of`.
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
@@ -64,16 +102,11 @@ class CellRows:
     def __init__(self, features: SplitFeatures, tap: Tap, *, views: int = 0, progress: Progress | None = None) -> None:
         self._features = features
         module, data = features.module, features.data
-        with evaluation_mode(module.backbone), torch.no_grad():
-            maps = cell_maps(module.backbone, tap, torch.zeros(1, 3, *module.data_config.image_size))
-        grid = maps[0].shape[2], maps[0].shape[3]
-        chosen = places(*grid).numpy()
-        allowed = min(MOST_CELLS, MOST_NUMBERS // sum(level.shape[1] for level in maps))
-        everything, most = data.index.split("train"), max(1, allowed // len(chosen))
-        records = _drawn(everything, features, most=most)
-        views = 0 if data.augment == "none" else max(0, min(views, most // len(records) - 1))
+        sample = sample_of(module, data, tap, views)
+        chosen, views, everything = sample.chosen, sample.views, data.index.split("train")
+        records = _drawn(everything, features, most=sample.pictures)
         vectors = features.extract(records, (tap,), views=views, progress=progress).rows[tap]
-        cells = cells_of_pixels(data.data_config.image_size, grid, chosen)
+        cells = cells_of_pixels(data.data_config.image_size, sample.grid, chosen)
         count = partial(pixels_by_class, cells=cells, count=len(chosen), width=module.num_classes)
         pixels = np.stack([[count(mask) for mask in shown] for shown in _masks(records, features, views)], axis=1)
         # Of view 0 first, so that its rows are the first ones.

@@ -138,7 +138,7 @@ class PooledRows:
 
     def __init__(self, features: SplitFeatures, *, views: int = 0, progress: Progress | None = None) -> None:
         self._task = features.module.task
-        self._views = views
+        self._views = views = different_views(features.data, views)
         self._train = features.table("train", views=views, progress=progress)
         self._val = features.table("val", progress=progress)
 
@@ -181,6 +181,11 @@ class PooledRows:
         outputs, targets = torch.from_numpy(outputs_of(self._val.X)), torch.from_numpy(self._val.y)
         values = self._task.plain_figures(names, outputs, targets)
         return {f"val_{name}": value for name, value in values.items()}
+
+
+def different_views(data: ImageData, views: int) -> int:
+    """Return how many augmented views of a picture say something new: none where nothing is augmented."""
+    return 0 if data.augment == "none" else views
 
 
 def training_rows(train: FeatureTable, layer: str, use_views: str) -> LabelledRows:

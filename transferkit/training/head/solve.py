@@ -14,7 +14,7 @@ from torch import nn
 from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.engine.compute import Compute
-from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS
+from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS, Tap
 from transferkit.features.extract.extract import make_compute
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
@@ -22,10 +22,10 @@ from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
 from transferkit.models.heads.flat import LinearHead
 from transferkit.models.heads.solver import Array, HeadState, Solver
 from transferkit.models.module import TransferModule
-from transferkit.training.head.cells import CellRows
-from transferkit.training.head.features import HeadRows, PooledRows, SplitFeatures
+from transferkit.training.head.cells import CellRows, sample_of
+from transferkit.training.head.features import HeadRows, PooledRows, SplitFeatures, different_views
 
-__all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe"]
+__all__ = ["SolvedProbe", "soften_head", "solve_head", "solve_probe", "views_fitted"]
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,11 @@ def solve_probe(
     return SolvedProbe(figures, solved, start.tensors)
 
 
+_TAPS: Final[Mapping[type[nn.Module], Tap]] = {LinearMaskHead: LAST_CELLS, HypercolumnHead: PYRAMID_CELLS}
+
 _COLLECTORS: Final[tuple[tuple[type[nn.Module], Callable[..., HeadRows]], ...]] = (
     (LinearHead, PooledRows),
-    (LinearMaskHead, partial(CellRows, tap=LAST_CELLS)),
-    (HypercolumnHead, partial(CellRows, tap=PYRAMID_CELLS)),
+    *((kind, partial(CellRows, tap=tap)) for kind, tap in _TAPS.items()),
 )
 """The heads that can be solved, and what each is fitted on."""
 
@@ -162,6 +163,25 @@ def _joined(module: TransferModule, solved: HeadState, names: Sequence[str]) -> 
         for name, shape in (("linear.weight", (module.num_classes, -1)), ("linear.bias", (-1,)))
     )
     return LinearSolution(weight, bias)
+
+
+def views_fitted(module: TransferModule, data: ImageData, views: int) -> int:
+    """Return how many views of training pictures go through the backbone to solve a head.
+
+    Args:
+        module: With a head that can be solved.
+        data: The pictures.
+        views: As for `solve_probe`.
+
+    Raises:
+        ConfigError: The head is not linear.
+    """
+    _collector(module.head, "be solved", "train it instead")
+    for kind, tap in _TAPS.items():
+        if isinstance(module.head, kind):
+            sample = sample_of(module, data, tap, views)
+            return sample.pictures * (1 + sample.views)
+    return len(data.index.split("train")) * (1 + different_views(data, views))
 
 
 def soften_head(head: nn.Module, solved: SolvedProbe) -> None:

@@ -26,7 +26,7 @@ from transferkit.show.charts import save_charts
 from transferkit.show.progress import output_console, waiting
 from transferkit.show.words import duration
 from transferkit.training.batch_size import with_batch_size
-from transferkit.training.head.solve import solve_probe
+from transferkit.training.head.solve import solve_probe, views_fitted
 from transferkit.training.lr.start import phase_start
 from transferkit.training.plan.forecast import Forecast, forecast
 from transferkit.training.plan.phases import HEAD
@@ -199,7 +199,8 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
         batches = steps * accumulate
         extra = phase["epochs"] * evaluation
         if not phase["epochs"]:
-            batches, extra = (counts["train"] * (1 + training.config.probe_views) + counts["val"]) / size, 0.0
+            views = views_fitted(training.module, training.data, training.config.probe_views)
+            batches, extra = (views + counts["val"]) / size, 0.0
         course = [plan.lrs(first + step) for step in range(steps)]
         phase |= {
             "steps": steps,
