@@ -74,3 +74,10 @@ def make_box_run(directory, *, outlines=False, side=64, threshold=THRESHOLD):
     directory.mkdir(parents=True, exist_ok=True)
     save_model(directory, module, head=head, preprocessing=own)
     return Path(directory)
+
+
+def predict_boxes_in_rounds(words, lines, size):
+    """Do what `predict_in_rounds` does, where these heads are known."""
+    from parallel_worker import predict_in_rounds
+
+    return predict_in_rounds(words, lines, size)

@@ -185,7 +185,7 @@ def test_folders_that_cannot_be_are_refused_before_any_work(run, pictures, tmp_p
 
 def test_a_model_without_masks_has_no_folder_for_them(pictures, tmp_path):  # fault 154
     classifier = make_run(tmp_path / "classes")
-    with pytest.raises(ConfigError, match="--masks is a folder for masks, and a model of classification gives none"):
+    with pytest.raises(ConfigError, match="--masks is a folder for masks, and this model of classification gives none"):
         predict(classifier, pictures, masks=tmp_path / "m")
 
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -145,6 +145,7 @@ class _Explainer:
         self.neighbours = neighbours
         self._output, self._spec = predictor.module.task.output, predictor.info.target_spec
         self._files = files_of(predictor.module)
+        self._request = replace(ONE, files=self._files is not None)
         self._digits = max(4, len(str(total)))
         self._number = 0
         self._has_heat = True
@@ -154,7 +155,7 @@ class _Explainer:
             for place in range(1, config.neighbours + 1)
             for name in ("neighbour", "label", "similarity")
         ]
-        self.header = ("path", *self._output.header(self._spec, ONE), "target", "png", *columns, "error")
+        self.header = ("path", *self._output.header(self._spec, self._request), "target", "png", *columns, "error")
 
     def rows(self, records: Sequence[Any]) -> Iterator[tuple[object, ...]]:
         """Draw pages and yield their rows, in order."""
@@ -207,7 +208,7 @@ class _Explainer:
             self._output.shares(record, self._spec), picture.target, heat,
             [(one, self._thumbnail(one.path)) for one in near],
             self._output.compared.share,
-            dict(zip(self._output.header(self._spec, ONE), self._first(record), strict=True)),
+            dict(zip(self._output.header(self._spec, self._request), self._first(record), strict=True)),
         )  # fmt: skip
         name = _file_name(path, self._number, self._digits)
         draw_page(evidence, Path(self.config.out) / name)
@@ -230,7 +231,7 @@ class _Explainer:
 
     def _first(self, record: Any) -> list[object]:
         """Return the first row of a record: of several, that of what the model is most sure of."""
-        first: list[object] = self._output.cells(record, self._spec, ONE)[0]
+        first: list[object] = self._output.cells(record, self._spec, self._request)[0]
         return first
 
     def _shown(self, path: str) -> Pixels | None:
