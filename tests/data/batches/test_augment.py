@@ -19,7 +19,7 @@ from torchvision.transforms import functional as reference
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
 from transferkit.data.batches import presets as transforms
-from transferkit.data.batches.augment import AUGMENTATIONS, eval_transform, train_transform
+from transferkit.data.batches.augment import AUGMENTATIONS, eval_transform, mirror_transform, train_transform
 from transferkit.data.images import resize
 
 A = transforms.A
@@ -307,6 +307,17 @@ def test_describe_is_json_and_tells_presets_and_settings_apart():
     configs = [DataConfig(image_size=(32, 32)), DataConfig(image_size=(48, 48))]
     texts = {json.dumps(train_transform(name, config).describe()) for name in AUGMENTATIONS for config in configs}
     assert len(texts) == 2 * len(AUGMENTATIONS)
+
+
+def test_steps_are_described_by_the_names_that_stores_hold():
+    """They are part of the key of augmented features: a renamed step has all of them computed anew."""
+    names = {name: [step.split("(")[0] for step in train_transform(name, SMALL).describe()["steps"]]
+             for name in AUGMENTATIONS}  # fmt: skip
+    light = ["RandomBox", "HorizontalFlip"]
+    standard = [*light, "OneOf", "ColorJitter"]
+    heavy = [*standard[:3], "ElasticTransform", "ColorJitter", "ToGray", "OneOf", "CoarseDropout"]
+    assert names == {"none": [], "light": light, "standard": standard, "heavy": heavy}
+    assert [step.split("(")[0] for step in mirror_transform(SMALL).describe()["steps"]] == ["Fit", "HorizontalFlip"]
 
 
 def test_an_unknown_preset_is_refused():
