@@ -127,7 +127,7 @@ def test_other_columns_are_noted(pets):
 
 
 @pytest.mark.parametrize("name", ["site", "slide", "plot", "age_group", "grade"])
-def test_columns_that_sound_like_an_optional_one_are_noted(pets, name):
+def test_columns_that_sound_like_an_optional_one_are_noted(pets, name):  # fault 180
     """Words of fields of study, which are no misspelling of split or group."""
     manifest = table(pets / "m.csv", "cat/000.bmp,cat,a", "dog/000.bmp,dog,b", header=f"path,label,{name}")
     (note,) = index(manifest, val_split=0).findings

@@ -362,7 +362,7 @@ def test_a_classifier_of_other_labels_is_not_written(probe, tmp_path):
 
 
 @pytest.mark.parametrize("classifier", ["sklearn.neighbors.KNeighborsClassifier", "logistic"])
-def test_features_of_random_weights_cannot_be_made_again(probe, tmp_path, classifier):
+def test_features_of_random_weights_cannot_be_made_again(probe, tmp_path, classifier):  # fault 181
     run = run_probe(ProbeConfig(
         data=str(probe.parent / "data"), backbone="test_resnet", weights="random", image_size=32, quiet=True,
         classifier=classifier, out=str(tmp_path / "run"), store=str(tmp_path / "store"), accelerator="cpu",
