@@ -65,7 +65,7 @@ def test_where_boxes_are_told_from(facts, expected):
     assert told_from(TargetSpec(NAMES, {"thresholds": facts} if facts else {})) == expected
 
 
-def test_nothing_is_told_where_no_threshold_was_any_good(tallies):
+def test_nothing_is_told_where_no_threshold_was_any_good(tallies):  # fault 186
     none = TargetSpec(NAMES, {"thresholds": {"every": None, "of_class": [None, None, None]}})
     assert not any(one.boxes for one in judged(tallies, none))
     assert sum(len(one.missed) for one in judged(tallies, none)) == sum((~one.crowd).sum() for one in tallies)

@@ -207,13 +207,13 @@ def test_they_hold_names_beside_numbers():
     assert isinstance(entry["segmentation"]["counts"], str) and entry["segmentation"]["size"] == [SIDE, SIDE]
 
 
-def test_pictures_without_boxes_have_no_entry():
+def test_pictures_without_boxes_have_no_entry():  # fault 185
     assert results([found([]), found([0.01])], told(0.5)) == []
     lines = lines_of(iter([OUTPUT.unreadable("a.jpg", "torn")]), "coco", WHOLE, model(told(0.5)))
     assert json.loads("".join(lines)) == []
 
 
-def test_one_id_for_two_pictures_is_told():
+def test_one_id_for_two_pictures_is_told():  # fault 183
     records = [OUTPUT.record(f"{folder}/1.jpg", found([0.9]), told(0.5), WHOLE) for folder in "ab"]
     with pytest.warns(TransferkitWarning, match="1 pictures have the image_id of another one"):
         "".join(lines_of(iter(records), "coco", WHOLE, model(told(0.5))))
@@ -338,7 +338,7 @@ def test_numbers_are_those_of_the_file(own):
 
 
 @pytest.mark.parametrize(("path", "told_of"), [("1.jpg", "has 2 images for"), ("x/4.jpg", "has no image for")])
-def test_a_picture_without_one_number_is_refused(own, path, told_of):
+def test_a_picture_without_one_number_is_refused(own, path, told_of):  # fault 184
     with pytest.raises(DataError, match=told_of):
         CocoNumbers.read(str(own), told(0.5)).image(path)
 
@@ -348,7 +348,7 @@ def test_a_picture_without_one_number_is_refused(own, path, told_of):
     [("[]", "no COCO file"), ("{", "no COCO file"), ('{"images": [], "categories": [{"name": "cat"}]}', "no COCO file"),
      ('{"images": [], "categories": [{"name": "cat", "id": 1}]}', "no category for 'dog'")],
 )  # fmt: skip
-def test_a_file_without_numbers_is_refused(tmp_path, content, told_of):
+def test_a_file_without_numbers_is_refused(tmp_path, content, told_of):  # fault 184
     path = tmp_path / "x.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=told_of):

@@ -72,7 +72,7 @@ def test_a_row_for_each_box(run, pictures, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["pictures"]
 
 
-def test_an_unreadable_picture_is_a_row(run, pictures, tmp_path):
+def test_an_unreadable_picture_is_a_row(run, pictures, tmp_path):  # fault 185
     (pictures / "torn.png").write_bytes(b"torn")
     with pytest.raises(ExportError, match="1 of 4 pictures could not be read"):
         predict(run, pictures, out=tmp_path / "out.csv")
