@@ -22,6 +22,7 @@ from harness import compare, print_table
 
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.reading import hash_images
+from transferkit.data.scan.named import find_pictures
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import frozen_backbone, make_compute, make_views
 from transferkit.features.extract.extraction import extract_pictures
@@ -29,7 +30,6 @@ from transferkit.features.store.store import FeatureStore
 from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import save_model
 from transferkit.models.module import TransferModule
-from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import load
 
 

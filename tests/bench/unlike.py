@@ -22,9 +22,9 @@ import numpy as np
 from harness import machine
 
 import transferkit as tk
+from transferkit.data.scan.named import find_pictures
 from transferkit.models.unlike.figures import separation
 from transferkit.results.predict.abstention import Abstention
-from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import Predictor, load
 
 HELD_BACK = 3

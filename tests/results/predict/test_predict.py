@@ -28,6 +28,7 @@ from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.data.images.decode import decode_image, decode_with_info
 from transferkit.data.images.resize import resize
 from transferkit.features.engine.engine import Engine
+from transferkit.features.engine.whole import Output, WholeNetwork
 from transferkit.machine.cores import available_cores
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.calibration.calibration import Calibration
@@ -38,7 +39,6 @@ from transferkit.models.parts import Request
 from transferkit.options.fields import make_config
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.lines import csv_header, csv_rows, json_row
-from transferkit.results.predict.network import Output, WholeNetwork
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.predict.record import ClassOutput, Prediction
 from transferkit.results.predict.views import PredictionViews

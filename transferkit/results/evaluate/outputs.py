@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from transferkit.core.records import SkippedFile
-from transferkit.results.predict.network import Output
+from transferkit.features.engine.whole import Output
 from transferkit.runs.labelled import LabelledPicture
 from transferkit.show.progress import counting_bar, progress_console
 

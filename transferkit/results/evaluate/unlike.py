@@ -11,12 +11,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError
+from transferkit.data.scan.named import find_pictures
+from transferkit.features.engine.whole import Output
 from transferkit.models.unlike.distance import SAMPLED
 from transferkit.models.unlike.figures import separation
 from transferkit.models.unlike.two_sample import LEAST_OF_TEST, compare_samples
 from transferkit.options.results import EvaluateConfig
-from transferkit.results.predict.network import Output
-from transferkit.results.predict.pictures import find_pictures
 from transferkit.results.predict.predictor import Predictor
 from transferkit.show.progress import counting_bar, progress_console
 

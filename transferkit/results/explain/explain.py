@@ -28,6 +28,7 @@ from transferkit.core.errors import (
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels, read_bytes
+from transferkit.data.scan.named import find_pictures, warn_of_unread
 from transferkit.models.parts import Request
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import Heat, heatmaps
@@ -35,7 +36,6 @@ from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.explain.page import TOP, Evidence, draw_page
 from transferkit.results.explain.pictures import enlarged
 from transferkit.results.predict.files import files_of
-from transferkit.results.predict.pictures import find_pictures, warn_of_unread
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.show.progress import counting_bar, output_console, progress_console
 

@@ -13,13 +13,13 @@ from typing import Final
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.files import put_in_place, staging_folder, storage_errors
+from transferkit.data.scan.named import STDIN
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Record
 from transferkit.models.record_files import RecordFiles
 from transferkit.options.results import PredictConfig
 from transferkit.results.predict.colours import is_mask_png
 from transferkit.results.predict.lines import format_of
-from transferkit.results.predict.pictures import STDIN
 from transferkit.results.predict.predictor import Predictor
 from transferkit.training.ranks.parallel import is_writer, on_first
 

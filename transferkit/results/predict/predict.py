@@ -15,18 +15,18 @@ from typing import Final, TextIO
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
 from transferkit.core.files import write_atomically
 from transferkit.core.text import listing, printable
-from transferkit.models.parts import Record, Request
-from transferkit.options.results import PredictConfig
-from transferkit.results.boxes.coco import CocoNumbers
-from transferkit.results.predict.files import Files, filling, masks_folder
-from transferkit.results.predict.lines import ENDINGS, format_of, lines_of
-from transferkit.results.predict.pictures import (
+from transferkit.data.scan.named import (
     STDIN,
     class_folders,
     count_pictures,
     find_named_pictures,
     warn_of_unread,
 )
+from transferkit.models.parts import Record, Request
+from transferkit.options.results import PredictConfig
+from transferkit.results.boxes.coco import CocoNumbers
+from transferkit.results.predict.files import Files, filling, masks_folder
+from transferkit.results.predict.lines import ENDINGS, format_of, lines_of
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.show.progress import counting_bar, progress_console
 from transferkit.training.ranks.connecting import connected, place_of_torchrun

@@ -23,13 +23,13 @@ from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.resize import frame
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.engine import Engine
+from transferkit.features.engine.whole import Output, Rows, outputs_of, whole_engine
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
-from transferkit.results.predict.network import Output, Rows, outputs_of, whole_engine
 from transferkit.results.predict.record import Prediction
 from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
 

@@ -18,9 +18,9 @@ from transferkit.results.boxes.drawn import Scene, around, scene
 from transferkit.results.boxes.judged import MISSED, Judged, JudgedBox, JudgedObject
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, compared_classes, macros
-from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, DASHES, SERIES, Chart, Line, in_percent
+from transferkit.show.svg import drawn
 
 __all__ = ["box_comparison", "box_sections", "mistake_chart", "precision_chart"]
 

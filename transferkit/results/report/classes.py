@@ -14,8 +14,8 @@ from transferkit.results.explain.pictures import mistake_pictures, sample_pictur
 from transferkit.results.report.counts import confusion_table, count_table
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, macros
-from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
+from transferkit.show.svg import drawn
 
 __all__ = ["class_comparison", "class_sections"]
 

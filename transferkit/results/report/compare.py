@@ -11,10 +11,10 @@ from transferkit.models.figures.figure import Figure
 from transferkit.results.report.command import group_names, named_phases, option_defaults
 from transferkit.results.report.facts import NOUNS, interval, shown, solved_head
 from transferkit.results.report.page import TaskSections
-from transferkit.results.report.svg import Drawn, drawn
 from transferkit.runs.files import SPLITS, RunFiles, number
 from transferkit.runs.write import NOT_SAVED
 from transferkit.show.charts import DASHES, SERIES, Line, Lines
+from transferkit.show.svg import Drawn, drawn
 from transferkit.show.words import duration, mid_sentence
 
 __all__ = ["compare_runs"]

@@ -12,9 +12,9 @@ from transferkit.models.calibration.labels import NEVER
 from transferkit.results.explain.pictures import mistake_pictures
 from transferkit.results.report.facts import NOUNS, shown
 from transferkit.results.report.page import Section, TaskSections, macros
-from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, Chart, in_percent
+from transferkit.show.svg import drawn
 
 __all__ = ["label_chart", "label_comparison", "label_sections"]
 

@@ -18,9 +18,9 @@ from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.results.predict.colours import hex_colour, laid_over, palette_of
 from transferkit.results.report.facts import NOUNS
 from transferkit.results.report.page import Section, TaskSections, compared_classes, data_uri, macros
-from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, Chart, in_percent
+from transferkit.show.svg import drawn
 
 if TYPE_CHECKING:
     from transferkit.results.predict.predictor import Predictor

@@ -14,9 +14,9 @@ from transferkit.data.scan.columns import JOINT
 from transferkit.results.explain.pictures import thumbnail
 from transferkit.results.report.facts import NOUNS
 from transferkit.results.report.page import Section, TaskSections, macros
-from transferkit.results.report.svg import drawn
 from transferkit.runs.files import RunFiles, number
 from transferkit.show.charts import ACCENT, MUTED, SECOND, Chart
+from transferkit.show.svg import drawn
 from transferkit.show.words import value_text
 
 __all__ = ["CHARTED", "Measured", "measured_pairs", "number_comparison", "number_sections", "target_charts"]

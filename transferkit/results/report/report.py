@@ -14,11 +14,11 @@ from transferkit.results.report import facts
 from transferkit.results.report.command import repeat_commands
 from transferkit.results.report.compare import compare_runs
 from transferkit.results.report.page import TaskSections, render
-from transferkit.results.report.svg import Drawn, drawn
 from transferkit.results.report.unlike import likeness
 from transferkit.runs.curves import depth_chart, history_charts, label_chart, path_charts
 from transferkit.runs.files import CHOSEN, RunFiles, number, read_run
 from transferkit.show.progress import output_console, progress_console, waiting
+from transferkit.show.svg import Drawn, drawn
 
 __all__ = ["report", "report_on", "write_report"]
 

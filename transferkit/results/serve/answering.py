@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
+from transferkit.features.engine.whole import Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.files import files_of
 from transferkit.results.predict.lines import unlike_values
-from transferkit.results.predict.network import Output, whole_engine
 from transferkit.results.predict.predictor import Predictor
 from transferkit.results.report.page import data_address, data_uri
 from transferkit.results.serve.batching import Batcher

@@ -10,7 +10,7 @@ import pytest
 
 from transferkit.core.errors import DataError
 from transferkit.data.scan import walking
-from transferkit.results.predict.pictures import class_folders, count_pictures, find_pictures
+from transferkit.data.scan.named import class_folders, count_pictures, find_pictures
 
 
 def plant(root, *names):
