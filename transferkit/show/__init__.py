@@ -1,1 +1,1 @@
-"""The things that a person sees: progress bars, words for numbers, charts as files and in pages. Read `progress` first."""
+"""The things that a person sees: progress bars, words for numbers, charts in files and pages. Read `progress` first."""
