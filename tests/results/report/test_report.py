@@ -26,11 +26,11 @@ from transferkit.options.fields import make_config
 from transferkit.options.results import ReportConfig
 from transferkit.options.training import FinetuneConfig
 from transferkit.results.report import command as report_command
-from transferkit.results.report import svg as report_svg
 from transferkit.results.report.report import report, write_report
 from transferkit.runs.curves import rates_chart
 from transferkit.runs.files import read_run
 from transferkit.show import charts
+from transferkit.show import svg as report_svg
 from transferkit.training.plan.options import resolve_options, resolve_phases
 
 GROUPS = ("stem", "layer1", "head")
