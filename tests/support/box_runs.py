@@ -21,6 +21,7 @@ class Seer(nn.Module):
     takes_pyramid = True
     finds_objects = True
     outlines = False
+    floor = 0.0
 
     def __init__(self, levels, num_classes):
         super().__init__()
@@ -43,6 +44,7 @@ class Seer(nn.Module):
                 rows[:, at, 6:] = 8 * (1 - places[:, None] ** 2 - (places * (1 + at / 16)) ** 2).flatten()
         rows[:, GRID * GRID, :6] = rows[:, 0, :6] + torch.tensor([2.0, 2, 3, 3, 0, 0])
         rows[:, GRID * GRID, 4] *= 0.5
+        rows[:, : GRID * GRID + 1, 4].clamp_(min=self.floor)
         return rows
 
     def losses(self, inputs, targets):
@@ -55,20 +57,27 @@ class OutlineSeer(Seer):
     outlines = True
 
 
-for name, kind in (("test_seer", Seer), ("test_outline_seer", OutlineSeer)):
+class SureSeer(Seer):
+    """Never so unsure that results do not list it."""
+
+    floor = 0.06
+
+
+HEADS = {"test_seer": Seer, "test_outline_seer": OutlineSeer, "test_sure_seer": SureSeer}
+for name, kind in HEADS.items():
     if registered_head(name) is None:
         register_head(name)(kind)
 
 
-def make_box_run(directory, *, outlines=False, side=64, threshold=THRESHOLD):
+def make_box_run(directory, *, outlines=False, sure=False, side=64, threshold=THRESHOLD, names=BOX_CLASSES):
     """Write such a model; without a threshold none was chosen."""
     facts = {"outlines": outlines}
     if threshold is not None:
-        facts["thresholds"] = {"every": threshold, "of_class": [threshold] * len(BOX_CLASSES)}
-    head = "test_outline_seer" if outlines else "test_seer"
+        facts["thresholds"] = {"every": threshold, "of_class": [threshold] * len(names)}
+    head = "test_outline_seer" if outlines else "test_sure_seer" if sure else "test_seer"
     module = TransferModule(
-        "transferkit/mini", len(BOX_CLASSES), head, weights="bundled", image_size=side, task="detection",
-        class_names=BOX_CLASSES, target_facts=facts,
+        "transferkit/mini", len(names), head, weights="bundled", image_size=side, task="detection",
+        class_names=names, target_facts=facts,
     )  # fmt: skip
     own = DataConfig.from_dict({**module.data_config.to_dict(), "crop_mode": "pad", "crop_pct": 1.0})
     directory.mkdir(parents=True, exist_ok=True)

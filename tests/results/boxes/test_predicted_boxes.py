@@ -89,6 +89,7 @@ def test_what_a_heat_map_is_about():
     one = record([0.9, 0.6, 0.4, 0.3], told(0.5))
     assert OUTPUT.answer(one, told(0.5)) == "cat" and OUTPUT.answer(record([], told(0.5)), told(0.5)) == "cat"
     assert OUTPUT.shares(one, told(0.5)) == pytest.approx({"cat": 0.9, "dog": 0.6, NAMES[2]: 0.4})
+    assert list(OUTPUT.shares(record([0.2], told(0.5)), told(0.5)).values()) == pytest.approx([0.2, 0, 0])
     outputs = torch.zeros(2, 5, 6)
     outputs[0, :3, 4:] = torch.tensor([[0.9, 1.0], [0.8, 0.0], [0.7, 0.0]])
     outputs.requires_grad_()

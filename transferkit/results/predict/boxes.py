@@ -130,11 +130,11 @@ class BoxOutput:
         return next((one.label for one in (*record.boxes, *record.unsure)), spec.names[0])
 
     def shares(self, record: BoxPrediction, spec: TargetSpec) -> dict[str, float]:
-        """Return the score of each class's most confident box, the most confident one first."""
+        """Return the score of each class's most confident box, 0 where it has none, the most confident one first."""
         best: dict[str, float] = {}
         for one in (*record.boxes, *record.unsure):
             best.setdefault(one.label, one.score)
-        return best
+        return {**best, **{name: 0.0 for name in spec.names if name not in best}}
 
     def explained(self, outputs: Tensor, places: Tensor) -> Tensor:
         """Return the score of the most confident box of each picture's class, 0 where there is none.
