@@ -85,7 +85,8 @@ def finer_stages(network: nn.Module) -> dict[str, nn.Module]:
 
 def _strides(maps: Tensor, image: tuple[int, int]) -> tuple[int, int]:
     """Return pixels of the picture for one position of maps ``(B, C, h, w)``, along each side, rounded."""
-    return round(image[0] / maps.shape[2]), round(image[1] / maps.shape[3])
+    # Under torch.jit.trace sides are tensors; those of a network are fixed.
+    return round(int(image[0]) / int(maps.shape[2])), round(int(image[1]) / int(maps.shape[3]))
 
 
 @contextmanager
