@@ -29,8 +29,8 @@ class Centres(nn.Module):
         nn.init.constant_(self.answer.bias, -3.0)  # at first nothing is an object
 
     def answers(self, inputs):
-        images, *maps = inputs
-        answers = self.answer(self.body(maps[self.at])).permute(0, 2, 3, 1)  # (B, h, w, C + 4)
+        maps = inputs[1 + self.at]  # before the maps stand the pictures
+        answers = self.answer(self.body(maps)).permute(0, 2, 3, 1)  # (B, h, w, C + 4)
         return answers[..., : self.classes], functional.softplus(answers[..., self.classes :] + 3)
 
     def forward(self, inputs):

@@ -105,7 +105,7 @@ class TrainingOptions(CraftOptions):
         POSITIVE,
     )
     probe_lr: float | None = option(
-        None, "peak LR of the head while it is trained alone, per step; default: 0.01, of objects 0.001", POSITIVE
+        None, "peak LR of the head while it is trained alone, per step; default: 0.01, of objects 0.0003", POSITIVE
     )
     schedule: str | dict[str, Any] = option(
         "cosine",

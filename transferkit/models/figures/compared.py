@@ -17,6 +17,9 @@ class Compared:
         values: What predictions are.
         scale: What counts as 1 of each value of a prediction; empty: 1.
         share: What `Output.shares` are.
+        measured: Whether predictions differ by numbers; rows of boxes may change places.
+        exported: Names of the outputs of an exported file: predictions, and what the network returns where that is
+            something else.
     """
 
     answers: str = "labels"
@@ -24,3 +27,5 @@ class Compared:
     values: str = "probabilities"
     scale: tuple[float, ...] = ()
     share: str = "probability"
+    measured: bool = True
+    exported: tuple[str, ...] = ("probabilities", "logits")

@@ -32,6 +32,7 @@ __all__ = [
     "check_head",
     "head_of",
     "list_heads",
+    "one_at_a_time",
     "register_head",
     "registered_head",
     "takes_maps",
@@ -151,6 +152,11 @@ def head_of(head: str | nn.Module) -> HeadOf:
 def takes_pyramid(head: str | nn.Module) -> bool:
     """Whether `head` wants the pictures and the pyramid; asked as `takes_maps`."""
     return bool(getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "takes_pyramid", False))
+
+
+def one_at_a_time(head: nn.Module) -> bool:
+    """Whether what `head` computes can be written down for one picture at a time only; asked as `takes_maps`."""
+    return bool(getattr(head, "one_at_a_time", False))
 
 
 def takes_maps(head: str | nn.Module) -> bool:

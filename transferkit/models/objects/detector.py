@@ -57,6 +57,7 @@ class Detector(DecodedHead):
     """
 
     finds_objects = True
+    one_at_a_time = True  # how much is computed depends on how much is found
     outlines = False
 
     def __init__(

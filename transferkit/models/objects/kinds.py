@@ -80,7 +80,7 @@ class BoxHeads:
 
     usual: str = "faster_rcnn"
     lr: float = 3e-4
-    probe_lr: float = 1e-3
+    probe_lr: float = 3e-4
     outlines: bool = True
 
     def names(self) -> list[str]:

@@ -22,6 +22,7 @@ from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.columns import Columns
 from transferkit.models.figures.compared import Compared
+from transferkit.models.heads.registry import one_at_a_time
 from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.files import RunFiles
 from transferkit.runs.labelled import labelled_pictures
@@ -213,6 +214,8 @@ def compare(
 ) -> Comparison:
     """Run pictures through an exported model and through the run's own, in batches of 1, 2, 7 and 16.
 
+    A model that takes one picture at a time is given them one by one.
+
     Args:
         exported: The reloaded model.
         predictor: The run's.
@@ -234,8 +237,10 @@ def compare(
     largest = farthest = 0.0
     apart: float | None = None
     example: npt.NDArray[Any] | None = None
-    for places, images, shown in _batches(predictor, paths, inside, mixing):
-        probs, logits, *further = exported(images)
+    alone = one_at_a_time(predictor.module.head)
+    for places, images, shown in _batches(predictor, paths, inside, mixing, alone):
+        probs, *rest = exported(images)
+        logits, *further = rest or [None]
         assert probs is not None
         expected = predictor.logits(shown)
         if further and further[0] is not None and (shares := predictor.shares(shown)) is not None:
@@ -252,7 +257,8 @@ def compare(
         for place, agrees in zip(places, task.output.agree(probs, predictions, near).tolist(), strict=True):
             agreed[place] = agrees and agreed.get(place, True)
         # `max` and `fmax` would pass over NaN
-        farthest = float(np.maximum(farthest, (np.abs(probs - predictions) / scale).max()))
+        if task.output.compared.measured:
+            farthest = float(np.maximum(farthest, (np.abs(probs - predictions) / scale).max()))
         if logits is not None:
             apart = float(np.maximum(apart or 0.0, np.abs(logits - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
@@ -269,14 +275,15 @@ def compare(
 
 
 def _batches(
-    predictor: Predictor, paths: Sequence[str], inside: bool, mixing: bool
+    predictor: Predictor, paths: Sequence[str], inside: bool, mixing: bool, alone: bool
 ) -> Iterator[tuple[list[int], npt.NDArray[Any], npt.NDArray[np.uint8]]]:
     """Yield the numbers of pictures, what the exported model is given, and the run's own view of them."""
     config = predictor.info.preprocessing
     transform = eval_transform(config)
     shapes: dict[int, tuple[int, ...]] = {}
-    again = _other_company(len(paths), inside, shapes) if mixing else iter(())
-    for places in chain(_plan(len(paths), inside), again):
+    again = _other_company(len(paths), inside, shapes) if mixing and not alone else iter(())
+    first = ([place] for place in range(len(paths))) if alone else _plan(len(paths), inside)
+    for places in chain(first, again):
         decoded: dict[int, npt.NDArray[np.uint8]] = {}
         for place in places:
             try:

@@ -194,7 +194,8 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
         crop_mode=info.preprocessing.crop_mode,
         names_one=output.names_one,
         labels=output.labels,
-        masks=output.files is not None,
+        masks=output.files is not None and output.objects is None,
+        boxes=output.objects is not None,
     )
 
 
@@ -202,7 +203,7 @@ def _print(out: Path, example: Path | None, verified: _Verified) -> None:
     console = output_console()
     result = verified.comparison
     words = result.words
-    apart = f"{words.values} differ by at most {result.probability:.1e}"
+    apart = f"{words.values} differ by at most {result.probability:.1e}" if words.measured else ""
     if result.logits is not None:
         apart += f", logits by {result.logits:.1e}"
     if result.unlike is not None:
@@ -212,7 +213,7 @@ def _print(out: Path, example: Path | None, verified: _Verified) -> None:
         ("weights", verified.weights),
         *(("how", note) for note in verified.notes),
         (words.answers, f"{result.agreement:.1%} the same on {result.pictures} {verified.origin}"),
-        ("values", apart),
+        *([("values", apart)] if apart else []),
     ]
     if result.ratio is not None:
         lines.append(("speed", f"{result.ratio:.2f} times torch in eager mode, {result.timed} pictures at once"))

@@ -18,19 +18,20 @@ from transferkit.core.errors import DataError, ExportError
 from transferkit.core.text import first_line
 from transferkit.data.batches.datamodule import normalise
 from transferkit.models.artifact import ModelInfo
+from transferkit.models.heads.registry import one_at_a_time
 from transferkit.models.module import TransferModule
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject
 from transferkit.results.export.preprocessing import IR_VERSION, OPSET, PICTURES, preprocessing_graph
-from transferkit.results.export.program import quiet, trace
+from transferkit.results.export.program import ExportNetwork, quiet, trace
 from transferkit.results.predict.predictor import Predictor
 
 __all__ = ["FORMAT", "IMAGES", "LARGEST", "MEASURED", "build_onnx", "load_onnx", "quantise", "write_onnx"]
 
 IMAGES: Final = "images"
-OUTPUTS: Final = ("probabilities", "logits", "unlike_training")
-"""The third where the model knows how unlike its training pictures a picture is."""
+UNLIKE: Final = "unlike_training"
+"""The last output, where the model knows how unlike its training pictures a picture is."""
 
 LARGEST: Final = 2**31 - 2**20
 """Bytes of a file; protobuf ends at 2 GiB."""
@@ -66,34 +67,67 @@ def build_onnx(module: TransferModule, info: ModelInfo, *, half: bool = False, u
                 else "pass --precision fp16, or --format torch or safetensors"
             )
         )
-    program = trace(module, info, half=half, unlike=unlike)
-    names = OUTPUTS if unlike and module.unlike is not None else OUTPUTS[:2]
+    names = [*module.task.output.compared.exported, *([UNLIKE] if unlike and module.unlike is not None else [])]
+    write = _one_at_a_time if one_at_a_time(module.head) else _any_batch
     try:
         with torch.no_grad(), quiet():
-            written = torch.onnx.export(
-                program,
-                input_names=[IMAGES],
-                output_names=list(names),
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+            model = write(module, info, names, half=half, unlike=unlike)
+    except ExportError:
+        raise
     except Exception as error:  # torch's exporter, on any network
         raise ExportError(
             f"{info.backbone} cannot be written as ONNX ({first_line(error)}) - use --format torch or safetensors"
         ) from error
-    assert written is not None
-    model = written.model_proto
     model.ir_version = IR_VERSION
     for node in model.graph.node:
         scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
         if scopes.startswith("['', 'head'"):
             node.name = f"{_HEAD}{node.name}"
+    for node in model.graph.node:
+        node.doc_string = ""
     for value in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info,
                   *model.graph.initializer, *model.functions):  # fmt: skip
         del value.metadata_props[:]  # traces of the exporter, with paths of this machine
     del model.graph.metadata_props[:], model.metadata_props[:]
+    return model
+
+
+def _any_batch(module: TransferModule, info: ModelInfo, names: Sequence[str], *, half: bool, unlike: bool) -> Any:
+    written = torch.onnx.export(
+        trace(module, info, half=half, unlike=unlike),
+        input_names=[IMAGES],
+        output_names=list(names),
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    assert written is not None
+    return written.model_proto
+
+
+def _one_at_a_time(module: TransferModule, info: ModelInfo, names: Sequence[str], *, half: bool, unlike: bool) -> Any:
+    """Return the model of a batch of one, by the exporter that torchvision's detectors are written for.
+
+    torch's other one cannot follow what hangs on how many boxes there are.
+    """
+    import onnx
+
+    network = ExportNetwork(module, info, half=half, unlike=unlike).eval()
+    with tempfile.TemporaryDirectory(prefix="transferkit-") as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, *info.preprocessing.image_size),),
+            path,
+            input_names=[IMAGES],
+            output_names=list(names),
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = node.name.lstrip("/")  # "/head/...", as the other exporter has it without the first stroke
     return model
 
 
@@ -178,12 +212,10 @@ def load_onnx(path: Path, *, preprocessing: Literal["outside", "inside"] = "outs
             f"onnxruntime does not take the file ({first_line(error)}) - use --format torch or safetensors"
         ) from error
     name = PICTURES if preprocessing == "inside" else IMAGES
-    there = [output.name for output in session.get_outputs()]
-    outputs = [output for output in OUTPUTS if output in there]
 
     def run(images: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         try:
-            return tuple(session.run(outputs, {name: images}))
+            return tuple(session.run(None, {name: images}))
         except Exception as error:
             raise ExportError(
                 f"onnxruntime cannot run the file on a batch of {len(images)} ({first_line(error)}) - "

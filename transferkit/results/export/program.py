@@ -21,6 +21,7 @@ from transferkit.core.errors import ExportError
 from transferkit.core.text import first_line
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.heads.feed import as_float, feed, pooled
+from transferkit.models.heads.registry import one_at_a_time
 from transferkit.models.module import TransferModule
 from transferkit.results.export.check import Exported, Limits
 from transferkit.results.export.format import Format, Subject
@@ -54,11 +55,11 @@ class ExportNetwork(nn.Module):
         self.unlike = module.unlike if unlike else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return probabilities, logits and the share of held-out pictures that are nearer, where it is known."""
+        """Return predictions, logits where those are something else, and what `unlike` says, where it is known."""
         images = images.half() if self.half_precision else images
         inputs = feed(self.backbone, self.feed, images)
         logits = self.head(as_float(inputs)).float()
-        outputs = self.task.predictions(logits, self.calibration), logits
+        outputs = (self.task.predictions(logits, self.calibration), logits)[: len(self.task.output.compared.exported)]
         if self.unlike is None:
             return outputs
         return (*outputs, self.unlike.share(self.unlike(pooled(self.backbone, self.feed, inputs))))
@@ -72,6 +73,11 @@ def trace(
     Raises:
         ExportError: torch cannot trace this backbone or head.
     """
+    if one_at_a_time(module.head):
+        raise ExportError(
+            f"torch cannot trace the head {info.head or type(module.head).__name__}, whose steps hang on how much it "
+            "finds - use --format onnx"
+        )
     network = ExportNetwork(module, info, half=half, unlike=unlike).eval()
     example = torch.zeros(2, 3, *info.preprocessing.image_size)
     batch = torch.export.Dim("batch", min=1, max=4096)

@@ -50,7 +50,9 @@ class BoxOutput:
     page: Page | None = Page("serve_boxes.html.j2", box_facts)
     names_one: bool = False
     labels: bool = False
-    compared: Compared = Compared("boxes", "other boxes", "boxes and scores", share="best score")
+    compared: Compared = Compared(
+        "boxes", "other boxes", "boxes and scores", share="best score", measured=False, exported=("detections",)
+    )
     objects: ObjectResults | None = CocoResults()
     files: RecordFiles | None = InstanceFiles()
 
