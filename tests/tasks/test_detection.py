@@ -110,9 +110,8 @@ def test_figures_are_the_librarys_on_the_same_predictions(run, data):
         assert np.allclose(np.sort(tally.boxes, axis=0), np.sort(by_hand, axis=0), atol=1e-3)
         tallies.append(tally)
     metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["val"]
-    theirs = by_library(tallies, 3)
-    for key in ("map", "map50", "map75"):
-        assert metrics[key] == pytest.approx(theirs[key], abs=1e-6)
+    theirs = by_library(tallies, 3).stats[:3]
+    assert [metrics[key] for key in ("map", "map50", "map75")] == pytest.approx(list(theirs), abs=1e-6)
 
 
 def test_evaluate_repeats_the_runs_figures(run, data, tmp_path):
@@ -216,8 +215,9 @@ def test_detectors_go_out_with_their_post_processing(data, tmp_path, head):
     ]
     assert abs(len(lines) - len(expected)) <= 1 and lines  # one may lie on the threshold
     rows = [(line[0], *map(float, line[1:5]), line[5], float(line[6])) for line in lines]
-    boxes = np.array([row[1:5] for row in rows])
-    assert np.abs(boxes[:, None] - np.array([one[1:5] for one in expected])).max(axis=2).min(axis=1).max() < 0.05
+    boxes, others = (np.array([row[1:5] for row in side]) for side in (rows, expected))
+    nearest = np.abs(boxes[:, None] - others).max(axis=2).min(axis=1)
+    assert (nearest < 0.05).sum() >= len(rows) - 1
 
 
 def test_what_torch_cannot_trace_is_said(data, tmp_path):
