@@ -30,7 +30,7 @@ class Brightness:
     """Labels are numbers: reads them, and is what they mean (`TargetReader` and `Targets`)."""
 
     spec, columns, stratum_names = TargetSpec(("brightness",)), CLASS_COLUMN, ("pictures",)
-    unusable, columns_of = {}, staticmethod(lambda options: CLASS_COLUMN)
+    unusable, tiles, columns_of = {}, False, staticmethod(lambda options: CLASS_COLUMN)
     identity = framing = staticmethod(lambda it: it)
 
     def itself(self, *_, **__):

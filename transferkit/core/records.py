@@ -19,6 +19,7 @@ __all__ = [
     "Frame",
     "ImageRecord",
     "SkippedFile",
+    "Window",
 ]
 
 MAX_SIDE = 16_384
@@ -27,7 +28,7 @@ MAX_SIDE = 16_384
 DEEPEST: Final = 16
 """Bits of the deepest grey that is decoded."""
 
-CROP_MODES: Final = ("center", "squash", "pad")
+CROP_MODES: Final = ("center", "squash", "pad", "tile")
 """See `DataConfig`."""
 
 _COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
@@ -144,7 +145,7 @@ USUAL: Final = Decoding()
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The place of a whole picture on the network's input, in pixels of that.
+    """A place in pixels: of a whole picture on the network's input, or of a part of a picture.
 
     Attributes:
         top: Rows above it.
@@ -158,6 +159,32 @@ class Frame:
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of it, to index an array ``(H, W, ...)``."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the network sees of a picture at its own resolution, and the pixels of which that decides.
+
+    Attributes:
+        top: Row of the picture that is the window's first; negative where the picture is smaller than the window.
+        left: Column, likewise.
+        core: On the picture; the cores of all windows are the picture, each of its pixels once.
+    """
+
+    top: int
+    left: int
+    core: Frame
+
+    @property
+    def frame(self) -> Frame:
+        """The core on the window."""
+        core = self.core
+        return Frame(core.top - self.top, core.left - self.left, core.height, core.width)
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
@@ -170,9 +197,10 @@ class DataConfig:
         interpolation: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, for enlarging; pictures are
             always made smaller by area averaging.
         crop_pct: Share of the short side that the centre crop of evaluation keeps, in (0, 1].
-        crop_mode: ``"center"`` (keep the aspect ratio, crop the centre), ``"squash"`` (the whole picture, stretched) or
-            ``"pad"`` (the whole picture at its aspect ratio, in the middle of the mean colour). Of a crop alone
-            `crop_pct` says anything.
+        crop_mode: ``"center"`` (keep the aspect ratio, crop the centre), ``"squash"`` (the whole picture, stretched),
+            ``"pad"`` (the whole picture at its aspect ratio, in the middle of the mean colour) or ``"tile"`` (windows
+            at the picture's own resolution, see `transferkit.data.images.windows`). Of a crop alone `crop_pct` says
+            anything.
         decoding: What files become.
     """
 
@@ -185,12 +213,18 @@ class DataConfig:
     decoding: Decoding = USUAL
 
     @property
-    def decode_side(self) -> int:
+    def decode_side(self) -> int | None:
         """Short side, in pixels, that a decoded picture keeps at least: twice the longer side of the input.
 
-        One number for training, evaluation and prediction, so that all three see the same decoded picture.
+        One number for training, evaluation and prediction, so that all three see the same decoded picture. ``None``:
+        pictures are decoded whole, for windows of them.
         """
-        return 2 * max(self.image_size)
+        return None if self.tiled else 2 * max(self.image_size)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the network sees windows of a picture."""
+        return self.crop_mode == "tile"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

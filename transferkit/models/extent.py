@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["WHOLE_PICTURE", "Array", "Extent", "Frame", "Truth", "WholePicture"]
+from transferkit.core.records import Window
+
+__all__ = ["WHOLE_PICTURE", "Array", "Collected", "Extent", "Frame", "Truth", "WholePicture", "Windows"]
 
 Array = npt.NDArray[np.float32]
 
@@ -34,8 +36,35 @@ class Truth:
     annotation: Any
 
 
+class Collected(Protocol):
+    """What is kept of one picture, of whose windows one after the other is said what there is."""
+
+    def add(self, said: Any, window: Window) -> None:
+        """Take what is said of the pixels of a window: of its core alone, which no other window has."""
+
+    def done(self) -> Any:
+        """Return what is kept of the picture, after its last window."""
+
+
+class Windows(Protocol):
+    """How what is said of windows becomes what is said of their picture; nothing of a window is kept."""
+
+    def counted(self, truth: Truth) -> Collected:
+        """Return what outputs of the network ``(...)`` are collected in; of a picture as `Extent.entries` gives it."""
+
+    def measured(self, truth: Truth) -> Collected:
+        """Return what predictions ``(...)``, as users see them, are collected in; as `Extent.entry` gives it."""
+
+    def placed(self, size: tuple[int, int]) -> Collected:
+        """Return what predictions are put together in, of a picture of this height and width; as `Extent.placed`."""
+
+
 class Extent(Protocol):
     """How outputs lie on a picture. Of a data set N rows of a tensor are kept, or a list of N records."""
+
+    @property
+    def windows(self) -> Windows | None:
+        """How windows are put together; ``None`` where an output of a part of a picture says nothing of the whole."""
 
     @property
     def tta(self) -> tuple[str, ...] | None:
@@ -93,6 +122,7 @@ class WholePicture:
 
     tta: tuple[str, ...] | None = None
     whole: bool = True
+    windows: ClassVar[Windows | None] = None
 
     def entries(self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None) -> tuple[Tensor, Tensor]:
         """Return outputs in float32, and targets, both on the CPU."""

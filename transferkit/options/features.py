@@ -69,6 +69,7 @@ class FeaturesConfig(FeatureOptions):
 class CheckConfig(ComputeOptions):
     """Audit a data folder: files, copies, labels, outliers, splits; writes check.html and check.json."""
 
+    tile: bool = option(False, "of masks: say how many windows of --image-size there are, as finetune --tile sees them")
     quick: bool = option(False, "only what needs no network: no likely wrong labels, outliers or mirrored classes")
     fix: str | None = option(None, "write a cleaned manifest to this .csv, for finetune --data; pictures stay")
     fix_labels: Literal["keep", "drop", "relabel"] = option(

@@ -52,6 +52,10 @@ class ModelOptions(BackboneOptions):
         "objects faster_rcnn, retinanet, fcos, mask_rcnn",
     )
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
+    tile: bool = option(
+        False,
+        "of masks: pictures at their own resolution, in windows of --image-size, instead of whole and smaller",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +272,7 @@ class SelftestConfig(Options):
     backbone: str = option("transferkit/mini", "backbone to run with")
     weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
     image_size: int | None = option(32, "side of the model's input in pixels", at_least(1))
+    tile: bool = option(False, "of masks: in windows of --image-size")
     kills: int = option(20, "how often to kill", at_least(1))
     seed: int = option(0, "of the points", SEED)
     quiet: bool = option(False, "no progress, no table")

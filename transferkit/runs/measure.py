@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,9 @@ def network_outputs(
     """
     module.eval().to(device)
     extent = module.task.extent
+    if truths is not None and truths.config.tiled:
+        kept = list(_of_windows(module, loader, device, paths, truths))
+        return kept, kept
     outputs: list[Any] = []
     answers: list[Any] = []
     done = 0
@@ -86,6 +89,30 @@ def network_outputs(
             for column, part in zip((outputs, answers), extent.entries(batch, targets, own), strict=True):
                 column.append(part)
     return extent.join(outputs), extent.join(answers)
+
+
+def _of_windows(
+    module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], device: str, paths: Sequence[str], truths: Truths
+) -> Iterator[Any]:
+    """Yield what is kept of each picture whose windows a loader gives, one picture after the other."""
+    collects = module.task.extent.windows
+    if collects is None:
+        raise TypeError(f"outputs of {module.task.name} are not put together of windows")
+    outputs = _outputs(module, loader, device)
+    for path in paths:
+        truth = truths.of(path)
+        counted = collects.counted(truth)
+        for window, output in zip(truths.windows(truth), outputs, strict=False):  # the shorter one comes first
+            counted.add(output, window)
+        yield counted.done()
+
+
+def _outputs(module: TransferModule, loader: Iterable[tuple[Tensor, Tensor]], device: str) -> Iterator[Tensor]:
+    """Yield the output of each row of a loader."""
+    for images, _ in loader:
+        with torch.inference_mode():
+            outputs = module(normalise(images.to(device, non_blocking=True), module.data_config))
+        yield from outputs
 
 
 def running_figures(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
 import torch
 
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Window
 from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.resize import frame
+from transferkit.data.images.windows import windows
 from transferkit.data.index.targets import Targets
 from transferkit.models.extent import Truth
 
@@ -34,10 +35,16 @@ class Truths:
         self._rows = {path: row for row, path in enumerate(paths)}
 
     def of(self, path: str) -> Truth:
-        """Return the answer of a picture. Raises `DataError`."""
+        """Return the answer of a picture; of one that is seen in windows, the frame is itself. Raises `DataError`."""
         row = self._rows[path]
         annotation = self.annotations.read(row)
-        return Truth(astuple(frame(_size(annotation), self.config)), self.labels[row], annotation)
+        size = _size(annotation)
+        place = (0, 0, *size) if self.config.tiled else astuple(frame(size, self.config))
+        return Truth(place, self.labels[row], annotation)
+
+    def windows(self, truth: Truth) -> Iterator[Window]:
+        """Yield the windows of a picture with this answer, in order."""
+        return windows(_size(truth.annotation), self.config)
 
 
 def truths_of(targets: Targets, labels: Iterable[str], paths: Iterable[str], config: DataConfig) -> Truths | None:

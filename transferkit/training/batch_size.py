@@ -43,7 +43,7 @@ def choose_batch_size(training: Training[Options]) -> int:
         TrainingError: Not even the smallest size fits.
     """
     device = training.device
-    pictures = len(training.data.index.split("train"))
+    pictures = training.data.rows("train")
     sizes = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
     largest = 0
     with waiting(training.console, "measuring the batch size"):

@@ -19,6 +19,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.sample import SAMPLE
+from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
@@ -75,7 +76,7 @@ class Training(Generic[Options]):
         """What happens in which step."""
         config, size = self.config, self.data.batch_size
         share = EpochSampler(
-            len(self.data.index.split("train")), batch_size=size, seed=config.seed,
+            self.data.rows("train"), batch_size=size, seed=config.seed,
             world_size=config.devices * config.num_nodes,
         )  # fmt: skip
         batches = math.ceil(len(share) / size)
@@ -137,10 +138,15 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
     usual = backbone.data_config
-    backbone.data_config = task.targets.framing(replace(usual, decoding=config.decoding(usual.decoding)))
+    if config.tile and not task.targets.tiles:
+        resolve_phases(config, None)  # which refuses it, with all else that is wrong
+    mode = "tile" if config.tile else usual.crop_mode
+    backbone.data_config = task.targets.framing(
+        replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
+    )
     data = _data(config, task, backbone, workers, console)
     if not quiet and is_writer():
-        print_lines(output_console(), data_lines(data.index))
+        print_lines(output_console(), [*data_lines(data.index), *_window_lines(data)])
     module = _module(config, task, backbone, data)
     rehearse(config, module)
     phases = resolve_phases(config, module.group_names())
@@ -163,6 +169,14 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
     return Training(config, data, module, phases, machine, console, taken)
+
+
+def _window_lines(data: ImageData) -> list[tuple[str, str]]:
+    """Return how many windows each split has, where pictures are seen in windows."""
+    counts = [f"{data.rows(split):,} {split}" for split in SPLITS if data.index.split(split)]
+    height, width = data.data_config.image_size
+    text = f"{' / '.join(counts)}, of {width} x {height} pixels at the pictures' own resolution"
+    return [("windows", text)] if data.data_config.tiled else []
 
 
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
@@ -193,6 +207,7 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             config.data,
             batch_size=USUAL_BATCH if isinstance(config.batch_size, str) else config.batch_size,
             train_size=config.train_size,
+            tile=config.tile,
             augment=config.augment,
             flip=not config.no_flip,
             sampler=config.sampler,

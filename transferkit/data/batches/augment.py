@@ -76,13 +76,14 @@ class Transform:
         self._objects = self._steps if objects is None else copy.deepcopy(list(objects))
         self._local = threading.local()
 
-    def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None) -> Pixels:
+    def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None, part: int = 0) -> Pixels:
         """Transform one picture.
 
         Args:
             image: ``(H, W, 3)`` uint8, RGB, any size from 1x1; left unchanged.
             seed: The only source of randomness, any whole number. Ignored where nothing is random.
             whole: See `transferkit.data.images.resize.fit`.
+            part: Likewise; of the evaluation view alone, others draw their windows.
 
         Returns:
             ``(h, w, 3)`` uint8, RGB, contiguous, at ``config.image_size``.
@@ -94,9 +95,11 @@ class Transform:
         # OpenCV's own threads on top of the loader's workers only fight over the cores. Said here, where the work is
         # done and at half a microsecond, because neither an import nor a fork carries it safely.
         cv2.setNumThreads(0)
-        return self._augment(image, seed) if self._steps else fit(image, self.config, whole=whole)
+        return self._augment(image, seed) if self._steps else fit(image, self.config, whole=whole, part=part)
 
-    def carry(self, image: Pixels, annotation: Annotation, seed: int = 0) -> tuple[Pixels, Annotation]:
+    def carry(
+        self, image: Pixels, annotation: Annotation, seed: int = 0, *, part: int = 0
+    ) -> tuple[Pixels, Annotation]:
         """Transform one picture and the answers on its pixels by the same draw.
 
         Masks go by the nearest pixel. What is not the picture has no class: `IGNORED`, on padding and where a piece was
@@ -111,6 +114,7 @@ class Transform:
             annotation: Of the upright picture, at its whole size; `image` may be decoded at a fraction of that.
             seed: As for a call, which gives the same picture where there are no objects, but for a pixel of padding
                 where it was so decoded.
+            part: As for a call.
 
         Returns:
             The picture, and a mask ``(h, w) uint8``, or boxes and numbers of objects, at ``config.image_size``.
@@ -132,8 +136,8 @@ class Transform:
             image, mask = self._augment_both(image, mask, seed)
         else:
             size = (mask.shape[0], mask.shape[1])
-            mask = fit_mask(mask, self.config, decoded=(image.shape[0], image.shape[1]))
-            image = fit(image, self.config, whole=size)
+            mask = fit_mask(mask, self.config, decoded=(image.shape[0], image.shape[1]), part=part)
+            image = fit(image, self.config, whole=size, part=part)
         return image, replace(annotation, mask=mask)
 
     def describe(self) -> dict[str, Any]:

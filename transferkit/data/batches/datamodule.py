@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.views import Views
+from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
 from transferkit.data.index.targets import TargetReader
@@ -42,6 +43,8 @@ class ImageData(L.LightningDataModule):
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
+        tile: See pictures at their own resolution, in windows of `image_size`: each is a row of a data set, and counts
+            as a picture does.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
         flip: Whether augmentation mirrors pictures.
@@ -87,6 +90,7 @@ class ImageData(L.LightningDataModule):
         *,
         batch_size: int = 32,
         train_size: int | None = None,
+        tile: bool = False,
         augment: str = "light",
         flip: bool = True,
         sampler: str = "shuffle",
@@ -160,7 +164,12 @@ class ImageData(L.LightningDataModule):
             )
         if problems:
             raise ConfigError(gather(problems))
-        config = reader.framing(dataclasses.replace(config, decoding=self._options.decoding(config.decoding)))
+        if tile and not reader.tiles:
+            raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
+        config = dataclasses.replace(
+            config, decoding=self._options.decoding(config.decoding), crop_mode="tile" if tile else config.crop_mode
+        )
+        config = reader.framing(config)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip = augment, flip
@@ -226,7 +235,8 @@ class ImageData(L.LightningDataModule):
         decoding = self._options.decoding(config.decoding)
         if "index" in self.__dict__ and decoding.key_values() != self.data_config.decoding.key_values():
             self.index = dataclasses.replace(self.index, pixels={})  # they were decoded otherwise
-        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
+        mode = "tile" if self.data_config.tiled else config.crop_mode
+        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding, crop_mode=mode)
         self.data_config = self._reader.framing(own)
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
@@ -243,13 +253,31 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
+        pictures: Sequence[Picture] = [
+            Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records
+        ]
+        rows = self.windows(split)
+        if rows is not None and annotations is not None:
+            pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
-            [Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records],
+            pictures,
             Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
             targets=self.targets(split) if annotations is None else None,
             annotations=annotations,
             threads=available_cores(),
         )
+
+    def windows(self, split: str) -> Rows | None:
+        """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""
+        if not self.data_config.tiled:
+            return None
+        sizes = [self.index.sizes[record.sha256] for record in self.index.split(split)]
+        return Rows(sizes, self.data_config)
+
+    def rows(self, split: str) -> int:
+        """Return how many rows the data set of a split has: its pictures, or their windows."""
+        windows = self.windows(split)
+        return len(self.index.split(split)) if windows is None else len(windows)
 
     def targets(self, split: str) -> Tensor:
         """Return what the labels of a split's pictures mean, in index order: of classification ``(N,) int64``."""
@@ -315,8 +343,10 @@ class ImageData(L.LightningDataModule):
         return self._loader(dataset, sampler)
 
     def _strata(self) -> list[int]:
-        strata: list[int] = self.index.targets.strata(record.label for record in self.index.split("train")).tolist()
-        return strata
+        strata = self.index.targets.strata(record.label for record in self.index.split("train"))
+        windows = self.windows("train")
+        listed: list[int] = (strata if windows is None else strata.repeat(windows.counts)).tolist()
+        return listed
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """Return the validation loader, or an empty list where there is no validation split.

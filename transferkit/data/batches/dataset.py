@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.data.batches.boxes import Boxes, together
-from transferkit.data.batches.views import Renderer, Views
+from transferkit.data.batches.views import PART, Renderer, Views
 from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.sketch import Sketch, sketch_of
@@ -34,12 +35,14 @@ class Picture:
             where it was not: its content is what it is.
         content: The bytes of a file, or pixels ``(H, W, 3) uint8``, decoded already; ``None`` to read the file `name`.
         error: Why it cannot be decoded, where that is known already.
+        part: Which of its windows it stands for, where pictures are seen in windows.
     """
 
     name: str
     sha256: str = ""
     content: bytes | Pixels | None = None
     error: UnreadableImage | None = None
+    part: int = 0
 
 
 _Shown: TypeAlias = tuple[Pixels, Annotation | None]
@@ -52,6 +55,16 @@ class _Result(NamedTuple):
     views: list[_Shown] | UnreadableImage
     sketch: Sketch | None = None
     size: tuple[int, int] | None = None
+
+
+class _Opened(NamedTuple):
+    """A picture that was decoded: what it is known by, its sketch, its size, and its answers on pixels."""
+
+    pixels: Pixels
+    sha256: str
+    sketch: Sketch | None
+    size: tuple[int, int] | None
+    annotation: Annotation | None
 
 
 class Job(NamedTuple):
@@ -130,12 +143,13 @@ class ImageDataset(Dataset[Loaded]):
         self.sketches = sketches
         self._rows: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._last: tuple[Picture, _Opened] | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None}  # threads do not travel to another process
+        return {**self.__dict__, "_pool": None, "_last": None}  # threads do not travel to another process
 
     def __getitem__(self, key: int | Job) -> Loaded:
         return self.batch([key])
@@ -162,12 +176,17 @@ class ImageDataset(Dataset[Loaded]):
         if self._rows is not None:
             rows = self._rows[[job.picture for job in jobs]]
             return Loaded(rows, names, [picture.sha256 for picture in pictures], [None] * len(jobs), targets)
-        if self.threads > 1 and len(jobs) > 1 and get_worker_info() is None:
+        # Windows of one picture follow each other, and it is decoded once for all of them.
+        runs = [list(run) for _, run in groupby(zip(jobs, pictures, strict=True), key=lambda pair: _source(pair[1]))]
+        if self.threads > 1 and len(runs) > 1 and get_worker_info() is None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-            results = list(self._pool.map(self._show, jobs, pictures))
+            shown = list(self._pool.map(self._show, runs))
         else:
-            results = list(map(self._show, jobs, pictures))
+            shown = list(map(self._show, runs))
+        if self.views.evaluation.config.tiled and runs:
+            self._last = shown[-1][1]
+        results = list(chain.from_iterable(results for results, _ in shown))
         good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
@@ -200,10 +219,26 @@ class ImageDataset(Dataset[Loaded]):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _show(self, job: Job, picture: Picture) -> _Result:
+    def _show(self, run: Sequence[tuple[Job, Picture]]) -> tuple[list[_Result], tuple[Picture, _Opened] | None]:
+        """Return what is shown of one picture, by several jobs; and the picture, for the next batch."""
+        job, picture = run[0]
+        before = self._last
+        try:
+            if before is not None and _source(before[0]) == _source(picture):
+                opened = before[1]
+            else:
+                opened = self._open(job, picture)
+        except _Unreadable as refusal:
+            return [_Result(refusal.sha256, refusal.error) for _ in run], None
+        results = [
+            _Result(opened.sha256, self._views(each, one, opened), opened.sketch, opened.size) for each, one in run
+        ]
+        return results, (picture, opened)
+
+    def _open(self, job: Job, picture: Picture) -> _Opened:
         sha256, content, sketch = picture.sha256 or None, picture.content, None
         if picture.error is not None:
-            return _Result(sha256, picture.error)
+            raise _Unreadable(sha256, picture.error)
         try:
             if isinstance(content, np.ndarray):
                 pixels, sha256 = content, sha256 or pixels_digest(content)
@@ -219,16 +254,35 @@ class ImageDataset(Dataset[Loaded]):
                 sketch = sketch_of(pixels, info) if self.sketches else None
                 size = info.height, info.width
         except UnreadableImage as error:
-            return _Result(sha256, error.with_traceback(None))  # its frames hold the file
-        return _Result(sha256, self._views(job, pixels, sha256, size), sketch, size)
+            raise _Unreadable(sha256, error.with_traceback(None)) from None  # its frames hold the file
+        annotation = None
+        if self.annotations is not None:
+            if not isinstance(job.picture, int):
+                raise ValueError("answers on pixels belong to pictures of the data set")
+            annotation = self.annotations.read(job.picture)
+        return _Opened(pixels, sha256, sketch, size, annotation)
 
-    def _views(self, job: Job, pixels: Pixels, sha256: str, size: tuple[int, int] | None) -> list[_Shown]:
-        if self.annotations is None:
-            return [(image, None) for image in self.views.render(pixels, sha256, job.views, size)]
-        if not (isinstance(self.views, Views) and isinstance(job.picture, int)):
-            raise ValueError("answers on pixels belong to pictures of the data set")
-        annotation = self.annotations.read(job.picture)
-        return [self.views.carry(pixels, annotation, sha256, view) for view in job.views]
+    def _views(self, job: Job, picture: Picture, opened: _Opened) -> list[_Shown]:
+        pixels, sha256, _, size, annotation = opened
+        views = [view + PART * picture.part for view in job.views]
+        if annotation is None:
+            return [(image, None) for image in self.views.render(pixels, sha256, views, size)]
+        if not isinstance(self.views, Views):
+            raise ValueError("answers on pixels go through views that carry them along")
+        return [self.views.carry(pixels, annotation, sha256, view) for view in views]
+
+
+class _Unreadable(Exception):
+    """Why a picture cannot be shown, and what it is known by."""
+
+    def __init__(self, sha256: str | None, error: UnreadableImage) -> None:
+        super().__init__(str(error))
+        self.sha256, self.error = sha256, error
+
+
+def _source(picture: Picture) -> tuple[object, ...]:
+    """Return what two pictures have in common that are decoded from the same."""
+    return picture.name, picture.sha256, id(picture.content), id(picture.error)
 
 
 def _read_indexed(path: str, sha256: str) -> bytes:

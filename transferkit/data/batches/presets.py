@@ -15,11 +15,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Frame
 from transferkit.core.targets import IGNORED
 from transferkit.data.images.annotation import Mask
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.resize import INTERPOLATIONS, fit, fit_boxes, fit_mask, random_box, resize, resize_mask
+from transferkit.data.images.resize import (
+    INTERPOLATIONS,
+    fit,
+    fit_boxes,
+    fit_mask,
+    mean_colour,
+    random_box,
+    resize,
+    resize_mask,
+)
+from transferkit.data.images.windows import random_window
 
 # albumentations asks the package index for a newer version, over the network, when it is imported without this.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -42,7 +52,7 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool) ->
         flip: Whether a picture may be its mirror image.
         objects: Whether pictures have objects: borders are of the mean colour then, and not mirrored.
     """
-    plain = {"border_mode": cv2.BORDER_CONSTANT, "fill": tuple(round(255 * level) for level in config.mean)}
+    plain = {"border_mode": cv2.BORDER_CONSTANT, "fill": mean_colour(config)}
     steps = _PRESETS[name](config, plain if objects else _MIRRORED)
     return [step for step in steps if flip or not isinstance(step, A.HorizontalFlip)]
 
@@ -123,6 +133,37 @@ class RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
         keypoints = keypoints.copy()
         keypoints[:, :2] = ((keypoints[:, :2] + 0.5).clip(low, high) - low) * scale - 0.5
         return keypoints
+
+
+class RandomWindow(A.DualTransform):  # type: ignore[misc]  # an untyped base
+    """A window of the picture at about its own resolution, see `random_window`; masks alone go with it."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(p=1.0)
+        self.config = config
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the window."""
+        height, width = params["shape"][:2]
+        part, place = random_window((height, width), self.config.image_size, self.py_random)
+        return {"part": part, "place": place}
+
+    def apply(self, img: Pixels, part: Frame, place: Frame, **params: Any) -> Pixels:
+        """Show the part in its place, on the mean colour."""
+        shown: Pixels = np.empty((*self.config.image_size, 3), dtype=np.uint8)
+        shown[:] = mean_colour(self.config)
+        interpolation = INTERPOLATIONS[self.config.interpolation]
+        shown[place.slices] = resize(img[part.slices], (place.height, place.width), interpolation)
+        return shown
+
+    def apply_to_mask(self, mask: Mask, part: Frame, place: Frame, **params: Any) -> Mask:
+        """Bring its classes there; beside them there is none."""
+        shown = np.full(self.config.image_size, IGNORED, dtype=mask.dtype)
+        shown[place.slices] = resize_mask(mask[part.slices], (place.height, place.width))
+        return shown
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        return ("config",)
 
 
 class Elastic(A.ElasticTransform):  # type: ignore[misc]  # an untyped base
@@ -217,6 +258,8 @@ AUGMENTATIONS: tuple[str, ...] = tuple(_PRESETS)
 
 def _crop(config: DataConfig, smallest: float) -> Step:
     """Build the random crop. Its ratios are relative to the target's: a wide input is not fed squeezed boxes."""
+    if config.tiled:
+        return RandomWindow(config)
     height, width = config.image_size
     ratio = (0.75 * width / height, width / height / 0.75)
     return RandomBox(config.image_size, (smallest, 1.0), ratio, interpolation=INTERPOLATIONS[config.interpolation])

@@ -11,13 +11,16 @@ from transferkit.data.batches.augment import Transform
 from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
 
-__all__ = ["EVALUATION", "REPEAT", "Renderer", "Views", "sample_seed"]
+__all__ = ["EVALUATION", "PART", "REPEAT", "Renderer", "Views", "sample_seed"]
 
 EVALUATION = 0
 """The number of the evaluation view of a picture whose features are taken; augmented views count from 1."""
 
 REPEAT = 1 << 32
 """Added to the number of a view each time that its picture comes again in an epoch, so that it is augmented anew."""
+
+PART = REPEAT << 32
+"""Added to the number of a view for each window of its picture that comes before: windows are views of their own."""
 
 
 def sample_seed(seed: int, view: int, sha256: str) -> int:
@@ -71,13 +74,13 @@ class Views:
     plain: frozenset[int] = frozenset({EVALUATION})
 
     def seed_of(self, sha256: str, view: int) -> int:
-        """Return the seed of one view of one picture; 0 where it is shown as in evaluation."""
-        return 0 if view % REPEAT in self.plain else sample_seed(self.seed, view, sha256)
+        """Return the seed of one view of one picture; where it is shown as in evaluation, the number of its window."""
+        return view // PART if view % REPEAT in self.plain else sample_seed(self.seed, view, sha256)
 
     def carry(self, pixels: Pixels, annotation: Annotation, sha256: str, view: int) -> tuple[Pixels, Annotation]:
         """Return one view of a picture with the answers on its pixels, by its number; see `Transform.carry`."""
         if self.augmented is None or view % REPEAT in self.plain:
-            return self.evaluation.carry(pixels, annotation)
+            return self.evaluation.carry(pixels, annotation, part=view // PART)
         return self.augmented.carry(pixels, annotation, sample_seed(self.seed, view, sha256))
 
     def render(
@@ -85,7 +88,7 @@ class Views:
     ) -> list[Pixels]:
         """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers; see `Renderer`."""
         return [
-            self.evaluation(pixels, whole=whole)
+            self.evaluation(pixels, whole=whole, part=view // PART)
             if self.augmented is None or view % REPEAT in self.plain
             else self.augmented(pixels, sample_seed(self.seed, view, sha256))
             for view in views

@@ -14,6 +14,7 @@ from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.records import CROP_MODES, DataConfig, Frame
 from transferkit.core.targets import IGNORED
 from transferkit.data.images.decode import Pixels
+from transferkit.data.images.windows import cut, window_at
 
 __all__ = [
     "INTERPOLATIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "fit_boxes",
     "fit_mask",
     "frame",
+    "mean_colour",
     "random_box",
     "resize",
     "resize_mask",
@@ -37,7 +39,7 @@ INTERPOLATIONS: dict[str, int] = {
 }
 
 
-def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = None) -> Pixels:
+def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = None, part: int = 0) -> Pixels:
     """Show a picture as in evaluation, by `DataConfig.crop_mode`.
 
     - ``"center"``: the box in the middle that has the target's aspect ratio and ``crop_pct`` of the sides of the
@@ -45,10 +47,12 @@ def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = No
       blow up an extreme picture (20000x8) on the way.
     - ``"squash"``: the whole picture, stretched.
     - ``"pad"``: the whole picture on its `frame`, in the middle of the mean colour.
+    - ``"tile"``: one of its windows, see `transferkit.data.images.windows`; of the mean colour beside the picture.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         config: The target.
+        part: Number of the window.
         whole: Height and width of the picture's file, upright, where `image` was decoded at a fraction of it: rounding
             may move the frame by a pixel.
 
@@ -56,33 +60,43 @@ def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = No
         ``(h, w, 3)`` uint8 at ``config.image_size``; a new, contiguous array.
     """
     interpolation = INTERPOLATIONS[config.interpolation]
+    if config.tiled:
+        return cut(image, window_at(_size(image), config, part), config.image_size, mean_colour(config))
     if config.crop_mode == "pad":
         place = frame(whole or _size(image), config)
         canvas: Pixels = np.empty((*config.image_size, 3), dtype=np.uint8)
-        canvas[:] = [round(255 * level) for level in config.mean]
-        canvas[_inside(place)] = resize(image, (place.height, place.width), interpolation)
+        canvas[:] = mean_colour(config)
+        canvas[place.slices] = resize(image, (place.height, place.width), interpolation)
         return canvas
     return resize(_box(image, config), config.image_size, interpolation)
 
 
 def fit_mask(
-    mask: _Numbers, config: DataConfig, *, decoded: tuple[int, int] | None = None, fill: int = IGNORED
+    mask: _Numbers, config: DataConfig, *, decoded: tuple[int, int] | None = None, fill: int = IGNORED, part: int = 0
 ) -> _Numbers:
     """Bring class indices, or numbers of objects, to where `fit` brings their pixels, each by the nearest one.
+
+    Of a window only its core is brought: of what lies around it other windows decide.
 
     Args:
         mask: ``(H, W)`` uint8 or uint16 of the whole picture.
         config: The target.
         decoded: Height and width of the pixels that `fit` gets; as large as the mask when ``None``.
-        fill: What stands beside the picture.
+        fill: What stands beside the picture, or the core.
+        part: Number of the window.
 
     Returns:
         ``(h, w)`` at ``config.image_size``; a new, contiguous array.
     """
+    if config.tiled:
+        window = window_at(_size(mask), config, part)
+        canvas = np.full(config.image_size, fill, dtype=mask.dtype)
+        canvas[window.frame.slices] = mask[window.core.slices]
+        return canvas  # type: ignore[return-value]
     if config.crop_mode == "pad":
         place = frame(_size(mask), config)
         canvas = np.full(config.image_size, fill, dtype=mask.dtype)
-        canvas[_inside(place)] = resize_mask(mask, (place.height, place.width))
+        canvas[place.slices] = resize_mask(mask, (place.height, place.width))
         return canvas  # type: ignore[return-value]
     return resize_mask(_box(resize_mask(mask, decoded or _size(mask)), config), config.image_size)
 
@@ -109,6 +123,12 @@ def fit_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int], config: Dat
     moved = (boxes - np.array([left, top] * 2)) * factors + np.array([place.left, place.top] * 2)
     fitted: npt.NDArray[np.float64] = moved.clip(0, np.array([width, height, width, height], dtype=np.float64))
     return fitted
+
+
+def mean_colour(config: DataConfig) -> tuple[int, int, int]:
+    """Return what stands beside a picture: the colour that is 0 to the network, but for rounding."""
+    red, green, blue = (round(255 * level) for level in config.mean)
+    return red, green, blue
 
 
 def frame(size: tuple[int, int], config: DataConfig) -> Frame:
@@ -207,10 +227,6 @@ def check_config(config: DataConfig) -> None:
 
 def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
-
-
-def _inside(place: Frame) -> tuple[slice, slice]:
-    return slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
 
 
 def _box(image: _Numbers, config: DataConfig) -> _Numbers:

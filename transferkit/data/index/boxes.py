@@ -40,6 +40,7 @@ class BoxReader:
 
     all_names: bool = False
     unusable: ClassVar[Mapping[str, str]] = {}
+    tiles: ClassVar[bool] = False
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return that no manifest holds them."""

@@ -51,6 +51,7 @@ class ImageIndex:
         pixels: Decoded pictures that are kept in memory, by sha256: ``(H, W, 3)`` uint8 RGB as `decode_image` returns
             them for the `min_side` asked for. Not part of what makes two indexes equal.
         sketches: What copies are looked for by, by sha256, of pictures that were decoded. Likewise.
+        sizes: Height and width of each picture, upright, by sha256, of those that were decoded. Likewise.
     """
 
     root: str
@@ -60,6 +61,7 @@ class ImageIndex:
     findings: tuple[Finding, ...] = ()
     pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
     sketches: Mapping[str, Sketch] = field(default_factory=dict, compare=False, repr=False)
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -214,6 +216,7 @@ def build_index(
         ),
         pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
         sketches={r.sha256: r.sketch for r in results if r.sha256 is not None and r.sketch is not None},
+        sizes={r.sha256: (r.info.height, r.info.width) for r in results if r.sha256 is not None and r.info is not None},
     )
 
 

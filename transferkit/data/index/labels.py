@@ -38,6 +38,7 @@ class LabelReader:
     """Answers are lists of labels, which may be empty."""
 
     unusable: ClassVar[Mapping[str, str]] = {}
+    tiles: ClassVar[bool] = False
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column of lists, or the columns of 0 and 1 that the options name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,7 @@ class MaskReader:
     unusable: Mapping[str, str] = field(default_factory=dict)
     meaning: Meaning | None = None
     palette: Palette | None = None
+    tiles: ClassVar[bool] = True
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``mask``, or what the options name."""
@@ -180,8 +181,8 @@ class MaskReader:
         return None
 
     def framing(self, config: DataConfig) -> DataConfig:
-        """Return that pictures are shown whole: every pixel has an answer."""
-        return replace(config, crop_mode="pad", crop_pct=1.0)
+        """Return that pictures are shown whole, or in windows where that is said: every pixel has an answer."""
+        return replace(config, crop_mode="tile" if config.tiled else "pad", crop_pct=1.0)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class NumberReader:
     """Answers are one or several numbers; of class folders, the folders' names."""
 
     unusable: ClassVar[Mapping[str, str]] = {}
+    tiles: ClassVar[bool] = False
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the columns that the options name, else ``target``."""

@@ -197,6 +197,10 @@ class TargetReader(Protocol):
     def unusable(self) -> Mapping[str, str]:
         """Pictures, by path, whose answers cannot be used, and why; as far as `look` has seen."""
 
+    @property
+    def tiles(self) -> bool:
+        """Whether pictures can be seen in windows: a window has the answers of its pixels, and needs no others."""
+
     def look(self, pictures: PicturesRead) -> Self:
         """Return the reader that has read the files of the answers, where they have some; once is enough."""
 
@@ -222,7 +226,7 @@ class TargetReader(Protocol):
         """Return what mixes the pictures and targets of a batch; ``None`` where these answers cannot be mixed."""
 
     def framing(self, config: DataConfig) -> DataConfig:
-        """Return how pictures are shown to a model of these answers: as the backbone has it, or whole."""
+        """Return how pictures are shown to a model of these answers: as the backbone has it, whole, or in windows."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,7 @@ class ClassReader:
 
     known: tuple[str, ...] = ()
     unusable: ClassVar[Mapping[str, str]] = {}
+    tiles: ClassVar[bool] = False
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``label``, or what the options name."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.core.errors import BackboneError
+from transferkit.core.records import Window
 from transferkit.data.batches.dataset import Loaded
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import OWN, POOLED, Tap
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
+from transferkit.models.extent import Collected
 from transferkit.models.heads.feed import as_float, feed, pooled
 from transferkit.models.module import TransferModule
 
-__all__ = ["Output", "Rows", "WholeNetwork", "outputs_of", "whole_engine"]
+__all__ = [
+    "NOT_FINITE",
+    "Alone",
+    "Gathered",
+    "Output",
+    "Predictions",
+    "Rows",
+    "WholeNetwork",
+    "by_picture",
+    "outputs_of",
+    "whole_engine",
+]
 
 FEATURES, UNLIKE = "features", "unlike"
+
+NOT_FINITE: Final = "the model returns NaN or infinity for it"
 
 Rows: TypeAlias = tuple[Tensor, ...]
 """Of a batch: outputs and, where the model knows the distance from its training pictures, features and distances."""
@@ -31,7 +46,7 @@ Rows: TypeAlias = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Output:
-    """What the network returns for one picture.
+    """What the network returns for one picture, or for one of the windows that it is seen in.
 
     Attributes:
         name: Its path, or its place among the sources, as ``"images[3]"``.
@@ -41,6 +56,8 @@ class Output:
         distance: Of its evaluation view from the training pictures; ``None`` where the model knows none.
         features: Of that view, ``(D,)``, where they were asked for.
         size: Height and width of the picture, upright; ``None`` where it is not known.
+        window: Which window it is of; ``None`` of the whole picture.
+        last: Whether it is the last one of its picture.
     """
 
     name: str
@@ -50,6 +67,91 @@ class Output:
     distance: float | None = None
     features: npt.NDArray[np.float32] | None = None
     size: tuple[int, int] | None = None
+    window: Window | None = None
+    last: bool = True
+
+
+class Gathered(Protocol):
+    """What is made of a picture, of one output after the other."""
+
+    def add(self, output: Output) -> None:
+        """Take the output of a window, or of the whole picture; it has logits."""
+
+    def done(self) -> Any:
+        """Return what was made, after the last one."""
+
+
+def by_picture(outputs: Iterable[Output], begin: Callable[[Output], Gathered]) -> Iterator[tuple[Output, Any]]:
+    """Yield each picture once, with what is made of all its outputs; they are gone by then.
+
+    Args:
+        outputs: Those of one picture follow each other.
+        begin: Called with the first output of each picture that has any.
+
+    Yields:
+        The last output of a picture, or the one that says why it has none, and what `Gathered.done` returns;
+        ``None`` where a window has no logits.
+    """
+    gathered: Gathered | None = None
+    failed: Output | None = None
+    for output in outputs:
+        if output.logits is None:
+            failed = failed or output
+        elif failed is None:
+            gathered = begin(output) if gathered is None else gathered
+            gathered.add(output)
+        if output.last:
+            made = None if failed is not None or gathered is None else gathered.done()
+            yield failed or output, made
+            gathered = failed = None
+
+
+class Alone:
+    """What is made of the one output of a picture; see `Gathered`.
+
+    Args:
+        make: Of logits ``(V, ...)``.
+    """
+
+    def __init__(self, make: Callable[[npt.NDArray[np.float32]], Any]) -> None:
+        self._make = make
+        self._made: Any = None
+
+    def add(self, output: Output) -> None:
+        """Make it."""
+        self._made = self._make(_logits(output))
+
+    def done(self) -> Any:
+        """Return it."""
+        return self._made
+
+
+class Predictions:
+    """What is made of the predictions for the windows of a picture; see `Gathered`.
+
+    Args:
+        probs: Makes a prediction of logits ``(V, ...)``.
+        collected: Takes it.
+    """
+
+    def __init__(self, probs: Callable[[npt.NDArray[np.float32]], Any], collected: Collected) -> None:
+        self._probs, self._collected = probs, collected
+
+    def add(self, output: Output) -> None:
+        """Take the prediction for a window."""
+        if output.window is None:
+            raise ValueError("this output is of a whole picture")
+        self._collected.add(self._probs(_logits(output)), output.window)
+
+    def done(self) -> Any:
+        """Return what was made of all."""
+        return self._collected.done()
+
+
+def _logits(output: Output) -> npt.NDArray[np.float32]:
+    if output.logits is None:
+        raise ValueError(f"{output.name}: there are no logits")
+    return output.logits
 
 
 class WholeNetwork(Backbone):
@@ -136,4 +238,4 @@ def outputs_of(loaded: Loaded, rows: Rows, views: int) -> Iterator[Output]:
         if np.isfinite(mine).all():
             yield Output(name, mine, None, sha256, distance, features, size)
         else:
-            yield Output(name, None, "the model returns NaN or infinity for it", sha256)
+            yield Output(name, None, NOT_FINITE, sha256)

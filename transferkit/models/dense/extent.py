@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -11,10 +11,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.models.extent import Array, Frame, Truth
-from transferkit.models.figures.masks import MaskTally, mask_of, tally
+from transferkit.core.records import Window
+from transferkit.models.extent import Array, Collected, Frame, Truth, Windows
+from transferkit.models.figures.masks import Counting, MaskTally, mask_of, tally
 
-__all__ = ["MaskExtent"]
+__all__ = ["MaskExtent", "MaskWindows"]
+
+
+@dataclass(frozen=True)
+class MaskWindows:
+    """Windows at a picture's own resolution: counts add up, and masks are put together of cores."""
+
+    def counted(self, truth: Truth) -> Collected:
+        """Return what logits ``(C, h, w)`` of windows are counted in: a `MaskTally` is kept."""
+        return _Counted(truth)
+
+    def measured(self, truth: Truth) -> Collected:
+        """Return what probabilities ``(C, h, w)`` of windows are counted in."""
+        return _Measured(truth)
+
+    def placed(self, size: tuple[int, int]) -> Collected:
+        """Return what the mask ``(H, W) uint8`` is put together in, of probabilities ``(C, h, w)`` of windows."""
+        return _Placed(size)
+
+
+class _Counted:
+    def __init__(self, truth: Truth) -> None:
+        self._counting, self._file = Counting(truth.annotation.mask), truth.file
+
+    def add(self, said: Tensor, window: Window) -> None:
+        self._counting.add(said, astuple(window.frame), astuple(window.core))
+
+    def done(self) -> MaskTally:
+        return replace(self._counting.tally(), file=self._file)
+
+
+class _Measured(_Counted):
+    def add(self, said: Any, window: Window) -> None:
+        super().add(_scores(said), window)
+
+
+class _Placed:
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._mask = np.empty(size, dtype=np.uint8)
+
+    def add(self, said: Array, window: Window) -> None:
+        core = window.core
+        self._mask[core.slices] = mask_of(_scores(said), astuple(window.frame), (core.height, core.width))
+
+    def done(self) -> Any:
+        return self._mask
 
 
 @dataclass(frozen=True)
@@ -23,6 +69,7 @@ class MaskExtent:
 
     tta: tuple[str, ...] | None = ("none", "flip")
     whole: bool = False
+    windows: Windows | None = MaskWindows()
 
     def entries(
         self, outputs: Tensor, targets: Tensor, truths: Sequence[Truth] | None = None

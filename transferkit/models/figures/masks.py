@@ -18,7 +18,7 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import IGNORED
 
-__all__ = ["PIXELS", "MaskTally", "enlarged", "mask_of", "tally"]
+__all__ = ["PIXELS", "Counting", "MaskTally", "enlarged", "mask_of", "tally"]
 
 PIXELS: Final = 256
 """Pixels whose logits are kept of a picture."""
@@ -72,29 +72,76 @@ def tally(
     Raises:
         ConfigError: The frame is not within the canvas, or the mask is none or holds a class that has no logit.
     """
-    classes, logits = len(logits), logits.detach()
-    if mask.ndim != 2 or mask.dtype != np.uint8 or not mask.size:
-        raise ConfigError(f"the mask is {mask.dtype} of shape {mask.shape}, expected uint8 of (H, W)")
-    rows, columns = _drawn(mask, pixels)
-    cells = np.zeros(((IGNORED + 1) * classes), dtype=np.int64)
-    sample = np.empty((len(rows), classes), dtype=np.float32)
-    for start, strip in enlarged(logits, frame, mask.shape):
-        end = start + strip.shape[1]
-        places = mask[start:end].astype(np.intp)  # of 8 bits, 16 classes would be too many
-        places *= classes
-        places += _largest(strip)
-        cells += np.bincount(places.ravel(), minlength=len(cells))
-        mine = slice(*np.searchsorted(rows, (start, end)))
-        flat = torch.from_numpy((rows[mine] - start) * strip.shape[2] + columns[mine]).to(strip.device)
-        sample[mine] = strip.flatten(1).index_select(1, flat).T.cpu().numpy()
-    table = cells.reshape(IGNORED + 1, classes)
-    unknown = np.flatnonzero(table[classes:IGNORED].any(axis=1)) + classes
-    if len(unknown):
-        raise ConfigError(
-            f"the mask holds class {unknown[0]}, but there are logits of {classes} classes, expected 0 to "
-            f"{classes - 1}, or {IGNORED} where no class counts"
-        )
-    return MaskTally(table[:classes].copy(), sample, mask[rows, columns])
+    counting = Counting(mask, pixels=pixels)
+    counting.add(logits, frame, (0, 0, *mask.shape))
+    return counting.tally()
+
+
+class Counting:
+    """A tally in the making, of a picture whose logits come in parts; see `tally`.
+
+    Args:
+        mask: ``(H, W) uint8`` of the whole picture, at its own size: classes, or `IGNORED`.
+        pixels: How many to keep the logits of, at most. Which ones does not hang on the parts.
+
+    Raises:
+        ConfigError: The mask is none.
+    """
+
+    def __init__(self, mask: npt.NDArray[np.uint8], *, pixels: int = PIXELS) -> None:
+        if mask.ndim != 2 or mask.dtype != np.uint8 or not mask.size:
+            raise ConfigError(f"the mask is {mask.dtype} of shape {mask.shape}, expected uint8 of (H, W)")
+        self._mask = mask
+        self._rows, self._columns = _drawn(mask, pixels)
+        self._cells: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._sample: npt.NDArray[np.float32] = np.zeros((len(self._rows), 0), dtype=np.float32)
+
+    def add(self, logits: Tensor, frame: tuple[int, int, int, int], part: tuple[int, int, int, int]) -> None:
+        """Count a part of the picture; no two parts share a pixel.
+
+        Args:
+            logits: ``(C, h, w)``, of the same C for all parts.
+            frame: ``(top, left, height, width)`` of the part on them.
+            part: ``(top, left, height, width)`` of it on the picture.
+
+        Raises:
+            ConfigError: The frame is not within the logits.
+        """
+        classes, logits = len(logits), logits.detach()
+        if not len(self._cells):
+            self._cells = np.zeros((IGNORED + 1) * classes, dtype=np.int64)
+            self._sample = np.zeros((len(self._rows), classes), dtype=np.float32)
+        top, left, height, width = part
+        mask = self._mask[top : top + height, left : left + width]
+        first, last = np.searchsorted(self._rows, (top, top + height))
+        columns = self._columns[first:last] - left
+        mine = first + np.flatnonzero((columns >= 0) & (columns < width))
+        rows, columns = self._rows[mine] - top, self._columns[mine] - left
+        for start, strip in enlarged(logits, frame, (height, width)):
+            end = start + strip.shape[1]
+            places = mask[start:end].astype(np.intp)  # of 8 bits, 16 classes would be too many
+            places *= classes
+            places += _largest(strip)
+            self._cells += np.bincount(places.ravel(), minlength=len(self._cells))
+            here = slice(*np.searchsorted(rows, (start, end)))
+            flat = torch.from_numpy((rows[here] - start) * strip.shape[2] + columns[here]).to(strip.device)
+            self._sample[mine[here]] = strip.flatten(1).index_select(1, flat).T.cpu().numpy()
+
+    def tally(self) -> MaskTally:
+        """Return the tally, once the parts are the picture.
+
+        Raises:
+            ConfigError: The mask holds a class that has no logit.
+        """
+        classes = self._sample.shape[1]
+        table = self._cells.reshape(IGNORED + 1, classes)
+        unknown = np.flatnonzero(table[classes:IGNORED].any(axis=1)) + classes
+        if len(unknown):
+            raise ConfigError(
+                f"the mask holds class {unknown[0]}, but there are logits of {classes} classes, expected 0 to "
+                f"{classes - 1}, or {IGNORED} where no class counts"
+            )
+        return MaskTally(table[:classes].copy(), self._sample, self._mask[self._rows, self._columns])
 
 
 def mask_of(logits: Tensor, frame: tuple[int, int, int, int], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

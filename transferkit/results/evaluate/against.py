@@ -18,6 +18,7 @@ from transferkit.models.parts import Answered
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
+from transferkit.features.engine.whole import Gathered, Output
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
 from transferkit.runs.truths import answers_of, truths_of
@@ -91,11 +92,13 @@ class Paired:
         info, extent = self._predictor.info, self._task.extent
         truths = truths_of(known, [one.label for one in shared], [one.path for one in shared], info.preprocessing)
         title = "the other run"
-        for picture, output in readable_outputs(shared, outputs, bad, title=title, quiet=config.quiet):
+
+        def begin(output: Output) -> Gathered:
+            return self._predictor.measuring(output, None if truths is None else truths.of(output.name))
+
+        for picture, _, told in readable_outputs(shared, outputs, begin, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])
-            assert output.logits is not None
-            truth = None if truths is None else truths.of(picture.path)
-            theirs.append(extent.entry(self._predictor.probs(output.logits), truth))
+            theirs.append(told)
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
             mine = extent.table([predictions[row] for row in rows])

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.table import Table
 
@@ -24,6 +26,7 @@ from transferkit.models.calibration.labels import NEVER
 from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
+from transferkit.features.engine.whole import Alone, Gathered, Output, Predictions
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_columns
 from transferkit.runs.seen import run_splits
@@ -178,17 +181,30 @@ def _ask(
     truths = truths_of(
         targets, [one.label for one in pictures], [one.path for one in pictures], predictor.info.preprocessing
     )
+    labels = {one.path: one.label for one in pictures}
     rows: list[Any] = []
     answers: list[Any] = []
     bad: list[SkippedFile] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], batch_size=config.batch_size, workers=config.workers
     )  # fmt: skip
-    for picture, output in readable_outputs(pictures, outputs, bad, title="computing logits", quiet=config.quiet):
-        assert output.logits is not None
-        logits = torch.from_numpy(output.logits[:1])
-        answer = answers_of(targets, [picture.label], logits, truths)
-        row, answer = extent.entries(logits, answer, None if truths is None else [truths.of(picture.path)])
+
+    def begin(output: Output) -> Gathered:
+        truth = None if truths is None else truths.of(output.name)
+        if output.window is not None and extent.windows is not None and truth is not None:
+            return Predictions(lambda logits: torch.from_numpy(logits[0]), extent.windows.counted(truth))
+
+        def entries(logits: npt.NDArray[np.float32]) -> Any:
+            first = torch.from_numpy(logits[:1])
+            answer = answers_of(targets, [labels[output.name]], first, truths)
+            return extent.entries(first, answer, None if truth is None else [truth])
+
+        return Alone(entries)
+
+    for _, output, made in readable_outputs(
+        pictures, outputs, begin, bad, title="computing logits", quiet=config.quiet
+    ):
+        row, answer = made if output.window is None else ([made], [made])
         rows.append(row)
         answers.append(answer)
     return extent.join(rows), extent.join(answers), bad

@@ -22,9 +22,10 @@ from transferkit.core.records import Decoding, SkippedFile
 from transferkit.data.index.targets import Targets
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
-from transferkit.results.evaluate.outputs import readable_outputs
+from transferkit.results.evaluate.outputs import Several, readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
+from transferkit.features.engine.whole import Output
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir
@@ -243,15 +244,21 @@ def _ask(
         [picture.path for picture in pictures], tta=config.tta, batch_size=config.batch_size, workers=config.workers,
         seed=config.seed, features=True,
     )  # fmt: skip
-    for picture, output in readable_outputs(pictures, outputs, bad, title="evaluating", quiet=config.quiet):
-        logits = output.logits
-        assert logits is not None
+
+    def plain_probs(logits: npt.NDArray[np.float32]) -> Any:
+        return task.output.merge(task.output.activate(torch.from_numpy(logits)).numpy())
+
+    def begin(output: Output) -> Several:
+        truth = None if truths is None else truths.of(output.name)
+        ways = (None, plain_probs) if calibrated else (None,)
+        return Several([predictor.measuring(output, truth, probs) for probs in ways])
+
+    for picture, output, (told, *rest) in readable_outputs(
+        pictures, outputs, begin, bad, title="evaluating", quiet=config.quiet
+    ):
         likeness.add(split, output)
-        truth = None if truths is None else truths.of(picture.path)
-        predictions.append(task.extent.entry(predictor.probs(logits), truth))
-        if calibrated:
-            merged = task.output.merge(task.output.activate(torch.from_numpy(logits)).numpy())
-            plain.append(task.extent.entry(merged, truth))
+        predictions.append(told)
+        plain += rest
         good.append(picture)
     return good, task.extent.table(predictions), task.extent.table(plain) if calibrated else None
 

@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from transferkit.core.records import SkippedFile
-from transferkit.features.engine.whole import Output
+from transferkit.features.engine.whole import Gathered, Output, by_picture
 from transferkit.runs.labelled import LabelledPicture
 from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["readable_outputs"]
+__all__ = ["Several", "readable_outputs"]
 
 
 def readable_outputs(
-    pictures: Sequence[LabelledPicture], outputs: Iterable[Output], bad: list[SkippedFile], *, title: str, quiet: bool
-) -> Iterator[tuple[LabelledPicture, Output]]:
-    """Yield each picture that can be read, with what the network returns for it: its `logits` are there.
+    pictures: Sequence[LabelledPicture],
+    outputs: Iterable[Output],
+    begin: Callable[[Output], Gathered],
+    bad: list[SkippedFile],
+    *,
+    title: str,
+    quiet: bool,
+) -> Iterator[tuple[LabelledPicture, Output, Any]]:
+    """Yield each picture that can be read, with its last output and what is made of all of them.
 
     Args:
         pictures: In the order of `outputs`.
         outputs: From `Predictor.outputs`, for the paths of the pictures.
+        begin: See `by_picture`.
         bad: Gets the other pictures, and why.
         title: Of the bar.
         quiet: No bar.
     """
     with counting_bar(progress_console(quiet), title) as progress:
-        for number, (picture, output) in enumerate(zip(pictures, outputs, strict=True), 1):
+        made = by_picture(outputs, begin)
+        for number, (picture, (output, value)) in enumerate(zip(pictures, made, strict=True), 1):
             if output.logits is None:
                 bad.append(SkippedFile(picture.path, str(output.error)))
             elif output.sha256 not in (None, picture.sha256):
                 bad.append(SkippedFile(picture.path, "it changed while it was evaluated"))
             else:
-                yield picture, output
+                yield picture, output, value
             if progress is not None:
                 progress(number, len(pictures))
+
+
+class Several:
+    """Several things that are made of the outputs of a picture, at once; see `Gathered`.
+
+    Args:
+        parts: Each of them.
+    """
+
+    def __init__(self, parts: Sequence[Gathered]) -> None:
+        self._parts = parts
+
+    def add(self, output: Output) -> None:
+        """Take an output, for all of them."""
+        for part in self._parts:
+            part.add(output)
+
+    def done(self) -> list[Any]:
+        """Return what was made, in order."""
+        return [part.done() for part in self._parts]

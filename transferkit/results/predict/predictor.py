@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,26 @@ from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.resize import frame
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.engine import Engine
-from transferkit.features.engine.whole import Output, Rows, outputs_of, whole_engine
+from transferkit.features.engine.whole import (
+    NOT_FINITE,
+    Alone,
+    Gathered,
+    Output,
+    Predictions,
+    Rows,
+    by_picture,
+    outputs_of,
+    whole_engine,
+)
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
+from transferkit.models.extent import Truth
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
 from transferkit.results.predict.record import Prediction
-from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources
+from transferkit.results.predict.views import PredictionViews, Shown, Source, load_sources, load_windows, name_sources
 
 __all__ = ["Predictor", "load"]
 
@@ -84,6 +95,7 @@ class Predictor:
 
         No more of `sources` are taken than a few batches ahead. Files and bytes are decoded as in training, large JPEGs
         at a fraction of their size; Pillow pictures and arrays are taken at full size, Pillow pictures turned upright.
+        Of a model that sees pictures in windows there is an output for each of them, see `by_picture`.
 
         Args:
             sources: Paths, bytes of files, Pillow pictures or uint8 arrays ``(H, W, 3)``, mixed as you like.
@@ -112,6 +124,8 @@ class Predictor:
             raise ConfigError(f"the pictures are one {type(sources).__name__}, expected a list or iterable of them")
         decoders, threads = choose_workers(workers, "gpu" if self.device == "cuda" else self.device)
         batch = batch_size or Compute(self.device).batch
+        if self.info.preprocessing.tiled:
+            return self._of_windows(sources, views, batch, (decoders, threads))
         return self._outputs(sources, views, batch, (decoders, threads), features)
 
     def _outputs(
@@ -142,6 +156,39 @@ class Predictor:
                     yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
             while waiting:
                 yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
+
+    def _of_windows(
+        self, sources: Iterable[Source], views: PredictionViews, batch: int, cores: tuple[int, int]
+    ) -> Iterator[Output]:
+        """Yield an output for every window; batches are filled across pictures, and hold no more than they need."""
+        workers, threads = cores
+        size = max(1, batch // views.count)
+        waiting: list[Shown] = []
+        with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
+            for shown in load_windows(sources, self.info.preprocessing, workers=workers):
+                waiting.append(shown)
+                if len(waiting) == size:
+                    yield from self._upright(self._seen(waiting, views, batch), views)
+                    waiting = []
+            yield from self._upright(self._seen(waiting, views, batch), views)
+
+    def _seen(self, waiting: Sequence[Shown], views: PredictionViews, batch: int) -> Iterator[Output]:
+        """Yield the outputs of some windows, of all their views."""
+        pixels = [each for one in waiting if one.pixels is not None
+                  for each in ((one.pixels, one.pixels[:, ::-1]) if views.mirrored else (one.pixels,))]  # fmt: skip
+        rows = self._rows(torch.from_numpy(np.stack(pixels)), batch, batch) if pixels else ()
+        logits = iter(rows[0].cpu().numpy().reshape(-1, views.count, *rows[0].shape[1:]) if rows else ())
+        for one in waiting:
+            (known,) = outputs_of(one.loaded, (), 1)
+            if one.pixels is None:
+                yield known
+                continue
+            mine = next(logits)
+            finite = bool(np.isfinite(mine).all())
+            yield replace(
+                known, logits=mine if finite else None, error=None if finite else NOT_FINITE, size=one.size,
+                window=one.window, last=one.last,
+            )  # fmt: skip
 
     def _upright(self, outputs: Iterable[Output], views: PredictionViews) -> Iterator[Output]:
         """Yield outputs as if no view had been a mirror image."""
@@ -317,7 +364,7 @@ class Predictor:
             check_unknown(self.module, unknown)
             request = dataclasses.replace(request, unknown=unknown)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
-        return (self.record(output, request) for output in outputs)
+        return (self._told(output, placed, request) for output, placed in by_picture(outputs, self._placing))
 
     def record(self, output: Output, request: Request) -> Prediction:
         """Return what is said of a picture; of a task of your own, what its output part makes of it.
@@ -326,13 +373,38 @@ class Predictor:
             output: Of the network.
             request: What of it is wanted.
         """
+        ((output, placed),) = by_picture([output], self._placing)
+        return self._told(output, placed, request)
+
+    def _placing(self, output: Output) -> Gathered:
+        """Return what is made of the outputs of a picture for its record."""
+        extent, size, config = self.module.task.extent, output.size, self.info.preprocessing
+        if output.window is not None and extent.windows is not None and size is not None:
+            return Predictions(self.probs, extent.windows.placed(size))
+        place = None if size is None or config.crop_mode == "center" else astuple(frame(size, config))
+        return Alone(lambda logits: extent.placed(self.probs(logits), place, size))
+
+    def measuring(
+        self, output: Output, truth: Truth | None, probs: Callable[[npt.NDArray[np.float32]], Any] | None = None
+    ) -> Gathered:
+        """Return what is made of the outputs of a picture to measure it, see `Extent.entry`.
+
+        Args:
+            output: The first one.
+            truth: The answer that lies on the picture.
+            probs: What makes predictions of outputs ``(V, ...)``; `probs` when ``None``.
+        """
+        extent, told = self.module.task.extent, probs or self.probs
+        if output.window is not None and extent.windows is not None and truth is not None:
+            return Predictions(told, extent.windows.measured(truth))
+        return Alone(lambda logits: extent.entry(told(logits), truth))
+
+    def _told(self, output: Output, placed: Any, request: Request) -> Prediction:
+        """Return what is said of a picture, of its prediction as `Extent.placed` gives it."""
         part = self.module.task.output
         if output.logits is None:
             unreadable: Prediction = part.unreadable(output.name, str(output.error))
             return unreadable
-        config, size = self.info.preprocessing, output.size
-        place = None if size is None or config.crop_mode == "center" else astuple(frame(size, config))
-        placed = self.module.task.extent.placed(self.probs(output.logits), place, size)
         prediction: Prediction = part.record(output.name, placed, self.info.target_spec, request)
         if self.module.unlike is None or output.distance is None:
             return prediction

@@ -6,21 +6,22 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from transferkit.core.errors import ConfigError
-from transferkit.core.records import DataConfig, Decoding
+from transferkit.core.records import DataConfig, Decoding, Window
 from transferkit.data.batches.augment import Transform, eval_transform, train_transform
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import sample_seed
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
-from transferkit.data.images.resize import INTERPOLATIONS, resize
+from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
+from transferkit.data.images.windows import cut, window_count, windows
 
-__all__ = ["CORNER_SHARE", "PredictionViews", "Source", "load_sources", "name_sources"]
+__all__ = ["CORNER_SHARE", "PredictionViews", "Shown", "Source", "load_sources", "load_windows", "name_sources"]
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | Pixels
 """A path, the bytes of a file, a Pillow picture, or pixels ``(H, W, 3)`` or ``(H, W)`` uint8."""
@@ -189,13 +190,72 @@ def load_sources(
         ConfigError: A source is no picture.
         StorageError: A decoding process was killed or is silent.
     """
-    dataset = ImageDataset([], views, threads=threads)
     numbers = tuple(range(views.count))
     jobs = (Job(picture, numbers) for picture in name_sources(sources, views.evaluation.config.decoding))
-    first = list(islice(jobs, batch_size))
+    yield from _load(ImageDataset([], views, threads=threads), jobs, batch_size, workers, pin_memory)
+
+
+class Shown(NamedTuple):
+    """A window of a picture.
+
+    Attributes:
+        loaded: The picture, alone in its batch.
+        pixels: ``(h, w, 3) uint8`` of the window; ``None`` where the picture cannot be read.
+        window: Where it lies.
+        size: Height and width of the picture, upright.
+        last: Whether it is the picture's last.
+    """
+
+    loaded: Loaded
+    pixels: Pixels | None = None
+    window: Window | None = None
+    size: tuple[int, int] | None = None
+    last: bool = True
+
+
+def load_windows(sources: Iterable[Source], config: DataConfig, *, workers: int) -> Iterator[Shown]:
+    """Yield the windows of all sources, in order; of a picture that cannot be read a record without pixels.
+
+    Pictures are decoded whole, one at a time, and their windows are cut as they are needed. Raises as `load_sources`.
+
+    Args:
+        sources: As many as you like.
+        config: How they are decoded, and how large windows are.
+        workers: Processes that decode; each has two pictures ready at most.
+    """
+    dataset = ImageDataset([], _AsItIs(eval_transform(config)))
+    ground = mean_colour(config)
+    for loaded in _load(dataset, map(Job, name_sources(sources, config.decoding)), 1, workers, False):
+        if loaded.errors[0] is not None:
+            yield Shown(loaded)
+            continue
+        pixels: Pixels = loaded.images[0].numpy()
+        size = pixels.shape[0], pixels.shape[1]
+        count, known = window_count(size, config), loaded._replace(images=loaded.images[:0])  # windows outlive it
+        for number, window in enumerate(windows(size, config), 1):
+            yield Shown(known, cut(pixels, window, config.image_size, ground), window, size, number == count)
+
+
+@dataclass(frozen=True)
+class _AsItIs:
+    """Shows decoded pictures as they are; see `Renderer`."""
+
+    evaluation: Transform
+
+    def render(
+        self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
+    ) -> list[Pixels]:
+        return [pixels] * len(views)
+
+
+def _load(
+    dataset: ImageDataset, jobs: Iterable[Job], batch_size: int, workers: int, pin_memory: bool
+) -> Iterator[Loaded]:
+    jobs, ahead = iter(jobs), max(2, batch_size)
+    first = list(islice(jobs, ahead))
     chained = chain(first, jobs)
     batches = iter(lambda: list(islice(chained, batch_size)), [])
-    workers = 0 if len(first) < batch_size else workers  # all is here already
+    workers = 0 if len(first) < ahead else workers  # all is here already
     try:
         yield from load_batches(dataset, batches, workers=workers, pin_memory=pin_memory)
     finally:

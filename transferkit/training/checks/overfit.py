@@ -213,7 +213,10 @@ def choose_evenly(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
 def _take(data: ImageData, count: int, device: torch.device, figure: str) -> _Sample:
     dataset = data.dataset("train")
+    windows = data.windows("train")
     labels = [record.label for record in data.index.split("train")]
+    if windows is not None:
+        labels = [labels[windows.place(row)[0]] for row in range(len(windows))]
     positions = choose_evenly(data.index.targets.strata(labels).tolist(), count, data.seed)
     if len(positions) % data.batch_size == 1:
         positions = positions[:-1]  # batch norm cannot train on a single picture
@@ -224,7 +227,7 @@ def _take(data: ImageData, count: int, device: torch.device, figure: str) -> _Sa
         images, targets = dataset.batch(positions[start : start + data.batch_size]).labelled()
         for image, (path, label) in zip(images, sample.labels[start:], strict=False):
             other = first.setdefault(image.numpy().tobytes(), (path, label))
-            if other[1] != label:
+            if other[1] != label and windows is None:  # windows of nothing are alike, and so are their answers
                 sample.conflicts.append((*other, path, label))
         sample.batches.append((normalise(images.to(device), data.data_config), targets.to(device)))
     return sample

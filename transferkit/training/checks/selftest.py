@@ -184,6 +184,7 @@ def _options(config: SelftestConfig, root: Path) -> dict[str, Any]:
     mixes = reader.mixer(TargetSpec(("first", "second")), MIXUP, 0.0) is not None
     return {
         "data": data, "backbone": config.backbone, "weights": config.weights, "image_size": config.image_size,
+        "tile": config.tile,
         "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard", "drop_rate": 0.2,
         "mixup": MIXUP if mixes else 0.0, "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu",
         "workers": 0, "quiet": True,

@@ -142,6 +142,9 @@ def _task_problems(config: TrainingOptions) -> list[str]:
             problems.append(
                 f"--{name} is {word!r}.{did_you_mean(word, known)} Expected one of {', '.join(known)}, or auto"
             )
+    if config.tile and not task.targets.tiles:
+        problems.append(f"--tile cuts pictures into windows with their masks, and answers of {task.name} are none - "
+                     "leave it out")  # fmt: skip
     if config.focal_gamma != USUAL_GAMMA and config.loss != "focal":
         problems.append(f"--focal-gamma is of --loss focal, not {config.loss} - leave it out")
     if config.label_smoothing and objective.smoothing is None:

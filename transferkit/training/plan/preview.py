@@ -67,6 +67,7 @@ def write_preview(
             values["rgn"] = _gradient_norms(training)
         measured = forecast(training)
     values["batch_size"] = training.data.batch_size
+    values["rows"] = "windows" if training.data.data_config.tiled else "pictures"
     values["lr_found"] = "at the start of the run, by a range test" if config.lr == AUTO else None
     values["unlike_training"] = _unlike(training)
     _predict(values, training, measured, norms)
@@ -124,7 +125,7 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
         norms = ", ".join(f"{name} {norm:.2g}" for name, norm in values["rgn"]["norms"].items())
         console.print(f"rgn      {norms}", soft_wrap=True)
         console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True)
-    console.print(f"batch    {values['batch_size']} pictures, {values['steps_per_epoch']:,} steps per epoch")
+    console.print(f"batch    {values['batch_size']} {values['rows']}, {values['steps_per_epoch']:,} steps per epoch")
     console.print(f"unlike   {values['unlike_training']['kept']}", soft_wrap=True)
     console.print(f"time     about {duration(values['time_s'])}, evaluation included")
     console.print(f"plan     {directory / 'plan.json'}", soft_wrap=True)
@@ -190,7 +191,7 @@ def _unlike(training: Training[Options]) -> dict[str, Any]:
 def _predict(values: dict[str, Any], training: Training[Options], measured: Forecast, norms: list[int]) -> None:
     """Add to each phase what it will take, and what its LRs are."""
     plan, size, accumulate = training.plan, training.data.batch_size, training.config.accumulate
-    counts = {split: len(training.data.index.split(split)) for split in ("train", "val", "test")}
+    counts = {split: training.data.rows(split) for split in ("train", "val", "test")}
     evaluation = measured.evaluation_s * counts["val"] / size
     values["norms"] = len(norm_layers(training.module))
     for number, phase in enumerate(values["phases"]):
