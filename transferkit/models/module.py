@@ -146,10 +146,12 @@ class TransferModule(L.LightningModule):
         return self.backbone.data_config
 
     def setup(self, stage: str) -> None:
-        """Take over how the data are decoded: whoever uses the model later has to decode likewise."""
+        """Take over how the data are decoded and shown: whoever uses the model later has to do likewise."""
         theirs = getattr(getattr(self.trainer, "datamodule", None), "data_config", None)
         if stage == "fit" and isinstance(theirs, DataConfig):
-            self.backbone.data_config = replace(self.data_config, decoding=theirs.decoding)
+            self.backbone.data_config = replace(
+                self.data_config, decoding=theirs.decoding, crop_mode=theirs.crop_mode, crop_pct=theirs.crop_pct
+            )
 
     def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:
         return MetricCollection(

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from transferkit.core.records import DataConfig, Frame, Window
 
-__all__ = ["ZOOM", "cut", "random_window", "window_at", "window_count", "windows"]
+__all__ = ["ZOOM", "cut", "middle_window", "random_window", "window_at", "window_count", "windows"]
 
 _Pixels = TypeVar("_Pixels", bound=npt.NDArray[Any])
 
@@ -56,6 +56,12 @@ def window_at(size: tuple[int, int], config: DataConfig, number: int) -> Window:
     row, column = divmod(number, len(columns))
     (top, above, below), (left, before, behind) = rows[row], columns[column]
     return Window(top, left, Frame(above, before, below - above, behind - before))
+
+
+def middle_window(size: tuple[int, int], config: DataConfig) -> int:
+    """Return the number of the window in the middle of a picture, or next to it."""
+    rows, columns = (len(_along(*side)) for side in zip(size, config.image_size, strict=True))
+    return rows // 2 * columns + columns // 2
 
 
 @lru_cache(maxsize=256)

@@ -64,7 +64,7 @@ def extract_pictures(
     """Return the features of pictures, computing only what the store has not.
 
     Args:
-        pictures: Equal ones share their rows.
+        pictures: Equal ones share their rows; windows of one are different pictures.
         frozen: The backbone.
         taps: Where features are taken.
         views: How pictures are shown.
@@ -79,7 +79,7 @@ def extract_pictures(
         StorageError: The disk is full or failing, or a decoding process was lost. What was computed before is stored.
         TrainingError: Memory ran out.
     """
-    distinct = {picture.sha256: picture for picture in pictures}
+    distinct = {(picture.sha256, picture.part): picture for picture in pictures}
     unique = list(distinct.values())
     choice = frozen.choose_precision(taps, compute)
     rows = StoredRows(unique, views, specs(frozen, taps, views, choice.precision), store)
@@ -100,8 +100,8 @@ def extract_pictures(
                 f"(such as {max(1, compute.batch // 2)}) or image size"
             ) from error
     rows.touch()
-    places = {sha256: place for place, sha256 in enumerate(distinct)}
-    order = [places[picture.sha256] for picture in pictures]
+    places = {key: place for place, key in enumerate(distinct)}
+    order = [places[picture.sha256, picture.part] for picture in pictures]
     same = len(order) == len(unique)
     return Extraction(
         rows={tap: each if same else each[:, order] for tap, each in rows.rows.items()},

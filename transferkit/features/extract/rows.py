@@ -17,7 +17,7 @@ import torchvision
 from transferkit.core.errors import StoreError, TransferkitWarning
 from transferkit.core.text import listing
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import EVALUATION, Views
+from transferkit.data.batches.views import EVALUATION, PART, Views
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap
@@ -70,7 +70,7 @@ class StoredRows:
         self.failures: dict[int, str] = {}
         self.views = views.count + 1
         self._keys = [
-            [row_key(picture.sha256, views.seed_of(picture.sha256, view)) for picture in pictures]
+            [row_key(each.sha256, views.seed_of(each.sha256, view + PART * each.part)) for each in pictures]
             for view in range(self.views)
         ]
         self._parts = []

@@ -36,7 +36,7 @@ from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.boxes import BoxReader
 from transferkit.data.index.copies import find_copies
-from transferkit.data.index.index import CLASSES, build_index
+from transferkit.data.index.index import CLASSES, ImageIndex, build_index
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
@@ -49,7 +49,7 @@ from transferkit.results.audit.copies import Families, copy_issues, families_of
 from transferkit.results.audit.files import file_issues
 from transferkit.results.audit.fix import check_target, write_manifest
 from transferkit.results.audit.labels import label_issues
-from transferkit.results.audit.layout import layout_issues
+from transferkit.results.audit.layout import layout_issues, window_issue
 from transferkit.results.audit.outliers import ENOUGH, looks, outliers
 from transferkit.results.audit.record import OBJECTS, PICTURES, Audit, Issue, Pictures, Row, issue_of
 from transferkit.results.audit.summary import print_audit
@@ -95,6 +95,11 @@ def check(config: CheckConfig) -> None:
     reader = _reader(config)
     columns = reader.columns_of(config)
     scan = scan_data(config.data, columns)
+    if config.tile and not reader.tiles:
+        raise ConfigError(
+            f"--tile cuts pictures into windows with their masks, and answers of {task_name(config)} are none - leave "
+            "it out"
+        )
     if config.fix is not None and columns.files:
         raise ConfigError("--fix writes a manifest of labels, and these answers are masks - leave it out")
     if config.fix is not None and columns.objects:
@@ -187,7 +192,11 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
     with threadpool_limits(1, user_api="blas"):
         with counting_bar(console, "comparing pictures") as progress:
             families = families_of(pictures, features, progress=progress)
-        issues = [*_index_issues(config, pictures), *file_issues(pictures, refused=not config.skip_bad)]
+        issues = [
+            *_window_issues(config, frozen, index),
+            *_index_issues(config, pictures),
+            *file_issues(pictures, refused=not config.skip_bad),
+        ]
         files = pictures.files
         issues += [
             *copy_issues(families[0], (), pictures.answers),
@@ -216,6 +225,17 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
         pictures,
         families,
     )
+
+
+def _window_issues(config: CheckConfig, frozen: FrozenBackbone | None, index: ImageIndex | None) -> list[Issue]:
+    """Return how many windows `finetune --tile` sees. Raises `ConfigError` where nothing tells how large they are."""
+    if index is None or not config.tile:
+        return []
+    own = None if frozen is None else frozen.backbone.data_config.image_size
+    size = own if config.image_size is None else (config.image_size, config.image_size)
+    if size is None:
+        raise ConfigError("--tile needs the side of windows, and no backbone tells it here - pass --image-size")
+    return [window_issue(index, size)]
 
 
 def _reader(config: CheckConfig) -> TargetReader:

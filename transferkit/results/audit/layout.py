@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from transferkit.core.records import ImageRecord
+from transferkit.core.records import DataConfig, ImageRecord
 from transferkit.core.text import listing
+from transferkit.data.images.windows import window_count
 from transferkit.data.index.index import ImageIndex
-from transferkit.data.scan.records import Kind
+from transferkit.data.scan.records import SPLITS, Kind
 from transferkit.results.audit.record import OBJECTS, PICTURES, Issue, Row
 
-__all__ = ["class_issues", "group_issue", "layout_issues"]
+__all__ = ["class_issues", "group_issue", "layout_issues", "window_issue"]
 
 IMBALANCE: Final = 10
 """A largest class so many times the smallest is worth a word."""
@@ -35,6 +36,18 @@ def layout_issues(index: ImageIndex) -> list[Issue]:
     known = any(finding.kind == Kind.GROUP for finding in index.findings)
     group = None if known else group_issue(index.records, index.root)
     return issues + ([group] if group is not None else [])
+
+
+def window_issue(index: ImageIndex, size: tuple[int, int]) -> Issue:
+    """Return how many windows of this height and width each split has, at the pictures' own resolution."""
+    config = DataConfig(image_size=size, crop_mode="tile")
+    counts = {split: sum(window_count(index.sizes[record.sha256], config) for record in index.split(split))
+              for split in SPLITS if index.split(split)}  # fmt: skip
+    listed = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    message = f"--tile: {sum(counts.values()):,} windows of {size[1]} x {size[0]} pixels: {listed}"
+    rows = tuple(Row(text=f"{count:,} {split}", facts={"split": split, "windows": count})
+                 for split, count in counts.items())  # fmt: skip
+    return Issue(Kind.NOTE, message, rows)
 
 
 def class_issues(counts: Mapping[str, Mapping[str, int]], unit: str = PICTURES) -> list[Issue]:

@@ -27,11 +27,11 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import listing
-from transferkit.data.images.decode import Pixels, read_bytes
+from transferkit.data.images.decode import Pixels, decode_image, read_bytes
 from transferkit.data.scan.named import find_pictures, warn_of_unread
 from transferkit.models.parts import Request
 from transferkit.options.results import ExplainConfig
-from transferkit.results.explain.gradcam import Heat, heatmaps
+from transferkit.results.explain.gradcam import Heat, heat_of_windows, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.explain.page import TOP, Evidence, draw_page
 from transferkit.results.explain.pictures import enlarged
@@ -176,16 +176,23 @@ class _Explainer:
             return str(record.error)
         try:
             data = read_bytes(record.path)
-            view = self.predictor.decode(data)
+            view = self._view(data)
         except DataError as error:  # it has gone since it was predicted
             return str(error)
         target = self.config.target or self._output.answer(record, self._spec)
         return _Picture(record, view, hashlib.sha256(data).hexdigest(), target)
 
+    def _view(self, data: bytes) -> Pixels:
+        """Return what is explained of a picture: what the network sees; of windows, all of it."""
+        config = self.predictor.info.preprocessing
+        return decode_image(data, decoding=config.decoding) if config.tiled else self.predictor.decode(data)
+
     def _heats(self, pictures: Sequence[_Picture]) -> Sequence[Heat | None]:
         """Return heat maps; none for a model that cannot have any, which is said once."""
         if self._has_heat and pictures:
             try:
+                if self.predictor.info.preprocessing.tiled:
+                    return [heat_of_windows(self.predictor, one.view, one.target) for one in pictures]
                 views = np.stack([picture.view for picture in pictures])
                 return list(heatmaps(self.predictor, views, [picture.target for picture in pictures]))
             except ConfigError as error:

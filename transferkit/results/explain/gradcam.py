@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import normalise
+from transferkit.data.images.decode import Pixels
+from transferkit.data.images.resize import mean_colour
+from transferkit.data.images.windows import cut, windows
 from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.heads.feed import Feed, HeadInput
@@ -20,7 +24,7 @@ from transferkit.models.heads.neighbour import NeighbourHead
 from transferkit.models.module import TransferModule
 from transferkit.results.predict.predictor import Predictor
 
-__all__ = ["Heat", "heatmaps"]
+__all__ = ["Heat", "heat_of_windows", "heatmaps"]
 
 BATCH = 16
 """Pictures at once."""
@@ -34,7 +38,9 @@ SKEW = math.log(2)
 Heat = npt.NDArray[np.float32]
 
 
-def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[str]) -> Heat:
+def heatmaps(
+    predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[str], *, scaled: bool = True
+) -> Heat:
     """Return how much each place of a picture speaks for a class, or for what else the model's task tells: Grad-CAM.
 
     Selvaraju et al. 2017 (*Grad-CAM*, section 3): the channels of the last feature map, each weighted by the mean
@@ -57,9 +63,10 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
         predictor: The model.
         images: ``(B, h, w, 3) uint8``, evaluation views, as `Predictor.decode` gives them.
         targets: The class of each picture, or what else the model's spec names.
+        scaled: Whether the maximum of each is 1; else they are as they were computed, and can be compared.
 
     Returns:
-        ``(B, h, w) float32`` in [0, 1].
+        ``(B, h, w) float32``, at least 0.
 
     Raises:
         ConfigError: `images` or `targets` are not as expected; or there can be no map: no part of the backbone works on
@@ -75,7 +82,38 @@ def heatmaps(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Seque
             batch = normalise(part, predictor.info.preprocessing)
             layer, heat = _explain(module, batch, places[start : start + BATCH].to(predictor.device), layer)
             heats.append(heat.cpu().numpy())
-    return np.concatenate(heats)
+    heat_of = np.concatenate(heats)
+    return _scaled(heat_of) if scaled else heat_of
+
+
+def heat_of_windows(predictor: Predictor, pixels: Pixels, target: str) -> Heat:
+    """Return the map of a picture that the model sees in windows, ``(H, W) float32`` in [0, 1]; see `heatmaps`.
+
+    Each pixel has it of the window that decides of it, on one scale for all: the maximum of the picture is 1.
+
+    Args:
+        predictor: The model.
+        pixels: ``(H, W, 3)`` uint8, the decoded picture.
+        target: The class.
+
+    Raises:
+        ConfigError: As `heatmaps`.
+    """
+    config, size = predictor.info.preprocessing, (pixels.shape[0], pixels.shape[1])
+    whole = np.zeros((1, *size), dtype=np.float32)
+    todo = windows(size, config)
+    while part := list(islice(todo, BATCH)):
+        shown = np.stack([cut(pixels, window, config.image_size, mean_colour(config)) for window in part])
+        for window, heat in zip(part, heatmaps(predictor, shown, [target] * len(part), scaled=False), strict=True):
+            whole[0][window.core.slices] = heat[window.frame.slices]
+    scaled: Heat = _scaled(whole)[0]
+    return scaled
+
+
+def _scaled(heat: Heat) -> Heat:
+    """Return maps ``(B, h, w)`` whose maximum is 1, but for those that are 0 everywhere."""
+    peak = heat.max(axis=(1, 2), keepdims=True, initial=0.0)
+    return np.where(peak > 0, heat / np.maximum(peak, np.finfo(np.float32).tiny), 0.0).astype(np.float32)
 
 
 # ---- the method -------------------------------------------------------------------------------------------------
@@ -101,9 +139,7 @@ def _explain(module: TransferModule, images: Tensor, targets: Tensor, layer: str
         if gradients.any() or layer is not None:
             weights = gradients.mean(dim=(2, 3), keepdim=True)
             heat = functional.relu((weights * maps).sum(dim=1, keepdim=True))
-            heat = functional.interpolate(heat, size=size, mode="bilinear", align_corners=False)[:, 0]
-            peak = heat.amax(dim=(1, 2), keepdim=True)
-            return name, torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), 0.0)
+            return name, functional.interpolate(heat, size=size, mode="bilinear", align_corners=False)[:, 0]
     if not idle:
         raise ConfigError(
             f"no heat map: no stage of {module.backbone.name} gives a map of the picture that the score depends on - "

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.core.records import USUAL, DataConfig, Decoding
 from transferkit.data.images.decode import Pixels, decode_image
-from transferkit.data.images.resize import fit
+from transferkit.data.images.resize import INTERPOLATIONS, fit, resize
 from transferkit.results.report.page import data_uri
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ TRIES = 8
 def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | None = None) -> Pixels:
     """Return what the network sees of a picture, with a longer side of `side` pixels at least.
 
+    Where it sees windows, that is the picture, with a longer side of just so many.
+
     Args:
         source: A path, or the bytes of a file.
         config: How the network has its pictures prepared.
@@ -46,6 +48,11 @@ def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | 
     Raises:
         DataError: It cannot be read.
     """
+    if config.tiled:
+        pixels = decode_image(source, min_side=2 * side, decoding=config.decoding, name=name)
+        scale = side / max(pixels.shape[:2])
+        shown = max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
+        return resize(pixels, shown, INTERPOLATIONS[config.interpolation])
     times = max(1.0, side / max(config.image_size))
     height, width = (round(length * times) for length in config.image_size)
     large = dataclasses.replace(config, image_size=(height, width))

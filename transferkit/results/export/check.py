@@ -16,9 +16,11 @@ import torch
 
 from transferkit.core.errors import ExportError
 from transferkit.core.files import sha256_of_file
+from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import UnreadableImage, decode_image
+from transferkit.data.images.windows import middle_window
 from transferkit.data.index.targets import Targets
 from transferkit.data.scan.columns import Columns
 from transferkit.models.figures.compared import Compared
@@ -294,12 +296,17 @@ def _batches(
         readable = [place for place in places if place in decoded]
         if not readable:
             continue
-        shown = np.stack([transform(decoded[place]) for place in readable])
+        shown = np.stack([transform(decoded[place], part=_part(decoded[place], config)) for place in readable])
         if inside:
             shapes |= {place: decoded[place].shape for place in readable}
             yield readable, np.stack([decoded[place] for place in readable]), shown
         else:
             yield readable, normalise(torch.from_numpy(shown), config).contiguous().numpy(), shown
+
+
+def _part(pixels: npt.NDArray[np.uint8], config: DataConfig) -> int:
+    """Return the window that models which see windows are compared on."""
+    return middle_window((pixels.shape[0], pixels.shape[1]), config) if config.tiled else 0
 
 
 def _plan(count: int, inside: bool) -> Iterator[list[int]]:

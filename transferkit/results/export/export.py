@@ -111,6 +111,12 @@ def _export_network(
     need(format)
     _check_head(run, head)
     module, info = load_model(run, head=head, max_pixels=config.max_pixels)
+    if info.preprocessing.tiled and config.preprocessing == "inside":
+        height, width = info.preprocessing.image_size
+        raise ConfigError(
+            f"--preprocessing inside takes whole pictures, and this model sees windows of {width} x {height} pixels - "
+            "leave it out: the program beside the file cuts them and puts the masks together"
+        )
     facts = export_facts(config, info)
     facts |= format.supports(run, module, info) or {}
     columns = None

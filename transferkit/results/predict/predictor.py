@@ -253,6 +253,8 @@ class Predictor:
     def decode(self, source: Source) -> npt.NDArray[np.uint8]:
         """Return the evaluation view of a picture, ``(h, w, 3) uint8``: what the network sees, before normalisation.
 
+        Of a model that sees windows it is the one in the middle.
+
         Raises:
             ConfigError: `source` is no picture.
             DataError: It cannot be read.
@@ -364,7 +366,7 @@ class Predictor:
             check_unknown(self.module, unknown)
             request = dataclasses.replace(request, unknown=unknown)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
-        return (self._told(output, placed, request) for output, placed in by_picture(outputs, self._placing))
+        return (self.told(output, placed, request) for output, placed in by_picture(outputs, self.placing))
 
     def record(self, output: Output, request: Request) -> Prediction:
         """Return what is said of a picture; of a task of your own, what its output part makes of it.
@@ -373,10 +375,10 @@ class Predictor:
             output: Of the network.
             request: What of it is wanted.
         """
-        ((output, placed),) = by_picture([output], self._placing)
-        return self._told(output, placed, request)
+        ((output, placed),) = by_picture([output], self.placing)
+        return self.told(output, placed, request)
 
-    def _placing(self, output: Output) -> Gathered:
+    def placing(self, output: Output) -> Gathered:
         """Return what is made of the outputs of a picture for its record."""
         extent, size, config = self.module.task.extent, output.size, self.info.preprocessing
         if output.window is not None and extent.windows is not None and size is not None:
@@ -399,8 +401,14 @@ class Predictor:
             return Predictions(told, extent.windows.measured(truth))
         return Alone(lambda logits: extent.entry(told(logits), truth))
 
-    def _told(self, output: Output, placed: Any, request: Request) -> Prediction:
-        """Return what is said of a picture, of its prediction as `Extent.placed` gives it."""
+    def told(self, output: Output, placed: Any, request: Request) -> Prediction:
+        """Return what is said of a picture.
+
+        Args:
+            output: The last one of it.
+            placed: What `placing` has made of all.
+            request: What of it is wanted.
+        """
         part = self.module.task.output
         if output.logits is None:
             unreadable: Prediction = part.unreadable(output.name, str(output.error))

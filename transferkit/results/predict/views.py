@@ -19,7 +19,7 @@ from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import sample_seed
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
 from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
-from transferkit.data.images.windows import cut, window_count, windows
+from transferkit.data.images.windows import cut, middle_window, window_count, windows
 
 __all__ = ["CORNER_SHARE", "PredictionViews", "Shown", "Source", "load_sources", "load_windows", "name_sources"]
 
@@ -95,7 +95,9 @@ class PredictionViews:
             views: Which.
             whole: See `Renderer.render`.
         """
-        first = self.evaluation(pixels, whole=whole)
+        config = self.evaluation.config
+        part = middle_window((pixels.shape[0], pixels.shape[1]), config) if config.tiled else 0
+        first = self.evaluation(pixels, whole=whole, part=part)
         if self.kind == "flip":
             rendered = [first, first[:, ::-1]]
         elif self.kind == "5crop":

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import numpy as np
@@ -21,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
-from transferkit.features.engine.whole import Output, whole_engine
+from transferkit.data.images.resize import mean_colour
+from transferkit.data.images.windows import cut, windows
+from transferkit.features.engine.whole import Gathered, Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request
-from transferkit.results.explain.gradcam import heatmaps
+from transferkit.results.explain.gradcam import heat_of_windows, heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.files import files_of
@@ -44,6 +47,8 @@ SHOWN_CLASSES: Final = 5
 """Most probable classes in an answer, unless told otherwise."""
 SHOWN_SIDE: Final = 448
 """Long side of the picture under a heat map, in pixels; what the network sees may be far smaller."""
+WINDOWS_AT_ONCE: Final = 16
+"""Of one picture that are asked about together; windows of others come in between."""
 EXPLAINED_AT_ONCE: Final = 4
 """Pictures per backward pass; gradients take several times the memory of a forward pass."""
 
@@ -162,6 +167,8 @@ def _asked(problem: str) -> str:
 class _View:
     """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest.
 
+    Of a network that sees windows the pixels are all of it.
+
     `size` is height and width of the picture itself, upright.
     """
 
@@ -264,10 +271,9 @@ class Answerer:
             self._check_target(target, explain=explain)
         started = time.perf_counter()
         view = await self._in_thread(partial(self._open, data, explain=explain))
-        output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
         request = dataclasses.replace(self._request(top_k, coverage), unknown=unknown)
         # A mask of a large picture takes a while, and others wait for the event loop.
-        record = await self._in_thread(partial(self.predictor.record, output, request))
+        record = await self._record(view, request)
         answer = await self._in_thread(partial(self._answer_of, record))
         if coverage is not None and isinstance(answer, Answer):
             answer.abstained, answer.set = record.abstained, list(record.classes)
@@ -330,8 +336,31 @@ class Answerer:
     async def _in_thread(self, call: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, call)
 
+    async def _record(self, view: _View, request: Request) -> Any:
+        """Return what the model says, of all windows where it sees a picture in windows, a few at a time."""
+        config = self.predictor.info.preprocessing
+        if not config.tiled:
+            output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
+            return await self._in_thread(partial(self.predictor.record, output, request))
+        output = Output("", None, size=view.size)
+        gathered: Gathered | None = None
+        todo, ground = windows(view.size, config), mean_colour(config)
+        while part := list(islice(todo, WINDOWS_AT_ONCE)):
+            shown = [cut(view.pixels, window, config.image_size, ground) for window in part]
+            outputs = await asyncio.gather(*map(self.logits.submit, shown))
+            for window, of_window in zip(part, outputs, strict=True):
+                output = dataclasses.replace(of_window, size=view.size, window=window)
+                gathered = self.predictor.placing(output) if gathered is None else gathered
+                await self._in_thread(partial(gathered.add, output))
+        placed = None if gathered is None else gathered.done()
+        return await self._in_thread(partial(self.predictor.told, output, placed, request))
+
     async def _heatmap(self, view: _View, target: str) -> str:
-        heat = await self._heat.submit((view.pixels, target))
+        if self.predictor.info.preprocessing.tiled:
+            explain = partial(heat_of_windows, self.predictor, view.pixels, target)
+            heat = await asyncio.get_running_loop().run_in_executor(self._model, explain)
+        else:
+            heat = await self._heat.submit((view.pixels, target))
         return await self._in_thread(lambda: data_uri(overlay(view.shown, heat), "png"))
 
     async def _similar(self, search: Awaitable[list[Neighbour]]) -> list[Similar]:
@@ -350,7 +379,7 @@ class Answerer:
             data, min_side=config.decode_side, decoding=config.decoding, name="picture"
         )  # fmt: skip
         size = info.height, info.width
-        pixels = self._transform(decoded, 0, whole=size)
+        pixels = decoded if config.tiled else self._transform(decoded, 0, whole=size)
         if not explain:
             return _View(pixels, pixels, size)
         shown = enlarged(data, config, SHOWN_SIDE, name="picture")

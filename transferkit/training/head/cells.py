@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 
 from transferkit.core.errors import DataError, TransferkitWarning
-from transferkit.core.records import ImageRecord
 from transferkit.core.targets import IGNORED
 from transferkit.core.text import listing
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.dataset import ImageDataset, Job
-from transferkit.data.images.annotation import Mask
+from transferkit.data.batches.dataset import ImageDataset, Job, Picture
+from transferkit.data.batches.windows import WindowPictures
+from transferkit.data.images.annotation import Annotations, Mask
 from transferkit.data.images.reading import in_order
 from transferkit.data.images.resize import fit_mask
 from transferkit.features.engine.taps import Tap, cell_maps, places
@@ -56,7 +56,7 @@ class Sample:
     Attributes:
         grid: Height and width of a map.
         chosen: ``(K,)`` places of it, counted row by row.
-        pictures: As many as there are, or as `MOST_CELLS` leaves room for.
+        pictures: As many as there are, or as `MOST_CELLS` leaves room for; or windows of them.
         views: Augmented views besides.
     """
 
@@ -82,7 +82,7 @@ def sample_of(module: TransferModule, data: ImageData, tap: Tap, views: int) -> 
     chosen = places(*grid).numpy()
     allowed = min(MOST_CELLS, MOST_NUMBERS // sum(level.shape[1] for level in maps))
     most = max(1, allowed // len(chosen))
-    pictures = min(len(data.index.split("train")), most)
+    pictures = min(data.rows("train"), most)
     return Sample(grid, chosen, pictures, max(0, min(different_views(data, views), most // max(1, pictures) - 1)))
 
 
@@ -103,28 +103,31 @@ class CellRows:
         self._features = features
         module, data = features.module, features.data
         sample = sample_of(module, data, tap, views)
-        chosen, views, everything = sample.chosen, sample.views, data.index.split("train")
-        records = _drawn(everything, features, most=sample.pictures)
-        vectors = features.extract(records, (tap,), views=views, progress=progress).rows[tap]
+        chosen, views, everything = sample.chosen, sample.views, _Rows(features)
+        rows_at = everything.drawn(sample.pictures)
+        pictures, units = everything.pictures(rows_at), everything.units(rows_at)
+        vectors = features.extract(pictures, (tap,), views=views, progress=progress).rows[tap]
         cells = cells_of_pixels(data.data_config.image_size, sample.grid, chosen)
         count = partial(pixels_by_class, cells=cells, count=len(chosen), width=module.num_classes)
-        pixels = np.stack([[count(mask) for mask in shown] for shown in _masks(records, features, views)], axis=1)
+        masks = _masks(pictures, everything.annotations(rows_at), features, views)
+        pixels = np.stack([[count(mask) for mask in shown] for shown in masks], axis=1)
         # Of view 0 first, so that its rows are the first ones.
         rows = cell_rows(
             vectors.reshape(-1, len(chosen), vectors.shape[2] // len(chosen)),
             pixels.reshape(-1, *pixels.shape[2:]),
-            units_of(records) * (1 + views),
+            units * (1 + views),
         )
         self._rows = replace(rows, weight=np.asarray(rows.weight) / (1 + views))
         self._plain = self._rows.take(np.arange(int(np.count_nonzero(pixels[0]))))
         if not len(self._plain):
             raise DataError(f"the training masks hold no pixel that counts, all are {IGNORED} - give them classes")
         _warn_of_unseen(features, pixels.sum(axis=(0, 1, 2)))
+        noun = "windows of training pictures" if data.data_config.tiled else "training pictures"
         self._facts = {
-            "pictures": len(records) + len(data.index.split("val")),
+            "pictures": len(pictures) + data.rows("val"),
             "views": views,
-            "fitted_on": f"{np.count_nonzero(pixels.sum(axis=3)):,} cells of {len(records):,} training pictures"
-            + (f", drawn of {len(everything):,}" if len(records) < len(everything) else ""),
+            "fitted_on": f"{np.count_nonzero(pixels.sum(axis=3)):,} cells of {len(pictures):,} {noun}"
+            + (f", drawn of {len(everything):,}" if len(pictures) < len(everything) else ""),
         }
 
     @property
@@ -233,45 +236,84 @@ def _warn_of_unseen(features: SplitFeatures, pixels: Counts) -> None:
         )
 
 
-def _drawn(records: Sequence[ImageRecord], features: SplitFeatures, *, most: int) -> Sequence[ImageRecord]:
-    """Return all pictures or, where they are more than `most`, about so many: of each stratum its share."""
-    if len(records) <= most:
-        return records
-    targets = features.data.index.targets
-    strata, units = targets.strata(record.label for record in records), units_of(records)
-    rows = LabelledRows(np.zeros((len(records), 0)), strata, len(targets.stratum_names), units)
-    (drawn,) = nested_subsets(rows, [most / len(records)], seed=features.seed)
-    return [records[at] for at in drawn]
+class _Rows:
+    """The rows of the training split: its pictures, or their windows.
+
+    Args:
+        features: Know the data.
+    """
+
+    def __init__(self, features: SplitFeatures) -> None:
+        self._features = features
+        self._records = features.data.index.split("train")
+        self._windows = features.data.windows("train")
+
+    def __len__(self) -> int:
+        return len(self._records) if self._windows is None else len(self._windows)
+
+    def drawn(self, most: int) -> Sequence[int]:
+        """Return all rows or, where they are more than `most`, about so many: of each stratum of pictures its share.
+
+        Of windows exactly so many, any as likely as any other: those of one picture differ, too.
+        """
+        if len(self) <= most:
+            return range(len(self))
+        seed = self._features.seed
+        if self._windows is not None:
+            return sorted(np.random.default_rng(seed).choice(len(self), most, replace=False).tolist())
+        targets, units = self._features.data.index.targets, units_of(self._records)
+        strata = targets.strata(record.label for record in self._records)
+        rows = LabelledRows(np.zeros((len(self), 0)), strata, len(targets.stratum_names), units)
+        (taken,) = nested_subsets(rows, [most / len(self)], seed=seed)
+        return [int(at) for at in taken]
+
+    def pictures(self, rows: Sequence[int]) -> list[Picture]:
+        """Return the pictures of some rows."""
+        pictures: Sequence[Picture] = self._features.pictures(self._records)
+        pictures = pictures if self._windows is None else WindowPictures(pictures, self._windows)
+        return [pictures[row] for row in rows]
+
+    def units(self, rows: Sequence[int]) -> list[str]:
+        """Return what keeps them together in one fold: windows of a picture stay together."""
+        units = units_of(self._records)
+        return [units[self._picture(row)] for row in rows]
+
+    def annotations(self, rows: Sequence[int]) -> Annotations:
+        """Return the answers on the pixels of their pictures."""
+        records = [self._records[self._picture(row)] for row in rows]
+        targets = self._features.data.index.targets
+        annotations = targets.annotate([record.label for record in records], [record.path for record in records])
+        if annotations is None:
+            raise TypeError("a head on maps is solved of answers on pixels, and these targets have none")
+        return annotations
+
+    def _picture(self, row: int) -> int:
+        return row if self._windows is None else self._windows.place(row)[0]
 
 
-def _masks(records: Sequence[ImageRecord], features: SplitFeatures, views: int) -> Iterator[Sequence[Mask]]:
+def _masks(
+    pictures: Sequence[Picture], annotations: Annotations, features: SplitFeatures, views: int
+) -> Iterator[Sequence[Mask]]:
     """Yield the masks of each picture on the canvas: of its evaluation view, then of `views` augmented ones.
 
     Without views no picture is decoded: its mask goes where the picture would.
     """
-    data = features.data
-    annotations = data.index.targets.annotate([record.label for record in records], [record.path for record in records])
-    if annotations is None:
-        raise TypeError("a head on maps is solved of answers on pixels, and these targets have none")
     if views:
-        cores = available_cores()
-        dataset = ImageDataset(
-            features.pictures(records), features.views(views), annotations=annotations, threads=cores
-        )
+        dataset = ImageDataset(pictures, features.views(views), annotations=annotations, threads=available_cores())
         try:
-            for start in range(0, len(records), MASKS_AT_ONCE):
-                jobs = [Job(row, tuple(range(1 + views))) for row in range(start, len(records))[:MASKS_AT_ONCE]]
+            for start in range(0, len(pictures), MASKS_AT_ONCE):
+                jobs = [Job(row, tuple(range(1 + views))) for row in range(start, len(pictures))[:MASKS_AT_ONCE]]
                 _, masks = dataset.batch(jobs).labelled()
                 yield from masks.numpy().reshape(len(jobs), 1 + views, *masks.shape[1:])
         finally:
             dataset.close()
         return
-    read, config = annotations.read, data.data_config
+    read, config = annotations.read, features.data.data_config
 
     def on_canvas(row: int) -> Sequence[Mask]:
         mask = read(row).mask
         if mask is None:
             raise TypeError("an annotation without a mask has no pixels")
-        return (fit_mask(mask, config),)
+        return (fit_mask(mask, config, part=pictures[row].part),)
 
-    yield from in_order(on_canvas, range(len(records)), available_cores())
+    yield from in_order(on_canvas, range(len(pictures)), available_cores())

@@ -62,15 +62,14 @@ class SplitFeatures:
             DataError: A picture has changed since it was indexed.
         """
         index = self.data.index
-        records = index.split(split)
-        extraction = self.extract(records, find_taps(self.module.backbone), views=views, progress=progress)
-        return table_of(index, self.pictures(records), extraction, {}, splits=(split,))
+        pictures = self.pictures(index.split(split))
+        extraction = self.extract(pictures, find_taps(self.module.backbone), views=views, progress=progress)
+        return table_of(index, pictures, extraction, {}, splits=(split,))
 
     def extract(
-        self, records: Sequence[ImageRecord], taps: Sequence[Tap], *, views: int = 0, progress: Progress | None = None
+        self, pictures: Sequence[Picture], taps: Sequence[Tap], *, views: int = 0, progress: Progress | None = None
     ) -> Extraction:
-        """Return the features of some pictures at some taps. Raises as `table`."""
-        pictures = self.pictures(records)
+        """Return the features of some pictures, or windows of them, at some taps. Raises as `table`."""
         extraction = extract_pictures(
             pictures, self._frozen, taps, self.views(views), self.store, self.compute, progress=progress
         )
