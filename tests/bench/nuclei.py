@@ -1,11 +1,15 @@
 """Masks on real pictures: transferkit beside segmentation_models_pytorch's U-Net in a loop written by hand.
 
     python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors [--epochs 6] [--image-size 128] [--seeds 1]
+    python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors --tile 128 [--image-size 256] [--epochs 3]
 
 NUCLEI holds `train/` and `val/` with `images/` and `masks/` of numbered nuclei; above 0 is a nucleus. Every way has the
 same weights, pictures on the same canvas, augmentation (`light`), loss (cross entropy and Dice), batch size, AdamW at
 the same LR with a warm-up and a cosine, and is measured at the pictures' own sizes by scikit-learn's confusion matrix.
 The loop trains the whole U-Net for as many epochs as probe-finetune trains in both of its phases together.
+
+With `--tile` pictures that are seen whole, at that side and at `--image-size`, are held against windows of that side at
+their own resolution: the solved head, and the U-Net on the frozen backbone, which is given about as many pixels in all.
 """
 
 from __future__ import annotations
@@ -62,9 +66,9 @@ def ours(name: str, options: argparse.Namespace, **more: object) -> None:
         started = time.perf_counter()
         run = tk.finetune(
             data=str(options.nuclei), mask_values="binary", backbone="torchvision/resnet18" if options.torchvision else
-            "resnet18", weights=options.weights, image_size=options.image_size, batch_size=BATCH, workers=0,
-            precision="32", accelerator="cpu", quiet=True, report="off", calibrate="none", lr=options.lr,
-            out=f"{folder}/run", **more,
+            "resnet18", weights=options.weights, batch_size=BATCH, workers=0, precision="32", accelerator="cpu",
+            quiet=True, report="off", calibrate="none", lr=options.lr, store=f"{folder}/store", out=f"{folder}/run",
+            **{"image_size": options.image_size, **more},
         )  # fmt: skip
         seconds = time.perf_counter() - started
         predictor = load(run.path, accelerator="cpu")
@@ -130,6 +134,22 @@ def loop(options: argparse.Namespace, epochs: int, seed: int) -> None:
     line(f"segmentation_models_pytorch by hand, {epochs} epochs, seed {seed}", options.nuclei, masks, seconds, rate)
 
 
+def windows(options: argparse.Namespace) -> None:
+    """Hold pictures seen whole against windows of `--tile` pixels, of solved heads and of U-Nets that are trained."""
+    ways = [("whole", options.tile, False), ("whole", options.image_size, False), ("windows", options.tile, True)]
+    for seen, side, tile in ways:
+        ours(f"hypercolumns, solved, {seen} at {side}", options, head="hypercolumns", phases="probe", image_size=side,
+             tile=tile)  # fmt: skip
+    budget = 0
+    for seen, side, tile in reversed(ways):
+        data = tk.ImageData(str(options.nuclei), side, tile=tile, mask_values="binary", reader=TASK.targets)
+        pixels = data.rows("train") * side * side
+        budget = budget or options.epochs * pixels
+        epochs = max(1, round(budget / pixels))
+        ours(f"unet on the frozen backbone, {seen} at {side}, {epochs} epochs", options, head="unet", phases="probe",
+             probe="sgd", probe_epochs=epochs, probe_lr=options.lr, image_size=side, tile=tile)  # fmt: skip
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,10 +161,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--solved", action="store_true", help="the linear head, solved, too")
+    parser.add_argument("--tile", type=int, help="side of windows; nothing but these and whole pictures is measured")
     parser.add_argument("--torchvision", action="store_true", help="torchvision's network instead of timm's")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print("| | mean IoU | Dice of nuclei | mean Dice | time | steps/s |\n|---|---|---|---|---|---|")
+    if options.tile:
+        windows(options)
+        return
     if options.solved:
         ours("linear head, solved", options, head="linear", phases="probe")
     both = options.epochs + options.probe_epochs

@@ -13,7 +13,7 @@ from transferkit.models.module import TransferModule
 MASK_CLASSES = ("ground", "leaf", '<b>"stem"</b>')
 
 
-def make_mask_run(directory, *, head="linear", side=64, palette=None):
+def make_mask_run(directory, *, head="linear", side=64, palette=None, crop_mode="pad"):
     """Write a model whose masks are arbitrary, and its own; each of its classes is somewhere."""
     facts = {} if palette is None else {"palette": palette}
     with torch.random.fork_rng():
@@ -27,7 +27,7 @@ def make_mask_run(directory, *, head="linear", side=64, palette=None):
                 torch.nn.init.normal_(weights, std=0.5)
     config = module.data_config
     directory.mkdir(parents=True, exist_ok=True)
-    own = DataConfig.from_dict({**config.to_dict(), "crop_mode": "pad", "crop_pct": 1.0})
+    own = DataConfig.from_dict({**config.to_dict(), "crop_mode": crop_mode, "crop_pct": 1.0})
     save_model(directory, module, head=head, preprocessing=own)
     return Path(directory)
 

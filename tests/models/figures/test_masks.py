@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import IGNORED
-from transferkit.models.figures.masks import enlarged, mask_of, tally
+from transferkit.models.figures.masks import Counting, enlarged, mask_of, tally
 
 
 class Frame(NamedTuple):
@@ -219,3 +220,23 @@ def test_a_large_picture_needs_little_memory():
     words = [sys.executable, "-c", LARGE]
     run = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, env=one)
     assert int(run.stdout) / 1024 < 400  # MiB
+
+
+@pytest.mark.parametrize("size", [(50, 41), (32, 200), (7, 5)])
+def test_parts_add_up_to_the_picture_to_the_last_pixel(size):
+    """Parts of random cuts, in any order: counts, sampled pixels and their logits are those of the whole."""
+    generator = np.random.default_rng(size[0])
+    logits, mask = example(size, size)
+    expected = tally(logits, (0, 0, *size), mask)
+    counting = Counting(mask)
+    rows, columns = (sorted({0, side, *generator.integers(0, side + 1, 4).tolist()}) for side in size)
+    parts = [(top, left, bottom - top, right - left) for top, bottom in pairwise(rows) for left, right in
+             pairwise(columns)]  # fmt: skip
+    for top, left, height, width in generator.permutation(parts).tolist():
+        above, before = generator.integers(0, 9, 2).tolist()
+        canvas = torch.full((5, height + above + 3, width + before + 2), 99.0)
+        canvas[:, above : above + height, before : before + width] = logits[:, top:, left:][:, :height, :width]
+        counting.add(canvas, (above, before, height, width), (top, left, height, width))
+    made = counting.tally()
+    assert np.array_equal(made.confusion, expected.confusion) and made.confusion.sum() == (mask != IGNORED).sum()
+    assert np.array_equal(made.logits, expected.logits) and np.array_equal(made.truths, expected.truths)

@@ -10,9 +10,11 @@ from torch.nn import functional
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.data.batches.datamodule import normalise
+from transferkit.data.images.resize import fit
+from transferkit.data.images.windows import windows
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.explain import explain
-from transferkit.results.explain.gradcam import heatmaps
+from transferkit.results.explain.gradcam import heat_of_windows, heatmaps
 from transferkit.results.predict.predictor import load
 
 
@@ -49,3 +51,21 @@ def test_a_head_on_several_maps_has_none_and_a_page_all_the_same(tmp_path, photo
     assert sum(float(row[name]) for name in MASK_CLASSES) == pytest.approx(1, abs=1e-5)
     mask = np.asarray(Image.open(tmp_path / "why" / row["mask"]))  # beside its page
     assert np.array_equal(mask, predictor.predict([photo], workers=0)[0].mask)
+
+
+def test_the_map_of_windows_has_one_scale_and_of_each_window_its_core(tmp_path):
+    predictor = load(make_mask_run(tmp_path / "run", side=32, crop_mode="tile"))
+    config, pixels = (
+        predictor.info.preprocessing,
+        np.random.default_rng(0).integers(0, 256, (50, 41, 3), dtype=np.uint8),
+    )
+    heat = heat_of_windows(predictor, pixels, MASK_CLASSES[1])
+    assert heat.shape == (50, 41) and heat.max() == 1 and heat.min() >= 0
+    plain = np.zeros((50, 41), dtype=np.float32)
+    for number, window in enumerate(windows((50, 41), config)):
+        shown = fit(pixels, config, part=number)[None]
+        (own,) = heatmaps(predictor, shown, [MASK_CLASSES[1]], scaled=False)
+        (scaled,) = heatmaps(predictor, shown, [MASK_CLASSES[1]])
+        assert np.allclose(own / own.max(), scaled, atol=1e-6)
+        plain[window.core.slices] = own[window.frame.slices]
+    assert np.allclose(heat, plain / plain.max(), atol=1e-5)

@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
 import onnxruntime
 
 from transferkit.core.csv import csv_text
-from transferkit.core.errors import ExportError
+from transferkit.core.errors import ConfigError, ExportError
 from transferkit.core.files import sha256_of_file
 from transferkit.options.results import ExportConfig
 from transferkit.results.export.export import export
@@ -79,6 +79,26 @@ def test_the_example_keeps_to_the_size_of_the_file_where_it_decodes_less(run, ph
     ((_, name, *_),) = run_example(out.with_name("model_example.py"), [photos[1]])
     with Image.open(tmp_path / name) as image:
         assert image.size == (1001, 613)
+
+
+def test_the_example_of_a_model_of_windows_puts_the_masks_of_predict_together(
+    run, photos, tmp_path, monkeypatch
+):  # fault 186
+    """The graph sees one window; the program beside it runs the same loop."""
+    tiled = make_mask_run(tmp_path / "tiled", side=32, palette=PALETTE, crop_mode="tile")
+    shutil.copy(run / "pictures.csv", tiled)
+    out = exported(tiled, tmp_path)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"images": np.zeros((2, 3, 32, 32), dtype=np.float32)})[0].shape == (2, 3, 32, 32)
+    monkeypatch.chdir(tmp_path)
+    rows = run_example(out.with_name("model_example.py"), photos)
+    for path, row, said in zip(photos, rows, load(tiled).predict(photos, workers=0), strict=True):
+        with Image.open(tmp_path / row[1]) as image:
+            mask = np.asarray(image)
+        assert mask.shape == said.mask.shape, path
+        assert (mask == said.mask).mean() > 0.9995, path  # but for ties
+    with pytest.raises(ConfigError, match="this model sees windows of 32 x 32 pixels - leave it out"):
+        exported(tiled, tmp_path, preprocessing="inside", overwrite=True)
 
 
 @pytest.mark.parametrize(

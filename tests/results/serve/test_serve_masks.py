@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,26 @@ def test_an_answer_holds_the_mask_that_predict_writes(predictor, port, turned):
     assert np.array_equal(mask_in(answer["mask"]), expected.mask)
     assert answer["shares"] == {name: round(share, 6) for name, share in expected.shares.items()}
     assert {"heatmap", "neighbours", "top", "label"}.isdisjoint(answer)
+
+
+def test_a_model_of_windows_answers_with_the_mask_that_predict_writes(tmp_path, turned):
+    """Of two pictures at once, whose windows share batches; one map of heat for all windows of one."""
+    predictor = load(make_mask_run(tmp_path / "run", side=32, palette=PALETTE, crop_mode="tile"))
+    small = picture(tmp_path / "small.png", (70, 20), seed=4)
+    (expected, other) = predictor.predict([turned, small], workers=0)
+    with serving(Answerer(predictor, name="tiles", batch_size=8, wait_s=0.005, threads=2)) as number:
+        with ThreadPoolExecutor(2) as pool:
+            asked = [
+                pool.submit(ask, number, "/predict", Path(path).read_bytes(), kind=kind)
+                for path, kind in ((turned, "image/jpeg"), (small, "image/png"))
+            ]
+        for (status, _, answer), said in zip([one.result() for one in asked], (expected, other), strict=True):
+            assert status == 200
+            assert (mask_in(answer["mask"]) == said.mask).mean() > 0.9995
+        status, _, answer = ask(number, "/predict?explain=true", Path(small).read_bytes(), kind="image/png")
+    assert status == 200
+    heat = Image.open(io.BytesIO(base64.b64decode(answer["heatmap"].partition(";base64,")[2])))
+    assert heat.size == (448, 128)
 
 
 @pytest.mark.parametrize(

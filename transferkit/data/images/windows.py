@@ -101,9 +101,9 @@ def cut(image: _Pixels, window: Window, size: tuple[int, int], ground: Any) -> _
 def random_window(size: tuple[int, int], window: tuple[int, int], rng: random.Random) -> tuple[Frame, Frame]:
     """Draw a window for training: which part of a picture it shows, and where on the window that lies.
 
-    Things are shown at 0.8 to 1.25 times their own size. Places are drawn as if windows went an eighth of their side
-    beyond the picture, and are brought back to its edges: else pixels there would hardly ever be seen. A picture that
-    is smaller than the window lies anywhere on it.
+    Things are shown at 0.8 to 1.25 times their own size. Places are drawn as if windows went half their side beyond the
+    picture, and are brought back to its edges: else pixels there would hardly ever be seen. So about as many windows
+    lie at the edges as in evaluation. A picture that is smaller than the window lies anywhere on it.
 
     Args:
         size: Height and width of the picture.
@@ -126,6 +126,6 @@ def _drawn(length: int, side: int, zoom: float, rng: random.Random) -> tuple[int
     if seen > length:
         shown = min(side, max(1, round(length * side / seen)))
         return 0, length, rng.randint(0, side - shown), shown
-    margin = seen // MARGIN
-    start = rng.randint(-margin, length - seen + margin)
+    beyond = seen // 2
+    start = rng.randint(-beyond, length - seen + beyond)
     return min(max(start, 0), length - seen), seen, 0, side
