@@ -168,7 +168,7 @@ def upright(path):
 
 
 @pytest.mark.parametrize(("tta", "workers", "batch"), [("none", 0, None), ("flip", 0, 6), ("none", 1, 3)])
-def test_masks_are_those_of_the_reference(fixed, pictures, tta, workers, batch):
+def test_masks_are_those_of_the_reference(fixed, pictures, tta, workers, batch):  # fault 189
     predictor = load(fixed)
     module, _ = load_model(fixed)
     made = predictor.predict(pictures, tta=tta, workers=workers, batch_size=batch)
@@ -194,7 +194,7 @@ def test_arrays_files_and_bytes_are_one_picture_and_bad_ones_stay_in_place(fixed
     assert made[5].mask.shape == (64, 64)
 
 
-def test_one_window_without_finite_logits_fails_its_picture_alone(fixed, pictures):
+def test_one_window_without_finite_logits_fails_its_picture_alone(fixed, pictures):  # fault 190
     predictor = load(fixed)
     seen = predictor._rows
 
@@ -363,7 +363,7 @@ def test_a_report_of_a_run_is_written(run, tmp_path):
 # ---- before training -----------------------------------------------------------------------------------------------
 
 
-def test_check_says_how_many_windows_there_are(data, tmp_path, capsys):
+def test_check_says_how_many_windows_there_are(data, tmp_path, capsys):  # fault 188
     check(CheckConfig(data=str(data), tile=True, image_size=SIDE, quick=True, out=str(tmp_path / "c"), quiet=True))
     counts = {split: tk.ImageData(str(data), SIDE, tile=True, reader=load_task().targets).rows(split)
               for split in ("train", "val", "test")}  # fmt: skip
@@ -381,7 +381,7 @@ def load_task():
     return TASK
 
 
-def test_other_tasks_are_refused_with_all_else_that_is_wrong(tmp_path, capsys):  # fault 184
+def test_other_tasks_are_refused_with_all_else_that_is_wrong(tmp_path, capsys):  # fault 187
     with pytest.raises(ConfigError, match=r"--tile cuts pictures.*classification.*") as refused:
         tk.finetune(data="sample", backbone="transferkit/mini", tile=True, loss="tversky", quiet=True)
     assert "--loss is 'tversky'" in str(refused.value)

@@ -83,7 +83,7 @@ def test_the_example_keeps_to_the_size_of_the_file_where_it_decodes_less(run, ph
 
 def test_the_example_of_a_model_of_windows_puts_the_masks_of_predict_together(
     run, photos, tmp_path, monkeypatch
-):  # fault 186
+):  # fault 191
     """The graph sees one window; the program beside it runs the same loop."""
     tiled = make_mask_run(tmp_path / "tiled", side=32, palette=PALETTE, crop_mode="tile")
     shutil.copy(run / "pictures.csv", tiled)
