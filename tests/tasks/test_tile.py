@@ -63,19 +63,19 @@ def by_hand(image, module, side=SIDE, flip=False):
     ground = np.array([round(255 * level) for level in config.mean])
     padded = np.broadcast_to(ground, (height + 2 * side, width + 2 * side, 3)).astype(np.uint8).copy()
     padded[side:-side, side:-side] = image
-    result = None
-    for top, rows in spans(height, side):
-        for left, columns in spans(width, side):
-            shown = padded[side + top :, side + left :][:side, :side]
-            views = [shown, shown[:, ::-1]] if flip else [shown]
-            with torch.no_grad():
-                logits = module(normalise(torch.from_numpy(np.stack(views)), config)).softmax(1).numpy()
-            mean = (logits[0] + logits[1][..., ::-1]) / 2 if flip else logits[0]
-            result = np.full((len(mean), height, width), np.nan, dtype=np.float32) if result is None else result
-            for row in rows:
-                for column in columns:
-                    assert np.isnan(result[0, row, column])
-                    result[:, row, column] = mean[:, row - top, column - left]
+    places = [(top, rows, left, columns) for top, rows in spans(height, side) for left, columns in spans(width, side)]
+    shown = np.stack([padded[side + top :, side + left :][:side, :side] for top, _, left, _ in places])
+    with torch.no_grad():
+        probs = module(normalise(torch.from_numpy(shown), config)).softmax(1).numpy()
+        if flip:
+            mirrored = normalise(torch.from_numpy(shown[:, :, ::-1].copy()), config)
+            probs = (probs + module(mirrored).softmax(1).numpy()[..., ::-1]) / 2
+    result = np.full((probs.shape[1], height, width), np.nan, dtype=np.float32)
+    for (top, rows, left, columns), mean in zip(places, probs, strict=True):
+        for row in rows:
+            for column in columns:
+                assert np.isnan(result[0, row, column])
+                result[:, row, column] = mean[:, row - top, column - left]
     assert not np.isnan(result).any()
     return result
 
@@ -156,7 +156,7 @@ def pictures(tmp_path_factory):
     turned = Image.Exif()
     turned[0x0112] = 6
     paths = [picture(root / f"{at}.png", size[::-1], seed=at) for at, size in enumerate(SIZES)]
-    return [*paths, picture(root / "large.jpg", (410, 333), seed=7),
+    return [*paths, picture(root / "large.jpg", (180, 133), seed=7),
             picture(root / "turned.jpg", (90, 47), seed=8, exif=turned)]  # fmt: skip
 
 
