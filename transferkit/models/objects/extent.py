@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.models.extent import Array, Frame, Truth
+from transferkit.models.extent import Array, Frame, Truth, Windows
 from transferkit.models.figures.boxes import COLUMNS, SIDE, BoxTally, box_tally
 
 __all__ = ["BoxExtent"]
@@ -25,6 +25,7 @@ class BoxExtent:
 
     tta: tuple[str, ...] | None = ("none", "flip")
     whole: bool = False
+    windows: ClassVar[Windows | None] = None
 
     def entries(
         self, outputs: Tensor, targets: Any, truths: Sequence[Truth] | None = None
