@@ -1,7 +1,7 @@
 """Masks on real pictures: transferkit beside segmentation_models_pytorch's U-Net in a loop written by hand.
 
     python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors [--epochs 6] [--image-size 128] [--seeds 1]
-    python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors --tile 128 [--image-size 256] [--epochs 3]
+    python tests/bench/nuclei.py NUCLEI --weights resnet18.safetensors --tile 128 --image-size 256 [--solved]
 
 NUCLEI holds `train/` and `val/` with `images/` and `masks/` of numbered nuclei; above 0 is a nucleus. Every way has the
 same weights, pictures on the same canvas, augmentation (`light`), loss (cross entropy and Dice), batch size, AdamW at
@@ -9,7 +9,7 @@ the same LR with a warm-up and a cosine, and is measured at the pictures' own si
 The loop trains the whole U-Net for as many epochs as probe-finetune trains in both of its phases together.
 
 With `--tile` pictures that are seen whole, at that side and at `--image-size`, are held against windows of that side at
-their own resolution: the solved head, and the U-Net on the frozen backbone, which is given about as many pixels in all.
+their own resolution: the U-Net on the frozen backbone, of about as many pixels in all, or, `--solved`, a solved head.
 """
 
 from __future__ import annotations
@@ -136,12 +136,13 @@ def loop(options: argparse.Namespace, epochs: int, seed: int) -> None:
 
 def windows(options: argparse.Namespace) -> None:
     """Hold pictures seen whole against windows of `--tile` pixels, of solved heads and of U-Nets that are trained."""
-    ways = [("whole", options.tile, False), ("whole", options.image_size, False), ("windows", options.tile, True)]
-    for seen, side, tile in ways:
+    budget = 0
+    sides = sorted({options.tile, options.image_size})
+    ways = [*(("whole", side, False) for side in sides), ("windows", options.tile, True)]
+    for seen, side, tile in ways if options.solved else ():
         ours(f"hypercolumns, solved, {seen} at {side}", options, head="hypercolumns", phases="probe", image_size=side,
              tile=tile)  # fmt: skip
-    budget = 0
-    for seen, side, tile in reversed(ways):
+    for seen, side, tile in () if options.solved else reversed(ways):
         data = tk.ImageData(str(options.nuclei), side, tile=tile, mask_values="binary", reader=TASK.targets)
         pixels = data.rows("train") * side * side
         budget = budget or options.epochs * pixels
