@@ -14,11 +14,11 @@ from transferkit.core.files import sha256_of_file
 from transferkit.core.records import SkippedFile
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import Targets
+from transferkit.features.engine.whole import Gathered, Output
 from transferkit.models.parts import Answered
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
-from transferkit.features.engine.whole import Gathered, Output
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
 from transferkit.runs.truths import answers_of, truths_of

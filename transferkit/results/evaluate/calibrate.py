@@ -20,13 +20,13 @@ from transferkit.core.records import Decoding, SkippedFile
 from transferkit.core.text import listing, visible
 from transferkit.data.scan.columns import Columns
 from transferkit.data.scan.scan import scan_data
+from transferkit.features.engine.whole import Alone, Gathered, Output, Predictions
 from transferkit.models.artifact import load_model, read_info, save_info
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import NEVER
 from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
-from transferkit.features.engine.whole import Alone, Gathered, Output, Predictions
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.runs.labelled import Labelled, LabelledPicture, labelled_pictures, run_columns
 from transferkit.runs.seen import run_splits

@@ -20,12 +20,12 @@ from transferkit.core.errors import CheckpointError, ConfigError, DataError, Tra
 from transferkit.core.files import atomic_write, sha256_of_file, write_json
 from transferkit.core.records import Decoding, SkippedFile
 from transferkit.data.index.targets import Targets
+from transferkit.features.engine.whole import Output
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.outputs import Several, readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
-from transferkit.features.engine.whole import Output
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.results.report.report import report_on
 from transferkit.runs.directory import named_run_dir, open_run_dir, prepare_run_dir

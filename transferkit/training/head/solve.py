@@ -181,7 +181,7 @@ def views_fitted(module: TransferModule, data: ImageData, views: int) -> int:
         if isinstance(module.head, kind):
             sample = sample_of(module, data, tap, views)
             return sample.pictures * (1 + sample.views)
-    return len(data.index.split("train")) * (1 + different_views(data, views))
+    return data.rows("train") * (1 + different_views(data, views))
 
 
 def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
