@@ -26,6 +26,7 @@ from transferkit.options.training import SelftestConfig
 from transferkit.results.audit.audit import check
 from transferkit.results.evaluate.calibrate import calibrate
 from transferkit.results.evaluate.evaluate import evaluate
+from transferkit.results.evaluate.outputs import measuring
 from transferkit.results.explain.explain import explain
 from transferkit.results.predict.predict import predict_files
 from transferkit.results.predict.predictor import load
@@ -338,7 +339,7 @@ def test_pixels_are_sampled_from_the_picture_and_not_from_its_windows(fixed, pic
             pictures[5]
         )
         outputs = list(other.outputs([pictures[5]]))
-        gathered = other.measuring(outputs[0], truth)
+        gathered = measuring(other, outputs[0], truth)
         for output in outputs:
             gathered.add(output)
         truths.append(gathered.done())
@@ -478,7 +479,7 @@ def test_memory_goes_with_the_mask_and_not_with_its_logits(tmp_path):
     run = make_mask_run(tmp_path / "run", side=256, crop_mode="tile")
     small, large = picture(tmp_path / "small.jpg", (600, 400)), picture(tmp_path / "large.jpg", (6000, 4000), seed=1)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(run), small, large], check=True, timeout=500,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, encoding="utf-8")  # fmt: skip
     height, width, before, after, classes = map(int, done.stdout.split())
     assert (height, width) == (4000, 6000) and classes > 1
     print(f"{before / 1024:.0f} MiB before, {after / 1024:.0f} MiB after")

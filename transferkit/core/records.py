@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 __all__ = [
@@ -225,6 +225,14 @@ class DataConfig:
     def tiled(self) -> bool:
         """Whether the network sees windows of a picture."""
         return self.crop_mode == "tile"
+
+    def in_windows(self) -> DataConfig:
+        """Return it for windows of pictures."""
+        return replace(self, crop_mode="tile")
+
+    def shown_as(self, other: DataConfig) -> DataConfig:
+        """Return it with the decoding and the crop of another one: pictures are of the same kind then."""
+        return replace(self, decoding=other.decoding, crop_mode=other.crop_mode, crop_pct=other.crop_pct)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

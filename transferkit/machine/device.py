@@ -7,6 +7,7 @@ import ctypes
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transferkit.machine.cores import available_cores, has_shared_memory
 __all__ = [
     "choose_accelerator",
     "choose_workers",
+    "compute_threads",
     "cpu_has_bf16",
     "describe_device",
     "device_of",
@@ -130,3 +132,16 @@ def cpu_has_bf16() -> bool:
     """Return whether the processor multiplies bf16 natively; elsewhere it would be emulated, at a snail's pace."""
     capability = torch.backends.cpu.get_cpu_capability()
     return capability == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@contextlib.contextmanager
+def compute_threads(threads: int | None) -> Iterator[None]:
+    """Leave cores to decoding processes for the time of the block."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -149,9 +148,7 @@ class TransferModule(L.LightningModule):
         """Take over how the data are decoded and shown: whoever uses the model later has to do likewise."""
         theirs = getattr(getattr(self.trainer, "datamodule", None), "data_config", None)
         if stage == "fit" and isinstance(theirs, DataConfig):
-            self.backbone.data_config = replace(
-                self.data_config, decoding=theirs.decoding, crop_mode=theirs.crop_mode, crop_pct=theirs.crop_pct
-            )
+            self.backbone.data_config = self.data_config.shown_as(theirs)
 
     def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:
         return MetricCollection(

@@ -43,8 +43,7 @@ class ImageData(L.LightningDataModule):
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
-        tile: See pictures at their own resolution, in windows of `image_size`: each is a row of a data set, and counts
-            as a picture does.
+        tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
         flip: Whether augmentation mirrors pictures.
@@ -166,10 +165,8 @@ class ImageData(L.LightningDataModule):
             raise ConfigError(gather(problems))
         if tile and not reader.tiles:
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
-        config = dataclasses.replace(
-            config, decoding=self._options.decoding(config.decoding), crop_mode="tile" if tile else config.crop_mode
-        )
-        config = reader.framing(config)
+        config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
+        config = reader.framing(config.in_windows() if tile else config)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip = augment, flip
@@ -217,11 +214,7 @@ class ImageData(L.LightningDataModule):
             self._adopt(theirs)
 
     def detached(self, config: DataConfig) -> Self:
-        """Return the same pictures without a Trainer, as a model would get them; nothing here changes with the copy.
-
-        Args:
-            config: How the model wants its pictures.
-        """
+        """Return the same pictures as a model of this `config` would get them, without a Trainer: a copy."""
         self.index  # noqa: B018  # read once, for both
         own = copy.copy(self)
         own.trainer = None
@@ -235,9 +228,8 @@ class ImageData(L.LightningDataModule):
         decoding = self._options.decoding(config.decoding)
         if "index" in self.__dict__ and decoding.key_values() != self.data_config.decoding.key_values():
             self.index = dataclasses.replace(self.index, pixels={})  # they were decoded otherwise
-        mode = "tile" if self.data_config.tiled else config.crop_mode
-        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding, crop_mode=mode)
-        self.data_config = self._reader.framing(own)
+        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
+        self.data_config = self._reader.framing(own.in_windows() if self.data_config.tiled else own)
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
         """Return the pictures of a split, augmented for training or as they are for evaluation.
@@ -253,11 +245,9 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
-        pictures: Sequence[Picture] = [
-            Picture(record.path, record.sha256, self.index.pixels.get(record.sha256)) for record in records
-        ]
-        rows = self.windows(split)
-        if rows is not None and annotations is not None:
+        kept = self.index.pixels
+        pictures: Sequence[Picture] = [Picture(one.path, one.sha256, kept.get(one.sha256)) for one in records]
+        if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
             pictures,
@@ -269,15 +259,12 @@ class ImageData(L.LightningDataModule):
 
     def windows(self, split: str) -> Rows | None:
         """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""
-        if not self.data_config.tiled:
-            return None
-        sizes = [self.index.sizes[record.sha256] for record in self.index.split(split)]
-        return Rows(sizes, self.data_config)
+        sizes, records = self.index.sizes, self.index.split(split)
+        return Rows([sizes[one.sha256] for one in records], self.data_config) if self.data_config.tiled else None
 
     def rows(self, split: str) -> int:
         """Return how many rows the data set of a split has: its pictures, or their windows."""
-        windows = self.windows(split)
-        return len(self.index.split(split)) if windows is None else len(windows)
+        return len(self.windows(split) or self.index.split(split))
 
     def targets(self, split: str) -> Tensor:
         """Return what the labels of a split's pictures mean, in index order: of classification ``(N,) int64``."""
@@ -345,8 +332,7 @@ class ImageData(L.LightningDataModule):
     def _strata(self) -> list[int]:
         strata = self.index.targets.strata(record.label for record in self.index.split("train"))
         windows = self.windows("train")
-        listed: list[int] = (strata if windows is None else strata.repeat(windows.counts)).tolist()
-        return listed
+        return list(map(int, strata if windows is None else strata.repeat(windows.counts)))
 
     def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
         """Return the validation loader, or an empty list where there is no validation split.

@@ -18,7 +18,7 @@ from transferkit.features.engine.whole import Gathered, Output
 from transferkit.models.parts import Answered
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
-from transferkit.results.evaluate.outputs import readable_outputs
+from transferkit.results.evaluate.outputs import measuring, readable_outputs
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import LabelledPicture, trained_pictures
 from transferkit.runs.truths import answers_of, truths_of
@@ -94,7 +94,7 @@ class Paired:
         title = "the other run"
 
         def begin(output: Output) -> Gathered:
-            return self._predictor.measuring(output, None if truths is None else truths.of(output.name))
+            return measuring(self._predictor, output, None if truths is None else truths.of(output.name))
 
         for picture, _, told in readable_outputs(shared, outputs, begin, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])

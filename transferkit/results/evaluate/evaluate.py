@@ -23,7 +23,7 @@ from transferkit.data.index.targets import Targets
 from transferkit.features.engine.whole import Output
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
-from transferkit.results.evaluate.outputs import Several, readable_outputs
+from transferkit.results.evaluate.outputs import Several, measuring, readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
 from transferkit.results.predict.predictor import Predictor, load
@@ -251,7 +251,7 @@ def _ask(
     def begin(output: Output) -> Several:
         truth = None if truths is None else truths.of(output.name)
         ways = (None, plain_probs) if calibrated else (None,)
-        return Several([predictor.measuring(output, truth, probs) for probs in ways])
+        return Several([measuring(predictor, output, truth, probs) for probs in ways])
 
     for picture, output, (told, *rest) in readable_outputs(
         pictures, outputs, begin, bad, title="evaluating", quiet=config.quiet

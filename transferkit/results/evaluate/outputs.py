@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from transferkit.core.records import SkippedFile
-from transferkit.features.engine.whole import Gathered, Output, by_picture
+from transferkit.features.engine.whole import Alone, Gathered, Output, Predictions, by_picture
+from transferkit.models.extent import Truth
+from transferkit.results.predict.predictor import Predictor
 from transferkit.runs.labelled import LabelledPicture
 from transferkit.show.progress import counting_bar, progress_console
 
-__all__ = ["Several", "readable_outputs"]
+__all__ = ["Several", "measuring", "readable_outputs"]
 
 
 def readable_outputs(
@@ -63,3 +68,23 @@ class Several:
     def done(self) -> list[Any]:
         """Return what was made, in order."""
         return [part.done() for part in self._parts]
+
+
+def measuring(
+    predictor: Predictor,
+    output: Output,
+    truth: Truth | None,
+    probs: Callable[[npt.NDArray[np.float32]], Any] | None = None,
+) -> Gathered:
+    """Return what is made of the outputs of a picture to measure it, see `Extent.entry`.
+
+    Args:
+        predictor: The model.
+        output: The first one.
+        truth: The answer that lies on the picture.
+        probs: What makes predictions of outputs ``(V, ...)``; `Predictor.probs` when ``None``.
+    """
+    extent, told = predictor.module.task.extent, probs or predictor.probs
+    if output.window is not None and extent.windows is not None and truth is not None:
+        return Predictions(told, extent.windows.measured(truth))
+    return Alone(lambda logits: extent.entry(told(logits), truth))

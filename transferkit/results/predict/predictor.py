@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,6 @@ from transferkit.data.images.resize import frame
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.whole import (
-    NOT_FINITE,
     Alone,
     Gathered,
     Output,
@@ -35,14 +34,13 @@ from transferkit.features.engine.whole import (
     whole_engine,
 )
 from transferkit.machine.cores import available_cores
-from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
+from transferkit.machine.device import choose_accelerator, choose_workers, compute_threads, device_of, tune_process
 from transferkit.models.artifact import ModelInfo, load_model
-from transferkit.models.extent import Truth
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import Request
 from transferkit.results.predict.abstention import AbstainBy, Abstention, check_unknown
 from transferkit.results.predict.record import Prediction
-from transferkit.results.predict.views import PredictionViews, Shown, Source, load_sources, load_windows, name_sources
+from transferkit.results.predict.views import PredictionViews, Source, load_sources, name_sources, window_outputs
 
 __all__ = ["Predictor", "load"]
 
@@ -125,7 +123,10 @@ class Predictor:
         decoders, threads = choose_workers(workers, "gpu" if self.device == "cuda" else self.device)
         batch = batch_size or Compute(self.device).batch
         if self.info.preprocessing.tiled:
-            return self._of_windows(sources, views, batch, (decoders, threads))
+            run = partial(self._rows, batch=batch, left=batch)
+            own = threads if decoders and self.device == "cpu" else None
+            outputs = window_outputs(sources, views, run, batch_size=batch, workers=decoders, threads=own)
+            return self._upright(outputs, views)
         return self._outputs(sources, views, batch, (decoders, threads), features)
 
     def _outputs(
@@ -145,7 +146,7 @@ class Predictor:
         # A GPU computes the next batch while the results of the one before are copied.
         ahead = 1 if self.device == "cuda" else 0
         waiting: deque[tuple[Loaded, Rows]] = deque()
-        with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
+        with worker_errors(), compute_threads(threads if workers and self.device == "cpu" else None):
             for loaded in batches:
                 done += len(loaded.names)
                 # Of an unknown number as many are taken to come as have come: compiling at worst doubles the time.
@@ -156,39 +157,6 @@ class Predictor:
                     yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
             while waiting:
                 yield from self._upright(outputs_of(*waiting.popleft(), views.count), views)
-
-    def _of_windows(
-        self, sources: Iterable[Source], views: PredictionViews, batch: int, cores: tuple[int, int]
-    ) -> Iterator[Output]:
-        """Yield an output for every window; batches are filled across pictures, and hold no more than they need."""
-        workers, threads = cores
-        size = max(1, batch // views.count)
-        waiting: list[Shown] = []
-        with worker_errors(), _compute_threads(threads if workers and self.device == "cpu" else None):
-            for shown in load_windows(sources, self.info.preprocessing, workers=workers):
-                waiting.append(shown)
-                if len(waiting) == size:
-                    yield from self._upright(self._seen(waiting, views, batch), views)
-                    waiting = []
-            yield from self._upright(self._seen(waiting, views, batch), views)
-
-    def _seen(self, waiting: Sequence[Shown], views: PredictionViews, batch: int) -> Iterator[Output]:
-        """Yield the outputs of some windows, of all their views."""
-        pixels = [each for one in waiting if one.pixels is not None
-                  for each in ((one.pixels, one.pixels[:, ::-1]) if views.mirrored else (one.pixels,))]  # fmt: skip
-        rows = self._rows(torch.from_numpy(np.stack(pixels)), batch, batch) if pixels else ()
-        logits = iter(rows[0].cpu().numpy().reshape(-1, views.count, *rows[0].shape[1:]) if rows else ())
-        for one in waiting:
-            (known,) = outputs_of(one.loaded, (), 1)
-            if one.pixels is None:
-                yield known
-                continue
-            mine = next(logits)
-            finite = bool(np.isfinite(mine).all())
-            yield replace(
-                known, logits=mine if finite else None, error=None if finite else NOT_FINITE, size=one.size,
-                window=one.window, last=one.last,
-            )  # fmt: skip
 
     def _upright(self, outputs: Iterable[Output], views: PredictionViews) -> Iterator[Output]:
         """Yield outputs as if no view had been a mirror image."""
@@ -251,9 +219,7 @@ class Predictor:
         return self._engines[batch]
 
     def decode(self, source: Source) -> npt.NDArray[np.uint8]:
-        """Return the evaluation view of a picture, ``(h, w, 3) uint8``: what the network sees, before normalisation.
-
-        Of a model that sees windows it is the one in the middle.
+        """Return the evaluation view of a picture, or its middle window, ``(h, w, 3) uint8``, before normalisation.
 
         Raises:
             ConfigError: `source` is no picture.
@@ -386,29 +352,8 @@ class Predictor:
         place = None if size is None or config.crop_mode == "center" else astuple(frame(size, config))
         return Alone(lambda logits: extent.placed(self.probs(logits), place, size))
 
-    def measuring(
-        self, output: Output, truth: Truth | None, probs: Callable[[npt.NDArray[np.float32]], Any] | None = None
-    ) -> Gathered:
-        """Return what is made of the outputs of a picture to measure it, see `Extent.entry`.
-
-        Args:
-            output: The first one.
-            truth: The answer that lies on the picture.
-            probs: What makes predictions of outputs ``(V, ...)``; `probs` when ``None``.
-        """
-        extent, told = self.module.task.extent, probs or self.probs
-        if output.window is not None and extent.windows is not None and truth is not None:
-            return Predictions(told, extent.windows.measured(truth))
-        return Alone(lambda logits: extent.entry(told(logits), truth))
-
     def told(self, output: Output, placed: Any, request: Request) -> Prediction:
-        """Return what is said of a picture.
-
-        Args:
-            output: The last one of it.
-            placed: What `placing` has made of all.
-            request: What of it is wanted.
-        """
+        """Return what is said of a picture, by its last output and what `placing` has made of all."""
         part = self.module.task.output
         if output.logits is None:
             unreadable: Prediction = part.unreadable(output.name, str(output.error))
@@ -426,19 +371,6 @@ class Predictor:
 def _never(probs: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> tuple[bool, tuple[str, ...]]:
     """Stand for a rule of abstention until it is known that there can be one."""
     return False, ()
-
-
-@contextmanager
-def _compute_threads(threads: int | None) -> Iterator[None]:
-    """Leave cores to decoding processes for the time of the block."""
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        if threads is not None:
-            torch.set_num_threads(before)
 
 
 def load(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig, Decoding, Window
@@ -17,11 +19,23 @@ from transferkit.data.batches.augment import Transform, eval_transform, train_tr
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import sample_seed
+from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
 from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
 from transferkit.data.images.windows import cut, middle_window, window_count, windows
+from transferkit.features.engine.whole import NOT_FINITE, Output, Rows, outputs_of
+from transferkit.machine.device import compute_threads
 
-__all__ = ["CORNER_SHARE", "PredictionViews", "Shown", "Source", "load_sources", "load_windows", "name_sources"]
+__all__ = [
+    "CORNER_SHARE",
+    "PredictionViews",
+    "Shown",
+    "Source",
+    "load_sources",
+    "load_windows",
+    "name_sources",
+    "window_outputs",
+]
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | Pixels
 """A path, the bytes of a file, a Pillow picture, or pixels ``(H, W, 3)`` or ``(H, W)`` uint8."""
@@ -236,6 +250,54 @@ def load_windows(sources: Iterable[Source], config: DataConfig, *, workers: int)
         count, known = window_count(size, config), loaded._replace(images=loaded.images[:0])  # windows outlive it
         for number, window in enumerate(windows(size, config), 1):
             yield Shown(known, cut(pixels, window, config.image_size, ground), window, size, number == count)
+
+
+def window_outputs(
+    sources: Iterable[Source],
+    views: PredictionViews,
+    run: Callable[[Tensor], Rows],
+    *,
+    batch_size: int,
+    workers: int,
+    threads: int | None,
+) -> Iterator[Output]:
+    """Yield an output for every window; batches are filled across pictures, and hold no more than they need.
+
+    Args:
+        sources: As many as you like.
+        views: Of each window.
+        run: Returns what the network says of ``(B, h, w, 3) uint8``.
+        batch_size: Views per batch.
+        workers: As for `load_windows`.
+        threads: Of the network meanwhile; ``None`` for as many as there are.
+    """
+    waiting: list[Shown] = []
+    with worker_errors(), compute_threads(threads):
+        for shown in load_windows(sources, views.evaluation.config, workers=workers):
+            waiting.append(shown)
+            if len(waiting) == max(1, batch_size // views.count):
+                yield from _seen(waiting, views, run)
+                waiting = []
+        yield from _seen(waiting, views, run)
+
+
+def _seen(waiting: Sequence[Shown], views: PredictionViews, run: Callable[[Tensor], Rows]) -> Iterator[Output]:
+    """Yield the outputs of some windows, of all their views."""
+    pixels = [each for one in waiting if one.pixels is not None
+              for each in ((one.pixels, one.pixels[:, ::-1]) if views.mirrored else (one.pixels,))]  # fmt: skip
+    rows = run(torch.from_numpy(np.stack(pixels))) if pixels else ()
+    logits = iter(rows[0].cpu().numpy().reshape(-1, views.count, *rows[0].shape[1:]) if rows else ())
+    for one in waiting:
+        (known,) = outputs_of(one.loaded, (), 1)
+        if one.pixels is None:
+            yield known
+            continue
+        mine = next(logits)
+        finite = bool(np.isfinite(mine).all())
+        yield replace(
+            known, logits=mine if finite else None, error=None if finite else NOT_FINITE, size=one.size,
+            window=one.window, last=one.last,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

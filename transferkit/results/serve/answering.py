@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import numpy as np
@@ -22,9 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
 from transferkit.data.batches.augment import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
-from transferkit.data.images.resize import mean_colour
-from transferkit.data.images.windows import cut, windows
-from transferkit.features.engine.whole import Gathered, Output, whole_engine
+from transferkit.features.engine.whole import Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heat_of_windows, heatmaps
 from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
@@ -34,6 +31,7 @@ from transferkit.results.predict.lines import unlike_values
 from transferkit.results.predict.predictor import Predictor
 from transferkit.results.report.page import data_address, data_uri
 from transferkit.results.serve.batching import Batcher
+from transferkit.results.serve.windows import put_together
 
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
@@ -47,8 +45,6 @@ SHOWN_CLASSES: Final = 5
 """Most probable classes in an answer, unless told otherwise."""
 SHOWN_SIDE: Final = 448
 """Long side of the picture under a heat map, in pixels; what the network sees may be far smaller."""
-WINDOWS_AT_ONCE: Final = 16
-"""Of one picture that are asked about together; windows of others come in between."""
 EXPLAINED_AT_ONCE: Final = 4
 """Pictures per backward pass; gradients take several times the memory of a forward pass."""
 
@@ -165,9 +161,7 @@ def _asked(problem: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A decoded picture: as the network sees it; to be explained, also large enough to be looked at, and its digest.
-
-    Of a network that sees windows the pixels are all of it.
+    """A decoded picture: as the network sees it, or all windows of it; larger to be looked at, and its digest.
 
     `size` is height and width of the picture itself, upright.
     """
@@ -338,21 +332,10 @@ class Answerer:
 
     async def _record(self, view: _View, request: Request) -> Any:
         """Return what the model says, of all windows where it sees a picture in windows, a few at a time."""
-        config = self.predictor.info.preprocessing
-        if not config.tiled:
+        if not self.predictor.info.preprocessing.tiled:
             output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
             return await self._in_thread(partial(self.predictor.record, output, request))
-        output = Output("", None, size=view.size)
-        gathered: Gathered | None = None
-        todo, ground = windows(view.size, config), mean_colour(config)
-        while part := list(islice(todo, WINDOWS_AT_ONCE)):
-            shown = [cut(view.pixels, window, config.image_size, ground) for window in part]
-            outputs = await asyncio.gather(*map(self.logits.submit, shown))
-            for window, of_window in zip(part, outputs, strict=True):
-                output = dataclasses.replace(of_window, size=view.size, window=window)
-                gathered = self.predictor.placing(output) if gathered is None else gathered
-                await self._in_thread(partial(gathered.add, output))
-        placed = None if gathered is None else gathered.done()
+        output, placed = await put_together(self.predictor, view.pixels, self.logits.submit, self._in_thread)
         return await self._in_thread(partial(self.predictor.told, output, placed, request))
 
     async def _heatmap(self, view: _View, target: str) -> str:
