@@ -30,8 +30,8 @@ from transferkit.results.predict.files import files_of
 from transferkit.results.predict.lines import unlike_values
 from transferkit.results.predict.predictor import Predictor
 from transferkit.results.report.page import data_address, data_uri
+from transferkit.results.serve import windows
 from transferkit.results.serve.batching import Batcher
-from transferkit.results.serve.windows import put_together
 
 if TYPE_CHECKING:
     from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
@@ -335,7 +335,7 @@ class Answerer:
         if not self.predictor.info.preprocessing.tiled:
             output = dataclasses.replace(await self.logits.submit(view.pixels), size=view.size)
             return await self._in_thread(partial(self.predictor.record, output, request))
-        output, placed = await put_together(self.predictor, view.pixels, self.logits.submit, self._in_thread)
+        output, placed = await windows.put_together(self.predictor, view.pixels, self.logits.submit, self._in_thread)
         return await self._in_thread(partial(self.predictor.told, output, placed, request))
 
     async def _heatmap(self, view: _View, target: str) -> str:
