@@ -474,8 +474,11 @@ print(*said.mask.shape, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 
 @pytest.mark.slow
 def test_memory_goes_with_the_mask_and_not_with_its_logits(tmp_path):
-    """24 megapixels: 72 MB of pixels, 24 MB of mask; logits of all three classes would be 288 MB, and again in float64
-    or as probabilities. The whole process stays within 2 GiB."""
+    """24 megapixels: while decoding 92 MiB in Pillow and 69 as an array, 69 as a batch of one; 23 MiB of mask.
+
+    402 MiB were measured in all. Logits of all three classes would be 275 MiB more, and again as probabilities. The
+    whole process stays within 2 GiB.
+    """
     run = make_mask_run(tmp_path / "run", side=256, crop_mode="tile")
     small, large = picture(tmp_path / "small.jpg", (600, 400)), picture(tmp_path / "large.jpg", (6000, 4000), seed=1)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(run), small, large], check=True, timeout=500,
@@ -484,7 +487,7 @@ def test_memory_goes_with_the_mask_and_not_with_its_logits(tmp_path):
     assert (height, width) == (4000, 6000) and classes > 1
     print(f"{before / 1024:.0f} MiB before, {after / 1024:.0f} MiB after")
     assert after < 2 * 1024**2
-    assert after - before < 280 * 1024
+    assert after - before < 500 * 1024
 
 
 def test_a_picture_whose_mask_is_empty_and_one_of_a_pixel(fixed, tmp_path):
