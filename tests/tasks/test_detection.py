@@ -162,7 +162,7 @@ def overlap(one, other):
         ({"probe": "solve"}, "has no solver for detection"),
     ],
 )
-def test_options_without_a_meaning_are_refused(data, options, words):
+def test_options_without_a_meaning_are_refused(data, options, words):  # fault 193
     with pytest.raises(ConfigError, match=words):
         tk.finetune(data=str(data), backbone="test_resnet", weights="random", image_size=SIDE, quiet=True, workers=0,
                     **options)  # fmt: skip
@@ -220,7 +220,7 @@ def test_detectors_go_out_with_their_post_processing(data, tmp_path, head):
     assert (nearest < 0.05).sum() >= len(rows) - 1
 
 
-def test_what_torch_cannot_trace_is_said(data, tmp_path):
+def test_what_torch_cannot_trace_is_said(data, tmp_path):  # fault 192
     untrained(tmp_path / "run", "fcos")
     with pytest.raises(ExportError, match="whose steps hang on how much it finds - use --format onnx"):
         export(ExportConfig(run=str(tmp_path / "run"), data=str(data), pictures=2, format="torch"))

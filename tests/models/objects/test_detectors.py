@@ -202,7 +202,7 @@ def test_heads_are_refused_in_words(backbone):
         kinds.build("fcos", backbone, 3, drop_rate=0.5)
 
 
-def test_a_head_of_ones_own_needs_detections_and_losses(backbone):
+def test_a_head_of_ones_own_needs_detections_and_losses(backbone):  # fault 194
     class Silent(nn.Module):
         takes_pyramid = True
         finds_objects = True
