@@ -44,9 +44,9 @@ class DataOptions(Options):
     )
     label_separator: str = option("|", "what stands between the labels of a picture in a column of several")
     root: str | None = option(None, "folder that a manifest's paths are relative to; default: the manifest's own")
-    mask_values: Literal["classes", "binary"] = option(
+    mask_values: Literal["classes", "binary", "instances"] = option(
         "classes",
-        "what stands in masks: classes, or binary: all above 0, as numbers of objects, is one class",
+        "what stands in masks: classes; binary: all above 0 is one class; or instances: a number per object",
     )
     palette: str | None = option(
         None, "names of the classes of masks: lines, or a CSV of name,value or name,r,g,b; default: classes.txt or "

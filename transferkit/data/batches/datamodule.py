@@ -73,7 +73,8 @@ class ImageData(L.LightningDataModule):
         label_column: Column of a manifest with the answer; ``None``: ``label``, ``labels``, ``target`` or ``mask``.
         label_separator: What stands between the labels of a picture in a column of several.
         root: Folder that a manifest's paths are relative to; its own when ``None``.
-        mask_values: What stands in masks: ``"classes"``, or ``"binary"`` where anything above 0 is one class.
+        mask_values: What stands in masks: ``"classes"``, ``"binary"`` where anything above 0 is one class, or
+            ``"instances"`` where they number objects.
         palette: File that names the classes of masks; ``classes.txt`` or ``palette.csv`` beside the data when ``None``.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
@@ -116,7 +117,7 @@ class ImageData(L.LightningDataModule):
         label_column: str | None = None,
         label_separator: str = "|",
         root: str | None = None,
-        mask_values: Literal["classes", "binary"] = "classes",
+        mask_values: Literal["classes", "binary", "instances"] = "classes",
         palette: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:

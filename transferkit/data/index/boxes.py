@@ -17,6 +17,7 @@ from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.index.targets import PicturesRead, Targets, inferred_task, rarest_class, refuse_columns
 from transferkit.data.objects.labels import Item, Objects, identity_of, objects_of
+from transferkit.data.objects.numbered import NUMBERED
 from transferkit.data.objects.outlines import numbered
 from transferkit.data.objects.stated import Outline
 from transferkit.data.scan.class_names import order_classes
@@ -36,20 +37,25 @@ class BoxReader:
 
     Attributes:
         all_names: Whether classes that the data set lists and has no training object of are classes of the model.
+        numbered: Whether objects may be numbers in masks.
     """
 
     all_names: bool = False
+    numbered: bool = False
     unusable: ClassVar[Mapping[str, str]] = {}
     tiles: ClassVar[bool] = False
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return that no manifest holds them."""
-        refuse_columns(options, "objects in pictures", targets=False, lists=False)
-        return Columns(path=options.path_column, root=options.root, lenient=options.skip_bad, objects=True)
+        refuse_columns(options, "objects in pictures", targets=False, lists=False, masks=(NUMBERED,))
+        numbered = options.mask_values == NUMBERED
+        return Columns(
+            path=options.path_column, root=options.root, lenient=options.skip_bad, objects=True, numbered=numbered
+        )
 
     def look(self, pictures: PicturesRead) -> BoxReader:
         """Return the reader of these options: labels say all that there is to say."""
-        return replace(self, all_names=pictures.options.allow_empty_classes)
+        return replace(self, all_names=pictures.options.allow_empty_classes, numbered=pictures.options.mask_values == NUMBERED)
 
     def of(self, spec: TargetSpec) -> BoxTargets:
         """Return the classes of a model."""
@@ -60,7 +66,10 @@ class BoxReader:
         trained = (file for file in scan.files if file.trains)
         names = scan.class_names if self.all_names else order_classes(_shown(trained))
         items = [item for file in scan.files for item in objects_of(file.label).items if not item.crowd]
-        return BoxTargets(TargetSpec(names, {"outlines": bool(items) and all(item.outline for item in items)}))
+        facts: dict[str, Any] = {"outlines": bool(items) and all(item.outline for item in items)}
+        if self.numbered:
+            facts["mask_values"] = NUMBERED
+        return BoxTargets(TargetSpec(names, facts))
 
     def problems(self, scan: Scan, files: Sequence[ScannedFile], options: DataOptions) -> list[Finding]:
         """Return why the objects cannot be trained on: there are none, or classes that only other splits have."""
@@ -122,7 +131,11 @@ class BoxTargets:
     """
 
     spec: TargetSpec
-    columns: ClassVar[Columns] = Columns(objects=True)
+
+    @property
+    def columns(self) -> Columns:
+        """Objects, which may be numbers in masks where those of training were."""
+        return Columns(objects=True, numbered=self.spec.facts.get("mask_values") == NUMBERED)
 
     @property
     def stratum_names(self) -> tuple[str, ...]:

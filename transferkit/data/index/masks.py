@@ -64,7 +64,7 @@ class MaskReader:
 
     def columns_of(self, options: DataOptions) -> Columns:
         """Return the column ``mask``, or what the options name."""
-        refuse_columns(options, "masks", targets=False, lists=False, masks=True)
+        refuse_columns(options, "classes of pixels", targets=False, lists=False, masks=(BINARY,))
         columns = file_column(options.label_column or MASK, lenient=options.skip_bad)
         return replace(columns, path=options.path_column, root=options.root)
 

@@ -20,6 +20,7 @@ from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
 from transferkit.data.objects.layout import objects_reason
+from transferkit.data.objects.numbered import NUMBERED
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import CLASS_COLUMN, JOINT, Columns, number
@@ -58,6 +59,8 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
         DataError: The manifest cannot be read.
     """
     path, names = user_path(options.data), options.target_names
+    if options.mask_values == NUMBERED:
+        return DETECTION, "--mask-values instances is about objects"
     if options.palette is not None or options.mask_values != "classes":
         return SEGMENTATION, f"--{'mask-values' if options.palette is None else 'palette'} is about masks"
     if Path(path).is_dir() and options.data != SAMPLE and (reason := pairs_reason(path)) is not None:
@@ -84,7 +87,9 @@ def task_name(options: DataOptions) -> str:
     return inferred_task(options)[0] if options.task == "auto" else options.task
 
 
-def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: bool, masks: bool = False) -> None:
+def refuse_columns(
+    options: DataOptions, answers: str, *, targets: bool, lists: bool, masks: tuple[str, ...] = ()
+) -> None:
     """Refuse options that say where answers of another kind stand: none is left out in silence.
 
     Args:
@@ -92,7 +97,7 @@ def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: 
         answers: What these are, in words.
         targets: Whether they stand in the columns that ``targets`` names.
         lists: Whether a cell lists several.
-        masks: Whether they are masks.
+        masks: What may stand in masks.
 
     Raises:
         ConfigError: An option would mean nothing.
@@ -102,10 +107,10 @@ def refuse_columns(options: DataOptions, answers: str, *, targets: bool, lists: 
         problems.append(f"--targets names columns of 0 and 1 or of numbers, and the answers are {answers}")
     if options.label_separator != JOINT and not lists:
         problems.append(f"--label-separator stands between the labels of one cell, and the answers are {answers}")
-    if options.palette is not None and not masks:
+    if options.palette is not None and "binary" not in masks:
         problems.append(f"--palette names the classes of masks, and the answers are {answers}")
-    if options.mask_values != "classes" and not masks:
-        problems.append(f"--mask-values says what stands in masks, and the answers are {answers}")
+    if options.mask_values not in ("classes", *masks):
+        problems.append(f"--mask-values {options.mask_values} says what stands in masks, and the answers are {answers}")
     if problems:
         raise ConfigError(f"{gather(problems)} - leave it out, or say what they are by --task")
 

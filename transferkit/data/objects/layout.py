@@ -9,6 +9,7 @@ from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.objects.coco import coco_files, is_coco, read_coco
 from transferkit.data.objects.labels import objects_of
+from transferkit.data.objects.numbered import read_numbered
 from transferkit.data.objects.settle import settled
 from transferkit.data.objects.stated import StatedSet
 from transferkit.data.objects.voc import is_voc, read_voc
@@ -41,17 +42,18 @@ def objects_reason(data: str) -> str | None:
     return " and ".join(_REASONS[kind] for kind in kinds) or None
 
 
-def scan_objects(data: str, *, lenient: bool = False) -> Scan:
+def scan_objects(data: str, *, lenient: bool = False, numbered: bool = False) -> Scan:
     """List the pictures of a set of objects, whose labels say them; see `transferkit.data.objects.labels`.
 
     Args:
         data: A COCO file, or a folder of COCO, Pascal VOC or YOLO.
         lenient: Leave out what cannot be used instead of refusing it, and say how much.
+        numbered: Whether a folder of none of these holds pictures and numbered masks.
 
     Raises:
         DataError: It is none of them, or two, or cannot be read. What is wrong inside goes to `Scan.problems`.
     """
-    stated = _stated(Path(data), lenient=lenient)
+    stated = _stated(Path(data), lenient=lenient, numbered=numbered)
     report = stated.report
     if report.unreadable:
         raise DataError(f"{listing(report.unreadable, quote=False)} - check the path and its permissions")
@@ -93,7 +95,7 @@ def _kinds(root: Path) -> list[str]:
     return kinds
 
 
-def _stated(path: Path, *, lenient: bool) -> StatedSet:
+def _stated(path: Path, *, lenient: bool, numbered: bool) -> StatedSet:
     if path.is_file():
         if path.suffix.lower() != COCO_ENDING:
             raise DataError(f"{str(path)!r} is no COCO file (.json) - pass that, or a folder of COCO, VOC or YOLO")
@@ -104,10 +106,13 @@ def _stated(path: Path, *, lenient: bool) -> StatedSet:
             f"{str(path)!r} holds annotations of {listing(kinds, quote=False)} - move one of them elsewhere, or pass "
             "the COCO file by --data"
         )
+    if not kinds and numbered:
+        return read_numbered(path, lenient=lenient)
     if not kinds:
         raise DataError(
             f"no objects in {str(path)!r}, expected a COCO file (annotations/*.json, train.json), Pascal VOC "
-            "(JPEGImages/, Annotations/*.xml) or YOLO (images/, labels/*.txt) - check the path"
+            "(JPEGImages/, Annotations/*.xml) or YOLO (images/, labels/*.txt) - check the path; where masks/ beside "
+            "images/ hold a number per object, pass --mask-values instances"
         )
     if kinds == ["COCO"]:
         return read_coco(path, [one for one in coco_files(path) if is_coco(one)], lenient=lenient)

@@ -47,6 +47,7 @@ class Columns:
         files: Whether answers are files, as paths are: of a folder, those in ``masks`` beside ``images``.
         lenient: Whether pictures without such a file, and files without a picture, are left out instead of refused.
         objects: Whether answers are the objects of a COCO, Pascal VOC or YOLO set, which no manifest holds.
+        numbered: Whether they may be numbers in masks, too.
     """
 
     choices: tuple[tuple[str, ...], ...] = (("label",),)
@@ -58,6 +59,7 @@ class Columns:
     files: bool = False
     lenient: bool = False
     objects: bool = False
+    numbered: bool = False
 
     def chosen(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Return the columns of the answer in a table that has `columns`; the first choice where none is there."""

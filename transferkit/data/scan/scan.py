@@ -37,7 +37,7 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
         )
     path = str(sample_folder()) if data == SAMPLE else user_path(data)
     if columns.objects and Path(path).exists():
-        return scan_objects(path, lenient=columns.lenient)
+        return scan_objects(path, lenient=columns.lenient, numbered=columns.numbered)
     if Path(path).is_dir():
         return scan_pairs(path, lenient=columns.lenient) if columns.files else scan_folder(path)
     if Path(path).is_file():
