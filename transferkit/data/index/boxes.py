@@ -55,7 +55,9 @@ class BoxReader:
 
     def look(self, pictures: PicturesRead) -> BoxReader:
         """Return the reader of these options: labels say all that there is to say."""
-        return replace(self, all_names=pictures.options.allow_empty_classes, numbered=pictures.options.mask_values == NUMBERED)
+        return replace(
+            self, all_names=pictures.options.allow_empty_classes, numbered=pictures.options.mask_values == NUMBERED
+        )
 
     def of(self, spec: TargetSpec) -> BoxTargets:
         """Return the classes of a model."""
