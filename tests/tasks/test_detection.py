@@ -15,16 +15,19 @@ from detections import by_library
 import transferkit as tk
 from transferkit.core.errors import ConfigError, ExportError, TransferkitWarning
 from transferkit.core.records import DataConfig
+from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.models.answers.detection import BoxCalibration
-from transferkit.models.artifact import save_model
+from transferkit.models.artifact import load_model, save_model
 from transferkit.models.figures.boxes import Thresholds
 from transferkit.models.module import TransferModule
 from transferkit.options.results import EvaluateConfig, ExportConfig
+from transferkit.options.training import SelftestConfig
 from transferkit.results.evaluate.evaluate import evaluate
 from transferkit.results.export.export import export
 from transferkit.results.predict.predictor import load
 from transferkit.runs.truths import truths_of
+from transferkit.training.checks.selftest import check_resume
 
 SIDE = 64
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -180,6 +183,12 @@ def test_a_head_that_finds_nothing_has_figures_all_the_same(data, tmp_path):
     assert found.boxes == ()
 
 
+def test_a_few_pictures_are_learnt_by_heart(data, capsys):
+    tk.finetune(data=str(data), backbone="test_resnet", weights="random", head="centres", image_size=SIDE, lr=1e-2,
+                overfit_batches=1, batch_size=4, epochs=80, workers=0, precision="32")  # fmt: skip
+    assert "learnt 1 batch(es) by heart" in capsys.readouterr().out
+
+
 # ---- export -----------------------------------------------------------------------------------------------------
 
 
@@ -234,3 +243,43 @@ def test_a_detector_of_ones_own_goes_out_for_any_batch(run, data, tmp_path):
     session = onnxruntime.InferenceSession(str(out))
     assert [one.name for one in session.get_outputs()] == ["detections"]
     assert session.run(None, {"images": np.zeros((3, 3, SIDE, SIDE), dtype=np.float32)})[0].shape[0] == 3
+
+
+# ---- slow -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_runs_of_boxes_resume_to_the_last_bit(data):
+    kills = check_resume(SelftestConfig(
+        resume=True, data=str(data), backbone="test_resnet", weights="random", image_size=32, kills=1, quiet=True,
+    ))  # fmt: skip
+    assert len(kills) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_measure_all_pictures(data, tmp_path):
+    run = tmp_path / "run"
+    words = ["--data", data, "--backbone", "test_resnet", "--weights", "random", "--head", "fcos", "--image-size", SIDE,
+             "--lr", "1e-3", "--epochs", 2, "--phases", "finetune", "--batch-size", 4, "--devices", 2, "--workers", 0,
+             "--accelerator", "cpu", "--precision", "32", "--quiet", "--out", run]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "transferkit", "finetune", *map(str, words)], check=True, timeout=500)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["val"]
+    assert metrics["n"] == 12
+    out = evaluate(EvaluateConfig(run=str(run), data=str(data), split="val", out=str(tmp_path / "out"), workers=0,
+                                  accelerator="cpu", quiet=True, report="off"))  # fmt: skip
+    again = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["val"]
+    for key in ("map", "map50", "objects", "detections"):
+        assert again[key] == pytest.approx(metrics[key], abs=1e-4)
+    module, _ = load_model(run)
+    images = tk.ImageData(str(data), SIDE, batch_size=4, data_config=module.data_config, reader=module.task.targets)
+    metric, losses = module.task.objective.metrics(["map50"], 3)["map50"], []
+    with torch.no_grad():
+        for batch, targets in images.evaluation_loader("val"):
+            found = module.eval()(normalise(batch, module.data_config))
+            metric.update(found, targets)
+            losses += module.task.objective.item_losses(found, targets).tolist()
+    history = (run / "history.csv").read_text(encoding="utf-8").splitlines()
+    rows = [dict(zip(history[0].split(","), line.split(","), strict=True)) for line in history[1:]]
+    best = rows[int(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["selection"]["epoch"])]
+    assert float(best["val_map50"]) == pytest.approx(float(metric.compute()), abs=1e-4)
+    assert float(best["val_loss"]) == pytest.approx(np.mean(losses), abs=1e-4)

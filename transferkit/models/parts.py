@@ -74,6 +74,13 @@ class Objective(Protocol):
         """Figures of the running epoch besides the loss, such as ``("acc",)``: means over its pictures."""
 
     @property
+    def by_heart(self) -> tuple[float, float]:
+        """Shares that the loss comes down to where pictures are known by heart.
+
+        In training of its first value, in evaluation of what guessing costs.
+        """
+
+    @property
     def watched(self) -> tuple[str, ...]:
         """Figures that are measured on `val` after every epoch, besides ``"loss"``."""
 

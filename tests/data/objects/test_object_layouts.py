@@ -150,10 +150,8 @@ def test_what_is_no_such_set_is_none(tmp_path, scenes):
         look(tmp_path / "two", palette="x.csv")
 
 
-def test_finetune_says_that_detection_is_not_there_yet(tmp_path, scenes):  # fault 178
-    with pytest.raises(ConfigError, match="detection is not there yet: boxes are read, checked") as error:
-        task_of(DataOptions(data=str(voc(tmp_path, scenes))))
-    assert "\n" not in str(error.value)
+def test_a_set_of_objects_is_of_detection(tmp_path, scenes):
+    assert task_of(DataOptions(data=str(voc(tmp_path, scenes)))).name == "detection"
 
 
 # ---- faults -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class ClassObjective:
     smoothing: float | None = 0.1
     monitor: str = "acc"
     running: tuple[str, ...] = ("acc",)
+    by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("acc", "f1_macro")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
 

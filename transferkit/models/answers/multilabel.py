@@ -121,6 +121,7 @@ class LabelObjective:
     smoothing: float | None = 0.0
     monitor: str = "map"
     running: tuple[str, ...] = ()
+    by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("map", "f1_macro")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
 

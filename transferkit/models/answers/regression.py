@@ -145,6 +145,7 @@ class NumberObjective:
     smoothing: float | None = None
     monitor: str = "loss"
     running: tuple[str, ...] = ()
+    by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("rmse", "r2")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
     units: Units = field(default_factory=Units)

@@ -35,6 +35,7 @@ class MaskObjective:
     smoothing: float | None = 0.0
     monitor: str = "miou"
     running: tuple[str, ...] = ("pixel_acc",)
+    by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("miou", "dice")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
     pixels: tuple[int, ...] = ()

@@ -35,6 +35,7 @@ class BoxObjective:
     smoothing: float | None = None
     monitor: str = "map"
     running: tuple[str, ...] = ()
+    by_heart: tuple[float, float] = (0.5, 0.3)  # of regions that are drawn some are always hard
     watched: tuple[str, ...] = ("map", "map50")
     monitors: Mapping[str, bool] = field(default_factory=lambda: MONITORS)
 

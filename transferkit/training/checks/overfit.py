@@ -32,9 +32,6 @@ EPOCHS = 50
 ACC = "acc"
 """The running figure of a task that counts right answers: their share."""
 
-LEARNT = 0.01
-"""Share of its first value that the loss of any other task has to come down to."""
-
 # Noise against overfitting: off, since overfitting is the aim.
 _NOISE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
           DropPath, DropBlock2d, PatchDropout, StochasticDepth)  # fmt: skip
@@ -51,7 +48,7 @@ class OverfitResult:
 
     Attributes:
         reached: Whether every picture was right, in train mode over a whole epoch and in eval mode after it; of a task
-            that counts no right answers, whether its loss came down to `LEARNT`.
+            that counts no right answers, whether its loss came down as far as `Objective.by_heart` has it.
         epochs: Epochs trained.
         figure: What says so: ``"acc"``, in [0, 1], or ``"loss"``.
         train: Its value in train mode over the last epoch, each batch before its step.
@@ -86,14 +83,22 @@ class _Sample:
     conflicts: list[tuple[str, str, str, str]]  # path, label, other path, other label
     spec: TargetSpec
     figure: str
+    by_heart: tuple[float, float] = (0.01, 0.01)
+    guessing: float = 0.0
     losses: list[float] = field(default_factory=list)
     train: float = 0.0
     evaluation: float = 0.0
     wrong: list[tuple[str, str, str]] = field(default_factory=list)  # path, label, prediction
 
-    def learnt(self, value: float) -> bool:
-        """Whether a value of the figure says that all pictures are known by heart."""
-        return value == 1.0 if self.figure == ACC else value <= LEARNT * self.losses[0]
+    def learnt(self) -> bool:
+        """Whether the figure in train mode says that all pictures are known by heart."""
+        return self.train == 1.0 if self.figure == ACC else self.train <= self.by_heart[0] * self.losses[0]
+
+    def knows(self) -> bool:
+        """Whether the figure in eval mode says so."""
+        if self.figure == ACC:
+            return self.evaluation == 1.0
+        return self.evaluation <= self.by_heart[1] * min(self.losses[0], self.guessing)
 
 
 def check_overfit(training: Training[FinetuneConfig]) -> dict[str, Any]:
@@ -170,6 +175,7 @@ def overfit(
         raise ConfigError(gather(problems))
     figure = ACC if ACC in task.objective.running else "loss"
     sample = _take(data, batches * data.batch_size, module.device, figure)
+    sample.by_heart, sample.guessing = task.objective.by_heart, _guessing(module, sample)
     module.train_groups(module.group_names())
     groups = param_groups(module.groups(), weight_decay=0.0)
     optimizer = build_optimizer(groups=groups, **{**module.optimizer_options, "lr": lr})  # type: ignore[arg-type]
@@ -184,7 +190,9 @@ def overfit(
                 progress(len(sample.losses), epochs)
             if not goes_on:
                 break
-            reached = sample.learnt(sample.train) and sample.learnt(_evaluate(module, sample))
+            if sample.learnt():
+                _evaluate(module, sample)
+                reached = sample.knows()
         _evaluate(module, sample)
     return OverfitResult(
         reached=reached,
@@ -268,7 +276,7 @@ def _evaluate(module: TransferModule, sample: _Sample) -> float:
     module.eval()
     output, count = module.task.output, len(sample.labels)
     with torch.no_grad():
-        batches = [(module(images).float().cpu(), targets.cpu()) for images, targets in sample.batches]
+        batches = [(module(images).float().cpu(), targets.to("cpu")) for images, targets in sample.batches]
     if sample.figure != ACC:
         losses = [module.task.objective.item_losses(outputs, targets) for outputs, targets in batches]
         sample.evaluation = float(torch.cat(losses).mean())
@@ -305,11 +313,11 @@ def _advice(module: TransferModule, sample: _Sample, silent: set[str], lr: float
         return advice
     if len(silent) == len(module.groups()):
         return advice
-    if sample.learnt(sample.train):
+    if sample.learnt():
         advice.append(_modes_differ(module, _text(sample.figure, sample.evaluation)))
     else:
-        advice.append(_course(losses, lr, _guessing(module, sample)))
-        if sample.learnt(sample.evaluation):
+        advice.append(_course(losses, lr, sample.guessing))
+        if sample.knows():
             advice.append(
                 f"all pictures are right in eval mode, {_text(sample.figure, sample.train)} in train mode - look for a "
                 "layer of your own that draws at random in training; without one give it more epochs"
