@@ -171,6 +171,15 @@ def test_options_without_a_meaning_are_refused(data, options, words):  # fault 1
                     **options)  # fmt: skip
 
 
+def test_a_head_alone_learns_on_pictures_as_they_are(data, tmp_path):
+    """Answers on pixels: nothing of the frozen part stands in for pictures."""
+    run = tk.finetune(
+        data=str(data), backbone="test_resnet", weights="random", head="centres", image_size=SIDE, phases="probe",
+        probe_epochs=2, epochs=2, augment="none", workers=0, out=str(tmp_path / "run"), quiet=True, calibrate="none",
+    )  # fmt: skip
+    assert run.metrics["task"] == "detection"
+
+
 def test_a_head_that_finds_nothing_has_figures_all_the_same(data, tmp_path):
     with pytest.warns(TransferkitWarning, match="no object of the held-out pictures is found"):
         run = tk.finetune(

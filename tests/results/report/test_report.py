@@ -670,7 +670,7 @@ def test_access(run, tmp_path):
     "options",
     [
         {},
-        {"epochs": 3, "lr": 1e-5, "clip": None, "nesterov": False, "ema": 0.99, "layer_decay": 1.0},
+        {"epochs": 3, "lr": 1e-5, "clip": None, "optimizer": "sgd", "nesterov": False, "ema": 0.99, "layer_decay": 1.0},
         {"phases": "gradual", "schedule": "one_cycle", "image_size": 64, "patience": 2},
         {"phases": "probe", "interpolate": False, "batch_size": 8},
         {"phases": [{"name": "a b", "epochs": 2, "train": ["head", "layer1"], "lr": 1e-4}], "workers": 0},

@@ -31,6 +31,7 @@ class MaskHeads:
     """Heads that return a logit per class and pixel."""
 
     usual: str = "linear"
+    drops: bool = True
     lr: float = 1e-3
     probe_lr: float = 1e-2
 

@@ -218,10 +218,13 @@ def box_figures(values: Mapping[str, Any]) -> list[Figure]:
 
 
 def _mistakes(tallies: Sequence[BoxTally], counts: BoxCounts, threshold: float | None) -> dict[str, int]:
-    least = np.inf if threshold is None else threshold
+    own = [threshold if one.thresholds is None else one.thresholds.every for one in tallies]
+    least = [np.inf if limit is None else limit for limit in own]
     sides = (tallies, counts.matched, counts.labels)
-    made = mistake_counts(confident_mistakes(*sides, most=None, threshold=least))
-    return made | {"missed": len(missed_objects(*sides, most=None, threshold=least))}
+    wrong = confident_mistakes(*sides, most=None)
+    objects = missed_objects(*sides, most=None, threshold=np.inf)  # all of them, with the score of what finds them
+    missed = [one for one in objects if one.score < least[one.picture]]
+    return mistake_counts([one for one in wrong if one.score >= least[one.picture]]) | {"missed": len(missed)}
 
 
 def _with_shares(counts: BoxCounts, outcomes: Array, weights: Array) -> Array:

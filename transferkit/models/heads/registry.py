@@ -70,6 +70,10 @@ class HeadKinds(Protocol):
         """The name of the one that is taken where none is named."""
 
     @property
+    def drops(self) -> bool:
+        """Whether they have dropout."""
+
+    @property
     def lr(self) -> float:
         """Peak LR of the head while the network is fine-tuned, per step, where none is named."""
 
@@ -220,6 +224,7 @@ class FlatHeads:
     """Heads that return a row per picture."""
 
     usual: str = "linear"
+    drops: bool = True
     lr: float = 1e-3
     probe_lr: float = 1e-2
 

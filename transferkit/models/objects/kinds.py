@@ -79,6 +79,7 @@ class BoxHeads:
     """
 
     usual: str = "faster_rcnn"
+    drops: bool = False
     lr: float = 3e-4
     probe_lr: float = 3e-4
     outlines: bool = True

@@ -180,12 +180,13 @@ def _options(config: SelftestConfig, root: Path) -> dict[str, Any]:
     data = config.data
     if data == RANDOM:
         data = str(_draw_noise(root / "noise", config.seed))
-    reader = task_of(DataOptions(data=data)).targets
-    mixes = reader.mixer(TargetSpec(("first", "second")), MIXUP, 0.0) is not None
+    task = task_of(DataOptions(data=data))
+    mixes = task.targets.mixer(TargetSpec(("first", "second")), MIXUP, 0.0) is not None
     return {
         "data": data, "backbone": config.backbone, "weights": config.weights, "image_size": config.image_size,
         "tile": config.tile,
-        "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard", "drop_rate": 0.2,
+        "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard",
+        "drop_rate": 0.2 if task.head_kinds.drops else 0.0,
         "mixup": MIXUP if mixes else 0.0, "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu",
         "workers": 0, "quiet": True,
         "store": str(root / "store"), "seed": config.seed,

@@ -61,7 +61,7 @@ class CachedActivations(Callback):
         loader = trainer.train_dataloader
         if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
             return
-        if loader.num_workers or trainer.world_size > 1:
+        if loader.num_workers or trainer.world_size > 1 or self.module.feed.on_pixels:
             return
         self._compute(trainer, loader, stage)
 
