@@ -12,7 +12,7 @@ from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches.datamodule import ImageData, normalise
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.training.checks.overfit import LEARNT, _course, choose_evenly, overfit
+from transferkit.training.checks.overfit import _course, choose_evenly, overfit
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_task_that_counts_no_right_answers_is_learnt_by_its_loss(data):
     module.task = replace(module.task, objective=replace(module.task.objective, running=()))
     result = run(module, data, batches=1)
     assert (result.reached, result.figure, result.advice) == (True, "loss", ())
-    assert max(result.train, result.evaluation) <= LEARNT * result.losses[0]
+    assert max(result.train, result.evaluation) <= 0.01 * result.losses[0]
     assert result.to_dict().keys() == {"reached", "epochs", "train_loss", "eval_loss"}
     again = run(module, data, batches=1, epochs=1, lr=1e-9)  # a hundredth of what it knows by heart is too much to ask
     assert (again.reached, again.train) == (False, again.losses[-1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transferkit.data.images.annotation import Annotation
 
-__all__ = ["BoxTarget", "Boxes", "together"]
+__all__ = ["BoxTarget", "Boxes", "tensors_of", "together"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +92,18 @@ def together(annotations: Sequence[Annotation], size: tuple[int, int]) -> Tensor
         return Boxes([_target(one) for one in annotations])
     masks = [one.mask for one in annotations if one.mask is not None]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8))
+
+
+def tensors_of(targets: Tensor | Boxes) -> dict[str, Tensor]:
+    """Return all that a batch of answers says, by name."""
+    if isinstance(targets, Tensor):
+        return {"targets": targets}
+    return {
+        f"{name} {number}": part
+        for number, one in enumerate(targets)
+        for name in ("boxes", "classes", "crowd", "instances")
+        if (part := getattr(one, name)) is not None
+    }
 
 
 def _target(one: Annotation) -> BoxTarget:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from transferkit.core.errors import CheckpointError, TrainingError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
+from transferkit.data.batches.boxes import tensors_of
 from transferkit.models.digest import tensor_digest
 from transferkit.models.task import task_of
 from transferkit.options.data import DataOptions
@@ -285,7 +286,7 @@ class Trace(Callback):
             "at": f"{running_epoch(trainer)}:{batch_idx}",
             "lrs": {group["name"]: group["lr"] for group in groups},
             "momentum": groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"],
-            "batch": tensor_digest({"images": images, "targets": targets}),
+            "batch": tensor_digest({"images": images, **tensors_of(targets)}),
         }
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
