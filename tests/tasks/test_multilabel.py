@@ -30,8 +30,9 @@ from transferkit.models.calibration.labels import (
     fit_label_calibration,
     precise_threshold,
 )
+from transferkit.models.details import Answered
 from transferkit.models.figures.labels import average_precisions, label_metrics
-from transferkit.models.parts import Answered, LossOptions, Request
+from transferkit.models.parts import LossOptions, Request
 from transferkit.options.data import DataOptions
 from transferkit.results.evaluate.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput

@@ -16,10 +16,11 @@ from torch import Tensor
 from transferkit.core.errors import ConfigError, did_you_mean
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import TargetReader, task_name
+from transferkit.models.details import Details
 from transferkit.models.extent import WHOLE_PICTURE, Extent
 from transferkit.models.heads.registry import FLAT, HeadKinds
 from transferkit.models.heads.solver import Heads, Solver
-from transferkit.models.parts import Calibrator, Details, FittedCalibration, Objective, Output, Scores
+from transferkit.models.parts import Calibrator, FittedCalibration, Objective, Output, Scores
 from transferkit.options.data import DataOptions
 
 __all__ = [

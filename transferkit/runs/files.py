@@ -16,8 +16,8 @@ from transferkit.core.errors import CheckpointError, StorageError
 from transferkit.core.files import stored_path
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.sample import SAMPLE
+from transferkit.models.details import Details
 from transferkit.models.figures.figure import Figure, classification_figures
-from transferkit.models.parts import Details
 from transferkit.models.task import is_registered, task_named
 
 __all__ = [

@@ -15,7 +15,7 @@ from transferkit.core.records import SkippedFile
 from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import Targets
 from transferkit.features.engine.whole import Gathered, Output
-from transferkit.models.parts import Answered
+from transferkit.models.details import Answered
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import measuring, readable_outputs

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from transferkit.core.targets import TargetSpec
+from transferkit.models.details import Answered
 from transferkit.models.figures.detection import compare_boxes
 from transferkit.models.figures.paired import figure_differences, figures_compared
-from transferkit.models.parts import Answered
 from transferkit.results.boxes.judged import COLUMNS, Judged
 from transferkit.results.report.boxes import box_comparison, box_sections, precision_chart
 from transferkit.results.report.page import TaskSections

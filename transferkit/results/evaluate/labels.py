@@ -14,10 +14,10 @@ import numpy.typing as npt
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.data.scan.columns import split_labels
+from transferkit.models.details import Answered
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.labels import THRESHOLD, LabelCounts, Ranking
 from transferkit.models.figures.paired import compare_figures, figure_differences, figures_compared
-from transferkit.models.parts import Answered
 from transferkit.results.report.labels import label_chart, label_comparison, label_sections
 from transferkit.results.report.page import TaskSections
 from transferkit.runs.files import RunFiles

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.targets import TargetSpec
+from transferkit.models.details import Answered
 from transferkit.models.figures.paired import figure_differences, figures_compared
 from transferkit.models.figures.segmentation import compare_masks
-from transferkit.models.parts import Answered
 from transferkit.results.report.masks import class_chart, mask_comparison, mask_sections
 from transferkit.results.report.page import TaskSections
 from transferkit.runs.files import RunFiles

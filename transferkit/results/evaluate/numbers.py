@@ -15,9 +15,9 @@ from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.scan.columns import JOINT
+from transferkit.models.details import Answered
 from transferkit.models.figures.numbers import KEYS, Pairs, number_figures
 from transferkit.models.figures.paired import compare_figures, figure_differences, figures_compared
-from transferkit.models.parts import Answered
 from transferkit.results.report.numbers import (
     CHARTED,
     measured_pairs,
