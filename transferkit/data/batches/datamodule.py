@@ -73,8 +73,7 @@ class ImageData(L.LightningDataModule):
         label_column: Column of a manifest with the answer; ``None``: ``label``, ``labels``, ``target`` or ``mask``.
         label_separator: What stands between the labels of a picture in a column of several.
         root: Folder that a manifest's paths are relative to; its own when ``None``.
-        mask_values: What stands in masks: ``"classes"``, ``"binary"`` where anything above 0 is one class, or
-            ``"instances"`` where they number objects.
+        mask_values: ``"classes"``, ``"binary"`` (all above 0 is one class) or ``"instances"`` (a number per object).
         palette: File that names the classes of masks; ``classes.txt`` or ``palette.csv`` beside the data when ``None``.
         progress: Called with pictures read and pictures in all, while the folder is indexed.
 
