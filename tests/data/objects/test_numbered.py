@@ -79,7 +79,7 @@ def test_colours_are_numbers_too_and_no_object_is_no_problem(tmp_path):
     assert objects_of(second.label).items == ()
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path):
+def test_all_that_is_wrong_is_said_at_once(tmp_path):  # fault 195
     write(tmp_path, "a", some_numbers())
     write(tmp_path, "b", some_numbers(), picture=(10, 10))
     write(tmp_path, "c", some_numbers())

@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_head_is_said():
         MASK_HEADS.build("mlp", backbone, 2)
     with pytest.raises(ConfigError, match=r"unknown head 'unet'. It is a head of masks"):
         FLAT.build("unet", backbone, 2)
-    with pytest.raises(ConfigError, match=r"does not take a pyramid"):
+    with pytest.raises(ConfigError, match=r"Linear is a head of one answer per picture"):
         MASK_HEADS.build(nn.Linear(3, 2), backbone, 2)
     with pytest.raises(ConfigError, match=r"needs maps of stride"):
         MASK_HEADS.build("fpn", _with_strides(backbone, (2, 4, 16, 32)), 2)

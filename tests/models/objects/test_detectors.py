@@ -194,7 +194,7 @@ def test_heads_are_refused_in_words(backbone):
         ("mask_rcnn", "not all objects of these data have one"),
         ("unet", "It is a head of masks"),
         ("fasterrcnn", "Did you mean 'faster_rcnn'"),
-        (nn.Linear(3, 3), "is one of one answer per picture"),
+        (nn.Linear(3, 3), "is a head of one answer per picture"),
     ):
         with pytest.raises(ConfigError, match=words):
             kinds.build(head, backbone, 3)

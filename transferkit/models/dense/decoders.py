@@ -107,7 +107,8 @@ class DecodedHead(nn.Module):
         if missing:
             strides_here = ", ".join(str(level.stride) for level in self.levels)
             raise ConfigError(
-                f"head {name} needs maps of stride {missing[0]}, and the pyramid has {strides_here} - use unet"
+                f"head {name} needs maps of stride {missing[0]}, and the pyramid has {strides_here} - use another "
+                "backbone, such as resnet18"
             )
         return [places[base * stride] for stride in strides]
 

@@ -61,8 +61,8 @@ class MaskHeads:
             problems.append(f"drop_rate={drop_rate} has no effect on a head of your own - put the dropout into it")
         if isinstance(head, nn.Module) and head_of(head) is not HeadOf.MASKS:
             problems.append(
-                f"head {type(head).__name__} is one of {head_of(head)} - set `takes_pyramid = True` on its class, and "
-                "no `finds_objects`"
+                f"head {type(head).__name__} is a head of {head_of(head)} - set `takes_pyramid = True` on its class, "
+                "and no `finds_objects`"
             )
         if problems:
             raise ConfigError(gather(problems))

@@ -114,7 +114,7 @@ class BoxHeads:
             )
         if isinstance(head, nn.Module) and head_of(head) is not HeadOf.OBJECTS:
             problems.append(
-                f"head {type(head).__name__} is one of {head_of(head)} - set `takes_pyramid = True` and "
+                f"head {type(head).__name__} is a head of {head_of(head)} - set `takes_pyramid = True` and "
                 "`finds_objects = True` on its class"
             )
         if problems:
