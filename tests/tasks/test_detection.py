@@ -21,6 +21,7 @@ from transferkit.models.answers.detection import BoxCalibration
 from transferkit.models.artifact import load_model, save_model
 from transferkit.models.figures.boxes import Thresholds
 from transferkit.models.module import TransferModule
+from transferkit.models.task import task_named
 from transferkit.options.results import EvaluateConfig, ExportConfig
 from transferkit.options.training import SelftestConfig
 from transferkit.results.evaluate.evaluate import evaluate
@@ -196,6 +197,22 @@ def test_a_few_pictures_are_learnt_by_heart(data, capsys):
     tk.finetune(data=str(data), backbone="test_resnet", weights="random", head="centres", image_size=SIDE, lr=1e-2,
                 overfit_batches=1, batch_size=4, epochs=80, workers=0, precision="32")  # fmt: skip
     assert "learnt 1 batch(es) by heart" in capsys.readouterr().out
+
+
+def test_other_verbs_take_objects(data, tmp_path):
+    """A plan of time and memory with the largest batch, and an LR found by the detector's own loss."""
+    options = {"data": str(data), "backbone": "test_resnet", "weights": "random", "head": "centres",
+               "image_size": SIDE, "workers": 0, "accelerator": "cpu", "precision": "32", "quiet": True}  # fmt: skip
+    plan = tk.finetune(**options, epochs=1, dry_run=True, batch_size="auto", out=str(tmp_path / "plan"))
+    phases = plan.metrics["phases"]
+    assert [phase["name"] for phase in phases] == ["probe", "finetune"]
+    assert all(phase["time_s"] > 0 and phase["memory"] > 0 for phase in phases)
+    assert plan.metrics["batch_size"] >= 1
+    found = tk.find_lr(
+        TransferModule("test_resnet", 3, "centres", weights="random", image_size=SIDE, task="detection"),
+        tk.ImageData(str(data), SIDE, batch_size=8, reader=task_named("detection").targets, workers=0), steps=30,
+    )  # fmt: skip
+    assert found.raw_losses[0] > 1 and len(found.lrs) <= 30
 
 
 # ---- export -----------------------------------------------------------------------------------------------------
