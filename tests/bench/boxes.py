@@ -1,12 +1,13 @@
 """Boxes on real pictures: transferkit beside torchvision's reference recipe for Faster R-CNN in a loop written by hand.
 
-    python tests/bench/cell_boxes.py CELLS --weights resnet18.safetensors [--image-size 192] [--epochs 3]
+    python tests/bench/boxes.py DATA --weights resnet18.safetensors [--image-size 192] [--epochs 3]
 
-CELLS is a Pascal VOC set. Both have the same pretrained resnet18, pictures, size of pictures, batch size and number of
+DATA is a set of objects. Both have the same pretrained resnet18, pictures, size of pictures, batch size and number of
 epochs. The loop is torchvision's reference: frozen batch norm, its last three stages trained, SGD with momentum at 0.02
 for 16 pictures with a warm-up over the first epoch and two steps down, mirror images. Ours is `finetune` as it comes: a
 phase of the head on the frozen backbone, then all, AdamW and a cosine. Figures are faster-coco-eval's, at the pictures'
-own sizes. `--steps N` times N training steps of each, in turn, instead; the whole network learns in both.
+own sizes. `--steps N` times N training steps of each, in turn, instead: the last three stages and the head learn.
+`--instances` is for a folder of pictures and numbered masks, without the loop: masks by Mask R-CNN.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ from transferkit.tasks.detection import TASK
 
 BATCH = 8
 KEYS = ("map", "map50", "map75")
+MASKS = ("mask_map", "mask_map50")
 
 
 def pictures(options: argparse.Namespace, config: object, augment: str) -> tk.ImageData:
     """Return the pictures as both read them."""
     return tk.ImageData(
-        str(options.cells), options.image_size, batch_size=BATCH, augment=augment, skip_bad=True, allow_leaks=True,
+        str(options.data), options.image_size, batch_size=BATCH, augment=augment, skip_bad=True, allow_leaks=True,
         reader=TASK.targets, data_config=config, workers=0, seed=options.seed,
+        mask_values="instances" if options.instances else "classes",
     )  # fmt: skip
 
 
@@ -70,10 +73,11 @@ def answers(targets: object) -> list[dict[str, torch.Tensor]]:
 
 
 def line(name: str, tallies: list, classes: int, seconds: float) -> None:
-    """Print a row."""
-    counts = BoxCounts(tallies, range(classes), masks=False)
+    """Print a row; masks, where there are some, behind the time."""
+    counts = BoxCounts(tallies, range(classes))
     values = dict(zip(counts.names[0], counts.figures(np.ones(len(tallies))).tolist(), strict=False))
-    print(f"| {name} | {' | '.join(f'{values[key]:.3f}' for key in KEYS)} | {seconds:.0f} s |", flush=True)
+    masks = "".join(f" {values[key]:.3f} |" for key in MASKS if key in values)
+    print(f"| {name} | {' | '.join(f'{values[key]:.3f}' for key in KEYS)} | {seconds:.0f} s |{masks}", flush=True)
 
 
 def ours(options: argparse.Namespace, head: str) -> None:
@@ -81,10 +85,11 @@ def ours(options: argparse.Namespace, head: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         run = tk.finetune(
-            data=str(options.cells), backbone="resnet18", weights=options.weights, head=head, skip_bad=True,
+            data=str(options.data), backbone="resnet18", weights=options.weights, head=head, skip_bad=True,
             allow_leaks=True, image_size=options.image_size, batch_size=BATCH, probe_epochs=1,
             epochs=options.epochs - 1, augment="light", workers=0, precision="32", accelerator="cpu", quiet=True,
             report="off", seed=options.seed, out=f"{folder}/run",
+            mask_values="instances" if options.instances else "classes",
         )  # fmt: skip
         seconds = time.perf_counter() - started
         predictor = load(run.path, accelerator="cpu")
@@ -196,7 +201,7 @@ def speed(options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cells", type=Path)
+    parser.add_argument("data", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=3)
@@ -204,16 +209,16 @@ def main() -> None:
     parser.add_argument("--heads", nargs="*", default=["faster_rcnn"])
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--light", action="store_true", help="our augmentation `light` for the loop, too")
-    parser.add_argument("--no-loop", action="store_true")
+    parser.add_argument("--instances", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.steps:
         speed(options)
         return
     print("| | mAP | AP50 | AP75 | time |\n|---|---|---|---|---|", flush=True)
-    for head in options.heads:
+    for head in ["mask_rcnn"] if options.instances else options.heads:
         ours(options, head)
-    if not options.no_loop:
+    if not options.instances:
         loop(options)
 
 
