@@ -201,8 +201,9 @@ def test_a_tally_with_masks():
     assert masks[:, :, 0].sum() == pytest.approx(20 * 40, rel=0.15)
     overlap = coco.iou([one.masks[1]], [one.true_masks[0]], [0])[0, 0]
     assert overlap > 0.9
-    # Where the objects' masks are unknown, only boxes are measured.
-    assert box_tally(output, (0, 0, 50, 50), (100, 100), **truth).masks is None
+    # Where the objects' masks are unknown, those of detections stand alone.
+    alone = box_tally(output, (0, 0, 50, 50), (100, 100), **truth)
+    assert alone.true_masks is None and alone.masks == one.masks
     assert box_tally(output[:, :6], (0, 0, 50, 50), (100, 100), **truth, instances=instances).true_masks is None
 
 

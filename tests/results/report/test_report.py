@@ -733,7 +733,7 @@ def test_two_runs_are_compared_picture_by_picture(run, tmp_path):
     assert "other and run are right on equally many of 12 pictures" in page.text
     assert "2 runs compared on test pictures" in page.text
     assert f"{HOSTILE} 6 83.3 % 100.0 % +16.7 a&b 6 66.7 % 50.0 % \u221216.7 $x$ 0 n/a n/a n/a" in page.text
-    assert "option run other --lr 0.001 0.01" in page.text
+    assert "option run other --lr null 0.01" in page.text
     assert "--epochs" not in page.text
     assert [svg["aria-label"] for svg in page.all("svg")] == [
         "Validation accuracy over the epochs of run, other", "Validation loss over the epochs of run, other",

@@ -10,6 +10,7 @@ from PIL import Image
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.targets import IGNORED
 from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.batches.dataset import Picture
 from transferkit.data.index.masks import MaskReader
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS, cell_maps, places
@@ -215,7 +216,11 @@ def test_views_bring_their_masks_along_and_weigh_as_much_as_one_picture(halves, 
     assert plain.X.tolist() == found.X.tolist()
     assert plain.rows().weight.sum() == pytest.approx(TRAIN)
     records = data.index.split("train")[:4]
-    for record, shown in zip(records, cells._masks(records, features, 2), strict=True):
+    pictures = (
+        [Picture(record.path, record.sha256) for record in records],
+        data.index.targets.annotate([record.label for record in records], [record.path for record in records]),
+    )
+    for record, shown in zip(records, cells._masks(*pictures, features, 2), strict=True):
         pixels = np.asarray(Image.open(record.path).convert("RGB"))
         for view, mask in enumerate(shown):
             (image,) = features.views(2).render(pixels, record.sha256, (view,))
@@ -255,7 +260,7 @@ def test_a_plan_counts_what_a_solved_head_is_fitted_on(halves, tmp_path, monkeyp
 
 def test_masks_of_one_class_are_refused(halves, tmp_path, monkeypatch):
     module, data = build(halves)
-    monkeypatch.setattr(cells, "fit_mask", lambda mask, config: np.zeros(config.image_size, dtype=np.uint8))
+    monkeypatch.setattr(cells, "fit_mask", lambda mask, config, part=None: np.zeros(config.image_size, dtype=np.uint8))
     monkeypatch.setattr(cells, "_warn_of_unseen", lambda features, pixels: None)
     with pytest.raises(DataError, match="the training split holds pixels of one class, expected at least two to fit"):
         solve(module, data, tmp_path)
@@ -263,7 +268,9 @@ def test_masks_of_one_class_are_refused(halves, tmp_path, monkeypatch):
 
 def test_masks_in_which_nothing_counts_are_refused(halves, tmp_path, monkeypatch):
     module, data = build(halves)
-    monkeypatch.setattr(cells, "fit_mask", lambda mask, config: np.full(config.image_size, IGNORED, dtype=np.uint8))
+    monkeypatch.setattr(
+        cells, "fit_mask", lambda mask, config, part=None: np.full(config.image_size, IGNORED, dtype=np.uint8)
+    )
     with pytest.raises(DataError, match="the training masks hold no pixel that counts, all are 255 - give them cla"):
         solve(module, data, tmp_path)
 
@@ -273,7 +280,7 @@ def test_a_class_that_no_cell_shows_is_named(halves, tmp_path, monkeypatch):
     module, data = build(halves)
     shown = iter(range(TRAIN))
 
-    def but_one(mask, config):
+    def but_one(mask, config, part=None):
         return np.full(config.image_size, IGNORED if next(shown) else 0, dtype=np.uint8)
 
     monkeypatch.setattr(cells, "fit_mask", but_one)

@@ -203,7 +203,7 @@ def test_what_the_options_lack_may_be_in_the_space():
 def test_an_option_is_given_or_searched():
     space = {"lr": {"low": 1e-4, "high": 1e-2}}
     assert "lr is searched and also given as 0.02, expected one of the two" in refusal(space, lr=0.02)
-    plan = plan_search({**BASE, "lr": 1e-3}, space)  # the default, which a verb may pass on
+    plan = plan_search({**BASE, "lr": None}, space)  # the default, which a verb may pass on
     assert "lr" in plan.space.axes and "lr" not in plan.options
 
 

@@ -30,7 +30,7 @@ from transferkit.models.heads.registry import build_head
 from transferkit.models.task import Task
 from transferkit.options.fields import make_config
 from transferkit.options.loggers import logger_names
-from transferkit.options.training import FinetuneConfig, SearchConfig
+from transferkit.options.training import AUTO, FinetuneConfig, SearchConfig
 from transferkit.runs.directory import run_stem
 from transferkit.show.progress import counting_bar, output_console, progress_console
 from transferkit.show.words import duration
@@ -243,7 +243,8 @@ class _HeadTrials:
         loss = task.objective.loss(loss_options(config, task), rows.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = build_head(config.head, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
+            name = task.head_kinds.usual if config.head == AUTO else config.head
+            head = build_head(name, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
             labelled = torch.from_numpy(rows.X), torch.from_numpy(rows.y)
             train_head(head, loss, labelled, config, phase, int(config.batch_size), len(train))
         with torch.inference_mode():
