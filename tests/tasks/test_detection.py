@@ -225,7 +225,7 @@ def untrained(directory, head, *, floor=0.0):
         torch.manual_seed(0)
         module = TransferModule("transferkit/mini", 3, head, weights="bundled", image_size=SIDE, task="detection",
                                 class_names=object_sets.NAMES, target_facts={"outlines": True})  # fmt: skip
-        if head == "retinanet":  # it begins by finding nothing
+        if head in ("retinanet", "fcos"):  # they begin by finding nothing
             logits = module.head.net.head.classification_head.cls_logits
             torch.nn.init.normal_(logits.weight, std=0.1)
             torch.nn.init.constant_(logits.bias, -1.0)
@@ -236,7 +236,7 @@ def untrained(directory, head, *, floor=0.0):
 
 @pytest.mark.parametrize(
     "head",
-    ["faster_rcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "mask_rcnn"))],
+    ["faster_rcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "fcos", "mask_rcnn"))],
 )
 def test_detectors_go_out_with_their_post_processing(data, tmp_path, head):
     """Read back by onnxruntime, and by the example without torch: the boxes of `predict`, at the picture's size."""

@@ -5,6 +5,7 @@ The detectors themselves are torchvision's; they stand on any backbone's pyramid
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class WidthOnly(nn.Module):
     out_channels = CHANNELS
 
 
-class Detector(DecodedHead):
+class Detector(DecodedHead, ABC):
     """A head that finds objects: torchvision's detectors on a feature pyramid (Lin et al. 2017) of the backbone's maps.
 
     It is called with ``(images, level, level, ...)``: images ``(B, 3, H, W)`` and maps from fine to coarse. Calling it
@@ -80,6 +81,7 @@ class Detector(DecodedHead):
         )
         return maps
 
+    @abstractmethod
     def losses(self, inputs: tuple[Tensor, ...], targets: Any) -> dict[str, Tensor]:
         """Return the losses of a batch, by name: scalars whose sum is minimised.
 
@@ -87,7 +89,6 @@ class Detector(DecodedHead):
             inputs: As for a call.
             targets: `transferkit.data.batches.boxes.Boxes` on the images; crowds are not learnt from.
         """
-        raise NotImplementedError
 
 
 @contextmanager

@@ -155,7 +155,8 @@ class BoxOutput:
         score at most `near` away, and an overlap of at least ``1 - 10 near``, or of a half where that is less. A
         partner may have less than 0.3, so that a box near that floor is no matter; its place in the order is none
         either, so that equal scores may change places. Where all K rows of the other model are taken, boxes as unsure
-        as the last of them need no partner: it may have had no row left. Masks overlap likewise, on their boxes.
+        as the last of them need no partner: it may have had no row left. Masks overlap likewise, on their boxes. Boxes
+        of no area are no detections.
         """
         return np.array([_same(one, other, near) for one, other in zip(predictions, expected, strict=True)])
 
@@ -166,11 +167,14 @@ def _values(one: PredictedBox) -> dict[str, Any]:
 
 
 def _same(one: Array, other: Array, near: float) -> bool:
-    first, second = (torch.from_numpy(side[side[:, 4] > 0]) for side in (one, other))
+    sides = [torch.from_numpy(side[side[:, 4] > 0]) for side in (one, other)]
+    floors = [_floor(opposite, rows=len(other), near=near) for opposite in reversed(sides)]
+    # A box of no area, at an edge of the canvas, is no detection, and overlaps not even itself.
+    first, second = (side[(side[:, 2:4] > side[:, :2]).all(dim=1)] for side in sides)
     partners = _partners(first, second, near)
     return all(
-        _all_paired(side, table, _floor(opposite, rows=len(other), near=near))
-        for side, opposite, table in ((first, second, partners), (second, first, partners.T))
+        _all_paired(side, table, floor)
+        for side, table, floor in zip((first, second), (partners, partners.T), floors, strict=True)
     )
 
 
