@@ -79,6 +79,11 @@ class DataOptions(Options):
     )
 
     @property
+    def infers_task(self) -> bool:
+        """Whether the data set shows what its task is: none is named."""
+        return self.task == "auto"
+
+    @property
     def target_names(self) -> tuple[str, ...]:
         """The columns of ``targets``."""
         names = self.targets.split(",") if isinstance(self.targets, str) else self.targets or ()

@@ -259,6 +259,9 @@ def test_one_view_is_as_it_is_and_the_best_are_kept():
 A, B, C = (0, 0, 100, 100, 0.9, 0), (50, 0, 150, 100, 0.6, 1), (200, 0, 260, 60, 0.31, 1)
 
 
+EDGE = (0.0, 10.0, 0.0, 40.0, 0.9, 1)
+
+
 def moved(box, *, by=0.0, score=0.0, label=None):
     left, top, right, bottom, sure, own = box
     return (left + by, top, right + by, bottom, sure + score, own if label is None else label)
@@ -270,6 +273,8 @@ def moved(box, *, by=0.0, score=0.0, label=None):
         ((A, B, C), (A, B, C), True),
         ((A, B, C), (C, B, A), True),  # their order is no matter
         ((), (), True),
+        ((A, EDGE), (A, EDGE), True),  # of no area: no detection
+        ((A, EDGE), (A,), True),
         ((A, B), (A,), False),
         ((A,), (A, B), False),
         ((A,), (), False),

@@ -15,7 +15,7 @@ from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
 from transferkit.data.images.annotation import Annotation, Annotations
-from transferkit.data.index.targets import PicturesRead, Targets, inferred_task, rarest_class, refuse_columns
+from transferkit.data.index.targets import PicturesRead, Targets, rarest_class, refuse_columns, task_reason
 from transferkit.data.objects.labels import Item, Objects, identity_of, objects_of
 from transferkit.data.objects.numbered import NUMBERED
 from transferkit.data.objects.outlines import numbered
@@ -94,8 +94,8 @@ class BoxReader:
     def thin(self, targets: Targets, records: Sequence[ImageRecord], options: DataOptions) -> list[Finding]:
         """Return how the layout was understood, and which classes will not be well trained or measured."""
         findings = []
-        if options.task == "auto":
-            findings.append(Finding(Kind.NOTE, f"detection ({inferred_task(options)[1]})"))
+        if options.infers_task:
+            findings.append(Finding(Kind.NOTE, f"detection{task_reason(options)}"))
         names = targets.spec.names
         counts = {split: targets.counts(record.label for record in records if record.split == split)
                   for split in ("train", "val")}  # fmt: skip

@@ -29,7 +29,7 @@ from transferkit.data.images.masks import (
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import ReadResult, in_order
 from transferkit.data.index.meaning import Meaning, known_coding, legend_of, odd_values, understood
-from transferkit.data.index.targets import MASK, PicturesRead, Targets, inferred_task, rarest_class, refuse_columns
+from transferkit.data.index.targets import MASK, PicturesRead, Targets, rarest_class, refuse_columns, task_reason
 from transferkit.data.scan.columns import Columns, file_column
 from transferkit.data.scan.palette import Palette, read_palette
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
@@ -161,8 +161,7 @@ class MaskReader:
         """Return what was understood of the masks, and which classes will not be well trained or measured."""
         if not isinstance(targets, MaskTargets) or self.meaning is None:
             raise TypeError("these are not the targets of this reader")
-        why = f" ({inferred_task(options)[1]})" if options.task == "auto" else ""
-        findings = [Finding(Kind.NOTE, f"segmentation{why}: {self.meaning.line}")]
+        findings = [Finding(Kind.NOTE, f"segmentation{task_reason(options)}: {self.meaning.line}")]
         left_out = tuple(sorted(self.unusable))
         if left_out:
             message = f"{len(left_out)} pictures left out whose masks cannot be used: {listing(left_out)}"

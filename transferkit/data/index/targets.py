@@ -40,6 +40,7 @@ __all__ = [
     "rarest_class",
     "refuse_columns",
     "task_name",
+    "task_reason",
 ]
 
 LABEL, LABELS, TARGET, MASK = "label", "labels", "target", "mask"
@@ -84,7 +85,12 @@ def inferred_task(options: DataOptions) -> tuple[str, str]:
 
 def task_name(options: DataOptions) -> str:
     """Return the name of the task that options give, or that their data set shows. Raises as `inferred_task`."""
-    return inferred_task(options)[0] if options.task == "auto" else options.task
+    return inferred_task(options)[0] if options.infers_task else options.task
+
+
+def task_reason(options: DataOptions) -> str:
+    """Return why a data set has its task, in brackets after a space; nothing where it is named."""
+    return f" ({inferred_task(options)[1]})" if options.infers_task else ""
 
 
 def refuse_columns(
