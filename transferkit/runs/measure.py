@@ -76,8 +76,8 @@ def network_outputs(
     module.eval().to(device)
     extent = module.task.extent
     if truths is not None and truths.config.tiled:
-        kept = list(_of_windows(module, loader, device, paths, truths))
-        return kept, kept
+        entries = list(_of_windows(module, loader, device, paths, truths))
+        return entries, entries
     outputs: list[Any] = []
     answers: list[Any] = []
     done = 0

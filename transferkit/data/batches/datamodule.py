@@ -245,8 +245,8 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
-        kept = self.index.pixels
-        pictures: Sequence[Picture] = [Picture(one.path, one.sha256, kept.get(one.sha256)) for one in records]
+        pixels = self.index.pixels
+        pictures: Sequence[Picture] = [Picture(one.path, one.sha256, pixels.get(one.sha256)) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(

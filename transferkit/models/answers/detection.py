@@ -153,15 +153,15 @@ class BoxCalibrator:
         folds = int(places.max()) + 1
         others = [self._best([one for one, at in zip(outputs, places, strict=True) if at != fold])
                   for fold in range(folds)]  # fmt: skip
-        told = [replace(one, thresholds=others[at]) for one, at in zip(outputs, places, strict=True)]
+        judged = [replace(one, thresholds=others[at]) for one, at in zip(outputs, places, strict=True)]
         chosen = self._best(outputs)
-        outcomes, _ = BoxCounts(told, range(self.classes), masks=False).at(chosen)
+        outcomes, _ = BoxCounts(judged, range(self.classes), masks=False).at(chosen)
         right, wrong, objects = outcomes.sum(axis=0).tolist()
         figures = {
             "n": float(len(outputs)), "f1": 2 * right / (right + wrong + objects),
             "precision": right / max(1, right + wrong), "recall": right / objects,
         }  # fmt: skip
-        return BoxCalibration(chosen, "val", folds, figures), told
+        return BoxCalibration(chosen, "val", folds, figures), judged
 
     def at_precision(self, rate: float) -> None:
         """Return that there is none: thresholds are those of best F1."""

@@ -126,16 +126,16 @@ def truths(targets: Any, *, first: int, masks: bool = False) -> list[dict[str, T
     return result
 
 
-def rows_of(found: Iterable[dict[str, Tensor]], *, first: int, masks: bool = False) -> Tensor:
+def rows_of(detections: Iterable[dict[str, Tensor]], *, first: int, masks: bool = False) -> Tensor:
     """Return detections ``(B, K, 6)``, or with masks ``(B, K, 6 + 784)``, of what torchvision returns.
 
     Args:
-        found: Of each picture ``"boxes"``, ``"scores"``, ``"labels"``, and ``"masks"``: probabilities on the boxes.
+        detections: Of each picture ``"boxes"``, ``"scores"``, ``"labels"``, and ``"masks"``: probabilities on boxes.
         first: As for `truths`.
         masks: Whether there are masks.
     """
     rows = []
-    for one in found:
+    for one in detections:
         columns = [one["boxes"].float(), one["scores"].float()[:, None], (one["labels"] - first).float()[:, None]]
         if masks:
             columns.append(torch.logit(one["masks"].float().flatten(1), eps=1e-6))

@@ -152,9 +152,9 @@ class BoxFigure(Metric):
         detections, objects = (dim_zero_cat(side).cpu() for side in (self.detections, self.objects))
         tallies = []
         for number in torch.unique(detections[:, 0]).tolist():
-            found, true = (side[side[:, 0] == number, 1:] for side in (detections, objects))
+            rows, true = (side[side[:, 0] == number, 1:] for side in (detections, objects))
             boxes, classes, crowd = true[:, :4].numpy(), true[:, 4].numpy(), true[:, 5].numpy() > 0
-            tallies.append(box_tally(found, (0, 0, *WIDE), WIDE, boxes=boxes, classes=classes, crowd=crowd))
+            tallies.append(box_tally(rows, (0, 0, *WIDE), WIDE, boxes=boxes, classes=classes, crowd=crowd))
         counts = BoxCounts(tallies, range(self.num_classes), masks=False)
         values = dict(zip(counts.names[0], counts.figures(np.ones(len(tallies))).tolist(), strict=False))
         return torch.tensor(values[self.name], dtype=torch.float64).nan_to_num()

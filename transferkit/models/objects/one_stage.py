@@ -62,8 +62,8 @@ class _OneStageHead(Detector):
         answers, anchors, counts = self._answers(inputs)
         by_map = {name: list(torch.split(value, counts, dim=1)) for name, value in answers.items()}
         anchors_by_map = [list(torch.split(one, counts)) for one in anchors]
-        found = self.net.postprocess_detections(by_map, anchors_by_map, sizes_of(inputs[0]))
-        return rows_of(found, first=0)
+        detections = self.net.postprocess_detections(by_map, anchors_by_map, sizes_of(inputs[0]))
+        return rows_of(detections, first=0)
 
 
 class RetinaNetHead(_OneStageHead):

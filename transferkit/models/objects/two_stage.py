@@ -70,8 +70,8 @@ class FasterRCNNHead(Detector):
         with in_mode(self, training=False):
             maps, images, sizes = self._seen(inputs)
             proposals, _ = self.rpn(images, maps)
-            found, _ = self.roi_heads(maps, proposals, sizes)
-        return rows_of(found, first=1, masks=self.outlines)
+            detections, _ = self.roi_heads(maps, proposals, sizes)
+        return rows_of(detections, first=1, masks=self.outlines)
 
     def losses(self, inputs: tuple[Tensor, ...], targets: Any) -> dict[str, Tensor]:
         """Return the losses of proposals and of what they are named. Regions to learn from are drawn."""

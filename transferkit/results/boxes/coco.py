@@ -79,11 +79,11 @@ class CocoNumbers:
         own = PurePath(path)
         named = self.images.get(own.name, ())
         fitting = [number for name, number in named if own.parts[-len(name.parts) :] == name.parts]
-        found = fitting or [number for _, number in named]
-        if len(found) != 1:
-            many = "no image" if not found else f"{len(found)} images"
+        matches = fitting or [number for _, number in named]
+        if len(matches) != 1:
+            many = "no image" if not matches else f"{len(matches)} images"
             raise DataError(f"{self.source}: has {many} for {path!r}, expected one - predict its own pictures alone")
-        return found[0]
+        return matches[0]
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,11 @@ def judged(tallies: Sequence[BoxTally], spec: TargetSpec) -> list[Judged]:
     """
     labels, usual = range(len(spec.names)), told_from(spec)
     matches = matched(tallies, labels)
-    found = _found(matches)
+    finds = _found(matches)
     wrong = {(one.picture, one.place): one for one in confident_mistakes(tallies, matches, labels, most=None)}
     results = []
     for picture, one in enumerate(tallies):
-        mine = found.get(picture, {})
+        mine = finds.get(picture, {})
         threshold = usual if one.thresholds is None else _from(one.thresholds)
         finders = {thing: float(one.scores[place]) for place, thing in mine.items()}
         boxes = []
@@ -176,13 +176,13 @@ def _from(thresholds: Thresholds) -> float:
 
 def _found(matches: Sequence[Matched]) -> dict[int, dict[int, int]]:
     """Return, of each picture, which object a detection finds, by its place."""
-    found: dict[int, dict[int, int]] = {}
+    finds: dict[int, dict[int, int]] = {}
     for one in matches:
         right = one.states[0, 0] == RIGHT
         columns = (one.pictures[right].tolist(), one.places[right].tolist(), one.objects[right].tolist())
         for picture, place, thing in zip(*columns, strict=True):
-            found.setdefault(picture, {})[place] = thing
-    return found
+            finds.setdefault(picture, {})[place] = thing
+    return finds
 
 
 def _overlap(one: BoxTally, place: int, thing: int) -> float:

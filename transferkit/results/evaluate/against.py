@@ -96,9 +96,9 @@ class Paired:
         def begin(output: Output) -> Gathered:
             return measuring(self._predictor, output, None if truths is None else truths.of(output.name))
 
-        for picture, _, told in readable_outputs(shared, outputs, begin, bad, title=title, quiet=config.quiet):
+        for picture, _, prediction in readable_outputs(shared, outputs, begin, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])
-            theirs.append(told)
+            theirs.append(prediction)
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
             mine = extent.table([predictions[row] for row in rows])

@@ -253,11 +253,11 @@ def _ask(
         ways = (None, plain_probs) if calibrated else (None,)
         return Several([measuring(predictor, output, truth, probs) for probs in ways])
 
-    for picture, output, (told, *rest) in readable_outputs(
+    for picture, output, (prediction, *rest) in readable_outputs(
         pictures, outputs, begin, bad, title="evaluating", quiet=config.quiet
     ):
         likeness.add(split, output)
-        predictions.append(told)
+        predictions.append(prediction)
         plain += rest
         good.append(picture)
     return good, task.extent.table(predictions), task.extent.table(plain) if calibrated else None

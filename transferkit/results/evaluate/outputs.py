@@ -84,7 +84,7 @@ def measuring(
         truth: The answer that lies on the picture.
         probs: What makes predictions of outputs ``(V, ...)``; `Predictor.probs` when ``None``.
     """
-    extent, told = predictor.module.task.extent, probs or predictor.probs
+    extent, activation = predictor.module.task.extent, probs or predictor.probs
     if output.window is not None and extent.windows is not None and truth is not None:
-        return Predictions(told, extent.windows.measured(truth))
-    return Alone(lambda logits: extent.entry(told(logits), truth))
+        return Predictions(activation, extent.windows.measured(truth))
+    return Alone(lambda logits: extent.entry(activation(logits), truth))

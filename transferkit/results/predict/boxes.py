@@ -89,7 +89,7 @@ class BoxOutput:
     def record(self, name: str, prediction: BoxTally, spec: TargetSpec, request: Request) -> BoxPrediction:
         """Return the prediction of a picture, of its detections."""
         threshold = told_from(spec)
-        told: list[PredictedBox] = []
+        sure: list[PredictedBox] = []
         unsure: list[PredictedBox] = []
         for place in np.argsort(-prediction.scores.astype(np.float64), kind="stable").tolist():
             score = float(prediction.scores[place])
@@ -98,8 +98,8 @@ class BoxOutput:
             left, top, right, bottom = map(float, prediction.boxes[place])
             mask = None if prediction.masks is None else prediction.masks[place]
             label = spec.names[int(prediction.classes[place])]
-            (told if score >= threshold else unsure).append(PredictedBox(left, top, right, bottom, label, score, mask))
-        return BoxPrediction(name, tuple(told), tuple(unsure) if request.whole else (), prediction.size)
+            (sure if score >= threshold else unsure).append(PredictedBox(left, top, right, bottom, label, score, mask))
+        return BoxPrediction(name, tuple(sure), tuple(unsure) if request.whole else (), prediction.size)
 
     def unreadable(self, name: str, error: str) -> BoxPrediction:
         """Return the record of a picture without a prediction."""

@@ -115,8 +115,8 @@ def mistake_chart(counts: Mapping[str, int], title: str) -> Chart | None:
         axis.grid(visible=False)
         axis.spines["bottom"].set_visible(False)
 
-    told = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return Chart("mistakes-by-kind", title, f"Mistakes by kind: {told}", ((0.12 * len(counts) + 0.1, draw),))
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return Chart("mistakes-by-kind", title, f"Mistakes by kind: {counted}", ((0.12 * len(counts) + 0.1, draw),))
 
 
 def judged_kinds(pictures: Iterator[Judged]) -> dict[str, int]:
