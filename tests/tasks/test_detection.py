@@ -157,6 +157,7 @@ def overlap(one, other):
         ({"head": "unet"}, "It is a head of masks"),
         ({"head": "mask_rcnn"}, "not all objects of these data have one"),
         ({"mixup": 0.2}, "cannot be mixed"),
+        ({"mixup": 0.2, "tile": True, "loss": "focal"}, r"(?s)--loss is.*--tile cuts.*cannot be mixed"),
         ({"label_smoothing": 0.1}, "--label-smoothing is 0.1, but detection has none"),
         ({"class_weights": "balanced"}, "detectors weigh objects by themselves"),
         ({"loss": "focal"}, "--loss is 'focal'"),

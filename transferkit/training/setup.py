@@ -238,11 +238,6 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
         pictures = len(data.index.split("train"))
     if config.sampler == "balanced" and len(data.index.targets.stratum_names) < 2:
         raise ConfigError(f"--sampler balanced draws classes or labels alike, and {task.name} has none - leave it out")
-    mixing = config.mixup or config.cutmix  # what refuses to mix these answers does it now
-    if mixing and task.targets.mixer(data.index.targets.spec, config.mixup, config.cutmix) is None:
-        raise ConfigError(
-            f"--mixup and --cutmix mix answers, and those of {task.name} cannot be mixed - leave them out"
-        )
     if pictures < 2:
         raise DataError(f"{config.data}: {pictures} training picture(s), expected at least 2 - lower --val-split")
     return data

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
+from transferkit.data.index.targets import TargetSpec
 from transferkit.models.task import Task, task_of
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
@@ -145,6 +146,9 @@ def _task_problems(config: TrainingOptions) -> list[str]:
     if config.tile and not task.targets.tiles:
         problems.append(f"--tile cuts pictures into windows with their masks, and answers of {task.name} are none - "
                      "leave it out")  # fmt: skip
+    mixing = config.mixup or config.cutmix
+    if mixing and task.targets.mixer(TargetSpec(()), config.mixup, config.cutmix) is None:
+        problems.append(f"--mixup and --cutmix mix answers, and those of {task.name} cannot be mixed - leave them out")
     if config.focal_gamma != USUAL_GAMMA and config.loss != "focal":
         problems.append(f"--focal-gamma is of --loss focal, not {config.loss} - leave it out")
     if config.label_smoothing and objective.smoothing is None:
