@@ -271,6 +271,5 @@ def save_charts(charts: Sequence[Chart], path: Path) -> None:
 
 def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
     """Write a figure as PNG, whole or not at all. Raises `StorageError`."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    write_atomically(path, lambda temporary: canvas.print_png(temporary))  # `savefig` draws twice to find the layout
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))

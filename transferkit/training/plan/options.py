@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
-from transferkit.data.index.targets import TargetSpec
+from transferkit.core.targets import TargetSpec
 from transferkit.models.task import Task, task_of
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
