@@ -7,6 +7,12 @@ from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.machine import device as machine
 
 
+@pytest.fixture(autouse=True)
+def no_number_of_threads(monkeypatch):
+    """The environment says nothing about threads; workers of pytest-xdist are told to keep to one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 @pytest.mark.parametrize("cores", [1, 2, 8, 64])
 @pytest.mark.parametrize("workers", [None, 0, 1])
 def test_threads_and_workers_never_outnumber_the_cores(monkeypatch, cores, workers):
@@ -18,6 +24,16 @@ def test_threads_and_workers_never_outnumber_the_cores(monkeypatch, cores, worke
         workers, threads = machine.choose_workers(workers, "cpu")
     assert workers + threads <= cores
     assert threads >= 1
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), (" 1 ", 1), ("2,4", 2), ("16", 7), ("0", 7), ("", 7), ("many", 7), ("-1", 7)]
+)
+def test_never_more_threads_than_the_environment_says(monkeypatch, said, threads):
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert machine.choose_workers(None, "cpu") == (1, threads)
+    assert machine.choose_workers(5, "gpu") == (5, min(threads, 3))
 
 
 def test_a_gpu_leaves_the_cores_to_the_decoders(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 import warnings
@@ -64,13 +65,15 @@ def choose_workers(workers: int | None, accelerator: str) -> tuple[int, int]:
 
     OpenMP's threads spin at barriers: two of them beside one busy core have been measured ten times slower than one.
     So on few cores pictures are decoded between the steps, on all cores, and compute has all of them in turn. A GPU
-    leaves the cores free: one is kept for the process that feeds it.
+    leaves the cores free: one is kept for the process that feeds it. Compute never takes more threads than
+    ``OMP_NUM_THREADS`` says, where other processes have been given the rest.
 
     Args:
         workers: Decoding processes that the user names, or ``None``.
         accelerator: From `choose_accelerator`.
     """
     cores = available_cores()
+    allowed = _allowed_threads(cores)
     if workers != 0 and not has_shared_memory():
         if workers is not None:
             warnings.warn(
@@ -81,7 +84,7 @@ def choose_workers(workers: int | None, accelerator: str) -> tuple[int, int]:
         workers = 0
     if accelerator != "cpu":
         workers = min(GPU_WORKERS, max(1, cores - 1)) if workers is None else workers
-        return workers, max(1, cores - workers)
+        return workers, max(1, min(cores - workers, allowed))
     workers = cores // 8 if workers is None else workers
     if workers > cores - 1:
         warnings.warn(
@@ -90,7 +93,13 @@ def choose_workers(workers: int | None, accelerator: str) -> tuple[int, int]:
             stacklevel=3,
         )
         workers = cores - 1
-    return workers, cores - workers
+    return workers, min(cores - workers, allowed)
+
+
+def _allowed_threads(cores: int) -> int:
+    """Return how many threads the environment allows OpenMP at its outermost level; `cores` where it names none."""
+    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return (int(named) or cores) if named.isascii() and named.isdigit() else cores
 
 
 def tune_process(threads: int) -> None:

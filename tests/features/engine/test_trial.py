@@ -114,7 +114,7 @@ def test_the_trial_is_made_once_for_all_stores_and_data(fast_bf16, passes, folde
     assert passes.count(PICTURES) == 2
 
 
-def test_the_choice_does_not_depend_on_the_number_of_threads(fast_bf16, folder, tmp_path, monkeypatch):
+def test_the_choice_does_not_depend_on_the_number_of_threads(fast_bf16, one_thread, folder, tmp_path, monkeypatch):
     """Another --workers leaves another number of compute threads; the features must stay the ones that are kept."""
     backbone, pictures = build(), pictures_of(folder)[:8]
     torch.set_num_threads(1)
