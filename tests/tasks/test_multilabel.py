@@ -34,7 +34,7 @@ from transferkit.models.details import Answered
 from transferkit.models.figures.labels import average_precisions, label_metrics
 from transferkit.models.parts import LossOptions, Request
 from transferkit.options.data import DataOptions
-from transferkit.results.evaluate.labels import LabelDetails
+from transferkit.results.details.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput
 from transferkit.results.report.labels import _count, _few
 

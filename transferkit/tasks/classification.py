@@ -6,7 +6,7 @@ from transferkit.data.index.targets import ClassReader
 from transferkit.features.probe.solver import ClassSolver
 from transferkit.models.answers.classification import ClassCalibrator, ClassHeads, ClassObjective, ClassScores
 from transferkit.models.task import Task
-from transferkit.results.evaluate.classes import ClassDetails
+from transferkit.results.details.classes import ClassDetails
 from transferkit.results.predict.record import ClassOutput
 
 __all__ = ["TASK"]

@@ -11,7 +11,7 @@ from transferkit.models.objects.extent import BoxExtent
 from transferkit.models.objects.kinds import BoxHeads
 from transferkit.models.objects.objective import BoxObjective
 from transferkit.models.task import Task
-from transferkit.results.evaluate.boxes import BoxDetails
+from transferkit.results.details.boxes import BoxDetails
 from transferkit.results.predict.boxes import BoxOutput
 
 __all__ = ["TASK"]

@@ -9,7 +9,7 @@ from transferkit.data.index.labels import LabelReader
 from transferkit.features.linear.labels import LabelSolver
 from transferkit.models.answers.multilabel import LabelCalibrator, LabelHeads, LabelObjective, LabelScores
 from transferkit.models.task import Task
-from transferkit.results.evaluate.labels import LabelDetails
+from transferkit.results.details.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput
 
 __all__ = ["TASK"]

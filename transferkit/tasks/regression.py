@@ -9,7 +9,7 @@ from transferkit.data.index.numbers import NumberReader
 from transferkit.features.linear.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
 from transferkit.models.task import Task
-from transferkit.results.evaluate.numbers import NumberDetails
+from transferkit.results.details.numbers import NumberDetails
 from transferkit.results.predict.numbers import NumberOutput
 
 __all__ = ["TASK"]

@@ -13,7 +13,7 @@ from transferkit.models.dense.extent import MaskExtent
 from transferkit.models.dense.kinds import MASK_HEADS
 from transferkit.models.dense.objective import MaskObjective
 from transferkit.models.task import Task
-from transferkit.results.evaluate.masks import MaskDetails
+from transferkit.results.details.masks import MaskDetails
 from transferkit.results.predict.masks import MaskOutput
 
 __all__ = ["TASK"]

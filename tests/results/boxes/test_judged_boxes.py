@@ -7,7 +7,7 @@ from detections import drawn
 from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.detection import BoxCalibrator, BoxScores
 from transferkit.results.boxes.judged import COLUMNS, Judged, judged, told_from
-from transferkit.results.evaluate.boxes import BoxDetails
+from transferkit.results.details.boxes import BoxDetails
 from transferkit.results.predict.boxes import BoxOutput
 
 NAMES = ("cat", "dog", '=<b>"x"</b>')

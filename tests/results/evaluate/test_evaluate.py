@@ -25,9 +25,9 @@ from transferkit.models.module import TransferModule
 from transferkit.models.task import task_named
 from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig
-from transferkit.results.evaluate.classes import ClassDetails, confusions
+from transferkit.results.details.classes import ClassDetails, confusions
+from transferkit.results.details.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.evaluate import evaluate
-from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.predict.predictor import load
 from transferkit.runs.labelled import labelled_pictures
@@ -54,7 +54,7 @@ def whole(run, folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_plots(whole, monkeypatch):
     """Leave the plots out, but for those of `whole`: they take most of the time."""
-    monkeypatch.setattr("transferkit.results.evaluate.classes.ClassDetails.draw", lambda *arguments: None)
+    monkeypatch.setattr("transferkit.results.details.classes.ClassDetails.draw", lambda *arguments: None)
 
 
 @pytest.fixture

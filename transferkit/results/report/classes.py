@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.models.figures.paired import Outcomes, compare
-from transferkit.results.evaluate.plots import FEW, reliability_chart
+from transferkit.results.details.plots import FEW, reliability_chart
 from transferkit.results.explain.pictures import mistake_pictures, sample_pictures
 from transferkit.results.report.counts import confusion_table, count_table
 from transferkit.results.report.facts import NOUNS, shown

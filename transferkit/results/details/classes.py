@@ -14,7 +14,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.details import Answered
 from transferkit.models.figures.classification import negative_log
 from transferkit.models.figures.paired import Outcomes, compare
-from transferkit.results.evaluate.plots import plot_confusion, reliability_chart
+from transferkit.results.details.plots import plot_confusion, reliability_chart
 from transferkit.results.report.classes import class_comparison, class_sections
 from transferkit.results.report.page import TaskSections
 from transferkit.runs.files import RunFiles

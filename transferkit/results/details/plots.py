@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: who is taken for whom, and how far the stated confidence can be believed."""
+"""Charts of a classifier: who is taken for whom, and how far the stated confidence can be believed."""
 
 from __future__ import annotations
 

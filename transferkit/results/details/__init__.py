@@ -1,0 +1,1 @@
+"""What a task tells of measured pictures besides figures: tables, charts, mistakes; one part of each task."""
