@@ -125,7 +125,7 @@ VERBS = {
         ),
         Verb(
             "predict", PredictConfig, "transferkit.results.predict.predict.predict_files",
-            "predict the class of pictures with a finished run; CSV or JSON lines", ("run", "paths"),
+            "what a finished run says of pictures: classes, masks, boxes ...; CSV, JSON lines, COCO", ("run", "paths"),
         ),
         Verb(
             "calibrate", CalibrateConfig, "transferkit.results.evaluate.calibrate.calibrate",

@@ -29,11 +29,13 @@ class DataOptions(Options):
     """Where pictures come from and how they are split."""
 
     data: str = option(
-        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, a CSV/Parquet manifest, or 'sample'",
+        REQUIRED, "folder/<class>/*, folder/{train,val,test}/<class>/*, images/ beside masks/, a COCO, VOC or YOLO "
+        "set, a CSV/Parquet manifest, or 'sample'",
         missing="--data is missing, expected a folder, a manifest or 'sample'",
     )  # fmt: skip
     task: str = option(
-        "auto", "classification, multilabel, regression, segmentation or a registered task; auto: by folders or columns"
+        "auto",
+        "classification, multilabel, regression, segmentation, detection or a registered task; auto: by the layout",
     )
     targets: str | list[str] | None = option(
         None, "columns of a manifest that hold the answers, separated by commas: 0/1 for labels, numbers to regress"

@@ -164,8 +164,10 @@ class MaskReader:
         findings = [Finding(Kind.NOTE, f"segmentation{task_reason(options)}: {self.meaning.line}")]
         left_out = tuple(sorted(self.unusable))
         if left_out:
-            message = f"{len(left_out)} pictures left out whose masks cannot be used: {listing(left_out)}"
-            findings.append(Finding(Kind.MASK, message, left_out, tuple((path,) for path in left_out)))
+            items = tuple(f"{path!r} ({self.unusable[path]})" for path in left_out)
+            said = listing(items, limit=5, quote=False)
+            message = f"{len(left_out)} pictures left out whose masks cannot be used: {said}"
+            findings.append(Finding(Kind.MASK, message, items, tuple((path,) for path in left_out)))
         turned = [record.path for record in records if self.seen[record.label].turn != 1]
         if turned:
             message = (

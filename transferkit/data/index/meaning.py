@@ -116,8 +116,9 @@ def understood(used: Sequence[tuple[str | None, MaskFacts]], palette: Palette | 
     if len(numbers) > MOST_UNNAMED:
         message = (
             f"masks hold {len(numbers)} different values, from {numbers[0]} to {numbers[-1]} - if they number objects, "
-            "pass --mask-values binary; if they are classes, name them by classes.txt or --palette FILE; if edges are "
-            "smoothed, cut the masks at a level before"
+            "pass --mask-values instances (a box and an outline each) or binary (one class of pixels); if they are "
+            "classes, name them by classes.txt or --palette FILE; if edges are smoothed, cut the masks at a level "
+            "before"
         )
         problems.append(Finding(Kind.MASK, message, tuple(map(str, numbers))))
     elif other:

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.images.mask_values import UnusableMask, mask_bytes, stored_values
 from transferkit.data.images.reading import in_order
 from transferkit.data.objects.stated import Outline, StatedObject, StatedPicture, StatedSet
 from transferkit.data.scan.pairs import scan_pairs
+from transferkit.data.scan.records import Kind
 from transferkit.machine.cores import available_cores
 
 __all__ = ["NUMBERED", "OBJECT", "read_numbered"]
@@ -43,21 +45,24 @@ def read_numbered(root: Path, *, lenient: bool) -> StatedSet:
     report.problems += scan.problems
     report.notes += scan.notes
     report.skipped += scan.skipped
-    bad = []
+    bad, without = [], []
     read = in_order(lambda file: _objects(file.label), scan.files, available_cores())
     for file, (size, objects, reason) in zip(scan.files, read, strict=True):
         if reason is None:
             stated.pictures.append(StatedPicture(file.path, file.label, file.split, size, objects))
-        elif lenient:
+            continue
+        bad.append(f"{file.label!r} ({reason})")
+        without.append(file.path)
+        if lenient:
             report.skip(file.path, f"its mask cannot be used: {reason}")
-        else:
-            bad.append(f"{file.label!r} ({reason})")
     if bad:
-        report.add(
-            f"{len(bad)} masks cannot be used: {listing(bad, limit=5, quote=False)} - correct them, or pass "
-            "--skip-bad to leave their pictures out",
-            bad,
-        )
+        message, families = f"masks cannot be used: {listing(bad, limit=5, quote=False)}", tuple((p,) for p in without)
+        if lenient:
+            message = f"{len(bad)} pictures are left out whose {message}"
+            report.notes.append(Finding(Kind.MASK, message, tuple(bad), families))
+        else:
+            message = f"{len(bad)} {message} - correct them, or pass --skip-bad to leave their pictures out"
+            report.problems.append(Finding(Kind.MASK, message, tuple(bad), families))
     return stated
 
 

@@ -47,4 +47,6 @@ def scan_data(data: str, columns: Columns = CLASS_COLUMN) -> Scan:
         raise DataError(
             f"{path!r} is a file - expected a folder of class folders, a manifest ({expected}) or a COCO file"
         )
-    raise DataError(f"nothing found at {path!r} - expected a folder of class folders or a manifest; check the path")
+    raise DataError(
+        f"nothing found at {path!r} - expected a folder of pictures, a manifest or a COCO file; check the path"
+    )

@@ -40,7 +40,8 @@ from transferkit.data.index.index import CLASSES, ImageIndex, build_index
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
-from transferkit.data.index.targets import DETECTION, TargetReader, task_name
+from transferkit.data.index.targets import DETECTION, PicturesRead, TargetReader, task_name
+from transferkit.data.scan.columns import Columns
 from transferkit.data.scan.records import Kind, Scan
 from transferkit.data.scan.scan import scan_data
 from transferkit.machine.cores import available_cores
@@ -100,10 +101,11 @@ def check(config: CheckConfig) -> None:
             f"--tile cuts pictures into windows with their masks, and answers of {task_name(config)} are none - leave "
             "it out"
         )
-    if config.fix is not None and columns.files:
-        raise ConfigError("--fix writes a manifest of labels, and these answers are masks - leave it out")
-    if config.fix is not None and columns.objects:
-        raise ConfigError("--fix writes a manifest of labels, and these answers are objects - leave it out")
+    if config.fix is not None and not _fixable(columns):
+        raise ConfigError(
+            f"--fix writes a manifest of labels, and these answers are {'objects' if columns.objects else 'masks'} - "
+            "leave it out; --skip-bad, here and in finetune, leaves out what cannot be used"
+        )
     if config.fix is not None:
         check_target(config)
     with _place(config) as place:
@@ -200,7 +202,7 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
         files = pictures.files
         issues += [
             *copy_issues(families[0], (), pictures.answers),
-            *copy_issues((), families[1], pictures.near_answers),
+            *copy_issues((), families[1], pictures.near_answers, fixable=_fixable(reader.columns_of(config))),
         ]
         issues += _outlier_issues(pictures, features, left_out, seed=config.seed)
         probe = None
@@ -271,18 +273,33 @@ def _network(config: CheckConfig, left_out: list[str]) -> FrozenBackbone | None:
         return None
 
 
+def _fixable(columns: Columns) -> bool:
+    """Return whether a manifest of labels can hold these answers."""
+    return not (columns.files or columns.objects)
+
+
 def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reader: TargetReader) -> Pictures:
     """Index what was read with all faults allowed; what `finetune` would say to that is in `Pictures.problems`."""
     columns = reader.columns_of(config)
     whole = not (columns.files or columns.objects)
     lenient = dataclasses.replace(config, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
+    problems = scan.problems
+    if problems and not columns.lenient:  # answers that cannot be used may be left out: look at the rest
+        known = {read.path: read for read in reads}
+        rest = scan_data(config.data, reader.columns_of(lenient))
+        kept = tuple(file for file in rest.files if file.path in known)
+        scan, reads = dataclasses.replace(rest, files=kept), [known[file.path] for file in kept]
     try:
+        reader = reader.look(PicturesRead(scan.files, reads, lenient))
         book = Sketchbook(config.decoding())
         copies = find_copies(reads, book, near=config.group_near, workers=available_cores())
         index = build_index(lenient, scan, reads, copies, reader=reader)
+        if not config.skip_bad:
+            problems += tuple(reader.problems(scan, scan.files, dataclasses.replace(lenient, skip_bad=False)))
     except DataError as error:
-        return Pictures(scan, reads, None, error.findings or (Finding(Kind.LAYOUT, str(error)),), whole)
-    return Pictures(scan, reads, index, (), whole)
+        others = error.findings or (Finding(Kind.LAYOUT, str(error)),)
+        return Pictures(scan, reads, None, tuple(dict.fromkeys((*problems, *others))), whole)
+    return Pictures(scan, reads, index, problems, whole)
 
 
 def _index_issues(config: CheckConfig, pictures: Pictures) -> list[Issue]:
@@ -291,10 +308,21 @@ def _index_issues(config: CheckConfig, pictures: Pictures) -> list[Issue]:
     issues = [issue_of(problem, refused=True) for problem in pictures.problems]
     if index is None:
         return issues + [issue_of(finding) for finding in pictures.scan.notes]
-    issues += [issue_of(finding) for finding in index.findings if finding.kind not in OF_FILES]
+    refused_already = {_about(problem) for problem in pictures.problems}
+    issues += [
+        issue_of(finding)
+        for finding in index.findings
+        if finding.kind not in OF_FILES and _about(finding) not in refused_already
+    ]
     issues += layout_issues(index)
     refused = {Kind.EMPTY: not config.allow_empty_classes, Kind.LEAK: not config.allow_leaks}
     return [dataclasses.replace(issue, refused=refused.get(issue.kind, issue.refused)) for issue in issues]
+
+
+def _about(finding: Finding) -> tuple[str, frozenset[str]]:
+    """Return what a finding is about: left out or refused, it is the same."""
+    paths = {path for family in finding.families for path in family} or set(finding.items)
+    return finding.kind, frozenset(paths)
 
 
 def _sight(
@@ -305,7 +333,7 @@ def _sight(
     if frozen is None:
         return None
     if pictures.index is None or not pictures.index.records:
-        left_out.append(f"{NEEDS_NETWORK}: the pictures have no classes that could be trained")
+        left_out.append(f"{NEEDS_NETWORK}: the data set cannot be trained on as it is")
         return None
     from transferkit.results.audit.network import look
 

@@ -59,13 +59,16 @@ def _standardised(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray((rows - rows.mean(axis=0)) / np.where(scale > 0, scale, 1))
 
 
-def copy_issues(equal: Families, near: Families, files: Mapping[str, ScannedFile]) -> list[Issue]:
+def copy_issues(
+    equal: Families, near: Families, files: Mapping[str, ScannedFile], *, fixable: bool = True
+) -> list[Issue]:
     """Return the copies that the index lets pass: equal ones of one label in one split, and near ones.
 
     Args:
         equal: Families of equal pictures.
         near: Families of near copies.
         files: Label and split of each picture.
+        fixable: Whether `--fix` can write a manifest of them.
     """
 
     def labels_of(family: Sequence[str]) -> int:
@@ -86,11 +89,12 @@ def copy_issues(equal: Families, near: Families, files: Mapping[str, ScannedFile
     labels = [family for family in near if labels_of(family) > 1]
     splits = [family for family in near if labels_of(family) == 1 and splits_of(family) > 1]
     others = [family for family in near if labels_of(family) == splits_of(family) == 1]
+    remedy = " (--fix does)" if fixable else " (--group-near does, where the data set has no splits of its own)"
     for families, title, what in (
         (labels, "Near copies with different labels",
          "at least one label of each is wrong, or the classes cannot be told apart"),
         (splits, "Near copies in different splits",
-         "a model is tested on what it was trained on: keep them in one split (--fix does), or remove those in train"),
+         f"a model is tested on what it was trained on: keep them in one split{remedy}, or remove those in train"),
         (others, "Near copies", "there are fewer different pictures than it seems"),
     ):  # fmt: skip
         if families:

@@ -12,7 +12,7 @@ import numpy as np
 from transferkit.core.records import SkippedFile
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import special_pictures
-from transferkit.data.scan.formats import sniff_format
+from transferkit.data.scan.formats import EXTENSIONS, sniff_format
 from transferkit.data.scan.records import Kind
 from transferkit.results.audit.record import Issue, Pictures, Row, issue_of
 
@@ -65,6 +65,8 @@ def file_issues(pictures: Pictures, *, refused: bool) -> list[Issue]:
 def _format_of(file: SkippedFile) -> str | None:
     """Return the picture format that a file which was passed over has by its content."""
     path = Path(file.path)
+    if path.suffix.lower() in EXTENSIONS:
+        return None  # called so, and left out for another reason
     try:
         if not path.is_file():
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,20 @@ def layout_issues(index: ImageIndex) -> list[Issue]:
     issues = class_issues(index.counts(), OBJECTS if index.targets.columns.objects else PICTURES) if classes else []
     known = any(finding.kind == Kind.GROUP for finding in index.findings)
     group = None if known else group_issue(index.records, index.root)
-    return issues + ([group] if group is not None else [])
+    pixels = index.targets.spec.facts.get("pixels")
+    shares = [] if not pixels else [_pixel_issue(index.targets.spec.names, pixels)]
+    return issues + shares + ([group] if group is not None else [])
+
+
+def _pixel_issue(names: Sequence[str], pixels: Sequence[int]) -> Issue:
+    """Return the share of each class in the pixels of the training masks, the largest first."""
+    total = max(1, sum(pixels))
+    counted = sorted(zip(names, pixels, strict=True), key=lambda pair: -pair[1])
+    rows = tuple(
+        Row(text=f"{name}: {count / total:.2%}", facts={"label": name, "pixels": count}) for name, count in counted
+    )
+    listed = listing([f"{name} {count / total:.2%}" for name, count in counted], quote=False)
+    return Issue(Kind.NOTE, f"pixels of the training masks: {listed}", rows, title="Pixels of each class")
 
 
 def window_issue(index: ImageIndex, size: tuple[int, int]) -> Issue:

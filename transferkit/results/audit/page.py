@@ -12,9 +12,11 @@ from PIL import Image
 
 from transferkit.core.errors import DataError
 from transferkit.core.files import atomic_write
+from transferkit.core.text import listing
 from transferkit.data.images.decode import decode_image
+from transferkit.data.objects.labels import objects_of
 from transferkit.machine.cores import available_cores
-from transferkit.results.audit.record import Audit, Issue, Row
+from transferkit.results.audit.record import OBJECTS, Audit, Issue, Row
 from transferkit.results.report.counts import confusion_table, count_table
 from transferkit.results.report.page import data_uri, render
 
@@ -76,7 +78,7 @@ def _values(audit: Audit, images: dict[str, str | None]) -> dict[str, Any]:
         ),
         "issues": issues,
         "left_out": audit.left_out,
-        "counts": count_table(audit.counts, names) if names else None,
+        "counts": count_table(audit.counts, names, unit=audit.unit, sizes=audit.sizes) if names else None,
         "confusion": confusion_table(names, probe["confusion"]) if probe and names else None,
         "acc": probe["acc"] if probe else None,
         "features": f"{audit.features['backbone']}{sized}" if audit.features else "",
@@ -102,7 +104,8 @@ def _case(audit: Audit, row: Row, images: dict[str, str | None]) -> dict[str, An
     lines = []
     for path in row.pictures[:ALIKE]:
         file = audit.files.get(path)
-        lines.append({"path": _inside(audit, path), "label": file and file.label, "split": file and file.split})
+        label = file and _answer(audit, file.label)
+        lines.append({"path": _inside(audit, path), "label": label, "split": file and file.split})
     if len(row.pictures) > ALIKE:
         lines.append({"path": f"and {len(row.pictures) - ALIKE} more", "label": "", "split": ""})
     uris = ((path, images.get(path)) for path in row.pictures[:ALIKE])
@@ -111,6 +114,17 @@ def _case(audit: Audit, row: Row, images: dict[str, str | None]) -> dict[str, An
         "lines": lines,
         "images": [{"uri": uri, "alt": _inside(audit, path)} for path, uri in uris if uri is not None],
     }
+
+
+def _answer(audit: Audit, label: str) -> str:
+    """Return a label in words: objects by class, a mask by its path in the data set."""
+    if audit.unit != OBJECTS:
+        return _inside(audit, label)
+    try:
+        counts = Counter(item.name for item in objects_of(label).items)
+    except DataError:  # a picture that the layout has not settled
+        return label
+    return listing([f"{count} {name}" for name, count in counts.most_common()], quote=False) or "no object"
 
 
 def _listed(row: Row) -> dict[str, str]:

@@ -43,12 +43,17 @@ def confusion_table(names: Sequence[str], matrix: Sequence[Sequence[int]]) -> di
     }  # fmt: skip
 
 
-def count_table(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> dict[str, Any]:
+def count_table(
+    counts: Mapping[str, Mapping[str, int]], names: Sequence[str], *,
+    unit: str = "pictures", sizes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Return pictures per class and split, and how unbalanced the classes are.
 
     Args:
         counts: Pictures by split and class; at least one split.
         names: Of the classes, at least one.
+        unit: What is counted by class.
+        sizes: Pictures by split, where they are not the sum of those of the classes.
     """
     rows: list[dict[str, Any]] = [
         {"name": str(name), "counts": [int(by.get(name) or 0) for by in counts.values()]} for name in names
@@ -57,12 +62,20 @@ def count_table(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -
     for row in rows:
         row |= {"total": sum(row["counts"]), "widths": [round(100 * count / most, 2) for count in row["counts"]]}
     first = "train" if "train" in counts else next(iter(counts))
-    sizes = {str(name): int(counts[first].get(name) or 0) for name in names}
-    large, small = max(sizes, key=lambda key: sizes[key]), min(sizes, key=lambda key: sizes[key])
-    ratio = sizes[large] / sizes[small] if sizes[small] else None
-    imbalance = (
-        f"The largest class ({large}, {sizes[large]:,} {first} pictures) has {ratio:.1f} times the pictures of the "
-        f"smallest ({small}, {sizes[small]:,})." if ratio is not None else f"“{small}” has no {first} pictures."
-    )  # fmt: skip
-    return {"splits": list(counts), "rows": rows, "imbalance": imbalance if len(names) > 1 else "",
-            "totals": [sum(int(n) for n in by.values()) for by in counts.values()]}  # fmt: skip
+    of_class = {str(name): int(counts[first].get(name) or 0) for name in names}
+    large, small = max(of_class, key=lambda key: of_class[key]), min(of_class, key=lambda key: of_class[key])
+    most, least = of_class[large], of_class[small]
+    if not least:
+        imbalance = f"“{small}” has no {first} {unit}."
+    elif most == least:
+        imbalance = f"Every class has {least:,} {first} {unit}."
+    else:
+        imbalance = (
+            f"The largest class ({large}, {most:,} {first} {unit}) has {most / least:.1f} times the {unit} of the "
+            f"smallest ({small}, {least:,})."
+        )
+    totals = [sum(int(n) for n in by.values()) for by in counts.values()]
+    if sizes is not None:
+        totals = [sizes[split] for split in counts]
+    return {"splits": list(counts), "rows": rows, "imbalance": imbalance if len(names) > 1 else "", "totals": totals,
+            "unit": unit, "all": "all" if unit == "pictures" else "pictures"}  # fmt: skip
