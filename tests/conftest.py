@@ -82,6 +82,18 @@ def own_caches(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """Leave flushing to the system: no test cuts the power, and those about `fsync` put their own in its place."""
+
+    def fsync(handle):
+        os.fstat(handle if isinstance(handle, int) else handle.fileno())  # of something that is open
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def plain_processor():
     """Compute in fp32 unasked, whatever the processor has; in fixtures of modules and after `monkeypatch.undo()` too.
 
