@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RESAMPLES", "bootstrap_intervals", "bounds_of", "known_value"]
+__all__ = ["RESAMPLES", "bootstrap_intervals", "bounds_of", "drawn_weights", "known_value", "percentile_intervals"]
 
 RESAMPLES = 1000
+
+BLOCK = 1 << 18
+"""Numbers of a block of draws, at most, unless a single draw has more: 2 MB."""
 
 Array = npt.NDArray[Any]
 
@@ -34,9 +37,30 @@ def bootstrap_intervals(
         centres: The statistics themselves, where draws are biased: a picture that is drawn twice lies next to itself in
             a ranking. Intervals are moved by the bias, the mean of the draws minus the centre (Efron 1982).
     """
+    draws = (drawn for block in drawn_weights(units, resamples=resamples, seed=seed) for drawn in block)
+    return percentile_intervals(np.array([statistics(drawn) for drawn in draws], dtype=float), centres=centres)
+
+
+def drawn_weights(units: int, *, resamples: int = RESAMPLES, seed: int = 0, width: int = 1) -> Iterator[Array]:
+    """Yield how often each unit was drawn, in blocks ``(draws, units) int64``: `resamples` rows in all.
+
+    Args:
+        units: Of what is drawn with replacement.
+        resamples: Number of draws.
+        seed: Of the draws.
+        width: Numbers that are computed from a draw; where they are many, blocks are small.
+    """
     generator = np.random.default_rng(seed)
-    draws = (np.bincount(generator.integers(units, size=units), minlength=units) for _ in range(resamples))
-    values = np.array([statistics(drawn) for drawn in draws], dtype=float)
+    most = max(1, BLOCK // max(units, width))
+    for first in range(0, resamples, most):
+        count = min(most, resamples - first)
+        drawn = generator.integers(units, size=(count, units))
+        places = drawn + units * np.arange(count)[:, None]
+        yield np.bincount(places.ravel(), minlength=count * units).reshape(count, units)
+
+
+def percentile_intervals(values: Array, *, centres: Sequence[float] | None = None) -> list[tuple[float, float]]:
+    """Return a 95 % interval of each statistic from its values ``(draws, statistics)``; see `bootstrap_intervals`."""
     undefined = np.isnan(values).mean(axis=0) > 0.5
     values[:, undefined] = 0.0
     low, high = np.where(undefined, np.nan, np.nanpercentile(values, (2.5, 97.5), axis=0))

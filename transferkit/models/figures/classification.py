@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from transferkit.core.errors import ConfigError
-from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
+from transferkit.models.figures.bootstrap import RESAMPLES, drawn_weights, known_value, percentile_intervals
 from transferkit.models.figures.numbers import weighted_kappa
 
 __all__ = [
@@ -71,20 +71,22 @@ def classification_metrics(
         "n": count,
     }
     true, guess = targets.numpy(), predicted.numpy()
-    per_class = _per_class(true, guess, np.ones(count), classes)
-    result["balanced_acc"], result["f1_macro"] = _macro(per_class)
+    per_class = _per_class(true, guess, classes)
+    macro = _MacroFigures(true, guess, classes)
+    result["balanced_acc"], result["f1_macro"] = (float(value[0]) for value in macro(np.ones((1, count))))
 
     grades = _grades(class_names)
     more = () if grades is None else ("kappa",)
     if grades is not None:
         result["kappa"] = known_value(float(weighted_kappa(grades[guess], grades[true], np.ones(count))))
 
-    def statistics(weights: Array) -> list[float]:
-        plain = [float(weights @ values / count) for values in hits.values()]
-        agreement = () if grades is None else (float(weighted_kappa(grades[guess], grades[true], weights)),)
-        return [*plain, *_macro(_per_class(true, guess, weights, classes)), *agreement]
+    def statistics(weights: Array) -> Array:
+        plain = [weights @ values / count for values in hits.values()]
+        agreement = [] if grades is None else [[weighted_kappa(grades[guess], grades[true], row) for row in weights]]
+        return np.stack([*plain, *macro(weights), *agreement], axis=1)
 
-    intervals = bootstrap_intervals(statistics, count, resamples=resamples, seed=seed)
+    blocks = map(statistics, drawn_weights(count, resamples=resamples, seed=seed, width=3 * classes))
+    intervals = percentile_intervals(np.concatenate(list(blocks)))
     for name, interval in zip((*hits, "balanced_acc", "f1_macro", *more), intervals, strict=True):
         result[f"{name}_ci"] = None if np.isnan(interval[0]) else list(interval)
     result["per_class"] = {
@@ -172,10 +174,10 @@ def _binned(confidence: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[str, Array]:
-    support = np.bincount(true, weights, classes)
-    called = np.bincount(guess, weights, classes)
-    right = np.bincount(true, weights * (true == guess), classes)
+def _per_class(true: Array, guess: Array, classes: int) -> dict[str, Array]:
+    support = np.bincount(true, minlength=classes)
+    called = np.bincount(guess, minlength=classes)
+    right = np.bincount(true[true == guess], minlength=classes)
     with np.errstate(invalid="ignore"):
         return {
             "n": support,
@@ -185,10 +187,33 @@ def _per_class(true: Array, guess: Array, weights: Array, classes: int) -> dict[
         }
 
 
-def _macro(per_class: dict[str, Array]) -> tuple[float, float]:
-    """Mean recall and mean F1 over the classes that have pictures."""
-    present = per_class["n"] > 0
-    return float(per_class["recall"][present].mean()), float(per_class["f1"][present].mean())
+class _MacroFigures:
+    """Mean recall and mean F1 over the classes that have pictures, for any weights: all counts in one pass.
+
+    Args:
+        true: Classes ``(N,)``.
+        guess: Predicted ones ``(N,)``.
+        classes: Their number C.
+    """
+
+    def __init__(self, true: Array, guess: Array, classes: int) -> None:
+        right = np.flatnonzero(true == guess)
+        every = np.arange(len(true))
+        self._rows = np.concatenate((every, every, right))
+        self._places = np.concatenate((true, classes + guess, 2 * classes + true[right]))
+        self._classes = classes
+
+    def __call__(self, weights: Array) -> tuple[Array, Array]:
+        """Return both, a value for each row of the weights ``(draws, N)``."""
+        draws, width = len(weights), 3 * self._classes
+        places = self._places + width * np.arange(draws)[:, None]
+        counts = np.bincount(places.ravel(), weights[:, self._rows].ravel(), draws * width).reshape(draws, 3, -1)
+        support, called, right = counts[:, 0], counts[:, 1], counts[:, 2]
+        present = support > 0
+        recall, f1 = np.zeros_like(support), np.zeros_like(support)
+        np.divide(right, support, out=recall, where=present)
+        np.divide(2 * right, support + called, out=f1, where=present)
+        return recall.sum(axis=1) / present.sum(axis=1), f1.sum(axis=1) / present.sum(axis=1)
 
 
 def _grades(names: Sequence[str]) -> Array | None:

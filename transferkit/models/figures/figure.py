@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Figure", "classification_figures"]
@@ -40,7 +40,7 @@ class Figure:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self) | {"ci": None if self.ci is None else list(self.ci)}
+        return vars(self) | {"ci": None if self.ci is None else list(self.ci)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Figure:
