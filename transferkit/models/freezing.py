@@ -112,7 +112,9 @@ def frozen_modules(module: nn.Module) -> list[nn.Module]:
     listed on its own.
     """
     parts: dict[int, nn.Module] = {}
-    _collect(module, parts)
+    learns: Learns = {}
+    _mark(module, learns)
+    _collect(module, learns, parts)
     return list(parts.values())
 
 
@@ -156,42 +158,49 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _learns(module: nn.Module) -> bool | None:
-    """Whether any parameter below learns; ``None`` where there are no parameters."""
-    marks = [parameter.requires_grad for parameter in module.parameters()]
-    return any(marks) if marks else None
+Learns = dict[int, bool | None]
+"""Whether any parameter of a part learns, by the part's id; ``None`` where there are no parameters."""
 
 
-def _collect(module: nn.Module, parts: dict[int, nn.Module]) -> None:
-    learns = _learns(module)
-    if learns is False:
+def _mark(module: nn.Module, learns: Learns) -> bool | None:
+    """Note of `module` and of every part below whether it learns, each once."""
+    if id(module) not in learns:
+        marks = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        below = [_mark(child, learns) for child in module.children()]
+        marks += [mark for mark in below if mark is not None]
+        learns[id(module)] = any(marks) if marks else None
+    return learns[id(module)]
+
+
+def _collect(module: nn.Module, learns: Learns, parts: dict[int, nn.Module]) -> None:
+    if learns[id(module)] is False:
         parts.setdefault(id(module), module)
-    elif learns:
+    elif learns[id(module)]:
         children = list(module.children())
         for position, child in enumerate(children):
-            if _learns(child) is not None:
-                _collect(child, parts)
-            elif _neighbour_frozen(children, position):
+            if learns[id(child)] is not None:
+                _collect(child, learns, parts)
+            elif _neighbour_frozen(children, position, learns):
                 parts.setdefault(id(child), child)
 
 
-def _neighbour_frozen(children: Sequence[nn.Module], position: int) -> bool:
+def _neighbour_frozen(children: Sequence[nn.Module], position: int, learns: Learns) -> bool:
     """Whether the parameterless child at `position` sits behind (or, as one of the first, before) a frozen part."""
     for sibling in reversed(children[:position]):
-        if _learns(sibling) is not None:
-            return _end_frozen(sibling, last=True)
+        if learns[id(sibling)] is not None:
+            return _end_frozen(sibling, learns, last=True)
     for sibling in children[position + 1 :]:
-        if _learns(sibling) is not None:
-            return _end_frozen(sibling, last=False)
+        if learns[id(sibling)] is not None:
+            return _end_frozen(sibling, learns, last=False)
     return False
 
 
-def _end_frozen(module: nn.Module, *, last: bool) -> bool:
+def _end_frozen(module: nn.Module, learns: Learns, *, last: bool) -> bool:
     """Whether the last (or first) part of `module` that holds parameters is frozen."""
-    if not _learns(module):
+    if not learns[id(module)]:
         return True
     children = list(module.children())
     for child in reversed(children) if last else children:
-        if _learns(child) is not None:
-            return _end_frozen(child, last=last)
+        if learns[id(child)] is not None:
+            return _end_frozen(child, learns, last=last)
     return False  # only parameters of its own, and at least one of them learns

@@ -7,7 +7,6 @@ every worker and every epoch.)
 
 from __future__ import annotations
 
-import copy
 import random
 import threading
 from collections.abc import Sequence
@@ -72,8 +71,8 @@ class Transform:
         check_config(config)
         self.name = name
         self.config = config
-        self._steps = copy.deepcopy(list(steps))  # never run themselves: the pattern for the copies of the threads
-        self._objects = self._steps if objects is None else copy.deepcopy(list(objects))
+        self._steps = list(steps)  # never run themselves: the pattern for the copies of the threads
+        self._objects = self._steps if objects is None else list(objects)
         self._local = threading.local()
 
     def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None, part: int = 0) -> Pixels:

@@ -97,6 +97,7 @@ class Plan:
         """
         last = self.steps - 1
         samples = sorted({round(number * last / SAMPLES) for number in range(SAMPLES + 1)}) if self.steps else []
+        lrs = [self.lrs(step) for step in samples]
         return {
             "steps_per_epoch": self.steps_per_epoch,
             "epochs": self.epochs,
@@ -111,7 +112,7 @@ class Plan:
                 }
                 for number, phase in enumerate(self.phases)
             ],
-            "lr": {"step": samples, **{name: [self.lr(name, step) for step in samples] for name in self.group_names}},
+            "lr": {"step": samples, **{name: [row[name] for row in lrs] for name in self.group_names}},
         }
 
     def _place(self, step: int) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, Self, get_type_hints
 
 from transferkit.options.fields import NOT_NEGATIVE, Range, type_problem
@@ -106,6 +107,7 @@ class Schedule(ABC):
         return {"name": self.name, **{name: getattr(self, name) for name in option_types(type(self))}}
 
 
+@cache
 def option_types(kind: type[Schedule]) -> dict[str, Any]:
     """Return a schedule's options and their types, its own before those that cyclic ones share."""
     hints = get_type_hints(kind)
