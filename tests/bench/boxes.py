@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--light", action="store_true", help="our augmentation `light` for the loop, too")
     parser.add_argument("--instances", action="store_true")
+    parser.add_argument("--ours", action="store_true", help="without the loop")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.steps:
@@ -218,7 +219,7 @@ def main() -> None:
     print("| | mAP | AP50 | AP75 | time |\n|---|---|---|---|---|", flush=True)
     for head in ["mask_rcnn"] if options.instances else options.heads:
         ours(options, head)
-    if not options.instances:
+    if not (options.instances or options.ours):
         loop(options)
 
 

@@ -13,9 +13,9 @@ from transferkit.models.module import TransferModule
 MASK_CLASSES = ("ground", "leaf", '<b>"stem"</b>')
 
 
-def make_mask_run(directory, *, head="linear", side=64, palette=None, crop_mode="pad"):
+def make_mask_run(directory, *, head="linear", side=64, palette=None, crop_mode="pad", facts=None):
     """Write a model whose masks are arbitrary, and its own; each of its classes is somewhere."""
-    facts = {} if palette is None else {"palette": palette}
+    facts = {**(facts or {}), **({} if palette is None else {"palette": palette})}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = TransferModule(

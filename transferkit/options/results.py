@@ -68,6 +68,9 @@ class EvaluateConfig(LabelledOptions):
     unlike: str | None = option(
         None, "a folder of pictures that belong to no class: how well the model tells them from the labelled ones"
     )
+    corruptions: bool = option(
+        False, "also on the pictures spoilt by noise, blur, JPEG, light, contrast and tilt, at three strengths"
+    )
     unseen_only: bool = option(False, "leave out pictures that the run was trained on")
     check_classes: bool = option(False, "fail when the classes are not exactly those of the model")
     skip_bad: bool = option(False, "leave unreadable pictures out and list them, instead of stopping")

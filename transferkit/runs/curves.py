@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transferkit.models.figures.figure import Figure
-from transferkit.show.charts import ACCENT, DASHES, INK, MUTED, SECOND, Chart, Line, Lines, Span
+from transferkit.show.charts import ACCENT, DASHES, INK, MUTED, SECOND, SERIES, Chart, Line, Lines, Span
 from transferkit.show.words import mid_sentence, value_text
 
-__all__ = ["depth_chart", "history_charts", "label_chart", "path_charts", "phase_spans", "rates_chart"]
+__all__ = [
+    "corruption_chart",
+    "depth_chart",
+    "history_charts",
+    "label_chart",
+    "path_charts",
+    "phase_spans",
+    "rates_chart",
+]
 
 
 def history_charts(
@@ -183,4 +191,25 @@ def label_chart(rows: Sequence[Mapping[str, Any]], split: str, figure: Figure) -
         f"{figure.label} over labelled pictures ({split})",
         f"{figure.label} on {split} over {len(rows)} amounts of labels, from {first} with "
         f"{rows[0]['rows']:,.0f} to {last} with {rows[-1]['rows']:,.0f}",
+    )
+
+
+# ---- the chart of an evaluation ------------------------------------------------------------------------------------
+
+
+def corruption_chart(values: Mapping[str, Any], noun: str) -> Chart:
+    """Return a figure over the strength of each corruption; at strength 0 that of the pictures as they are.
+
+    Args:
+        values: What `metrics.json` holds of a split: ``figure``, ``clean`` and, by kind, ``values``.
+        noun: What the pictures are called.
+    """
+    figure = values["figure"]
+    lines = [
+        Line(kind, range(len(row) + 1), [values["clean"], *row], SERIES[at % len(SERIES)], DASHES[at % len(DASHES)])
+        for at, (kind, row) in enumerate(values["values"].items())
+    ]
+    ends = ", ".join(f"{line.name} {value_text(line.y[-1], figure['unit'])}" for line in lines)
+    return Lines(lines, "strength", percent=figure["unit"] == "share").chart(
+        "corruptions", f"{figure['label']} of spoilt {noun}", f"{figure['label']} at the greatest strength: {ends}"
     )

@@ -18,8 +18,9 @@ __all__ = ["TASK"]
 
 
 def _of_classes(task: Task, spec: TargetSpec) -> Task:
-    """Return the task that knows how many classes there are, and whether objects have outlines."""
-    heads = BoxHeads(outlines=bool(spec.facts.get("outlines", False)))
+    """Return the task that knows how many classes there are, whether objects have outlines, and how large they are."""
+    shapes = tuple((float(width), float(height)) for width, height in spec.facts.get("shapes", ()))
+    heads = BoxHeads(outlines=bool(spec.facts.get("outlines", False)), shapes=shapes)
     return replace(task, head_kinds=heads, calibrator=BoxCalibrator(len(spec.names)))
 
 

@@ -30,6 +30,9 @@ __all__ = ["BoxReader", "BoxTargets"]
 FEW: Final = 10
 """Training objects of a class below which little can be learnt of it."""
 
+SHAPES = 64
+"""Of typical objects, that a model remembers."""
+
 
 @dataclass(frozen=True)
 class BoxReader:
@@ -129,7 +132,8 @@ class BoxTargets:
 
     Attributes:
         spec: Names of the classes in index order; ``outlines``: whether objects have them, and of a model ``objects``:
-            those of each class in its training pictures.
+            those of each class in its training pictures, and ``shapes``: width and height of typical ones of them,
+            over the longer side of their picture.
     """
 
     spec: TargetSpec
@@ -188,8 +192,10 @@ class BoxTargets:
         return counts
 
     def fitted(self, labels: Iterable[str]) -> Self:
-        """Return the classes with their objects in the training pictures."""
-        return replace(self, spec=self.spec.with_facts({"objects": self.counts(labels)}))
+        """Return the classes with their objects in the training pictures: how many, and what shapes are typical."""
+        known = tuple(labels)
+        facts = {"objects": self.counts(known), "shapes": _typical_shapes(map(objects_of, known))}
+        return replace(self, spec=self.spec.with_facts(facts))
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,18 @@ class BoxAnnotations:
             instances=_instances(objects) if self.outlines else None,
             size=objects.size,
         )
+
+
+def _typical_shapes(pictures: Iterable[Objects]) -> list[list[float]]:
+    """Return width and height of at most `SHAPES` objects, from the smallest to the largest area, crowds left out."""
+    shapes = []
+    for objects in pictures:
+        longer = max(objects.size)
+        for left, top, right, bottom in (item.box for item in objects.items if not item.crowd):
+            shapes.append([round((right - left) / longer, 4), round((bottom - top) / longer, 4)])
+    shapes.sort(key=lambda shape: (shape[0] * shape[1], shape))
+    places = np.linspace(0, len(shapes) - 1, min(SHAPES, len(shapes))).round().astype(int)
+    return [shapes[place] for place in places]
 
 
 def _instances(objects: Objects) -> npt.NDArray[np.uint16]:

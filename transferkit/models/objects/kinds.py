@@ -76,6 +76,7 @@ class BoxHeads:
 
     Attributes:
         outlines: Whether the objects have outlines to learn.
+        shapes: Width and height of typical objects, over the longer side of their picture; none where not known.
     """
 
     usual: str = "faster_rcnn"
@@ -83,6 +84,7 @@ class BoxHeads:
     lr: float = 3e-4
     probe_lr: float = 3e-4
     outlines: bool = True
+    shapes: tuple[tuple[float, float], ...] = ()
 
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
@@ -120,14 +122,15 @@ class BoxHeads:
         if problems:
             raise ConfigError(gather(problems))
         with evaluation_mode(backbone):
-            built = head if isinstance(head, nn.Module) else _named(head, backbone, width)
+            built = head if isinstance(head, nn.Module) else self._named(head, backbone, width)
             _check(built, dry_run(backbone, Feed.PYRAMID))
         return built
 
-
-def _named(name: str, backbone: Backbone, width: int) -> nn.Module:
-    levels, builder = backbone.pyramid(), registered_head(name)
-    return DETECTORS[name](levels, width) if builder is None else builder(levels, width)
+    def _named(self, name: str, backbone: Backbone, width: int) -> nn.Module:
+        levels, builder = backbone.pyramid(), registered_head(name)
+        if builder is not None:
+            return builder(levels, width)
+        return DETECTORS[name](levels, width, self.shapes, max(backbone.data_config.image_size))
 
 
 def _check(head: nn.Module, inputs: HeadInput) -> None:

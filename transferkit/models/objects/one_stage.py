@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.models.backbones.pyramid import Level
+from transferkit.models.objects.anchors import anchor_scale
 from transferkit.models.objects.detector import (
     CHANNELS,
     FLOOR,
@@ -25,7 +26,7 @@ __all__ = ["FCOSHead", "RetinaNetHead"]
 
 STRIDES = (2, 4, 8)
 SCALES = (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
-"""Sides of the anchors of RetinaNet, over the stride of their map."""
+"""Sides of the anchors of RetinaNet, over the stride of their map, where objects are as in the paper."""
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -67,14 +68,26 @@ class _OneStageHead(Detector):
 
 
 class RetinaNetHead(_OneStageHead):
-    """RetinaNet: focal loss over anchors (Lin et al. 2017, *Focal Loss for Dense Object Detection*), of torchvision."""
+    """RetinaNet: focal loss over anchors (Lin et al. 2017, *Focal Loss for Dense Object Detection*), of torchvision.
 
-    def __init__(self, levels: Sequence[Level], num_classes: int) -> None:
+    Args:
+        levels: As for every detector.
+        num_classes: Likewise.
+        shapes: Of typical objects, to which anchors are fitted; see `anchor_scale`.
+        side: Of the network's input, in pixels.
+    """
+
+    def __init__(
+        self, levels: Sequence[Level], num_classes: int, shapes: Sequence[tuple[float, float]] = (), side: int = 0
+    ) -> None:
         super().__init__(levels, num_classes, name="retinanet")
         from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.retinanet import RetinaNet
 
-        sizes = tuple(tuple(round(stride * scale) for scale in SCALES) for stride in self.all_strides)
+        usual = [[round(stride * scale) for scale in SCALES] for stride in self.all_strides]
+        strides = [stride for stride in self.all_strides for _ in SCALES]
+        fitted = anchor_scale(shapes, side, [size for level in usual for size in level], strides, RATIOS)
+        sizes = tuple(tuple(fitted * size for size in level) for level in usual)
         self.net = _without_backbone(RetinaNet(
             WidthOnly(), num_classes, anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
             score_thresh=FLOOR, nms_thresh=OVERLAP, detections_per_img=MOST,
@@ -88,9 +101,18 @@ class RetinaNetHead(_OneStageHead):
 
 
 class FCOSHead(_OneStageHead):
-    """FCOS: positions say how far the edges are (Tian et al. 2019, section 3), of torchvision."""
+    """FCOS: positions say how far the edges are (Tian et al. 2019, section 3), of torchvision. It has no anchors.
 
-    def __init__(self, levels: Sequence[Level], num_classes: int) -> None:
+    Args:
+        levels: As for every detector.
+        num_classes: Likewise.
+        shapes: Not looked at: any size fits a map.
+        side: Likewise.
+    """
+
+    def __init__(
+        self, levels: Sequence[Level], num_classes: int, shapes: Sequence[tuple[float, float]] = (), side: int = 0
+    ) -> None:
         super().__init__(levels, num_classes, name="fcos")
         from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.fcos import FCOS

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.models.backbones.pyramid import Level
+from transferkit.models.objects.anchors import anchor_scale
 from transferkit.models.objects.detector import (
     FLOOR,
     MOST,
@@ -24,7 +25,7 @@ __all__ = ["FasterRCNNHead", "MaskRCNNHead"]
 
 STRIDES = (1, 2, 4, 8)
 ANCHOR = 8
-"""Side of an anchor, over the stride of its map; torchvision's 32 to 512 on strides of 4 to 64."""
+"""Side of an anchor, over the stride of its map, where objects are as in the paper: 32 to 512 on strides of 4 to 64."""
 RATIOS = (0.5, 1.0, 2.0)
 
 REGIONS = 128
@@ -40,18 +41,25 @@ class FasterRCNNHead(Detector):
     Args:
         levels: Of the backbone's pyramid, from fine to coarse; the last four have twice the stride of the one before.
         num_classes: Number of classes C, at least 1.
+        shapes: Of typical objects, to which anchors are fitted; see `anchor_scale`.
+        side: Of the network's input, in pixels.
     """
 
     name = "faster_rcnn"
 
-    def __init__(self, levels: Sequence[Level], num_classes: int) -> None:
+    def __init__(
+        self, levels: Sequence[Level], num_classes: int, shapes: Sequence[tuple[float, float]] = (), side: int = 0
+    ) -> None:
         from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.faster_rcnn import FasterRCNN
         from torchvision.models.detection.mask_rcnn import MaskRCNN
         from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
         super().__init__(levels, num_classes, strides=STRIDES, coarser=LastLevelMaxPool(), name=self.name)
-        sizes = [stride * ANCHOR for stride in (*self.strides, 2 * self.strides[-1])]
+        strides = (*self.strides, 2 * self.strides[-1])
+        usual = [stride * ANCHOR for stride in strides]
+        scale = anchor_scale(shapes, side, usual, strides, RATIOS)
+        sizes = [scale * size for size in usual]
         kind = MaskRCNN if self.outlines else FasterRCNN
         net = kind(
             WidthOnly(),

@@ -23,6 +23,7 @@ from transferkit.data.index.targets import Targets
 from transferkit.features.engine.whole import Output
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
+from transferkit.results.evaluate.corruptions import corruption_rows, figures_spoilt, require_views
 from transferkit.results.evaluate.outputs import Several, measuring, readable_outputs
 from transferkit.results.evaluate.summary import print_evaluation
 from transferkit.results.evaluate.unlike import Likeness, doubts_of, require_statistics
@@ -74,6 +75,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     task, targets = predictor.module.task, predictor.info.targets
     spec = predictor.info.target_spec
     require_statistics(predictor, config)
+    require_views(predictor, config)
     if config.check_classes and predictor.module.feed.on_pixels:
         raise ConfigError(
             f"--check-classes compares the labels of pictures with classes, and answers of {task.name} lie on pixels - "
@@ -114,6 +116,8 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
             task.details.draw(out, splits, run.name)
             if against is not None:
                 atomic_write(out / "against.csv", csv_text(task.details.differences(against.splits)))
+        if config.corruptions:
+            atomic_write(out / "corruptions.csv", csv_text(corruption_rows(splits)))
         calibration = predictor.info.calibration
         metrics: dict[str, Any] = {
             "task": task.name,
@@ -213,6 +217,8 @@ def _measure(
         answers = answers_of(targets, [picture.label for picture in good], predictions, truths)
         splits[split] = task.values(predictions, answers, spec, plain=plain, seed=config.seed)
         rows += prediction_rows(task, split, [picture.path for picture in good], predictions, answers, spec)
+        if config.corruptions:
+            splits[split]["corruptions"] = figures_spoilt(predictor, good, truths, config)
         if task.output.names_one:
             doubts[split] = doubts_of(predictions)
         if against is not None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from transferkit.core.text import listing
 from transferkit.data.scan.records import SPLITS
 from transferkit.models.task import task_named
+from transferkit.results.report.facts import spoilt_text
 from transferkit.results.report.unlike import beyond_text, told_texts, whole_text
 from transferkit.runs.files import RunFiles
 from transferkit.runs.summary import figures_text, headline_text, print_lines
@@ -45,6 +46,8 @@ def print_evaluation(out: Path, *, console: Console | None = None) -> None:
             ("", figures_text(figures, values.get("uncalibrated", {}))),
             *((name, mark + text) for name, text in (files.details.lines(values) if files.details else ())),
         ]
+        if "corruptions" in values:
+            lines.append(("spoilt", mark + spoilt_text(values["corruptions"])))
         if split in metrics.get("unlike_training", {}):
             lines += _unlike(metrics["unlike_training"][split], metrics.get("unlike"), mark)
         if split in metrics.get("against", {}):

@@ -83,7 +83,7 @@ class Predictor:
         self,
         sources: Iterable[Source],
         *,
-        tta: str | int = "none",
+        tta: str | int | PredictionViews = "none",
         batch_size: int | None = None,
         workers: int | None = None,
         seed: int = 0,
@@ -97,7 +97,7 @@ class Predictor:
 
         Args:
             sources: Paths, bytes of files, Pillow pictures or uint8 arrays ``(H, W, 3)``, mixed as you like.
-            tta: Test-time views: ``"none"``, ``"flip"``, ``"5crop"``, or a number of augmented views.
+            tta: Test-time views: ``"none"``, ``"flip"``, ``"5crop"``, a number of augmented views, or the views.
             batch_size: Views per forward pass; what suits the device when ``None``.
             workers: Decoding processes; what suits the machine when ``None``. 0 decodes on threads of this process.
             seed: Of augmented views.
@@ -108,8 +108,9 @@ class Predictor:
             StorageError: While iterated: a decoding process was lost.
             TrainingError: While iterated: memory ran out.
         """
-        views, kinds = PredictionViews.make(self.info.preprocessing, tta, seed), self.module.task.extent.tta
-        if kinds is not None and views.kind not in kinds:
+        views = tta if isinstance(tta, PredictionViews) else PredictionViews.make(self.info.preprocessing, tta, seed)
+        kinds = self.module.task.extent.tta
+        if views is not tta and kinds is not None and views.kind not in kinds:
             raise ConfigError(
                 f"tta is {tta!r}, and what a {self.module.task.name} model says of such views cannot be brought back "
                 f"to the picture, expected one of {', '.join(kinds)}"

@@ -20,6 +20,7 @@ from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import load_batches
 from transferkit.data.batches.views import sample_seed
 from transferkit.data.batches.workers import worker_errors
+from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
 from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
 from transferkit.data.images.windows import cut, middle_window, window_count, windows
@@ -60,10 +61,11 @@ class PredictionViews:
 
     Attributes:
         evaluation: The transform of the evaluation view.
-        kind: ``"none"``, ``"flip"``, ``"5crop"`` or ``"light"``.
+        kind: ``"none"``, ``"flip"``, ``"5crop"``, ``"light"`` or ``"spoilt"``.
         augmented: The transform of augmented views; ``None`` when there are none.
         count: All views, V.
         seed: Of the augmentation.
+        corruptions: Kind and strength of each spoilt view, see `corrupt`.
     """
 
     evaluation: Transform
@@ -71,6 +73,19 @@ class PredictionViews:
     augmented: Transform | None = None
     count: int = 1
     seed: int = 0
+    corruptions: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def spoilt(cls, config: DataConfig, corruptions: Sequence[tuple[str, int]], seed: int = 0) -> PredictionViews:
+        """Return the evaluation view, and that view spoilt in each of the ways: not to be averaged.
+
+        Args:
+            config: How pictures must be prepared.
+            corruptions: Kinds and strengths.
+            seed: Of their chance.
+        """
+        ways = tuple(corruptions)
+        return cls(eval_transform(config), "spoilt", count=1 + len(ways), seed=seed, corruptions=ways)
 
     @classmethod
     def make(cls, config: DataConfig, tta: str | int = "none", seed: int = 0) -> PredictionViews:
@@ -120,7 +135,8 @@ class PredictionViews:
             seeds = [sample_seed(self.seed, view, sha256) for view in range(1, self.count)]
             rendered = [first, *(self.augmented(pixels, seed) for seed in seeds)]
         else:
-            rendered = [first]
+            seeds = [sample_seed(self.seed, view, sha256) for view in range(1, self.count)]
+            rendered = [first, *(corrupt(first, *way, seed) for way, seed in zip(self.corruptions, seeds, strict=True))]
         return [rendered[view] for view in views]
 
     def _corners(self, pixels: Pixels) -> list[Pixels]:

@@ -27,6 +27,8 @@ __all__ = [
     "phases",
     "shown",
     "solved_head",
+    "spoilt",
+    "spoilt_text",
     "title",
 ]
 
@@ -173,6 +175,36 @@ def against(files: RunFiles) -> dict[str, Any] | None:
         for split in splits
     ]
     return {"names": names, "rows": rows}
+
+
+def spoilt(files: RunFiles) -> list[dict[str, Any]]:
+    """Return what an evaluation found on spoilt pictures, by split: a sentence, and a row for each kind."""
+    parts = []
+    for split, noun in NOUNS.items():
+        values = (files.metrics.get(split) or {}).get("corruptions")
+        if values:
+            unit = values["figure"]["unit"]
+            rows = [(kind, [shown(value, unit) for value in row]) for kind, row in values["values"].items()]
+            parts.append({"noun": noun, "values": values, "text": spoilt_text(values), "rows": rows,
+                          "clean": shown(values["clean"], unit)})  # fmt: skip
+    return parts
+
+
+def spoilt_text(values: Mapping[str, Any]) -> str:
+    """Return what the pictures of a split are worth when they are spoilt, in one line.
+
+    Args:
+        values: What `metrics.json` holds of it, see `figures_spoilt`.
+    """
+    figure, worst = values["figure"], values["worst"]
+    unit, name = figure["unit"], mid_sentence(figure["label"])
+    text = (
+        f"{name} {shown(values['clean'], unit)} on {values['pictures']:,} pictures, {shown(values['mean'], unit)} on "
+    )
+    text += "average when they are spoilt"
+    if worst is None:
+        return text
+    return f"{text}, at worst {shown(worst['value'], unit)} ({worst['kind']}, strength {worst['strength']})"
 
 
 def key_figures(files: RunFiles) -> dict[str, Any]:

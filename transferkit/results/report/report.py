@@ -15,7 +15,7 @@ from transferkit.results.report.command import repeat_commands
 from transferkit.results.report.compare import compare_runs
 from transferkit.results.report.page import TaskSections, render
 from transferkit.results.report.unlike import likeness
-from transferkit.runs.curves import depth_chart, history_charts, label_chart, path_charts
+from transferkit.runs.curves import corruption_chart, depth_chart, history_charts, label_chart, path_charts
 from transferkit.runs.files import CHOSEN, RunFiles, number, read_run
 from transferkit.show.progress import output_console, progress_console, waiting
 from transferkit.show.svg import Drawn, drawn
@@ -127,6 +127,8 @@ def _run_page(files: RunFiles, *, pictures: bool) -> dict[str, Any]:
         "task": task,
         "data_notes": facts.data_notes(files),
         "likeness": likeness(files),
+        "spoilt": [(part, drawn(corruption_chart(part["values"], f"{part['noun']} pictures")))
+                   for part in facts.spoilt(files)],
         "skipped": [(files.shown_path(str(row.get("path"))), str(row.get("reason")))
                     for row in files.data.get("skipped") or ()],
         "skipped_shown": SKIPPED,

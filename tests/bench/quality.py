@@ -1,0 +1,294 @@
+"""Which way of training wins, by data set and number of labels: ways beside each other on the same pictures.
+
+    python tests/bench/quality.py run SHARED OUT --weights resnet18.safetensors [--sets S ...] [--labels N ...] ...
+    python tests/bench/quality.py table OUT
+
+SHARED holds `clothing`, `cells` and `nuclei`. A cell of the matrix is a data set and a number of labels per class; each
+way trains on the same drawn pictures, by seed, and is measured on pictures set apart by the hash of their content, on
+which nothing is ever chosen. A cell that is done is not done again. Several calls at once share the work.
+
+With every run the logits of val and test after each epoch are kept, of averages of weights and of mixtures with the
+start, too, so that rules of choosing among them can be compared afterwards without training anything again; the time
+that takes is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import fcntl
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import machine
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from quality_sets import SETS, build, draw
+from torch import Tensor
+
+import transferkit as tk
+from transferkit.core.records import DataConfig
+from transferkit.data.batches.datamodule import normalise
+from transferkit.data.images.corruption import CORRUPTIONS, STRENGTHS, corrupt
+from transferkit.models.backbones.registry import create_backbone
+from transferkit.results.predict.predictor import load
+
+LABELS = ("5", "20", "100", "all")
+SEEDS = {"5": 5, "20": 5, "100": 3, "all": 3}
+SIDE, BACKBONE = 64, "resnet18"
+SHIFTED = 150
+"""Test pictures that are spoilt."""
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "probe": {"phases": "probe"},
+    "finetune": {"phases": "finetune"},
+}
+
+
+def views(rows: list[tuple[Path, str]], config: DataConfig, root: Path, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures as a model is shown them ``(N, H, W, 3) uint8``, and the indices of their classes; made once."""
+    if not file.is_file():
+        with tempfile.TemporaryDirectory() as work:
+            table = write_rows([(path, label, "train") for path, label in rows], Path(work), root)
+            data = tk.ImageData(
+                str(table),
+                root=str(root),
+                batch_size=64,
+                augment="none",
+                data_config=config,
+                workers=0,
+                val_split=0.0,
+                test_split=0.0,
+            )
+            batches = list(data.evaluation_loader("train"))
+        np.savez(file, images=np.concatenate([np.asarray(images) for images, _ in batches]),
+                 labels=np.concatenate([np.asarray(labels) for _, labels in batches]))  # fmt: skip
+    with np.load(file) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+def write_rows(rows: list[tuple[Path, str, str]], folder: Path, root: Path) -> Path:
+    """Write a manifest of paths below `root`."""
+    path = folder / "pictures.csv"
+    rows = [(file.relative_to(root), label, split) for file, label, split in rows]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("path", "label", "split"), *rows])
+    return path
+
+
+class Trace(Callback):
+    """Keeps the logits of val and test after every epoch, and of mixtures of the weights of epochs.
+
+    Attributes:
+        logits: By name (``"0"`` before the first epoch, ``"1"`` ...), of test pictures.
+        seconds: That all of this took.
+    """
+
+    def __init__(self, images: Tensor, val: Tensor) -> None:
+        self.images, self.val = images, val
+        self.logits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.states: list[dict[str, Tensor]] = []
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what training starts from."""
+        self._keep(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what an epoch made."""
+        if not trainer.sanity_checking:
+            self._keep(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure averages of the last epochs' weights, and mixtures of the start and the end."""
+        started = time.perf_counter()
+        network, epochs = copy.deepcopy(pl_module), len(self.states) - 1
+        mixtures = {f"mean{n}": mean(self.states[-n:]) for n in sorted({2, 3, 5, max(2, epochs // 2)}) if n <= epochs}
+        mixtures |= {f"wise{share}": mix(self.states[0], self.states[-1], share / 100) for share in (25, 50, 75)}
+        for name, state in mixtures.items():
+            network.load_state_dict(state, strict=False)
+            self.logits[name] = self._logits(network)
+        self.seconds += time.perf_counter() - started
+
+    def _keep(self, module: LightningModule) -> None:
+        started = time.perf_counter()
+        self.states.append({key: value.detach().clone() for key, value in module.state_dict().items()})
+        self.logits[str(len(self.states) - 1)] = self._logits(module)
+        self.seconds += time.perf_counter() - started
+
+    def _logits(self, module: LightningModule) -> tuple[np.ndarray, np.ndarray]:
+        return logits_of(module, self.val), logits_of(module, self.images)
+
+
+def logits_of(module: Any, images: Tensor) -> np.ndarray:
+    """Return logits ``(N, C) float32``, in evaluation mode."""
+    training = module.training
+    module.eval()
+    with torch.inference_mode():
+        made = torch.cat([module(batch).float() for batch in images.split(100)])
+    module.train(training)
+    return made.cpu().numpy()
+
+
+def mean(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the average of weights."""
+    return {
+        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+        for key, value in states[-1].items()
+    }
+
+
+def mix(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights between two, `share` of the second."""
+    return {
+        key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in end.items()
+    }
+
+
+def spoilt(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield pictures spoilt in each way, at each strength."""
+    for kind, strength in itertools.product(CORRUPTIONS, STRENGTHS):
+        yield f"{kind}{strength}", np.stack([corrupt(image, kind, strength, at) for at, image in enumerate(images)])
+
+
+def run_one(options: argparse.Namespace, name: str, labels: str, way: str, seed: int) -> dict[str, Any]:
+    """Train and measure; return the row of the results."""
+    folder = build(name, options.shared, options.out / "sets")
+    rows, tests = draw(folder, None if labels == "all" else int(labels), seed)
+    config = create_backbone(BACKBONE, weights="random", image_size=SIDE).data_config
+    images, truth = views(tests, config, folder, folder / f"test-{SIDE}.npz")
+    normalised = normalise(torch.from_numpy(images), config)
+    with tempfile.TemporaryDirectory(dir=options.out) as work:
+        path = write_rows(rows, Path(work), folder)
+        val = [(file, label) for file, label, split in rows if split == "val"]
+        shown, val_truth = views(val, config, folder, Path(work) / "val.npz")
+        trace = Trace(normalised, normalise(torch.from_numpy(shown), config))
+        started = time.perf_counter()
+        run = tk.finetune(
+            data=str(path), root=str(folder), backbone=BACKBONE, weights=str(options.weights), image_size=SIDE,
+            seed=seed, workers=0, precision="32", accelerator="cpu", quiet=True, report="off", allow_leaks=True,
+            store=f"{options.out}/store", out=f"{work}/run", callbacks=[] if way == "probe" else [trace], **WAYS[way],
+        )  # fmt: skip
+        seconds = time.perf_counter() - started - trace.seconds
+        module = load(run.path).module
+        final = logits_of(module, normalised)
+        row: dict[str, Any] = {
+            "set": name, "labels": labels, "way": way, "seed": seed, "seconds": round(seconds, 2),
+            "acc": float((final.argmax(1) == truth).mean()), "val_acc": run.metrics["val"]["acc"],
+            "best": run.metrics.get("best_epoch"), "right": "".join("01"[int(one)] for one in final.argmax(1) == truth),
+        }  # fmt: skip
+        if options.shifts:
+            row["shifts"] = {
+                key: float(
+                    (logits_of(module, normalise(torch.from_numpy(bad), config)).argmax(1) == truth[::step]).mean()
+                )
+                for step in [max(1, len(images) // SHIFTED)]
+                for key, bad in spoilt(images[::step])
+            }
+        file = options.out / "traces" / f"{name}-{labels}-{way}-{seed}.npz"
+        file.parent.mkdir(exist_ok=True)
+        arrays = {f"{part}_{key}": made.astype(np.float32) for key, (here, there) in trace.logits.items()
+                  for part, made in (("val", here), ("test", there))}  # fmt: skip
+        np.savez_compressed(file, val_truth=val_truth, truth=truth, test_final=final, **arrays)
+        shutil.rmtree(run.path)
+    return row
+
+
+def finished(out: Path) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    """Return the rows that are there, by cell, way and seed."""
+    file = out / "results.jsonl"
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    return {(row["set"], row["labels"], row["way"], row["seed"]): row for row in rows}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    for seed in range(max(SEEDS.values())):
+        for labels, name, way in itertools.product(options.labels, options.sets, options.ways):
+            key = (name, labels, way, seed)
+            if seed >= min(SEEDS[labels], options.seeds) or key in finished(options.out):
+                continue
+            with (options.out / "-".join(map(str, ("lock", *key)))).open("w", encoding="utf-8") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                if key in finished(options.out):
+                    continue
+                row = run_one(options, *key)
+                with (options.out / "results.jsonl").open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                print(*key, f"{row['acc']:.3f} {row['seconds']:.0f} s", flush=True)
+                Path(lock.name).unlink()
+
+
+def interval(differences: list[np.ndarray]) -> tuple[float, float, float]:
+    """Return a mean difference and its 95 % interval, by drawing seeds and pictures anew."""
+    draws = np.random.default_rng(0)
+    means = []
+    for _ in range(2000):
+        chosen = draws.integers(0, len(differences), len(differences))
+        means.append(np.mean([draws.choice(differences[at], len(differences[at])).mean() for at in chosen]))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(np.mean([one.mean() for one in differences])), float(low), float(high)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print a row per cell and way: mean accuracy, range, difference to the default with its interval, seconds."""
+    rows = finished(options.out)
+    print(f"({machine()})\n\n| set | labels | way | seeds | accuracy | range | {options.base} minus it | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, labels in itertools.product(SETS, LABELS):
+        for way in dict.fromkeys(way for _, _, way, _ in rows):
+            own = {seed: row for (at, n, w, seed), row in rows.items() if (at, n, w) == (name, labels, way)}
+            if not own:
+                continue
+            accs = [row["acc"] for row in own.values()]
+            pairs = [(rows[name, labels, options.base, seed], row) for seed, row in own.items()
+                     if (name, labels, options.base, seed) in rows]  # fmt: skip
+            gap = ""
+            if way != options.base and pairs:
+                bits = [np.array(list(a["right"]), int) - np.array(list(b["right"]), int) for a, b in pairs]
+                gap = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in interval(bits)))
+            seconds = statistics.mean(row["seconds"] for row in own.values())
+            print(f"| {name} | {labels} | {way} | {len(accs)} | {100 * statistics.mean(accs):.1f} | "
+                  f"{100 * min(accs):.1f} to {100 * max(accs):.1f} | {gap} | {seconds:.0f} |")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    running = verbs.add_parser("run")
+    running.add_argument("shared", type=Path)
+    running.add_argument("out", type=Path)
+    running.add_argument("--weights", type=Path, required=True)
+    for name, known in (("sets", SETS), ("labels", LABELS), ("ways", tuple(WAYS))):
+        running.add_argument(f"--{name}", nargs="+", choices=known, default=list(known))
+    running.add_argument("--seeds", type=int, default=5, help="at most so many")
+    running.add_argument("--threads", type=int, default=1)
+    running.add_argument("--shifts", action="store_true", help="measure on spoilt pictures, too")
+    running.set_defaults(call=run)
+    printing = verbs.add_parser("table")
+    printing.add_argument("out", type=Path)
+    printing.add_argument("--base", default="default")
+    printing.set_defaults(call=table)
+    options = parser.parse_args()
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()
