@@ -82,7 +82,9 @@ def masks(tmp_path):
 
 
 def test_masks_are_measured_on_all_but_turned_pictures(masks, tmp_path):
-    spoilt = measured(make_mask_run(tmp_path / "run", facts={"values": [0, 1, 2]}), masks, tmp_path / "out")["all"]["corruptions"]
+    spoilt = measured(make_mask_run(tmp_path / "run", facts={"values": [0, 1, 2]}), masks, tmp_path / "out")["all"][
+        "corruptions"
+    ]
     assert list(spoilt["values"]) == [kind for kind in CORRUPTIONS if kind != "rotation"]
     assert spoilt["figure"]["key"] == "miou"
     assert len({value for row in spoilt["values"].values() for value in row}) > 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
@@ -328,10 +327,10 @@ class Predictor:
         if problem is not None:
             raise ConfigError(problem)
         if abstain is not None:
-            request = dataclasses.replace(request, abstention=Abstention(self.info, abstain, abstain_by or "sets"))
+            request = replace(request, abstention=Abstention(self.info, abstain, abstain_by or "sets"))
         if unknown is not None:
             check_unknown(self.module, unknown)
-            request = dataclasses.replace(request, unknown=unknown)
+            request = replace(request, unknown=unknown)
         outputs = self.outputs(images, tta=tta, batch_size=batch_size, workers=workers, seed=seed)
         return (self.told(output, placed, request) for output, placed in by_picture(outputs, self.placing))
 
