@@ -2,6 +2,7 @@
 
     python tests/bench/quality.py run SHARED OUT --weights resnet18.safetensors [--sets S ...] [--labels N ...] ...
     python tests/bench/quality.py table OUT
+    python tests/bench/quality.py rules OUT
 
 SHARED holds `clothing`, `cells` and `nuclei`. A cell of the matrix is a data set and a number of labels per class; each
 way trains on the same drawn pictures, by seed, and is measured on pictures set apart by the hash of their content, on
@@ -49,10 +50,21 @@ SIDE, BACKBONE = 64, "resnet18"
 SHIFTED = 150
 """Test pictures that are spoilt."""
 
+SOLVED = {"name": "probe", "epochs": 0, "train": "head", "solve": True}
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "probe": {"phases": "probe"},
     "finetune": {"phases": "finetune"},
+    "partial": {"phases": [SOLVED, {"name": "last", "epochs": 10, "train": ["layer4", "head"], "layer_decay": 0.75}]},
+    "long": {"epochs": 30},
+    "low": {"lr": 3e-4},
+    "high": {"lr": 3e-3},
+    "standard": {"augment": "standard"},
+    "heavy": {"augment": "heavy"},
+    "unsmoothed": {"label_smoothing": 0.0},
+    "even": {"layer_decay": 1.0},
+    "mixup": {"mixup": 0.2},
+    "finetune-long": {"phases": "finetune", "epochs": 30},
 }
 
 
@@ -235,6 +247,66 @@ def run(options: argparse.Namespace) -> None:
                 Path(lock.name).unlink()
 
 
+def log_losses(logits: np.ndarray, truth: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the negative log-likelihood of each picture ``(N,)``."""
+    scaled = torch.from_numpy(logits).double() / temperature
+    losses: np.ndarray = torch.nn.functional.cross_entropy(scaled, torch.from_numpy(truth), reduction="none").numpy()
+    return losses
+
+
+def chosen_by(arrays: Any) -> dict[str, str]:
+    """Return what each rule of choosing takes: an epoch, from 0 before the first, or a mixture."""
+    truth = arrays["val_truth"]
+    val = {key[4:]: arrays[key] for key in arrays.files if key.startswith("val_") and key != "val_truth"}
+    epochs = sorted((name for name in val if name.isdecimal()), key=int)
+    acc = {name: float((made.argmax(1) == truth).mean()) for name, made in val.items()}
+    loss = {name: log_losses(made, truth) for name, made in val.items()}
+    tempered = {
+        name: min(float(log_losses(made, truth, heat).mean()) for heat in (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0))
+        for name, made in val.items()
+    }
+    last = epochs[-1]
+    rules = {
+        "accuracy": min(epochs, key=lambda name: (-acc[name], loss[name].mean(), int(name))),
+        "loss": min(epochs, key=lambda name: loss[name].mean()),
+        "tempered loss": min(epochs, key=lambda name: tempered[name]),
+        "last": last,
+        "tempered, all": min(val, key=lambda name: tempered[name]),
+    }
+    rules |= {name: name for name in val if not name.isdecimal()}
+    for level in (1.0, 1.7, 2.3):
+        clear = {}
+        for name in epochs[:-1]:
+            gain = loss[last] - loss[name]
+            clear[name] = gain.mean() / max(1e-9, gain.std(ddof=1) / np.sqrt(len(gain)))
+        best = max(clear, key=lambda name: clear[name], default=last)
+        rules[f"last, unless t > {level}"] = best if clear and clear[best] > level else last
+    return rules
+
+
+def rules(options: argparse.Namespace) -> None:
+    """Print what rules of choosing an epoch or a mixture are worth on test pictures, by cell and way."""
+    table: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for name, labels, way, seed in finished(options.out):
+        file = options.out / "traces" / f"{name}-{labels}-{way}-{seed}.npz"
+        with np.load(file) as arrays:
+            if not any(key == "val_1" for key in arrays.files):
+                continue
+            truth, row = arrays["truth"], table.setdefault((name, labels, way), {})
+            for rule, key in chosen_by(arrays).items():
+                row.setdefault(rule, []).append(float((arrays[f"test_{key}"].argmax(1) == truth).mean()))
+            best = max(
+                float((arrays[key].argmax(1) == truth).mean()) for key in arrays.files if key.startswith("test_")
+            )
+            row.setdefault("(best on test)", []).append(best)
+    names = list(dict.fromkeys(rule for row in table.values() for rule in row))
+    print(f"({machine()})\n\n| rule | " + " | ".join(" ".join(key) for key in table) + " | mean |")
+    print("|---" * (len(table) + 2) + "|")
+    for rule in names:
+        means = [100 * statistics.mean(row[rule]) if rule in row else float("nan") for row in table.values()]
+        print(f"| {rule} | " + " | ".join(f"{value:.1f}" for value in means) + f" | {np.nanmean(means):.2f} |")
+
+
 def interval(differences: list[np.ndarray]) -> tuple[float, float, float]:
     """Return a mean difference and its 95 % interval, by drawing seeds and pictures anew."""
     draws = np.random.default_rng(0)
@@ -286,6 +358,9 @@ def main() -> None:
     printing.add_argument("out", type=Path)
     printing.add_argument("--base", default="default")
     printing.set_defaults(call=table)
+    choosing = verbs.add_parser("rules")
+    choosing.add_argument("out", type=Path)
+    choosing.set_defaults(call=rules)
     options = parser.parse_args()
     options.call(options)
 
