@@ -17,8 +17,10 @@ from transferkit.models.figures.figure import Figure
 from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
 __all__ = [
+    "ON_CANVAS",
     "UNKNOWN",
     "Calibrator",
+    "Epochs",
     "FittedCalibration",
     "LossOptions",
     "Objective",
@@ -29,6 +31,12 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float32]
+
+ON_CANVAS = (
+    "Epochs are measured on the square that the network sees, a finished run at each picture's own size: their figures "
+    "differ a little, most where little is learnt yet."
+)
+"""Of answers that lie on pixels, see `Epochs`."""
 
 UNKNOWN = "unknown"
 """The label of a picture that is too unlike the training pictures."""
@@ -49,6 +57,19 @@ class LossOptions:
     focal_gamma: float = 2.0
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """What a reader has to know of the curves of a run.
+
+    Attributes:
+        val_loss: Name of the loss on `val` where it has another unit than that of training; empty where it has not.
+        measured: A sentence on how epochs are measured otherwise than a finished run; empty where they are not.
+    """
+
+    val_loss: str = ""
+    measured: str = ""
 
 
 class Objective(Protocol):

@@ -20,7 +20,7 @@ from transferkit.models.details import Details
 from transferkit.models.extent import WHOLE_PICTURE, Extent
 from transferkit.models.heads.registry import FLAT, HeadKinds
 from transferkit.models.heads.solver import Heads, Solver
-from transferkit.models.parts import Calibrator, FittedCalibration, Objective, Output, Scores
+from transferkit.models.parts import Calibrator, Epochs, FittedCalibration, Objective, Output, Scores
 from transferkit.options.data import DataOptions
 
 __all__ = [
@@ -54,6 +54,7 @@ class Task:
         details: See `Details`; ``None`` where the figures say all.
         head_kinds: See `HeadKinds`; by default heads that return a row per picture.
         extent: See `Extent`; by default an output is of a picture as a whole.
+        epochs: See `Epochs`; by default there is nothing to say of curves.
         bind: Makes the task of a spec: parts that know, say, the units of a target. By default the task itself.
     """
 
@@ -68,6 +69,7 @@ class Task:
     details: Details | None = None
     head_kinds: HeadKinds = FLAT
     extent: Extent = WHOLE_PICTURE
+    epochs: Epochs = Epochs()
     bind: Callable[[Task, TargetSpec], Task] = _as_it_is
 
     def of(self, spec: TargetSpec) -> Task:

@@ -27,6 +27,7 @@ def history_charts(
     *,
     chosen: float | None = None,
     solved: Mapping[str, Any] | None = None,
+    val_loss: str = "",
 ) -> list[Chart]:
     """Return a chart of each figure that was followed, and one of the LRs, over the epochs, phases shaded.
 
@@ -36,6 +37,7 @@ def history_charts(
         followed: Figures whose values `history` has as ``train_KEY`` and ``val_KEY``.
         chosen: Epoch whose weights were kept, from 1; 0 for a head solved before them.
         solved: Figures of a head that was solved before the first epoch.
+        val_loss: What the loss on val is, where it has another unit than that of training and so a chart of its own.
     """
     solved = solved or {}
     phases = phase_spans(history, solved)
@@ -47,19 +49,26 @@ def history_charts(
         lines = [line for line in lines if any(value is not None for value in line.y)]
         if not lines:
             continue
-        before = solved.get(f"val_{figure.key}")
-        ends = [
-            f"{line.name} ends at {value_text(line.y[-1], figure.unit)}" for line in lines if line.y[-1] is not None
-        ]
-        charts.append(
-            Lines(
-                lines,
-                percent=figure.unit == "share",
-                phases=phases,
-                marks=[] if before is None else [(0.0, before, ACCENT)],
-                chosen=None if chosen is None else (chosen, "kept"),
-            ).chart(figure.key, figure.label, f"{figure.label} over {len(epochs)} epochs; {', '.join(ends)}")
-        )
+        drawn = [(figure.key, figure.label, lines)]
+        if val_loss and figure.key == "loss":
+            words = {"train": "Loss in training", "val": f"Loss on val: {val_loss}"}
+            drawn = [(f"{line.name}-loss", words[line.name], [line]) for line in lines]
+        for key, label, inside in drawn:
+            before = solved.get(f"val_{figure.key}") if any(line.name == "val" for line in inside) else None
+            ends = [
+                f"{line.name} ends at {value_text(line.y[-1], figure.unit)}"
+                for line in inside
+                if line.y[-1] is not None
+            ]
+            charts.append(
+                Lines(
+                    inside,
+                    percent=figure.unit == "share",
+                    phases=phases,
+                    marks=[] if before is None else [(0.0, before, ACCENT)],
+                    chosen=None if chosen is None else (chosen, "kept"),
+                ).chart(key, label, f"{label} over {len(epochs)} epochs; {', '.join(ends)}")
+            )
     rates = rates_chart(plan, [span for span in phases if span[1] >= 0])  # a solved phase has no LR
     return charts + ([] if rates is None else [rates])
 

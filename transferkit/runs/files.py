@@ -18,6 +18,7 @@ from transferkit.core.records import USUAL, Decoding
 from transferkit.data.sample import SAMPLE
 from transferkit.models.details import Details
 from transferkit.models.figures.figure import Figure, classification_figures
+from transferkit.models.parts import Epochs
 from transferkit.models.task import is_registered, task_named
 
 __all__ = [
@@ -128,6 +129,11 @@ class RunFiles:
     def details(self) -> Details | None:
         """What its task has to say besides figures; ``None`` also where the task is not known here."""
         return task_named(self.task).details if is_registered(self.task) else None
+
+    @property
+    def epochs(self) -> Epochs:
+        """What its task has to say of curves; nothing where the task is not known here."""
+        return task_named(self.task).epochs if is_registered(self.task) else Epochs()
 
     @cached_property
     def kind(self) -> str:

@@ -10,6 +10,7 @@ from transferkit.models.answers.detection import BoxCalibrator, BoxScores, BoxWi
 from transferkit.models.objects.extent import BoxExtent
 from transferkit.models.objects.kinds import BoxHeads
 from transferkit.models.objects.objective import BoxObjective
+from transferkit.models.parts import ON_CANVAS, Epochs
 from transferkit.models.task import Task
 from transferkit.results.details.boxes import BoxDetails
 from transferkit.results.predict.boxes import BoxOutput
@@ -35,5 +36,6 @@ TASK = Task(
     details=BoxDetails(),
     head_kinds=BoxHeads(),
     extent=BoxExtent(),
+    epochs=Epochs(val_loss="one minus the F1 of boxes", measured=ON_CANVAS),
     bind=_of_classes,
 )

@@ -12,6 +12,7 @@ from transferkit.models.answers.segmentation import MaskCalibrator, MaskScores
 from transferkit.models.dense.extent import MaskExtent
 from transferkit.models.dense.kinds import MASK_HEADS
 from transferkit.models.dense.objective import MaskObjective
+from transferkit.models.parts import ON_CANVAS, Epochs
 from transferkit.models.task import Task
 from transferkit.results.details.masks import MaskDetails
 from transferkit.results.predict.masks import MaskOutput
@@ -37,5 +38,6 @@ TASK = Task(
     details=MaskDetails(),
     head_kinds=MASK_HEADS,
     extent=MaskExtent(),
+    epochs=Epochs(measured=ON_CANVAS),
     bind=_with_counts,
 )

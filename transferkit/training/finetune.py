@@ -376,6 +376,7 @@ def _report(run: Path, training: Training[FinetuneConfig], recorder: RunRecorder
         charts = history_charts(
             history.rows, training.plan_values, followed_figures(history.rows, metrics),
             chosen=recorder.selection.best_epoch + 1, solved=history.solved,
+            val_loss=training.module.task.epochs.val_loss,
         )  # fmt: skip
         save_charts(charts, run / "curves.png")
     history.write()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from detections import SIDE, drawn
 from PIL import Image
+from report_runs import metrics, write_run
 
 from transferkit.core.csv import csv_text
 from transferkit.core.targets import TargetSpec
@@ -15,6 +16,9 @@ from transferkit.results.boxes.drawn import around, scene
 from transferkit.results.boxes.judged import COLUMNS, Judged, JudgedBox, JudgedObject
 from transferkit.results.predict.boxes import BoxOutput
 from transferkit.results.report.boxes import box_comparison, box_sections, judged_kinds, mistake_chart, precision_chart
+from transferkit.results.report.facts import baseline
+from transferkit.results.report.report import write_report
+from transferkit.runs.curves import history_charts
 from transferkit.runs.files import RunFiles
 
 HOSTILE = "<script>alert(1)</script>"
@@ -135,3 +139,36 @@ def test_the_chosen_one_alone_is_named_in_a_part():
     one = scene(PICTURE, Judged((BOX, other)), 280, part=around(other.box, (100, 400)), chosen=other)
     assert [(mark.text, mark.strong) for mark in one.marks] == [("", False), ("dog 0.70", True)]
     assert re.fullmatch(r"data:image/jpeg;base64,\S+", one.image)
+
+
+@pytest.mark.parametrize(("kept", "final", "change"), [(1, 0.3, "+20.0 points"), (None, 0.1, "No epoch")])
+def test_a_probe_is_held_against_what_is_measured_as_it_is(run, tmp_path, kept, final, change):  # fault 197
+    """A finished run is measured at the pictures' own size, epochs on the square: the two are not subtracted."""
+    phases = [{"name": "probe", "epochs": 1, "val_map": 0.1}, {"name": "finetune", "epochs": 2, "val_map": 0.9}]
+    selection = {"epoch": kept, "kept": "the solved probe" if kept is None else f"epoch {kept}"}
+    values = json.loads((run.run / "metrics.json").read_text(encoding="utf-8"))
+    values["val"]["figures"] = [figure.to_dict() for figure in BoxScores().figures(values["val"])]
+    values |= {"phases": phases, "selection": selection}
+    (tmp_path / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+    rows = [("phase", "epoch", "train_loss", "val_loss", "val_map"), ("probe", 0, 3.5, 1.0, 0.1)]
+    rows += [("finetune", 1, 2.0, 0.9, 0.3), ("finetune", 2, 1.5, 0.8, 0.2)]
+    (tmp_path / "history.csv").write_text(csv_text(rows), encoding="utf-8")
+    files = RunFiles(tmp_path, lenient=True)
+    said = baseline(files)
+    assert [row["value"] for row in said["rows"]] == [0.1, final]
+    assert change in said["verdict"] and "the square that the network sees" in said["verdict"]
+    assert not any(row["ci"] for row in said["rows"]) and "Yes" not in said["verdict"]
+    charts = history_charts(files.history, {}, files.followed, val_loss=files.epochs.val_loss)
+    assert [chart.title for chart in charts[:2]] == ["Loss in training", "Loss on val: one minus the F1 of boxes"]
+    together = history_charts(files.history, {}, files.followed)
+    assert [chart.title for chart in together][:1] == ["Loss"] and len(together) == len(charts) - 1
+
+
+def test_a_page_says_how_epochs_are_measured(tmp_path):  # fault 197
+    def text_of(run):
+        write_report([run], quiet=True)
+        return (run / "report.html").read_text(encoding="utf-8")
+
+    assert "Epochs are measured on the square" not in text_of(write_run(tmp_path / "classes", data=tmp_path))
+    text = text_of(write_run(tmp_path / "boxes", data=tmp_path, measured=metrics(task="detection")))
+    assert "Epochs are measured on the square" in text and "Loss on val: one minus the F1 of boxes" in text

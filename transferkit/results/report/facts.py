@@ -124,13 +124,18 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
     first, *others = files.figures("val")
     # Epochs are measured over all targets: of a single one its own unit is another than theirs.
     figure = next((one for one in others if one.key == first.key and one.of is None), first) if first.of else first
-    probe, final = number(rows[0].get(f"val_{figure.key}")), number(figure.value)
+    selection = files.metrics.get("selection") or {}
+    otherwise = files.epochs.measured
+    probe, final, bounds = number(rows[0].get(f"val_{figure.key}")), number(figure.value), interval(figure)
+    if otherwise:  # the probe has no figure at the end: both stand as epochs are measured, without an interval
+        kept = [row for row in files.history if row.get("epoch") == selection.get("epoch")]
+        final, bounds = (number(kept[0].get(f"val_{figure.key}")) if kept else probe), None
     if probe is None or final is None:
         return None
-    bounds, gain = interval(figure), final - probe
+    gain = final - probe
     points = f"{100 * gain:+.1f} points" if figure.unit == "share" else f"{gain:+.3f}"
     change = f"{points} on val".replace("-", MINUS)
-    product = (files.metrics.get("selection") or {}).get("kept")
+    product = selection.get("kept")
     side = "below" if probe < final else "above"
     if product == "the solved probe":
         verdict = "No epoch of fine-tuning was better on val than the probe, so the probe was kept."
@@ -154,7 +159,7 @@ def baseline(files: RunFiles) -> dict[str, Any] | None:
             },
         ],
         "unit": figure.unit,
-        "verdict": verdict,
+        "verdict": f"{verdict} {otherwise}".strip(),
     }
 
 

@@ -121,6 +121,7 @@ def _run_page(files: RunFiles, *, pictures: bool) -> dict[str, Any]:
         "phases": phases,
         "phase_columns": columns,
         "curves": _curves(files),
+        "measured": files.epochs.measured,
         "history": files.history,
         "followed": [(split, figure) for figure in files.followed for split in ("train", "val")],
         "probe": _probe(files),
@@ -147,7 +148,7 @@ def _curves(files: RunFiles) -> list[Drawn]:
     epoch = -1 if selection.get("kept") == "the solved probe" else number(selection.get("epoch"))
     charts = history_charts(
         files.history, files.plan, files.followed, chosen=None if epoch is None else epoch + 1,
-        solved=facts.solved_head(files),
+        solved=facts.solved_head(files), val_loss=files.epochs.val_loss,
     )  # fmt: skip
     return [drawn(chart) for chart in charts]
 
