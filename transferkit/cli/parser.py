@@ -118,7 +118,8 @@ class _Reading:
             name = names.get(option)
             if name is None and option != CONFIG:
                 strange = True
-                self.problems.append(f"unknown flag {option[:200]}.{did_you_mean(option, [*names, CONFIG])}")
+                hint = did_you_mean(option, [*names, CONFIG])
+                self.problems.append(f"unknown flag {option[:200]}{'.' if hint else ''}{hint}")
             elif name is not None and _is_switch(self.fields[name]):
                 self.options[name] = True
                 self.problems += [f"{option} takes no value"] if equals else []

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from transferkit.core.errors import ConfigError, DataError, ExportError, did_you_mean, gather
 from transferkit.core.files import user_path
-from transferkit.core.records import SkippedFile
+from transferkit.core.records import Finding, SkippedFile
 from transferkit.core.text import listing
-from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, read_images
+from transferkit.data.images.decode import UnreadableImage
+from transferkit.data.images.mask_values import UnusableMask
+from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, in_order, read_images
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import TargetReader, Targets
 from transferkit.data.scan.columns import Columns
@@ -62,6 +64,7 @@ class Labelled:
         skipped: Files that are no pictures or cannot be read, and why.
         notes: Facts worth telling.
         unreadable: How many of `skipped` are pictures that cannot be read.
+        answers: What was left out or mended of masks and objects, a sentence each.
     """
 
     splits: Mapping[str, tuple[LabelledPicture, ...]]
@@ -70,6 +73,7 @@ class Labelled:
     skipped: tuple[SkippedFile, ...]
     notes: tuple[str, ...]
     unreadable: int = 0
+    answers: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -96,7 +100,8 @@ def labelled_pictures(
         targets: What labels mean to the model.
         split: ``"train"``, ``"val"`` or ``"test"``; ``"auto"`` for every split but train, each on its own; ``"all"``
             for all of them together.
-        skip_bad: Leave files out that cannot be read, instead of refusing them all in one message.
+        skip_bad: Leave out files that cannot be read, and answers that cannot be used, instead of refusing them all in
+            one message.
         columns: Of a manifest, see `run_columns`; those of `targets` when ``None``.
         check_classes: Refuse data whose classes are not exactly those of the model.
         progress: Called with the number of files read and their total.
@@ -105,7 +110,7 @@ def labelled_pictures(
         DataError: There is no such data or split, files cannot be read, or no picture is left.
         ExportError: The classes are not those of the model, with `check_classes`.
     """
-    scan = scan_data(data, columns or targets.columns)
+    scan = scan_data(data, replace(columns or targets.columns, lenient=skip_bad))
     problems = [problem for problem in scan.problems if problem.kind != Kind.NO_TRAIN]
     if problems:
         raise DataError(gather([problem.message for problem in problems]), problems)
@@ -125,23 +130,33 @@ def labelled_pictures(
     if bad and not skip_bad:
         decoded = read_images([file.path for file, _ in known], min_side=CHECK_SIDE, workers=available_cores())
         refuse_unreadable([SkippedFile(result.path, result.error) for result in decoded if result.error] or bad)
+    unusable = _unusable(targets, [file for (file, _), result in zip(known, results, strict=True) if result.sha256])
+    if unusable and not skip_bad:
+        message = f"{_told(unusable)} - correct them, or pass --skip-bad to leave them out"
+        raise DataError(message, [Finding(Kind.MASK, message, tuple(file.path for file in unusable))])
+    without = {file.path for file in unusable}
     splits: dict[str, list[LabelledPicture]] = {}
     for (file, target), result in zip(known, results, strict=True):
-        if result.sha256 is not None:
+        if result.sha256 is not None and file.path not in without:
             name = ALL if split == ALL or file.split is None else file.split
             splits.setdefault(name, []).append(
                 LabelledPicture(str(Path(file.path).absolute()), file.label, target, result.sha256)
             )
     if not splits:
-        raise DataError(f"{data}: none of its {len(known)} pictures can be read - check the files and permissions")
+        what = "can be read" if not unusable else f"can be used: {_told(unusable)}"
+        raise DataError(f"{data}: none of its {len(known)} pictures {what} - check the files and permissions")
     labels = [picture.label for pictures in splits.values() for picture in pictures]
     return Labelled(
         {name: tuple(splits[name]) for name in (*SPLITS, ALL) if name in splits},
         dict(sorted(unknown.items())),
         tuple(_missing(labels, targets)),
-        tuple(sorted([*scan.skipped, *bad], key=lambda file: file.path)),
+        tuple(sorted([*scan.skipped, *bad, *unusable], key=lambda file: file.path)),
         tuple(note.message for note in scan.notes),
         len(bad),
+        (
+            *(note.message for note in scan.notes if note.kind in (Kind.MASK, Kind.BOX)),
+            *([f"left out are {_told(unusable)}"] if unusable else []),
+        ),
     )
 
 
@@ -156,6 +171,35 @@ def trained_pictures(run: str | Path, pictures: Sequence[LabelledPicture]) -> in
     """Return how many of the pictures a run was trained on; ``None`` where it does not say. See `run_splits`."""
     splits = run_splits(run, [picture.read for picture in pictures])
     return None if splits is None else sum(splits.get(picture.sha256) == "train" for picture in pictures)
+
+
+def _unusable(targets: Targets, files: Sequence[ScannedFile]) -> list[SkippedFile]:
+    """Return the pictures whose answers cannot be used, and why, where answers are files or objects.
+
+    Of a picture that cannot be read itself nothing is said here.
+    """
+    answers = targets.annotate([file.label for file in files], [file.path for file in files])
+    if answers is None:
+        return []
+
+    def problem(row: int) -> str | None:
+        try:
+            answers.read(row)
+        except UnusableMask as error:
+            return f"mask {error.path!r}: {error.reason}"
+        except UnreadableImage:
+            return None
+        except DataError as error:
+            return str(error)
+        return None
+
+    reasons = in_order(problem, range(len(files)), available_cores())
+    return [SkippedFile(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason is not None]
+
+
+def _told(unusable: Sequence[SkippedFile]) -> str:
+    items = [f"{file.path!r} ({file.reason})" for file in unusable]
+    return f"{len(items)} pictures whose answers cannot be used: {listing(items, quote=False)}"
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------

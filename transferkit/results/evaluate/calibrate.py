@@ -129,7 +129,7 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     save_info(run, read_info(run).calibrated(calibration))  # with its own limit of pixels
     if not config.quiet:
         summary = calibrator.summary(calibration, outputs, targets, predictions, seed=config.seed)
-        _print(config, predictor, calibration, len(targets), summary, left_out)
+        _print(config, predictor, calibration, len(targets), summary, [*left_out, *labelled.answers])
     return calibration
 
 

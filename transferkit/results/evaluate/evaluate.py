@@ -291,7 +291,8 @@ def _describe_data(out: Path, labelled: Labelled, targets: Targets, rows: Sequen
             "unknown_classes": dict(labelled.unknown),
             "missing_classes": list(labelled.missing),
             "skipped": [{"path": file.path, "reason": file.reason} for file in labelled.skipped],
-            "notes": list(labelled.notes),
+            "notes": [*labelled.notes, *(said for said in labelled.answers if said not in labelled.notes)],
+            "answers": list(labelled.answers),
         },
     )
 

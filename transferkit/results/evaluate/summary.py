@@ -100,6 +100,7 @@ def _caveats(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[
         lines.append(("left out", f"{left['seen_in_training']:,} pictures that the run was trained on"))
     if left["unreadable"]:
         lines.append(("left out", f"{left['unreadable']:,} unreadable pictures, listed in data.json"))
+    lines += [("answers", said) for said in data["answers"]]
     if data["unknown_classes"]:
         names = [f"{name} ({count:,})" for name, count in data["unknown_classes"].items()]
         lines.append(("left out", f"{left['unknown_classes']:,} pictures of classes that the model lacks: "
