@@ -13,19 +13,19 @@ from transferkit.data.sample import sample_folder
 from transferkit.models.backbones import mini
 
 PAGE = Path(__file__).parents[2] / "docs" / "one-page.md"
-EPOCHS = 2
 
 
-def test_the_page_reaches_the_numbers_of_finetune(tmp_path, command):
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_page_reaches_the_numbers_of_finetune(tmp_path, command, epochs):
     run = tmp_path / "run"
     options = "--augment none --probe-views 0 --precision 32 --accelerator cpu --workers 0 --report off --quiet"
-    status, _, err = command("finetune", "--data", "sample", *options.split(), "--epochs", EPOCHS, "--out", run)
+    status, _, err = command("finetune", "--data", "sample", *options.split(), "--epochs", epochs, "--out", run)
     assert status == 0, err
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert sum(bool(line.strip()) for line in program.splitlines()) < 90  # it is one page
     assert "EPOCHS, BATCH, LR, LAYER_DECAY = 0, 96, 0.875, 10," in program
     script = tmp_path / "one_page.py"
-    script.write_text(program.replace("= 0, 96, 0.875, 10,", f"= 0, 96, 0.875, {EPOCHS},"), encoding="utf-8")
+    script.write_text(program.replace("= 0, 96, 0.875, 10,", f"= 0, 96, 0.875, {epochs},"), encoding="utf-8")
     probe = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["phases"][0]
     words = [sys.executable, script, sample_folder(), mini._FILE, probe["C"]]
     printed = subprocess.run(
@@ -35,7 +35,7 @@ def test_the_page_reaches_the_numbers_of_finetune(tmp_path, command):
     accuracies = [float(re.search(r"val_acc=(\S+)", line)[1]) for line in printed[1:]]
     history = read_csv(run / "history.csv")
     expected = [probe["val_loss"], *(float(row["val_loss"]) for row in history)]
-    assert len(losses) == 1 + EPOCHS
+    assert len(losses) == 1 + epochs
     assert losses == pytest.approx(expected, abs=3e-3)  # the third digit
     assert max(expected) - min(expected) > 0.05  # another C, split or LR would show
     one_picture = 1 / 56

@@ -178,6 +178,7 @@ def test_a_head_alone_learns_on_pictures_as_they_are(data, tmp_path):
     run = tk.finetune(
         data=str(data), backbone="test_resnet", weights="random", head="centres", image_size=SIDE, phases="probe",
         probe_epochs=2, epochs=2, augment="none", workers=0, out=str(tmp_path / "run"), quiet=True, calibrate="none",
+        report="off",
     )  # fmt: skip
     assert run.metrics["task"] == "detection"
 
@@ -186,7 +187,7 @@ def test_a_head_that_finds_nothing_has_figures_all_the_same(data, tmp_path):
     with pytest.warns(TransferkitWarning, match="no object of the held-out pictures is found"):
         run = tk.finetune(
             data=str(data), backbone="test_resnet", weights="random", head="centres", image_size=SIDE, epochs=1,
-            phases="finetune", lr=1e-6, workers=0, out=str(tmp_path / "run"), quiet=True, batch_size=16,
+            phases="finetune", lr=1e-6, workers=0, out=str(tmp_path / "run"), quiet=True, batch_size=16, report="off",
         )  # fmt: skip
     val = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["val"]
     assert val["map"] == 0 and val["threshold"] is None

@@ -91,14 +91,16 @@ def test_finetune_writes_a_model_of_labels(run, data):
 
 def test_columns_of_0_and_1_make_the_same_probe(data, tmp_path):
     runs = [
-        tk.finetune(data=str(data / name), targets=targets, phases="probe", out=str(tmp_path / name), **TINY)
+        tk.finetune(
+            data=str(data / name), targets=targets, phases="probe", report="off", out=str(tmp_path / name), **TINY
+        )
         for name, targets in (("lists.csv", None), ("flags.csv", "blue,green,red"))
     ]
     assert runs[0].metrics["val"]["map"] == runs[1].metrics["val"]["map"]
 
 
 def test_the_solved_head_is_scikit_learns(data, own, tmp_path):
-    words = {**TINY, "weights": own.weights, "calibrate": "none", "probe_views": 0}
+    words = {**TINY, "weights": own.weights, "calibrate": "none", "probe_views": 0, "report": "off"}
     run = tk.finetune(data=str(data / "lists.csv"), phases="probe", out=str(tmp_path / "run"), **words)
     truth = truth_of(data)
     split = {row["path"]: row["split"] for row in read_csv(data / "lists.csv")}
@@ -122,7 +124,7 @@ def test_the_solved_head_is_scikit_learns(data, own, tmp_path):
 @pytest.mark.slow
 def test_resume_is_exact(data, tmp_path):
     words = {"data": str(data / "lists.csv"), "phases": "finetune", "lr": 1e-3, "augment": "light", "mixup": 0.4,
-             "loss": "asymmetric", **TINY}  # fmt: skip
+             "loss": "asymmetric", "report": "off", **TINY}  # fmt: skip
     whole = tk.finetune(epochs=3, out=str(tmp_path / "whole"), **words)
     part = tmp_path / "part"
     with pytest.raises(Interrupted):
@@ -197,7 +199,9 @@ def test_predict_with_views(run, data, command, tmp_path):
 
 
 def test_evaluate_against_and_the_page(run, data, tmp_path, command):
-    other = tk.finetune(data=str(data / "lists.csv"), phases="probe", out=str(tmp_path / "probe"), seed=1, **TINY)
+    other = tk.finetune(
+        data=str(data / "lists.csv"), phases="probe", out=str(tmp_path / "probe"), seed=1, report="off", **TINY
+    )
     out = tmp_path / "evaluation"
     words = ["evaluate", run.path, data / "lists.csv", "--split", "val", "--out", out, "--against", other.path]
     status, printed, err = command(*words)

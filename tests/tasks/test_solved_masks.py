@@ -42,7 +42,7 @@ def options(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(options, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("runs") / "probe")
-    return tk.finetune(**options, head="hypercolumns", phases="probe", out=out)
+    return tk.finetune(**options, head="hypercolumns", phases="probe", report="off", out=out)
 
 
 def test_a_mask_model_stands_before_anything_is_trained(run, data):
@@ -60,7 +60,7 @@ def test_a_mask_model_stands_before_anything_is_trained(run, data):
 
 
 def test_fine_tuning_starts_from_the_solved_head(options, tmp_path):
-    run = tk.finetune(**options, head="linear", epochs=1, lr=1e-4, out=str(tmp_path / "run"))
+    run = tk.finetune(**options, head="linear", epochs=1, lr=1e-4, report="off", out=str(tmp_path / "run"))
     solved, tuned = run.metrics["phases"]
     assert (solved["name"], solved["epochs"], tuned["epochs"]) == ("probe", 0, 1)
     assert solved["val_miou"] > 0.7

@@ -271,7 +271,7 @@ def test_an_exact_resume(data, run, tmp_path):
     options = {**OPTIONS, "data": str(data / "list.csv"), "targets": "bright,dark", "epochs": 3, "lr": 1e-3}
     out = str(tmp_path / "stopped")
     with pytest.raises(Interrupted):
-        tk.finetune(callbacks=[SignalAt(10)], out=out, **options)
+        tk.finetune(callbacks=[SignalAt(10)], out=out, report="off", **options)
     resumed = tk.finetune(resume=True, out=out)
     assert resumed.metrics["val"]["per_target"] == run.metrics["val"]["per_target"]
 
@@ -286,7 +286,7 @@ def test_a_run_goes_on_from_one_of_other_targets(data, run, truth, tmp_path):  #
     asked = {"data": str(tmp_path / "more.csv"), "root": str(data), "targets": "light,bright", "phases": "probe"}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", TransferkitWarning)
-        more = tk.finetune(init_from=str(run.path), out=str(tmp_path / "more"), **{**OPTIONS, **asked})
+        more = tk.finetune(init_from=str(run.path), out=str(tmp_path / "more"), report="off", **{**OPTIONS, **asked})
     assert any(words in str(one.message) for one in told)
     facts = [tk.load(one.path).info.target_spec.facts for one in (run, more)]
     assert facts[0]["mean"][0] != pytest.approx(facts[1]["mean"][1], abs=1)
@@ -362,7 +362,7 @@ def test_what_numbers_cannot_have(data, tmp_path, options, words):
 @pytest.mark.parametrize("loss", ["huber", "l1"])
 def test_other_losses_and_mixup(data, tmp_path, loss):
     run = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", epochs=1, loss=loss, mixup=0.2,
-                      out=str(tmp_path / "run"), **OPTIONS)  # fmt: skip
+                      report="off", out=str(tmp_path / "run"), **OPTIONS)  # fmt: skip
     assert run.metrics["val"]["per_target"]["bright"]["rmse"] < 400
 
 
@@ -377,7 +377,8 @@ def test_a_search_leaves_out_what_numbers_have_not(data):
 @pytest.mark.parametrize("format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_export_in_own_units(probed, data, format, tmp_path, command):
     if format == "safetensors":  # which is for timm
-        small = {**OPTIONS, "backbone": "test_resnet", "weights": "random", "image_size": 32, "phases": "probe"}
+        small = {**OPTIONS, "backbone": "test_resnet", "weights": "random", "image_size": 32, "phases": "probe",
+                 "report": "off"}  # fmt: skip
         probed = tk.finetune(data=str(data / "list.csv"), targets="bright,dark", out=str(tmp_path / "r"), **small).path
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")

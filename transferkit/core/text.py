@@ -14,6 +14,8 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u20
 
 def visible(text: str) -> str:
     """Return a text with its control characters, bytes that are no UTF-8 and marks of direction as escapes."""
+    if text.isprintable():  # none of them is
+        return text
     return "".join(
         char.encode("unicode_escape").decode()
         if (char in _TURNING or unicodedata.category(char) in ("Cc", "Cs")) and char != "\n" else char

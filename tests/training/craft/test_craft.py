@@ -71,7 +71,9 @@ def test_the_recipe_it_wrote_gives_the_same_model(everything, tmp_path):
     recipe = everything.path / "config.yaml"
     config = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert (config["mixup"], config["phases"][-1]["test_view"], "dry_run" in config) == (0.2, True, False)
-    assert main(["finetune", "--config", str(recipe), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (
+        main(["finetune", "--config", str(recipe), "--out", str(tmp_path / "run"), "--quiet", "--report", "off"]) == 0
+    )
     again = load_file(tmp_path / "run" / "model.safetensors")
     assert all(again[name].equal(tensor) for name, tensor in weights(everything).items())
 

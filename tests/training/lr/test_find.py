@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import math
 import pickle
 import random
@@ -421,7 +422,9 @@ def by_hand(module, data, lrs, *, val=False, trained=None, decay=1.0, clip=None,
     names = twin.group_names()
     torch.manual_seed(data.seed)
     steps, losses = [], []
-    for epoch in range(len(lrs)):
+    for epoch in itertools.count():
+        if len(steps) >= len(lrs):
+            break
         loader.sampler.set_epoch(epoch)
         batches = list(loader)
         steps += [batches[first : first + accumulate] for first in range(0, len(batches), accumulate)]
