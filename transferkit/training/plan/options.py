@@ -147,7 +147,7 @@ def _task_problems(config: TrainingOptions) -> list[str]:
         problems.append(f"--tile cuts pictures into windows with their masks, and answers of {task.name} are none - "
                      "leave it out")  # fmt: skip
     mixing = config.mixup or config.cutmix
-    if mixing and task.targets.mixer(TargetSpec(()), config.mixup, config.cutmix) is None:
+    if mixing and task.targets.mixer(TargetSpec(("first", "second")), config.mixup, config.cutmix) is None:
         problems.append(f"--mixup and --cutmix mix answers, and those of {task.name} cannot be mixed - leave them out")
     if config.focal_gamma != USUAL_GAMMA and config.loss != "focal":
         problems.append(f"--focal-gamma is of --loss focal, not {config.loss} - leave it out")
