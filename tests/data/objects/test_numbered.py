@@ -99,7 +99,7 @@ def test_the_task_is_told_by_the_option(tmp_path):
     assert inferred_task(options(tmp_path))[0] == "detection"
     with pytest.raises(ConfigError, match="--mask-values instances says what stands in masks"):
         MASKS.targets.columns_of(options(tmp_path))
-    with pytest.raises(DataError, match="pass --mask-values instances"):
+    with pytest.raises(DataError, match="pass --mask-values instances to finetune"):
         index_images(DataOptions(data=str(tmp_path), task="detection"), reader=BoxReader())
 
 

@@ -159,7 +159,7 @@ def test_a_set_of_objects_is_of_detection(tmp_path, scenes):
 BAD = {
     "over": ([120, 80, 30, 30], None),
     "area": ([10, 10, 0, 5], "1 boxes without area"),
-    "negative": ([10, 10, -5, 5], "1 boxes without area"),
+    "negative": ([10, 10, -5, 5], "1 boxes whose right or lower edge comes before the left or upper one"),
     "outside": ([140, 10, 20, 20], "1 boxes outside their pictures"),
     "nan": ([float("nan"), 1, 2, 3], "1 boxes that are not four numbers"),
     "inf": ([1, 1, float("inf"), 3], "1 boxes that are not four numbers"),
@@ -311,6 +311,19 @@ def test_a_class_that_only_val_shows(tmp_path):
     yolo(tmp_path, {"a": train}, split="train")
     yolo(tmp_path, {"b": val}, split="val")
     assert "classes without training objects that other splits have: 'dog'" in refused(tmp_path, Kind.UNTRAINED)
+
+
+def test_pictures_without_objects_stand_for_no_class(tmp_path):  # fault 199
+    scenes = {str(number): scene(number, objects=0) for number in range(9)}
+    rare = scene(40, objects=1)._replace(classes=[0])
+    scenes |= {"rare": rare, "other": scene(41, objects=2)._replace(classes=[1, 2])}
+    root = voc(tmp_path, scenes)
+    for seed in range(12):
+        index = look(root, val_split=0.45, test_split=0.45, split_seed=seed)
+        counts = index.counts()
+        assert all(counts["train"][name] for name in ("cat", "dog", "elk")), (seed, counts)
+    strata = index.targets.strata([record.label for record in index.records])
+    assert sorted(set(strata.tolist())) == [-1, 0, 1]
 
 
 def test_no_object_to_train_on(tmp_path):

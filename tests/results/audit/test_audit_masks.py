@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from data_sets import draw
-from object_sets import scene, voc, voc_xml
+from object_sets import coco, scene, voc, voc_xml
 from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError
@@ -125,3 +125,15 @@ def test_advice_on_near_copies_is_what_can_be_done():
     (labels,) = copy_issues((), [("a", "b")], files)
     (objects,) = copy_issues((), [("a", "b")], files, fixable=False)
     assert "--fix does" in labels.message and "--fix" not in objects.message
+
+
+def test_a_class_that_is_listed_and_never_shown_is_refused_where_finetune_refuses_it(tmp_path, capsys):  # fault 199
+    root = coco(tmp_path / "set", {str(number): scene(number) for number in range(8)})
+    values = json.loads((root / "train.json").read_text(encoding="utf-8"))
+    values["categories"].insert(0, {"id": 1, "name": "root"})  # as tools write above all others
+    (root / "train.json").write_text(json.dumps(values), encoding="utf-8")
+    index = index_images(DataOptions(data=str(root)), reader=BoxReader())
+    report, refused = audited(root, tmp_path / "out")
+    assert refused == "" and report["classes"] == list(index.class_names) == ["cat", "dog", "elk"]
+    report, refused = audited(root, tmp_path / "kept", allow_empty_classes=True)
+    assert refused == "" and "root" in report["classes"]

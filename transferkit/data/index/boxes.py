@@ -182,9 +182,10 @@ class BoxTargets:
     def strata(self, labels: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the stratum ``(N,)`` of each picture: the rarest of its classes, by pictures of the set that show it.
 
-        A picture without objects is in the first.
+        A picture without objects is in none, -1: it stands for no class.
         """
-        return rarest_class(self.presence(labels) > 0)
+        present = self.presence(labels) > 0
+        return np.where(present.any(axis=1), rarest_class(present), -1)
 
     def counts(self, labels: Iterable[str]) -> list[int]:
         """Return the objects of each class, crowds left out."""

@@ -26,7 +26,7 @@ class Item:
 
     Attributes:
         sha256: Of its bytes; of pictures of equal pixels the smallest one.
-        stratum: A number.
+        stratum: A number; below 0 where the picture stands for nothing that train has to show.
         group: Its group, if it has one.
         near: The number of its family of near copies, if it has one.
     """
@@ -71,7 +71,7 @@ def assign_splits(
         by_stratum[item.stratum].add(unit)
     moved = []
     for stratum, members in sorted(by_stratum.items()):
-        if all(split[unit] != "train" for unit in members):
+        if stratum >= 0 and all(split[unit] != "train" for unit in members):
             # A move only ever adds to train, so it cannot undo an earlier one.
             split[max(members, key=lambda unit: (position[unit], unit))] = "train"
             moved.append(stratum)

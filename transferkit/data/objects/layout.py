@@ -111,8 +111,8 @@ def _stated(path: Path, *, lenient: bool, numbered: bool) -> StatedSet:
     if not kinds:
         raise DataError(
             f"no objects in {str(path)!r}, expected a COCO file (annotations/*.json, train.json), Pascal VOC "
-            "(JPEGImages/, Annotations/*.xml) or YOLO (images/, labels/*.txt) - check the path; masks/ beside "
-            "images/ are read as objects by models that were trained with --mask-values instances"
+            "(JPEGImages/, Annotations/*.xml) or YOLO (images/, labels/*.txt) - check the path; where masks/ beside "
+            "images/ number objects, pass --mask-values instances to finetune or check: a model remembers it"
         )
     if kinds == ["COCO"]:
         return read_coco(path, [one for one in coco_files(path) if is_coco(one)], lenient=lenient)

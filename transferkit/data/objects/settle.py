@@ -42,6 +42,7 @@ class _Fault(StrEnum):
     NUMBER = "boxes that are not four numbers"
     UNKNOWN = "objects of classes that the set does not name"
     AREA = "boxes without area"
+    TURNED = "boxes whose right or lower edge comes before the left or upper one"
     OUTSIDE = "boxes outside their pictures"
     DOUBLE = "objects that are annotated twice"
 
@@ -158,6 +159,9 @@ def _item(one: StatedObject, size: tuple[int, int], turn: int, shares: bool, res
         return None
     scale = (stored[1], stored[0]) if shares else (1, 1)
     box = _of_points(_turned_points([value * scale[at % 2] for at, value in enumerate(one.box)], stored, turn))
+    if one.box[2] < one.box[0] or one.box[3] < one.box[1]:
+        result.faults.append((_Fault.TURNED, f"{one.place}: {one.name}, {_shown(one.box)}"))
+        return None
     if one.box[2] <= one.box[0] or one.box[3] <= one.box[1] or min(box[2] - box[0], box[3] - box[1]) < _LEAST:
         result.faults.append((_Fault.AREA, f"{one.place}: {one.name}, {_shown(one.box)}"))
         return None

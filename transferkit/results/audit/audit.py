@@ -281,8 +281,10 @@ def _fixable(columns: Columns) -> bool:
 def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reader: TargetReader) -> Pictures:
     """Index what was read with all faults allowed; what `finetune` would say to that is in `Pictures.problems`."""
     columns = reader.columns_of(config)
-    whole = not (columns.files or columns.objects)
-    lenient = dataclasses.replace(config, skip_bad=True, allow_empty_classes=True, allow_leaks=True)
+    whole = _fixable(columns)
+    lenient = dataclasses.replace(
+        config, skip_bad=True, allow_leaks=True, allow_empty_classes=config.allow_empty_classes or not columns.objects
+    )
     problems = scan.problems
     if problems and not columns.lenient:  # answers that cannot be used may be left out: look at the rest
         known = {read.path: read for read in reads}
@@ -294,8 +296,10 @@ def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reade
         book = Sketchbook(config.decoding())
         copies = find_copies(reads, book, near=config.group_near, workers=available_cores())
         index = build_index(lenient, scan, reads, copies, reader=reader)
-        if not config.skip_bad:
-            problems += tuple(reader.problems(scan, scan.files, dataclasses.replace(lenient, skip_bad=False)))
+        if not whole:
+            unused = {read.path for read in reads if read.error is not None} | set(reader.unusable)
+            counted = [file for file in scan.files if not (config.skip_bad and file.path in unused)]
+            problems += tuple(reader.problems(scan, counted, config))
     except DataError as error:
         others = error.findings or (Finding(Kind.LAYOUT, str(error)),)
         return Pictures(scan, reads, None, tuple(dict.fromkeys((*problems, *others))), whole)
@@ -315,7 +319,9 @@ def _index_issues(config: CheckConfig, pictures: Pictures) -> list[Issue]:
         if finding.kind not in OF_FILES and _about(finding) not in refused_already
     ]
     issues += layout_issues(index)
-    refused = {Kind.EMPTY: not config.allow_empty_classes, Kind.LEAK: not config.allow_leaks}
+    refused = {Kind.LEAK: not config.allow_leaks}
+    if pictures.whole:  # of others the problems say it
+        refused[Kind.EMPTY] = not config.allow_empty_classes
     return [dataclasses.replace(issue, refused=refused.get(issue.kind, issue.refused)) for issue in issues]
 
 
