@@ -85,6 +85,18 @@ def test_the_memory_format_survives_a_roll_that_loses_it(monkeypatch):
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_rows_of_labels_or_numbers_are_mixed_and_a_single_one_stays(width):
+    images, rows = batch()[0], torch.randn(6, width)
+    mixed, soft = Mixer(width, mixup=0.4, cutmix=0.0)(images, rows)
+    share = ((soft - rows.roll(1, 0)) / (rows - rows.roll(1, 0))).flatten()
+    torch.testing.assert_close(share, share[:1].expand_as(share), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mixed, images * share[0] + images.roll(1, 0) * (1 - share[0]), rtol=1e-3, atol=1e-4)
+    alone, row = Mixer(width, mixup=0.4, cutmix=0.0)(images[:1], rows[:1])
+    assert alone.equal(images[:1])
+    assert row.equal(rows[:1])
+
+
 def test_all_draws_come_from_torchs_generator():  # faults 51 and 52
     """Other generators change nothing and are not moved; torch's state alone repeats the mixtures."""
     images, targets = batch()
@@ -122,7 +134,7 @@ def test_a_single_picture_comes_back_as_it_is():
         ((3, 0.0, 0.0), "mixup and cutmix are both 0"),
         ((3, -0.1, 1.0), "mixup is -0.1, expected"),
         ((3, 0.2, float("inf")), "cutmix is inf, expected"),
-        ((1, -1.0, 0.0), r"\(1\) num_classes is 1.*\(2\) mixup is -1.0"),
+        ((0, -1.0, 0.0), r"\(1\) num_classes is 0.*\(2\) mixup is -1.0"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -26,7 +26,7 @@ class Mixer:
     goes on with the same mixtures.
 
     Args:
-        num_classes: Number of classes C.
+        num_classes: Number of classes C, or of labels or numbers per picture, at least 1.
         mixup: Alpha of mixup, 0 for none. The paper has 0.2 to 0.4 for ImageNet; larger mixes more.
         cutmix: Alpha of CutMix, 0 for none. The paper has 1.
 
@@ -35,7 +35,7 @@ class Mixer:
     """
 
     def __init__(self, num_classes: int, mixup: float, cutmix: float) -> None:
-        problems = [] if num_classes >= 2 else [f"num_classes is {num_classes}, expected at least 2"]
+        problems = [] if num_classes >= 1 else [f"num_classes is {num_classes}, expected at least 1"]
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if not (math.isfinite(alpha) and alpha >= 0):
                 problems.append(f"{name} is {alpha}, expected a finite number of at least 0")
@@ -58,13 +58,14 @@ class Mixer:
 
         Args:
             images: ``(B, 3, H, W) float, normalised``.
-            targets: ``(B,) int64 in [0, C)``.
+            targets: ``(B,) int64 in [0, C)``; or ``(B, C) float32``, labels or numbers.
 
         Returns:
-            Images of the same shape, type and memory format, and targets ``(B, C) float32`` whose rows sum to 1.
+            Images of the same shape, type and memory format, and targets ``(B, C) float32``: of classes shares, whose
+            rows sum to 1.
         """
         if len(images) == 1:
-            return images, functional.one_hot(targets, self.num_classes).float()
+            return images, targets if targets.ndim == 2 else functional.one_hot(targets, self.num_classes).float()
         mixed, soft = self._mix(images, targets)
         if images.is_contiguous(memory_format=torch.channels_last):
             # On a GPU, rolling the batch would leave it in the other format.
