@@ -16,6 +16,7 @@ from transferkit.results.boxes.drawn import around, scene
 from transferkit.results.boxes.judged import COLUMNS, Judged, JudgedBox, JudgedObject
 from transferkit.results.predict.boxes import BoxOutput
 from transferkit.results.report.boxes import box_comparison, box_sections, judged_kinds, mistake_chart, precision_chart
+from transferkit.results.report.compare import compare_runs
 from transferkit.results.report.facts import baseline
 from transferkit.results.report.report import write_report
 from transferkit.runs.curves import history_charts
@@ -172,3 +173,17 @@ def test_a_page_says_how_epochs_are_measured(tmp_path):  # fault 197
     assert "Epochs are measured on the square" not in text_of(write_run(tmp_path / "classes", data=tmp_path))
     text = text_of(write_run(tmp_path / "boxes", data=tmp_path, measured=metrics(task="detection")))
     assert "Epochs are measured on the square" in text and "Loss on val: one minus the F1 of boxes" in text
+
+
+def test_runs_of_different_answers_share_no_axis(tmp_path):  # fault 200
+    runs = [write_run(tmp_path / "boxes", data=tmp_path, measured=metrics(task="detection")),
+            write_run(tmp_path / "classes", data=tmp_path)]  # fmt: skip
+    values = compare_runs([RunFiles(run, lenient=True) for run in runs])
+    titles = [chart.title for chart in values["curves"]]
+    assert [title for title in titles if "loss" in title] == [
+        "Validation loss, detection", "Validation loss, classification",
+    ]  # fmt: skip
+    assert any("different kinds of answers (detection, classification)" in warning for warning in values["warnings"])
+    alone = compare_runs([RunFiles(run, lenient=True) for run in (runs[1], runs[1])])
+    assert [chart.title for chart in alone["curves"] if "loss" in chart.title] == ["Validation loss"]
+    assert not any("different kinds" in warning for warning in alone["warnings"]) and alone["solved"]

@@ -29,7 +29,7 @@ def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
     names = run_names(files)
     split = next((split for split in SPLITS if all(split in one.splits for one in files)), None)
     columns = _columns(files, split)
-    details = files[0].details if len({one.task for one in files}) == 1 else None
+    details = files[0].details if len(_tasks(files)) == 1 else None
     return {
         "names": names,
         "split": split,
@@ -38,6 +38,7 @@ def compare_runs(files: Sequence[RunFiles]) -> dict[str, Any]:
         "runs": [_figures(one, name, split, columns) for one, name in zip(files, names, strict=True)],
         "columns": columns,
         "curves": _curves(files, names),
+        "solved": any(solved_head(one) for one in files),
         "task": TaskSections() if details is None else details.comparison(files, names, split),
         "options": _options(files),
         "problems": [f"{name}: {problem}" for one, name in zip(files, names, strict=True) for problem in one.problems],
@@ -50,6 +51,11 @@ def run_names(files: Sequence[RunFiles]) -> list[str]:
     return [name if names.count(name) == 1 else str(one.run) for one, name in zip(files, names, strict=True)]
 
 
+def _tasks(files: Sequence[RunFiles]) -> list[str]:
+    """Return the kinds of answer of the runs, each once."""
+    return list(dict.fromkeys(one.task for one in files))
+
+
 def _warnings(files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> list[str]:
     warnings = []
     if split is None:
@@ -60,6 +66,10 @@ def _warnings(files: Sequence[RunFiles], names: Sequence[str], split: str | None
     digests = {one.data["digest"] for one in files if one.data.get("digest")}
     if len(set(counts)) > 1 or len(digests) > 1:
         warnings.append("The runs were not made on the same pictures, so a difference may come from the pictures.")
+    tasks = _tasks(files)
+    if len(tasks) > 1:
+        warnings.append(f"The runs give different kinds of answers ({', '.join(tasks)}): what has the same name is not "
+                        "the same, and they cannot be compared.")  # fmt: skip
     if split == "val" and any((one.metrics.get("selection") or {}).get("monitor") is not None for one in files):
         warnings.append("Something was chosen on val in at least one of the runs, so its figures are optimistic.")
     return warnings
@@ -107,9 +117,13 @@ def _curves(files: Sequence[RunFiles], names: Sequence[str]) -> list[Drawn]:
     """Return what the runs followed on `val`, over the epochs."""
     followed = {figure.key: figure for one in files for figure in one.followed}
     charts = []
-    for figure in sorted(followed.values(), key=lambda figure: figure.key == "loss"):
+    ways = [(figure, task) for figure in sorted(followed.values(), key=lambda figure: figure.key == "loss")
+            for task in _tasks(files)]  # fmt: skip
+    for figure, task in ways:
         key, lines, marks = f"val_{figure.key}", [], []
         for at, (one, name) in enumerate(zip(files, names, strict=True)):
+            if one.task != task:
+                continue
             line = _series(at, name, [float(row["epoch"] + 1) for row in one.history],
                            [number(row.get(key)) for row in one.history])  # fmt: skip
             before = number(solved_head(one).get(key))
@@ -119,6 +133,8 @@ def _curves(files: Sequence[RunFiles], names: Sequence[str]) -> list[Drawn]:
                 marks.append((0.0, before, line.colour))
         if lines:
             title = f"Validation {mid_sentence(figure.label)}"
+            if len(_tasks(files)) > 1:
+                key, title = f"{key}_{task}", f"{title}, {task}"
             description = f"{title} over the epochs of {', '.join(line.name for line in lines)}"
             charts.append(Lines(lines, percent=figure.unit == "share", marks=marks).chart(key, title, description))
     return [drawn(chart) for chart in charts]
