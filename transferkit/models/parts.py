@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float32]
 
 ON_CANVAS = (
     "Epochs are measured on the square that the network sees, a finished run at each picture's own size: their figures "
-    "differ a little, most where little is learnt yet."
+    "differ."
 )
 """Of answers that lie on pixels, see `Epochs`."""
 
