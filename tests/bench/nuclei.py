@@ -8,6 +8,8 @@ same weights, pictures on the same canvas, augmentation (`light`), loss (cross e
 the same LR with a warm-up and a cosine, and is measured at the pictures' own sizes by scikit-learn's confusion matrix.
 The loop trains the whole U-Net for as many epochs as probe-finetune trains in both of its phases together.
 
+`--steps N` times N training steps of both instead, in turn on the same batches.
+
 With `--tile` pictures that are seen whole, at that side and at `--image-size`, are held against windows of that side at
 their own resolution: the U-Net on the frozen backbone, of about as many pixels in all, or, `--solved`, a solved head.
 """
@@ -20,6 +22,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -32,7 +35,9 @@ from torch.nn import functional
 
 import transferkit as tk
 from transferkit.data.batches.datamodule import normalise
+from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.figures.masks import mask_of
+from transferkit.models.module import TransferModule
 from transferkit.results.predict.predictor import load
 from transferkit.runs.truths import truths_of
 from transferkit.tasks.segmentation import TASK
@@ -111,7 +116,7 @@ def loop(options: argparse.Namespace, epochs: int, seed: int) -> None:
         for images, targets in loader:
             logits = network(normalise(images, data.data_config))
             targets = targets.long()
-            loss = functional.cross_entropy(logits, targets, ignore_index=255) + dice(logits, targets)
+            loss = by_hand_loss(logits, targets, dice)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -132,6 +137,52 @@ def loop(options: argparse.Namespace, epochs: int, seed: int) -> None:
                 masks[Path(path).name] = mask_of(logits, truth.frame, truth.annotation.mask.shape)
                 done += 1
     line(f"segmentation_models_pytorch by hand, {epochs} epochs, seed {seed}", options.nuclei, masks, seconds, rate)
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Time training steps of both U-Nets in turn, all of them and on a frozen backbone, on the same batches."""
+    backbone = create_backbone("resnet18", weights=options.weights, image_size=options.image_size)
+    backbone.data_config = TASK.targets.framing(backbone.data_config)
+    data = tk.ImageData(str(options.nuclei), batch_size=BATCH, augment="none", mask_values="binary", workers=0,
+                        reader=TASK.targets, data_config=backbone.data_config)  # fmt: skip
+    spec = data.index.targets.spec
+    module = TransferModule(backbone, 2, "unet", class_names=spec.names, task=TASK, target_facts=spec.facts)
+    module = module.to(memory_format=torch.channels_last)
+    network = smp.Unet("resnet18", encoder_weights=None, classes=2).to(memory_format=torch.channels_last)
+    dice = DiceLoss("multiclass", ignore_index=255)
+    dataset = data.dataset("train")
+    for frozen in (False, True):
+        module.train_groups(["head"] if frozen else module.group_names())
+        module.train()
+        network.train()
+        network.encoder.requires_grad_(not frozen)
+        network.encoder.train(not frozen)
+        sides = {
+            "transferkit": (module, lambda images, targets: module.loss(module.learn(images), targets)),
+            "by hand": (network, lambda images, targets: by_hand_loss(network(images), targets.long(), dice)),
+        }
+        optimizers = {name: torch.optim.AdamW([p for p in one.parameters() if p.requires_grad], lr=1e-4)
+                      for name, (one, _) in sides.items()}  # fmt: skip
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for step in range(options.steps + 1):
+            images, targets = dataset.batch([(step * BATCH + at) % len(dataset) for at in range(BATCH)]).labelled()
+            for name in sorted(sides, reverse=step % 2 == 0):  # each is the first one as often
+                loss, shown = sides[name][1], normalise(images, data.data_config)
+                begun = time.perf_counter()
+                optimizers[name].zero_grad()
+                loss(shown, targets).backward()
+                optimizers[name].step()
+                if step:
+                    seconds[name].append(time.perf_counter() - begun)
+        ratio = median(theirs / mine for mine, theirs in zip(*seconds.values(), strict=True))
+        rates = ", ".join(f"{name} {1 / median(times):.3f}" for name, times in seconds.items())
+        what = "the decoder on a frozen backbone" if frozen else "everything"
+        print(f"{what}: {rates} steps/s of {BATCH} pictures, median of {options.steps}; ratio of the pairs {ratio:.2f}")
+
+
+def by_hand_loss(logits: torch.Tensor, targets: torch.Tensor, dice: DiceLoss) -> torch.Tensor:
+    """Return cross entropy and Dice."""
+    return functional.cross_entropy(logits, targets, ignore_index=255) + dice(logits, targets)
 
 
 def windows(options: argparse.Namespace) -> None:
@@ -163,9 +214,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--solved", action="store_true", help="the linear head, solved, too")
     parser.add_argument("--tile", type=int, help="side of windows; nothing but these and whole pictures is measured")
+    parser.add_argument("--steps", type=int, help="time so many training steps in turn, and nothing else")
     parser.add_argument("--torchvision", action="store_true", help="torchvision's network instead of timm's")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.steps:
+        speed(options)
+        return
     print("| | mean IoU | Dice of nuclei | mean Dice | time | steps/s |\n|---|---|---|---|---|---|")
     if options.tile:
         windows(options)
