@@ -56,6 +56,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "probe": {"phases": "probe"},
     "finetune": {"phases": "finetune"},
     "partial": {"phases": [SOLVED, {"name": "last", "epochs": 10, "train": ["layer4", "head"], "layer_decay": 0.75}]},
+    "keep": {"batch_norm": "keep"},
+    "keep-finetune": {"batch_norm": "keep", "phases": "finetune"},
+    "keep-long": {"batch_norm": "keep", "epochs": 30},
+    "keep-low": {"batch_norm": "keep", "lr": 3e-4},
+    "keep-standard": {"batch_norm": "keep", "augment": "standard"},
+    "keep-unsmoothed": {"batch_norm": "keep", "label_smoothing": 0.0},
+    "keep-lower": {"batch_norm": "keep", "lr": 1e-4},
+    "lower": {"lr": 1e-4},
+    "keep-lower-long": {"batch_norm": "keep", "lr": 1e-4, "epochs": 30},
+    "bn-anew": {"recalibrate_bn": True},
     "long": {"epochs": 30},
     "low": {"lr": 3e-4},
     "high": {"lr": 3e-3},
@@ -281,6 +291,12 @@ def chosen_by(arrays: Any) -> dict[str, str]:
             clear[name] = gain.mean() / max(1e-9, gain.std(ddof=1) / np.sqrt(len(gain)))
         best = max(clear, key=lambda name: clear[name], default=last)
         rules[f"last, unless t > {level}"] = best if clear and clear[best] > level else last
+        for end in (last, "wise50", "wise75", "mean5"):
+            if end in loss:
+                gain = loss["0"] - loss[end]
+                better = gain.mean() / max(1e-9, gain.std(ddof=1) / np.sqrt(len(gain)))
+                name = "last" if end == last else end
+                rules[f"start, unless {name} t > {level - 1:.1f}"] = end if better > level - 1 else "0"
     return rules
 
 

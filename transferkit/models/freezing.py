@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.digest import saved_tensors, tensor_digest
@@ -29,6 +30,7 @@ __all__ = [
     "frozen_state_digest",
     "group_names",
     "keep_frozen_eval",
+    "keep_statistics",
     "require_groups",
     "restored_modes",
     "set_trainable",
@@ -126,6 +128,16 @@ def keep_frozen_eval(module: nn.Module) -> None:
     """
     for part in frozen_modules(module):
         part.eval()
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Put every batch norm of `module` that has running statistics into eval mode: it uses them, and moves none.
+
+    Its scale and shift learn as before.
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None:
+            part.eval()
 
 
 def frozen_state_digest(module: nn.Module) -> str:

@@ -18,7 +18,7 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.boundary import Boundary
-from transferkit.models.freezing import keep_frozen_eval, set_trainable
+from transferkit.models.freezing import keep_frozen_eval, keep_statistics, set_trainable
 from transferkit.models.heads.feed import Feed, HeadInput, detached, feed, pooled
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
@@ -58,6 +58,7 @@ class TransferModule(L.LightningModule):
         backbone_args: Passed to the backbone's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Attributes:
+        keeps_statistics: Whether batch norm of the backbone uses its running statistics in training, too.
         to_loggers: Whether a Trainer hands the figures of an epoch to its loggers; `finetune` logs whole rows itself.
 
     Raises:
@@ -109,7 +110,7 @@ class TransferModule(L.LightningModule):
         self.test_metrics = self._metrics("test_", self.task.objective.watched)
         self.unlike: TrainingDistance | None = None  # of a finished model: how far pictures are from the training ones
         self.boundary: Boundary | None = None
-        self.to_loggers = True
+        self.to_loggers, self.keeps_statistics = True, False
         self._window = Window()
         self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
         if isinstance(head, str):
@@ -185,10 +186,12 @@ class TransferModule(L.LightningModule):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; what is frozen stays in eval mode."""
+        """Set the mode; what is frozen stays in eval mode, and so does batch norm whose statistics are kept."""
         super().train(mode)
         if mode:
             keep_frozen_eval(self)
+            if self.keeps_statistics:
+                keep_statistics(self.backbone)
         return self
 
     # ---- forward ----------------------------------------------------------------------------------------------
@@ -271,10 +274,7 @@ class TransferModule(L.LightningModule):
         self._window.settle(self.parameters(), accumulate)
 
     def train_sums(self) -> Tensor:
-        """Return sums over the running epoch's pictures, ``(R + 2,) float32`` on the device.
-
-        The loss, the task's R running figures, and the number of pictures.
-        """
+        """Return sums over the running epoch's pictures, ``(R + 2,) float32``: loss, R running figures, pictures."""
         return self._sums
 
     def running_figures(self, sums: Tensor) -> dict[str, float]:

@@ -79,6 +79,9 @@ class CraftOptions(ModelOptions):
     )
     interpolate: bool = option(False, "mix probe and fine-tuned weights, share chosen on val (WiSE-FT)")
     snapshots: bool = option(False, "keep the weights at the end of every sgdr cycle; their average is measured too")
+    batch_norm: Literal["batch", "keep"] = option(
+        "batch", "what the backbone's batch norm uses in training: statistics of the batch, or those it came with, kept"
+    )
     recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
     train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size", at_least(1))
     fixres_epochs: int = option(
@@ -157,6 +160,8 @@ class TrainingOptions(CraftOptions):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        if self.batch_norm == "keep" and self.recalibrate_bn:
+            yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"
         if self.sampler == self.class_weights == "balanced":
             yield "--sampler balanced and --class-weights balanced would count rare classes twice over - choose one"
         for name, of in (("momentum", ("sgd", "rmsprop")), ("nesterov", ("sgd",))):

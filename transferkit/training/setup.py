@@ -148,6 +148,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if not quiet and is_writer():
         print_lines(output_console(), [*data_lines(data.index), *_window_lines(data)])
     module = _module(config, task, backbone, data)
+    module.keeps_statistics = config.batch_norm == "keep"
     rehearse(config, module)
     phases = resolve_phases(config, module.group_names())
     if isinstance(config.phases, str) and phases[0].patterns == (HEAD,) and lacks_solver(config):

@@ -4,13 +4,18 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from transferkit.core.errors import DataError, TrainingError
+from transferkit.core.errors import ConfigError, DataError, TrainingError
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
 from transferkit.training.craft.batchnorm import learning_bn_layers, recalibrate_bn
+from transferkit.training.finetune import finetune
+from transferkit.training.setup import prepare
 
 
 def pictures(*sizes, seed=0):
@@ -200,3 +205,46 @@ def test_after_an_exception_all_is_as_before(batches, error):
 def test_the_message_names_the_layer_with_broken_statistics():
     with pytest.raises(TrainingError, match="statistics of backbone.model.conv1.1 are not finite"):
         recalibrate_bn(make_module(), [torch.full((4, 3, 32, 32), float("nan"))], device="cpu")
+
+
+# ---- statistics that are kept ------------------------------------------------------------------------------------
+
+
+def test_kept_statistics_make_training_the_function_of_evaluation():
+    torch.manual_seed(0)
+    backbone = create_backbone("test_resnet", weights="random", image_size=32)
+    module = TransferModule(backbone, 3)
+    module.keeps_statistics = True
+    module.train_groups(module.group_names())
+    reference = copy.deepcopy(module).eval()
+    (images,), targets = pictures(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    module.train()
+    before = state(module)
+    steps = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (module, reference)]
+    for _ in range(3):
+        for one, optimizer in zip((module, reference), steps, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(one(images), targets).backward()
+            optimizer.step()
+    after, expected = state(module), state(reference)
+    assert all(after[name].equal(expected[name]) for name in expected)
+    norms = [name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms
+    assert all(after[f"{name}.running_mean"].equal(before[f"{name}.running_mean"]) for name in norms)
+    assert not all(after[f"{name}.weight"].equal(before[f"{name}.weight"]) for name in norms)
+
+
+@pytest.mark.parametrize("batch_norm", ["keep", "batch"])
+def test_a_run_keeps_them_where_that_is_said(quick, tmp_path, batch_norm):
+    options = {**quick, "phases": "finetune", "report": "off", "batch_norm": batch_norm}
+    before = prepare(make_config(FinetuneConfig, options), quiet=True).module.state_dict()
+    run = finetune(**options, out=tmp_path / "run").path
+    after = load_file(run / "model.safetensors")
+    kept = {after[name].equal(before[name]) for name in before if name.endswith(("running_mean", "running_var"))}
+    assert kept == {batch_norm == "keep"}
+    assert not any(after[name].equal(before[name]) for name in before if name.endswith("conv1.weight"))
+
+
+def test_statistics_are_not_both_kept_and_replaced(quick):
+    with pytest.raises(ConfigError, match="--batch-norm keep trains on the statistics that --recalibrate-bn"):
+        make_config(FinetuneConfig, {**quick, "batch_norm": "keep", "recalibrate_bn": True})
