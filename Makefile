@@ -14,7 +14,7 @@ $(BIN)/transferkit: pyproject.toml
 quickstart: $(BIN)/transferkit  ## fine-tune the bundled backbone on the bundled sample set, offline
 	$(BIN)/transferkit finetune --data sample
 
-test: $(BIN)/transferkit  ## the default tests: no network, no GPU, under 10 minutes on 2 cores
+test: $(BIN)/transferkit  ## the default tests: no network, no GPU, under 12 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(BIN)/transferkit
