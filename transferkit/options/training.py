@@ -104,7 +104,9 @@ class TrainingOptions(CraftOptions):
     probe_views: int = option(
         2, "augmented views of each training picture that a solved probe is fitted on", at_least(0)
     )
-    probe_epochs: int | None = option(None, "epochs of the head alone, where it is trained; default: 3", EPOCHS)
+    probe_epochs: int | None = option(
+        None, "epochs of the head alone, where it is trained; default: 3, and --epochs where nothing else is", EPOCHS
+    )
     lr: float | Literal["auto"] | None = option(
         None,
         "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find); default: "

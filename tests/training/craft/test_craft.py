@@ -159,7 +159,7 @@ def test_a_test_view_is_the_evaluation_view(folder, workers):
 
 def test_mixing_gives_shares_in_training_only_and_turns_kept_activations_off(quick, tmp_path, monkeypatch):
     watcher = Watcher(monkeypatch)
-    options = {**quick, "augment": "none", "phases": "probe", "probe": "sgd", "epochs": 2}
+    options = {**quick, "augment": "none", "phases": "probe", "probe": "sgd", "probe_epochs": 2}
     run = finetune(**options, mixup=0.5, out=tmp_path / "mixed")
     shares = [targets for _, _, targets in watcher.batches]
     assert all(target.shape[1] == 3 and target.sum(dim=1).allclose(torch.ones(())) for target in shares)

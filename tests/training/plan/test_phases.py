@@ -5,6 +5,9 @@ import itertools
 import pytest
 
 from transferkit.core.errors import ConfigError
+from transferkit.options.fields import make_config
+from transferkit.options.training import FinetuneConfig
+from transferkit.training.plan.options import resolve_phases
 from transferkit.training.plan.phases import Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.plan.plan import Plan
 from transferkit.training.schedules.schedules import SGDR, Constant
@@ -20,7 +23,7 @@ def preset(name, *, epochs=4, groups=GROUPS):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("probe", [("probe", 4, ("head",))]),
+        ("probe", [("probe", 2, ("head",))]),
         ("finetune", [("finetune", 4, GROUPS)]),
         ("probe-finetune", [("probe", 2, ("head",)), ("finetune", 4, GROUPS)]),
         (
@@ -36,6 +39,13 @@ def preset(name, *, epochs=4, groups=GROUPS):
 )
 def test_presets(name, expected):
     assert [(p.name, p.epochs, p.trained(GROUPS)) for p in preset(name)] == expected
+
+
+@pytest.mark.parametrize(("more", "epochs"), [({}, 7), ({"probe_epochs": 5}, 5)])
+def test_a_probe_that_is_all_is_trained_for_its_own_epochs_or_for_all(more, epochs):
+    options = {"data": "d", "phases": "probe", "probe": "sgd", "epochs": 7, **more}
+    (phase,) = resolve_phases(make_config(FinetuneConfig, options), GROUPS)
+    assert (phase.epochs, phase.schedule.name) == (epochs, "cosine")
 
 
 def test_gradual_with_fewer_epochs_than_groups_unfreezes_several_at_a_time():

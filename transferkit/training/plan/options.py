@@ -95,8 +95,9 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
     lr = usual_lr(config, task)
     if isinstance(config.phases, str):
         solve = config.solves_probe and not lacks_solver(config)
-        probe = Phase("probe", 0 if solve else config.probe_epochs or PROBE_EPOCHS, train=HEAD,
-                      lr=config.probe_lr or task.head_kinds.probe_lr, solve=solve)  # fmt: skip
+        epochs = config.probe_epochs or (config.epochs if config.phases == "probe" else PROBE_EPOCHS)
+        probe = Phase("probe", 0 if solve else epochs, train=HEAD, lr=config.probe_lr or task.head_kinds.probe_lr,
+                      solve=solve)  # fmt: skip
         tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
         phases = preset_phases(config.phases, probe, tuning, group_names or ("backbone", HEAD))
     else:

@@ -231,7 +231,7 @@ PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
 def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequence[str]) -> tuple[Phase, ...]:
     """Return the phases that a preset's name stands for.
 
-    - ``probe``: the head alone, solved, or for the epochs and by the schedule of `tuning`.
+    - ``probe``: the head alone, solved, or by the schedule of `tuning`.
     - ``finetune``: everything.
     - ``probe-finetune``: the head alone, then everything (LP-FT, Kumar et al. 2022: fine-tuning from a converged head
       distorts the features less).
@@ -250,7 +250,7 @@ def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequenc
     """
     match preset:
         case "probe":
-            return (probe if probe.solve else replace(probe, epochs=tuning.epochs, schedule=tuning.schedule),)
+            return (probe if probe.solve else replace(probe, schedule=tuning.schedule),)
         case "finetune":
             return (tuning,)
         case "probe-finetune":
