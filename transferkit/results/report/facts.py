@@ -202,14 +202,13 @@ def spoilt_text(values: Mapping[str, Any]) -> str:
         values: What `metrics.json` holds of it, see `figures_spoilt`.
     """
     figure, worst = values["figure"], values["worst"]
-    unit, name = figure["unit"], mid_sentence(figure["label"])
-    text = (
-        f"{name} {shown(values['clean'], unit)} on {values['pictures']:,} pictures, {shown(values['mean'], unit)} on "
-    )
-    text += "average when they are spoilt"
+    clean, mean = (value_text(number(values[name]), figure["unit"]) for name in ("clean", "mean"))
+    name = mid_sentence(figure["label"])
+    text = f"{name} {clean} on {values['pictures']:,} pictures, {mean} on average of spoilt ones"
     if worst is None:
         return text
-    return f"{text}, at worst {shown(worst['value'], unit)} ({worst['kind']}, strength {worst['strength']})"
+    value = value_text(number(worst["value"]), figure["unit"])
+    return f"{text}, at worst {value} ({worst['kind']}, strength {worst['strength']})"
 
 
 def key_figures(files: RunFiles) -> dict[str, Any]:
