@@ -51,6 +51,8 @@ def test_every_way_is_measured_on_the_same_pictures(probed_run, folder, tmp_path
     assert len(set(accuracies)) > 2  # else this would say little
     table = read_csv(tmp_path / "out" / "corruptions.csv")
     assert [float(row["acc"]) for row in table] == pytest.approx(accuracies.tolist())
+    assert [float(table[0]["low"]), float(table[0]["high"])] == pytest.approx(values["acc_ci"])
+    assert all(float(row["low"]) <= float(row["acc"]) <= float(row["high"]) for row in table if row["low"])
     assert [(row["corruption"], int(row["strength"])) for row in table] == [("none", 0), *WAYS]
 
 

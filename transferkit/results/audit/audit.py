@@ -289,8 +289,8 @@ def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reade
     if problems and not columns.lenient:  # answers that cannot be used may be left out: look at the rest
         known = {read.path: read for read in reads}
         rest = scan_data(config.data, reader.columns_of(lenient))
-        kept = tuple(file for file in rest.files if file.path in known)
-        scan, reads = dataclasses.replace(rest, files=kept), [known[file.path] for file in kept]
+        files = tuple(file for file in rest.files if file.path in known)
+        scan, reads = dataclasses.replace(rest, files=files), [known[file.path] for file in files]
     try:
         reader = reader.look(PicturesRead(scan.files, reads, lenient))
         book = Sketchbook(config.decoding())

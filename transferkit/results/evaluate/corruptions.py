@@ -53,9 +53,9 @@ def figures_spoilt(
 
     Returns:
         ``figure``: the name of the figure, without a value. ``pictures``: how many were shown. ``clean``: the figure of
-        these pictures as they are. ``values``: by kind, of strengths 1, 2 and 3. ``mean`` and ``worst``: over all of
-        them, as means are taken by Hendrycks & Dietterich (2019, section 4.1), but of the figure itself, and not over
-        another network's.
+        these pictures as they are. ``values`` and ``ci``: by kind, of strengths 1, 2 and 3, with 95 % intervals over
+        the pictures; ``clean_ci`` likewise. ``mean`` and ``worst``: over all of them, as means are taken by Hendrycks &
+        Dietterich (2019, section 4.1), but of the figure itself, and not over another network's.
     """
     task, info = predictor.module.task, predictor.info
     kinds = [kind for kind in CORRUPTIONS if not (predictor.module.feed.on_pixels and kind in MOVED)]
@@ -81,9 +81,12 @@ def figures_spoilt(
     for view in range(views.count):
         predictions = task.extent.table([entries[view] for _, _, entries in made])
         answers = answers_of(info.targets, labels, predictions, truths)
-        figures.append(Figure.from_dict(task.values(predictions, answers, info.target_spec)["figures"][0]))
+        figures.append(
+            Figure.from_dict(task.values(predictions, answers, info.target_spec, seed=config.seed)["figures"][0])
+        )
     clean, spoilt = figures[0], [figure.value for figure in figures[1:]]
     values = {kind: spoilt[at * len(STRENGTHS) : (at + 1) * len(STRENGTHS)] for at, kind in enumerate(kinds)}
+    bounds = [None if figure.interval is None else list(figure.interval) for figure in figures]
     known = {way: value for way, value in zip(ways, spoilt, strict=True) if value is not None}
     worst = (min if clean.higher_is_better else max)(known, key=lambda way: known[way], default=None)
     return {
@@ -91,21 +94,23 @@ def figures_spoilt(
                    "higher_is_better": clean.higher_is_better},
         "pictures": len(made),
         "clean": clean.value,
+        "clean_ci": bounds[0],
         "mean": sum(known.values()) / len(known) if known else None,
         "worst": None if worst is None else {"kind": worst[0], "strength": worst[1], "value": known[worst]},
         "values": values,
+        "ci": {kind: bounds[1 + at * len(STRENGTHS) : 1 + (at + 1) * len(STRENGTHS)] for at, kind in enumerate(kinds)},
     }  # fmt: skip
 
 
 def corruption_rows(splits: dict[str, dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return the rows of `corruptions.csv`: split, corruption, strength, and the figure; strength 0 is none."""
+    """Return the rows of `corruptions.csv`: split, corruption, strength (0 for none), figure and interval."""
     rows: list[tuple[Any, ...]] = []
     for split, values in splits.items():
         spoilt = values.get("corruptions")
         if spoilt is None:
             continue
-        rows = rows or [("split", "corruption", "strength", spoilt["figure"]["key"])]
-        rows.append((split, "none", 0, spoilt["clean"]))
-        rows += [(split, kind, strength, value) for kind, row in spoilt["values"].items()
-                 for strength, value in zip(STRENGTHS, row, strict=True)]  # fmt: skip
+        rows = rows or [("split", "corruption", "strength", spoilt["figure"]["key"], "low", "high")]
+        rows.append((split, "none", 0, spoilt["clean"], *(spoilt["clean_ci"] or (None, None))))
+        rows += [(split, kind, strength, value, *(ci or (None, None))) for kind, row in spoilt["values"].items()
+                 for strength, value, ci in zip(STRENGTHS, row, spoilt["ci"][kind], strict=True)]  # fmt: skip
     return rows
