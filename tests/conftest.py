@@ -289,7 +289,10 @@ def probed_run(folder, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("runs") / "probed"
     store = str(out.with_name("store"))
-    words = ["finetune", "--data", str(folder), *SMALL_RUN, "--phases", "probe", "--store", store, "--out", str(out)]
+    words = [
+        "finetune", "--data", str(folder), *SMALL_RUN, "--augment", "standard", "--phases", "probe", "--store", store,
+        "--out", str(out),
+    ]  # fmt: skip
     assert main([*words, "--quiet"]) == 0
     with unchanged(out):
         yield out

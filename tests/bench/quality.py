@@ -8,7 +8,7 @@ SHARED holds `clothing`, `cells` and `nuclei`. A cell of the matrix is a data se
 way trains on the same drawn pictures, by seed, and is measured on pictures set apart by the hash of their content, on
 which nothing is ever chosen. A cell that is done is not done again. Several calls at once share the work.
 
-With every run the logits of val and test after each epoch are kept, of averages of weights and of mixtures with the
+With `--traces` the logits of val and test after each epoch are kept, of averages of weights and of mixtures with the
 start, too, so that rules of choosing among them can be compared afterwards without training anything again; the time
 that takes is not counted.
 """
@@ -21,6 +21,7 @@ import csv
 import fcntl
 import itertools
 import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -42,7 +43,8 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.corruption import CORRUPTIONS, STRENGTHS, corrupt
 from transferkit.models.backbones.registry import create_backbone
-from transferkit.results.predict.predictor import load
+from transferkit.models.figures.classification import confidence_metrics
+from transferkit.results.predict.predictor import Predictor, load
 
 LABELS = ("5", "20", "100", "all")
 SEEDS = {"5": 5, "20": 5, "100": 3, "all": 3}
@@ -51,34 +53,29 @@ SHIFTED = 150
 """Test pictures that are spoilt."""
 
 SOLVED = {"name": "probe", "epochs": 0, "train": "head", "solve": True}
+PLAIN = {"batch_size": 32, "batch_norm": "batch", "lr": 1e-3}
+"""What options were before they went by the number of pictures."""
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "probe": {"phases": "probe"},
     "finetune": {"phases": "finetune"},
+    "plain": {**PLAIN, "phases": "finetune"},
     "partial": {"phases": [SOLVED, {"name": "last", "epochs": 10, "train": ["layer4", "head"], "layer_decay": 0.75}]},
-    "keep": {"batch_norm": "keep"},
-    "keep-finetune": {"batch_norm": "keep", "phases": "finetune"},
-    "keep-long": {"batch_norm": "keep", "epochs": 30},
-    "keep-low": {"batch_norm": "keep", "lr": 3e-4},
-    "keep-standard": {"batch_norm": "keep", "augment": "standard"},
-    "keep-unsmoothed": {"batch_norm": "keep", "label_smoothing": 0.0},
-    "keep-lower": {"batch_norm": "keep", "lr": 1e-4},
-    "lower": {"lr": 1e-4},
-    "keep-lower-long": {"batch_norm": "keep", "lr": 1e-4, "epochs": 30},
-    "keep8-low": {"batch_norm": "keep", "batch_size": 8, "lr": 3e-4},
-    "keep8-lower": {"batch_norm": "keep", "batch_size": 8, "lr": 1e-4},
-    "keep8-lower-finetune": {"batch_norm": "keep", "batch_size": 8, "lr": 1e-4, "phases": "finetune"},
-    "keep8-low-standard": {"batch_norm": "keep", "batch_size": 8, "lr": 3e-4, "augment": "standard"},
-    "bn-anew": {"recalibrate_bn": True},
-    "long": {"epochs": 30},
+    "fixed": {**PLAIN, "phases": "probe-finetune"},
+    "by-accuracy": {"monitor": "val_acc"},
+    "by-loss": {"monitor": "val_loss"},
     "low": {"lr": 3e-4},
     "high": {"lr": 3e-3},
+    "none": {"augment": "none"},
     "standard": {"augment": "standard"},
     "heavy": {"augment": "heavy"},
     "unsmoothed": {"label_smoothing": 0.0},
     "even": {"layer_decay": 1.0},
     "mixup": {"mixup": 0.2},
-    "finetune-long": {"phases": "finetune", "epochs": 30},
+    "ema": {"ema": 0.99},
+    "wise": {"interpolate": True},
+    "bn-anew": {"recalibrate_bn": True},
+    "long": {"epochs": 30},
 }
 
 
@@ -199,20 +196,23 @@ def run_one(options: argparse.Namespace, name: str, labels: str, way: str, seed:
         path = write_rows(rows, Path(work), folder)
         val = [(file, label) for file, label, split in rows if split == "val"]
         shown, val_truth = views(val, config, folder, Path(work) / "val.npz")
+        traced = options.traces and way != "probe"
         trace = Trace(normalised, normalise(torch.from_numpy(shown), config))
         started = time.perf_counter()
         run = tk.finetune(
             data=str(path), root=str(folder), backbone=BACKBONE, weights=str(options.weights), image_size=SIDE,
             seed=seed, workers=0, precision="32", accelerator="cpu", quiet=True, report="off", allow_leaks=True,
-            store=f"{options.out}/store", out=f"{work}/run", callbacks=[] if way == "probe" else [trace], **WAYS[way],
+            store=f"{work}/store", out=f"{work}/run", callbacks=[trace] if traced else [], **WAYS[way],
         )  # fmt: skip
         seconds = time.perf_counter() - started - trace.seconds
-        module = load(run.path).module
+        predictor = load(run.path)
+        module = predictor.module
         final = logits_of(module, normalised)
         row: dict[str, Any] = {
             "set": name, "labels": labels, "way": way, "seed": seed, "seconds": round(seconds, 2),
             "acc": float((final.argmax(1) == truth).mean()), "val_acc": run.metrics["val"]["acc"],
-            "best": run.metrics.get("best_epoch"), "right": "".join("01"[int(one)] for one in final.argmax(1) == truth),
+            "kept": run.metrics["selection"].get("kept"), "ece": calibration_error(predictor, final, truth),
+            "right": "".join("01"[int(one)] for one in final.argmax(1) == truth),
         }  # fmt: skip
         if options.shifts:
             row["shifts"] = {
@@ -222,13 +222,24 @@ def run_one(options: argparse.Namespace, name: str, labels: str, way: str, seed:
                 for step in [max(1, len(images) // SHIFTED)]
                 for key, bad in spoilt(images[::step])
             }
+        shutil.rmtree(run.path)
+        if not traced:
+            return row
         file = options.out / "traces" / f"{name}-{labels}-{way}-{seed}.npz"
         file.parent.mkdir(exist_ok=True)
         arrays = {f"{part}_{key}": made.astype(np.float32) for key, (here, there) in trace.logits.items()
                   for part, made in (("val", here), ("test", there))}  # fmt: skip
         np.savez_compressed(file, val_truth=val_truth, truth=truth, test_final=final, **arrays)
-        shutil.rmtree(run.path)
     return row
+
+
+def calibration_error(predictor: Predictor, logits: np.ndarray, truth: np.ndarray) -> float:
+    """Return the ECE of calibrated probabilities on the test pictures."""
+    probs = predictor.module.task.predictions(torch.from_numpy(logits), predictor.info.calibration)
+    best, guess = probs.max(dim=1)
+    labels = torch.from_numpy(truth)
+    own = probs.gather(1, labels[:, None]).squeeze(1)
+    return confidence_metrics(own, best, guess == labels)["ece"]
 
 
 def finished(out: Path) -> dict[tuple[str, str, str, int], dict[str, Any]]:
@@ -341,8 +352,10 @@ def interval(differences: list[np.ndarray]) -> tuple[float, float, float]:
 def table(options: argparse.Namespace) -> None:
     """Print a row per cell and way: mean accuracy, range, difference to the default with its interval, seconds."""
     rows = finished(options.out)
-    print(f"({machine()})\n\n| set | labels | way | seeds | accuracy | range | {options.base} minus it | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"({machine()})\n\n| set | labels | way | seeds | accuracy | range | {options.base} minus it | ECE | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, labels in itertools.product(SETS, LABELS):
         for way in dict.fromkeys(way for _, _, way, _ in rows):
             own = {seed: row for (at, n, w, seed), row in rows.items() if (at, n, w) == (name, labels, way)}
@@ -355,9 +368,12 @@ def table(options: argparse.Namespace) -> None:
             if way != options.base and pairs:
                 bits = [np.array(list(a["right"]), int) - np.array(list(b["right"]), int) for a, b in pairs]
                 gap = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in interval(bits)))
-            seconds = statistics.mean(row["seconds"] for row in own.values())
+            seconds, ece = (
+                statistics.mean(row.get(key, math.nan) for row in own.values()) for key in ("seconds", "ece")
+            )
             print(f"| {name} | {labels} | {way} | {len(accs)} | {100 * statistics.mean(accs):.1f} | "
-                  f"{100 * min(accs):.1f} to {100 * max(accs):.1f} | {gap} | {seconds:.0f} |")  # fmt: skip
+                  f"{100 * min(accs):.1f} to {100 * max(accs):.1f} | {gap} | {100 * ece:.1f} | {seconds:.0f} |"
+                  )  # fmt: skip
 
 
 def main() -> None:
@@ -372,6 +388,7 @@ def main() -> None:
         running.add_argument(f"--{name}", nargs="+", choices=known, default=list(known))
     running.add_argument("--seeds", type=int, default=5, help="at most so many")
     running.add_argument("--threads", type=int, default=1)
+    running.add_argument("--traces", action="store_true", help="keep the logits of every epoch")
     running.add_argument("--shifts", action="store_true", help="measure on spoilt pictures, too")
     running.set_defaults(call=run)
     printing = verbs.add_parser("table")

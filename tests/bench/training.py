@@ -32,7 +32,7 @@ from transferkit.machine.precision import choose_training_precision
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
-from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
@@ -139,7 +139,7 @@ def our_epoch(
     with tempfile.TemporaryDirectory() as out:
         schedule = PhaseSchedule([Phase("finetune", epochs=1)])
         clock = Clock()
-        selection = Selection("train_loss", higher_is_better=False, patience=None)
+        selection = Selection("train_loss", ByFigure(higher_is_better=False), patience=None)
         recorder = RunRecorder(Path(out), module, schedule, selection, SignalFlag())
         trainer = L.Trainer(
             accelerator=accelerator, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true",

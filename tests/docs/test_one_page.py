@@ -18,7 +18,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "one-page.md"
 @pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_page_reaches_the_numbers_of_finetune(tmp_path, command, epochs):
     run = tmp_path / "run"
-    options = "--augment none --probe-views 0 --precision 32 --accelerator cpu --workers 0 --report off --quiet"
+    options = "--augment none --probe-views 0 --batch-size 32 --batch-norm batch --lr 1e-3 --precision 32"
+    options += " --accelerator cpu --workers 0 --report off --quiet"
     status, _, err = command("finetune", "--data", "sample", *options.split(), "--epochs", epochs, "--out", run)
     assert status == 0, err
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -12,7 +12,7 @@ from transferkit.models.module import TransferModule
 from transferkit.training.craft.ema import EMA
 from transferkit.training.head.solve import SolvedProbe, soften_head
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
-from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
@@ -74,7 +74,7 @@ def train(run, data, phases, *callbacks, module=None, checkpoint=None, stop_at=N
     module = make_module() if module is None else module
     made = [callback if isinstance(callback, L.Callback) else callback(schedule) for callback in callbacks]
     own = [statistics, *(callback.statistics for callback in made if isinstance(callback, EMA))]
-    selection = Selection("val_loss", higher_is_better=False, patience=None)
+    selection = Selection("val_loss", ByFigure(higher_is_better=False), patience=None)
     recorder = RunRecorder(run, module, schedule, selection, flag, own)
     if solved is not None:
         recorder.begin_with("probe", solved.figures, solved.head)

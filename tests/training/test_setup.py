@@ -14,7 +14,7 @@ from transferkit.models import task as tasks
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.write import write_data
-from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
@@ -50,7 +50,7 @@ def test_a_phase_ends_with_the_first_figure_that_its_task_watches(tmp_path):
     module = make_module()
     objective = dataclasses.replace(module.task.objective, running=(), watched=("f1_macro", "acc"))
     module.task = dataclasses.replace(module.task, objective=objective)
-    selection = Selection("val_loss", higher_is_better=False, patience=None)
+    selection = Selection("val_loss", ByFigure(higher_is_better=False), patience=None)
     recorder = RunRecorder(tmp_path, module, PhaseSchedule([Phase("all", 1)]), selection, SignalFlag())
     assert recorder.history.figures == ("train_loss", "val_loss", "val_f1_macro")
 

@@ -29,6 +29,7 @@ __all__ = [
     "frozen_modules",
     "frozen_state_digest",
     "group_names",
+    "has_statistics",
     "keep_frozen_eval",
     "keep_statistics",
     "require_groups",
@@ -135,9 +136,17 @@ def keep_statistics(module: nn.Module) -> None:
 
     Its scale and shift learn as before.
     """
-    for part in module.modules():
-        if isinstance(part, _BatchNorm) and part.running_mean is not None:
-            part.eval()
+    for part in _with_statistics(module):
+        part.eval()
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a batch norm of `module` has running statistics."""
+    return any(True for _ in _with_statistics(module))
+
+
+def _with_statistics(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None)
 
 
 def frozen_state_digest(module: nn.Module) -> str:

@@ -294,9 +294,9 @@ class TransferModule(L.LightningModule):
         figures = {f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)}
         self.log_dict(figures, logger=None if self.to_loggers else False)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update ``val_loss``, the plain loss, and the figures that are watched."""
-        self._update(self.val_metrics, batch)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Update ``val_loss``, the plain loss, and the figures that are watched; return ``outputs``, for callbacks."""
+        return {"outputs": self._update(self.val_metrics, batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -316,15 +316,16 @@ class TransferModule(L.LightningModule):
         predictions: Tensor = self.task.output.activate(self(images).float())
         return predictions
 
-    def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
+    def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch
-        outputs = self(images).float()
+        outputs: Tensor = self(images).float()
         predictions = self.task.output.activate(outputs)
         for name, metric in metrics.items(keep_base=True):
             if name == "loss":  # one value per picture: torchmetrics 1.9 drops `weight` when it need not look for NaN
                 metric.update(self.task.objective.item_losses(outputs, targets))
             else:
                 metric.update(predictions, targets)
+        return outputs
 
     def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics.compute(), logger=None if self.to_loggers else False)

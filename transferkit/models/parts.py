@@ -127,6 +127,12 @@ class Objective(Protocol):
     def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the plain loss of each picture, ``(B,)``: what validation reports and probes minimise."""
 
+    def scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return outputs ``(N, width) float64`` divided by the one number that makes their mean loss lowest.
+
+        By them models are compared that a calibration will follow. What has no such scale stays as it is.
+        """
+
     def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the figures `running` of a training batch, summed over its pictures: ``(len(running),)``."""
 

@@ -127,6 +127,15 @@ class Task:
             values[name] = float(metric.compute())
         return {name: values[name] for name in names}
 
+    def picture_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the plain loss of each picture at the scale of all outputs that suits them, ``(N,) float64``.
+
+        Args:
+            outputs: ``(N, width)``.
+            targets: ``(N, ...)``.
+        """
+        return self.objective.item_losses(self.objective.scaled(outputs, targets), targets)
+
 
 AUTO: Final = "auto"
 CLASSIFICATION: Final = "classification"

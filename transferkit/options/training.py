@@ -79,8 +79,10 @@ class CraftOptions(ModelOptions):
     )
     interpolate: bool = option(False, "mix probe and fine-tuned weights, share chosen on val (WiSE-FT)")
     snapshots: bool = option(False, "keep the weights at the end of every sgdr cycle; their average is measured too")
-    batch_norm: Literal["batch", "keep"] = option(
-        "batch", "what the backbone's batch norm uses in training: statistics of the batch, or those it came with, kept"
+    batch_norm: Literal["auto", "batch", "keep"] = option(
+        "auto",
+        "what the backbone's batch norm uses in training: statistics of the batch, or those it came with, kept; auto "
+        "keeps them where pictures are few",
     )
     recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
     train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size", at_least(1))
@@ -95,7 +97,9 @@ class TrainingOptions(CraftOptions):
     """Phases, LRs and length of a training, and the machine it runs on."""
 
     phases: str | list[dict[str, Any]] = option(
-        "probe-finetune", "{probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe"
+        "auto",
+        "{auto|probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe; auto: probe where "
+        "cross-validation leaves nothing to win, else probe-finetune",
     )
     epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", EPOCHS)
     probe: Literal["auto", "solve", "sgd"] = option(
@@ -110,7 +114,7 @@ class TrainingOptions(CraftOptions):
     lr: float | Literal["auto"] | None = option(
         None,
         "peak learning rate of the head while fine-tuning, per step; auto looks for it first (lr-find); default: "
-        "0.001, of objects 0.0003",
+        "0.001, of objects 0.0003, and less for few steps after a solved head",
         POSITIVE,
     )
     probe_lr: float | None = option(
@@ -135,15 +139,18 @@ class TrainingOptions(CraftOptions):
     label_smoothing: float | None = option(
         None, "label smoothing of the training loss, [0, 1); default: 0.1 for classes, 0 for labels", BELOW_ONE
     )
-    batch_size: int | Literal["auto"] = option(
-        32, "pictures per step and device; auto takes what fits and goes on with less after out-of-memory", at_least(1)
+    batch_size: int | Literal["auto"] | None = option(
+        None,
+        "pictures per step and device; auto takes what fits and goes on with less after out-of-memory; default: 8, 16 "
+        "or 32 by the number of pictures",
+        at_least(1),
     )
     patience: int | None = option(
         None, "stop when this many epochs of the last phase bring no improvement", at_least(1)
     )
     monitor: str = option(
-        "auto", "what the best epoch is chosen by: val_loss, or a figure of the task: val_acc (auto of classes), "
-        "val_map (auto of labels), val_rmse; auto of numbers: val_loss",
+        "auto", "what the best epoch is chosen by: val_loss or a figure of the task, such as val_acc, by its best "
+        "value; auto: the losses of the val pictures, compared one by one (of masks val_miou, of objects val_map)",
     )  # fmt: skip
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")

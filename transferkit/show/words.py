@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["PERCENT", "duration", "mid_sentence", "value_text"]
+__all__ = ["MINUS", "PERCENT", "duration", "mid_sentence", "value_text"]
+
+MINUS = "\N{MINUS SIGN}"
 
 PERCENT = "\u202f%"
 """The sign as a page has it, behind a narrow space that does not break."""

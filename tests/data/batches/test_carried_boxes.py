@@ -92,7 +92,7 @@ def test_the_box_of_a_colour_is_its_box_after_every_preset(name, instances):
                 assert np.array_equal(carried.boxes[row], around)
     errors = np.array(errors)
     assert kept > 100
-    assert name == "none" or lost > 10
+    assert name in ("none", "light") or lost > 10
     exact = {"none": 1.2, "light": 1.5, "standard": 1.8, "heavy": 3.0}[name]
     assert np.quantile(errors, 0.98) <= exact, np.sort(errors)[-8:]
     if name in ("none", "light"):
@@ -108,7 +108,7 @@ def test_other_draws_for_picture_and_boxes_are_found(name):  # the guard above c
         other = transform.carry(one.pixels, annotated(one), seed + 1)[1]
         errors += [np.abs(truth - box).max() for box, number in zip(other.boxes, other.classes, strict=True)
                    if (truth := seen(image, int(number))) is not None]  # fmt: skip
-    assert np.median(errors) > 10
+    assert np.median(errors) > 5
 
 
 def test_the_evaluation_view_scales_boxes_and_gives_up_none():

@@ -1,6 +1,6 @@
 """WiSE-FT: weights between two states, the choice on validation, the start that a run keeps."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 
 import lightning as L
@@ -104,7 +104,7 @@ def test_each_alpha_is_measured_as_it_is(two):
     start, end, loader = two
     module = make_module(7)
     mixed = choose_alpha(module, start, end, loader, alphas=(0.0, 0.5, 1.0))
-    assert (mixed.alphas, list(mixed.figures), mixed.monitor) == ((0.0, 0.5, 1.0), ["val_acc", "val_loss"], "val_acc")
+    assert (mixed.alphas, list(mixed.figures), mixed.monitor) == ((0.0, 0.5, 1.0), ["val_acc", "val_loss"], "val_loss")
     for alpha, acc, loss in zip(mixed.alphas, *mixed.figures.values(), strict=True):
         other = make_module(8)
         state = {
@@ -120,30 +120,31 @@ def test_each_alpha_is_measured_as_it_is(two):
 
 
 @pytest.mark.parametrize(
-    ("first", "values", "chosen"),
+    ("losses", "chosen"),
     [
-        ("acc", (0.5, 0.9, 0.7), 0.5),
-        ("acc", (0.9, 0.7, 0.9), 1.0),  # a tie: the larger, whatever the loss
-        ("acc", (0.9, 0.9, 0.8), 0.5),
-        ("ece", (0.5, 0.1, 0.7), 0.5),  # the lower, the better
-        ("ece", (0.5, 1.0, 0.5), 1.0),
+        (((1.0, 2.0), (0.5, 1.5), (0.7, 1.7)), 0.5),  # every picture says so
+        (((1.0, 2.0), (1.5, 2.5), (1.0, 2.0)), 1.0),  # a tie: the larger
+        (((1.0, 2.0), (0.5, 1.5), (0.1, 2.1)), 1.0),  # worse on the mean, but not clearly
+        (((0.5, 1.5), (1.0, 2.0), (1.1, 2.1)), 0.0),
     ],
 )
-def test_what_is_chosen(two, first, values, chosen):
-    """By the first figure that the task watches, in its direction."""
+def test_what_is_chosen(two, losses, chosen):
+    """The largest share that is not clearly worse than the best, picture by picture."""
     start, end, loader = two
-    results = iter(values)
+    results = iter(torch.tensor(losses, dtype=torch.float64))
 
     class Scripted(Task):
         def plain_figures(self, names, outputs, targets):
-            return {names[0]: next(results), "loss": 0.5}
+            return dict.fromkeys(names, 0.5)
+
+        def picture_losses(self, outputs, targets):
+            return next(results)
 
     module = make_module(7)
-    parts = {item.name: getattr(module.task, item.name) for item in fields(Task)}
-    module.task = Scripted(**{**parts, "objective": replace(module.task.objective, watched=(first,))})
+    module.task = Scripted(**{item.name: getattr(module.task, item.name) for item in fields(Task)})
     mixed = choose_alpha(module, start, end, list(loader)[:1], alphas=(0.0, 0.5, 1.0))
-    figures = {f"val_{first}": values, "val_loss": (0.5, 0.5, 0.5)}
-    assert mixed == Interpolation((0.0, 0.5, 1.0), figures, chosen, f"val_{first}")
+    figures = {"val_acc": (0.5, 0.5, 0.5), "val_loss": (0.5, 0.5, 0.5)}
+    assert mixed == Interpolation((0.0, 0.5, 1.0), figures, chosen, "val_loss")
     assert differing(weights_of(module), interpolate_states(start, end, chosen)) == []
 
 

@@ -195,10 +195,11 @@ def test_a_head_that_is_soft_already_is_left_alone():
     assert torch.equal(scaled_down(head, np.array([[0.1, -0.1]])).tensors["linear.weight"], torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("monitor", ["val_acc", "val_loss"])
+@pytest.mark.parametrize("monitor", ["val_acc", "val_loss", "auto"])
 def test_the_solved_probe_is_kept_when_finetuning_only_makes_it_worse(solving, real_figures, monitor):
     """With its confidence, which fine-tuning starts without."""
-    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd", "monitor": monitor})
+    run = finetune(**{**solving, "lr": 10.0, "clip": None, "optimizer": "sgd", "monitor": monitor,
+                      "batch_size": 32, "batch_norm": "batch"})  # fmt: skip
     assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")  # the best is before the first epoch
     assert (run.metrics["selection"]["kept"], run.metrics["selection"]["epoch"]) == ("the solved probe", None)
     assert run.metrics["val"]["acc"] == run.metrics["phases"][0]["val_acc"]

@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import make_module, make_trainer
 
 from transferkit.training.finetune import finetune
-from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
@@ -36,7 +36,7 @@ def test_callbacks_run_in_the_order_that_is_written_down(quick, tmp_path):
 
 @pytest.fixture
 def recorder(tmp_path):
-    selection = Selection("val_loss", higher_is_better=False, patience=None)
+    selection = Selection("val_loss", ByFigure(higher_is_better=False), patience=None)
     return RunRecorder(tmp_path, make_module(), PhaseSchedule([Phase("all", 1)]), selection, SignalFlag())
 
 

@@ -257,7 +257,8 @@ def test_optimizer_state_of_swapped_parameters_is_refused():
 
 
 def test_early_stopping_counts_in_the_last_phase_and_restores_the_best(quick, tmp_path):
-    run = finetune(**{**quick, "epochs": 6, "patience": 1, "lr": 1e-5, "monitor": "val_acc"}, out=tmp_path / "run")
+    options = {"epochs": 6, "patience": 1, "lr": 1e-5, "monitor": "val_acc", "batch_norm": "batch"}
+    run = finetune(**{**quick, **options}, out=tmp_path / "run")
     selection = run.metrics["selection"]
     assert selection["stopped_early"]
     assert run.metrics["phases"][1]["epochs"] < 6

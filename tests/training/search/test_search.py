@@ -89,7 +89,7 @@ def run_search(options, *, sampler="tpe", timeout=None, out=None, **more):
 
 
 def run(out, **more):
-    options = {"data": "sample", "epochs": 3, **more.pop("options", {})}
+    options = {"data": "sample", "epochs": 3, "monitor": "val_acc", **more.pop("options", {})}
     return run_search(options, **{"out": out, "space": SPACE, "quiet": True, **more})
 
 
@@ -99,7 +99,8 @@ def run(out, **more):
 @pytest.fixture
 def short(quick):
     """Options of trials that take a second."""
-    return {**{key: value for key, value in quick.items() if key not in ("probe_epochs", "augment")}, "epochs": 1}
+    others = {key: value for key, value in quick.items() if key not in ("probe_epochs", "augment")}
+    return {**others, "epochs": 1, "monitor": "val_acc"}
 
 
 def test_trials_are_runs_and_the_recipe_repeats_the_best(short, tmp_path, real_figures):
@@ -213,7 +214,8 @@ def test_the_backbone_runs_once_for_all_heads(short, tmp_path, monkeypatch):
         train_head(head, loss, rows, *rest)
 
     monkeypatch.setattr(module, "train_head", train)
-    options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "epochs": 5}
+    options = {**short, "phases": "probe", "backbone": "transferkit/mini", "weights": "bundled", "epochs": 5,
+               "monitor": "auto"}  # fmt: skip
     out = tmp_path / "study"
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
     try:
@@ -356,7 +358,8 @@ def wait_for(condition, process):
 
 
 def study_of(tmp_path):
-    return Study(tmp_path / "study", plan_search({"data": "sample"}, SPACE), sampler="random", prune=True)
+    plan = plan_search({"data": "sample", "monitor": "val_acc"}, SPACE)
+    return Study(tmp_path / "study", plan, sampler="random", prune=True)
 
 
 def test_trials_that_are_claimed_count_and_are_nobody_elses(tmp_path):
@@ -601,7 +604,7 @@ def test_the_verb_passes_on_what_was_given(tmp_path, fake, monkeypatch, capsys):
     assert calls == [("heavy", "balanced", True)] * 2
     shown = capsys.readouterr().out
     recipe = "finetune --config runs/sample-transferkit_mini-search/best"
-    assert all(part in shown for part in ("val_acc 75.0%", "2 finished", "chosen   on val", recipe))
+    assert all(part in shown for part in ("val_loss 0.75", "2 finished", "chosen   on val", recipe))
 
 
 def test_quiet_is_quiet(tmp_path, fake, capfd):

@@ -215,7 +215,7 @@ def _none(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
 
 
 def _light(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
-    return [_crop(config, 0.5), A.HorizontalFlip(p=0.5)]
+    return [_crop(config, 0.8), A.HorizontalFlip(p=0.5)]
 
 
 def _standard(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:

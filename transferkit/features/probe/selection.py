@@ -122,4 +122,5 @@ def choice_record(key: str, value: float, values: Sequence[float], scores: Array
         f"cross-validated {measure}, {len(scores)} folds of the training rows; "
         "the lowest nll within half a standard error of the best"
     )
-    return {key: value, "criterion": criterion, "curve": curve}
+    held_out = next(row["acc"] for row in curve if row[key] == value)
+    return {key: value, "criterion": criterion, "cv_acc": held_out, "curve": curve}

@@ -17,7 +17,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.answers.losses import LOSSES, balanced_class_weights, make_loss
 from transferkit.models.calibration.calibration import Calibration, cannot_calibrate, fit_calibration
 from transferkit.models.calibration.conformal import cross_fitted_sets
-from transferkit.models.calibration.scaling import stratified_folds
+from transferkit.models.calibration.scaling import fit_temperature, stratified_folds
 from transferkit.models.figures.classification import (
     ECE_BINS,
     classification_metrics,
@@ -70,7 +70,7 @@ class ClassObjective:
 
     losses: tuple[str, ...] = LOSSES
     smoothing: float | None = 0.1
-    monitor: str = "acc"
+    monitor: str = "loss"
     running: tuple[str, ...] = ("acc",)
     by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("acc", "f1_macro")
@@ -92,6 +92,10 @@ class ClassObjective:
     def item_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the negative log-likelihood of each picture's class, ``(B,)``."""
         return functional.cross_entropy(outputs, targets, reduction="none")
+
+    def scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return logits ``(N, C) float64`` at the temperature that suits them best."""
+        return outputs.double() / fit_temperature(outputs.float(), targets)
 
     def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how many of a batch are right, ``(1,)``; of mixed pictures the larger part counts."""

@@ -23,6 +23,7 @@ from transferkit.models.calibration.labels import (
     cannot_calibrate_labels,
     fit_label_calibration,
 )
+from transferkit.models.calibration.scaling import fit_temperature
 from transferkit.models.figures.figure import Figure
 from transferkit.models.figures.labels import THRESHOLD, average_precisions, label_figures, label_metrics
 from transferkit.models.parts import FittedCalibration, LossOptions
@@ -119,7 +120,7 @@ class LabelObjective:
 
     losses: tuple[str, ...] = ("bce", "asymmetric", "focal")
     smoothing: float | None = 0.0
-    monitor: str = "map"
+    monitor: str = "loss"
     running: tuple[str, ...] = ()
     by_heart: tuple[float, float] = (0.01, 0.01)
     watched: tuple[str, ...] = ("map", "f1_macro")
@@ -151,6 +152,15 @@ class LabelObjective:
         """Return the mean binary cross entropy of each picture's labels, ``(B,)``."""
         losses = functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         return losses.mean(dim=1)
+
+    def scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return logits ``(N, C) float64`` at the one temperature, of all labels, that suits them best.
+
+        A logit of a label is one of two classes whose logits are it and 0.
+        """
+        flat = outputs.float().reshape(-1)
+        pairs = torch.stack((torch.zeros_like(flat), flat), dim=1)
+        return outputs.double() / fit_temperature(pairs, (targets.reshape(-1) > THRESHOLD).long(), len(targets))
 
     def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return nothing: the loss says how training goes."""

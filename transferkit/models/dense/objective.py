@@ -63,6 +63,10 @@ class MaskObjective:
         """Return the mean negative log-likelihood of each picture's pixels, ``(B,)``."""
         return pixel_losses(outputs, targets)
 
+    def scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits of pixels as they are."""
+        return outputs
+
     def running_sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the share of pixels that are right, summed over the pictures, ``(1,)``."""
         counts = targets != IGNORED

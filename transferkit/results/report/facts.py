@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.models.figures.figure import Figure
+from transferkit.options.fields import flag
 from transferkit.runs.files import RunFiles, number
-from transferkit.show.words import PERCENT, duration, mid_sentence, value_text
+from transferkit.show.words import MINUS, PERCENT, duration, mid_sentence, value_text
 
 __all__ = [
     "NOUNS",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 NOUNS = {"test": "test", "val": "validation", "all": "labelled", "train": "training"}
-MINUS = "\N{MINUS SIGN}"
+
 LISTED = 20
 """Classes that a note names."""
 
@@ -271,6 +272,10 @@ def phases(files: RunFiles) -> list[dict[str, str]]:
 def craft(files: RunFiles) -> list[str]:
     """Return what was done to the weights after the last step, a sentence each."""
     metrics, lines = files.metrics, []
+    choices = [f"{flag(str(choice.get('name')))} {choice.get('value')} ({choice.get('reason')})"
+               for choice in files.plan.get("choices") or ()]  # fmt: skip
+    if choices:
+        lines.append(f"Options that nobody named were chosen for these pictures: {', '.join(choices)}.")
     figure = files.followed[min(1, len(files.followed) - 1)]
     if files.config.get("ema"):
         lines.append(f"The weights are an exponential moving average (decay {files.config['ema']:g}).")

@@ -21,6 +21,7 @@ from transferkit.runs.measure import network_outputs
 from transferkit.show.charts import Line, Lines, save_charts
 from transferkit.show.words import mid_sentence
 from transferkit.training.craft.snapshots import load_weights, read_weights, weights_of, write_weights
+from transferkit.training.loop.early_stop import CLEAR, Candidate, clearness
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch
 from transferkit.training.plan.plan import Plan
 
@@ -111,9 +112,9 @@ def choose_alpha(
 ) -> Interpolation:
     """Measure weights between two states on validation pictures, and leave the best in the module.
 
-    They are compared by the first figure that the task watches: of classification the accuracy. Of equally good ones
-    the largest alpha is taken: what was trained is changed only where that shows. The figures of the chosen one are
-    optimistic, as those of every choice made on the validation split.
+    They are compared picture by picture, as epochs are: of those that are not clearly worse than the one of the lowest
+    mean loss the largest alpha is taken. What was trained is changed only where that shows. The figures of the chosen
+    one are optimistic, as those of every choice made on the validation split.
 
     Args:
         module: Takes the weights; in eval mode on `device` afterwards.
@@ -128,15 +129,18 @@ def choose_alpha(
     """
     task = module.task
     first = task.objective.watched[0]
-    measured = []
-    for alpha in alphas:
+    measured, candidates = [], []
+    for number, alpha in enumerate(alphas):
         load_weights(module, interpolate_states(start, end, alpha), source=f"alpha {alpha:g}")
-        measured.append(task.plain_figures((first, "loss"), *network_outputs(module, loader, device=device)))
-    sign = 1 if task.objective.monitors[first] else -1
-    chosen = max((sign * values[first], alpha) for values, alpha in zip(measured, alphas, strict=True))[1]
+        outputs, targets = network_outputs(module, loader, device=device)
+        measured.append(task.plain_figures((first, "loss"), outputs, targets))
+        losses = task.picture_losses(outputs, targets)
+        candidates.append(Candidate(number, float(losses.mean()), losses=losses))
+    best = min(candidates, key=lambda one: one.value)
+    chosen = max(alphas[one.epoch] for one in candidates if clearness(one, best) <= CLEAR)
     load_weights(module, interpolate_states(start, end, chosen), source=f"alpha {chosen:g}")
     figures = {f"val_{name}": tuple(values[name] for values in measured) for name in measured[0]}
-    return Interpolation(tuple(alphas), figures, chosen, f"val_{first}")
+    return Interpolation(tuple(alphas), figures, chosen, "val_loss")
 
 
 # ---- the start --------------------------------------------------------------------------------------------------

@@ -171,6 +171,10 @@ class CellRows:
         )
         return {f"val_{name}": values[name] for name in names}
 
+    def val_losses(self, outputs_of: Callable[[Array], Array]) -> torch.Tensor | None:
+        """Return nothing: outputs for pixels are not kept."""
+        return None
+
 
 def cell_rows(vectors: Array, pixels: Counts, units: Sequence[str]) -> LabelledRows:
     """Return a row for each cell and each class that its pixels have.

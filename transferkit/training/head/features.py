@@ -122,6 +122,12 @@ class HeadRows(Protocol):
             outputs_of: Returns that head's outputs ``(N, width)`` for features ``(N, D)``.
         """
 
+    def val_losses(self, outputs_of: Callable[[Array], Array]) -> torch.Tensor | None:
+        """Return the loss of each val picture under that head, ``(N,) float64``, see `picture_losses`.
+
+        ``None`` without val pictures, and where outputs are not kept.
+        """
+
 
 class PooledRows:
     """The features of pictures, one row per view; see `HeadRows`.
@@ -180,6 +186,12 @@ class PooledRows:
         outputs, targets = torch.from_numpy(outputs_of(self._val.X)), torch.from_numpy(self._val.y)
         values = self._task.plain_figures(names, outputs, targets)
         return {f"val_{name}": value for name, value in values.items()}
+
+    def val_losses(self, outputs_of: Callable[[Array], Array]) -> torch.Tensor | None:
+        """Return them, of outputs for the cached features."""
+        if not len(self._val):
+            return None
+        return self._task.picture_losses(torch.from_numpy(outputs_of(self._val.X)), torch.from_numpy(self._val.y))
 
 
 def different_views(data: ImageData, views: int) -> int:

@@ -38,11 +38,13 @@ class SolvedProbe:
             Of masks those of train are of the cells that were fitted, those of val of the network's own answers.
         head: State of the head as it was solved.
         start: State of the head that fine-tuning starts from.
+        val_losses: ``(N,) float64``, of each val picture, see `Task.picture_losses`; ``None`` where they are not known.
     """
 
     figures: Mapping[str, Any]
     head: Mapping[str, torch.Tensor]
     start: Mapping[str, torch.Tensor]
+    val_losses: torch.Tensor | None = None
 
 
 def solve_head(module: TransferModule, data: ImageData, *, store: str | None = None) -> SolvedProbe:
@@ -127,7 +129,7 @@ def solve_probe(
         "time_s": time.perf_counter() - started,
     }
     start = solver.start(HeadState("linear", {}, solved), material.X, outputs)
-    return SolvedProbe(figures, solved, start.tensors)
+    return SolvedProbe(figures, solved, start.tensors, material.val_losses(outputs_of))
 
 
 _TAPS: Final[Mapping[type[nn.Module], Tap]] = {LinearMaskHead: LAST_CELLS, HypercolumnHead: PYRAMID_CELLS}

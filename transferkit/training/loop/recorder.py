@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from transferkit.machine.random import random_state, restore_random_state
 from transferkit.models.module import TransferModule
 from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import Checkpoints
-from transferkit.training.loop.early_stop import BEFORE_TRAINING, Selection
+from transferkit.training.loop.early_stop import BEFORE_TRAINING, Candidate, Selection
 from transferkit.training.loop.finite import require_finite
 from transferkit.training.loop.history import History
 from transferkit.training.loop.interruption import Interruption, SignalFlag
@@ -73,17 +75,52 @@ class RunRecorder(Checkpoint):
         self._random: dict[str, Any] | None = None
         self._resumed = self.training_began = False
         self._saves_solved = False
+        self._solved_losses: Tensor | None = None
+        self._held: list[tuple[Tensor, Tensor]] = []  # outputs and targets of the running validation
 
-    def begin_with(self, phase: str, figures: Mapping[str, Any], head: Mapping[str, Tensor]) -> None:
+    def begin_with(
+        self, phase: str, figures: Mapping[str, Any], head: Mapping[str, Tensor], losses: Tensor | None = None
+    ) -> None:
         """Take a solved first phase into account: its weights are the first candidate for the best.
 
         Args:
             phase: Its name.
             figures: What came of it, with ``val_acc``, ``val_loss`` and ``time_s``.
             head: State of the head as it was solved; the module's own has been softened for training.
+            losses: ``(N,)``, of each val picture; see `Task.picture_losses`.
         """
         self.history.begin_with(phase, figures)
-        self._solved_head = head
+        self._solved_head, self._solved_losses = head, losses
+
+    def chosen(self, *, tested: bool) -> dict[str, Any]:
+        """Return what was chosen on which split and how clearly, for whoever reads the figures of that split.
+
+        Args:
+            tested: Whether there are test pictures.
+        """
+        untouched = "; test was not looked at before" if tested else ""
+        selection = self.selection
+        if not self.history.rows:
+            note = f"nothing was chosen on val: the regularisation was cross-validated inside train{untouched}"
+            return {"monitor": None, "epoch": None, "note": note, "stopped_early": False}
+        solved, on_val = selection.best_epoch == BEFORE_TRAINING, selection.monitor.startswith("val")
+        clarity = selection.clarity()
+        how = (
+            "the epoch was chosen on val, so val is optimistic"
+            if on_val
+            else "the epoch was chosen by the training loss"
+        )
+        if clarity is not None:
+            how += f": {clarity.sentence}"
+        return {
+            "monitor": selection.monitor,
+            "epoch": None if solved else selection.best_epoch,
+            "kept": "the solved probe" if solved else f"epoch {selection.best_epoch}",
+            "note": how + untouched,
+            "rule": selection.rule.words,
+            **({} if clarity is None else {"clarity": dataclasses.asdict(clarity)}),
+            "stopped_early": selection.stopped_early,
+        }
 
     # ---- state ------------------------------------------------------------------------------------------------
 
@@ -136,7 +173,8 @@ class RunRecorder(Checkpoint):
         """Save what training starts from, so that a run can be resumed whenever it ends; a solved head is the best."""
         solved, monitor = self.history.solved, self.selection.monitor
         if solved is not None and monitor in solved:
-            self.selection.offer(solved[monitor], BEFORE_TRAINING, solved.get("val_loss"))
+            loss = solved.get("val_loss")
+            self.selection.offer(Candidate(BEFORE_TRAINING, solved[monitor], loss, self._solved_losses))
             self._saves_solved = True
             self.checkpoints.save(trainer, best=True)
             self._saves_solved = False
@@ -164,6 +202,18 @@ class RunRecorder(Checkpoint):
             self.checkpoints.save(trainer)
             raise self.checkpoints.interrupted(signum)
 
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the outputs of the validation before."""
+        self._held = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Hold the outputs, where epochs are compared picture by picture."""
+        if self.selection.rule.by_pictures:
+            self._held.append((outputs["outputs"], batch[1]))
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch down and decide whether to go on."""
         # Decisions follow from these values: were they not the same everywhere, processes would wait for each other.
@@ -176,7 +226,8 @@ class RunRecorder(Checkpoint):
         phase = plan.phase_at(epoch)
         self.history.add_time(plan.phases[phase].name)
         self.history.add_row(plan, epoch, values)
-        improved = self.selection.offer(values[self.selection.monitor], epoch, values.get("val_loss"))
+        candidate = Candidate(epoch, values[self.selection.monitor], values.get("val_loss"), self._picture_losses())
+        improved = self.selection.offer(candidate)
         if phase == len(plan.phases) - 1 and self.selection.end_epoch(epoch, plan.first_epoch(phase)):
             trainer.should_stop = True
         if isinstance(trainer.strategy, DDPStrategy):  # others spread the weights over the processes
@@ -188,6 +239,21 @@ class RunRecorder(Checkpoint):
         signum = self._interruption.signal_of_any()
         if signum is not None and epoch + 1 < plan.epochs and not self.selection.stopped_early:
             raise self.checkpoints.interrupted(signum)
+
+    def _picture_losses(self) -> Tensor | None:
+        """Return the loss of each val picture in their order, ``(N,)``, the same in every process."""
+        if not self.selection.rule.by_pictures:
+            return None
+        mine = tuple(torch.cat(parts).cpu() for parts in zip(*self._held, strict=True))
+        ranks = gather(mine)
+        width, count = len(ranks), sum(len(targets) for _, targets in ranks)
+        both = []
+        for number in range(2):
+            whole = ranks[0][number].new_empty((count, *ranks[0][number].shape[1:]))
+            for place, parts in enumerate(ranks):  # as `EvaluationSampler` deals them out
+                whole[place::width] = parts[number]
+            both.append(whole)
+        return self._module.task.picture_losses(both[0], both[1])
 
     def _pictures(self) -> int:
         """Return how many pictures of the epoch this process has trained on."""

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from transferkit.core.errors import ConfigError, TrainingError, TransferkitError
 from transferkit.data.batches.workers import worker_errors
-from transferkit.options.training import FinetuneConfig
+from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.training.craft.activations import CachedActivations
 from transferkit.training.craft.ema import EMA
 from transferkit.training.craft.interpolation import KeepStart
@@ -21,7 +21,7 @@ from transferkit.training.craft.snapshots import Snapshots
 from transferkit.training.head.solve import SolvedProbe
 from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO, foreign_checkpoint
-from transferkit.training.loop.early_stop import Selection
+from transferkit.training.loop.early_stop import ByFigure, ByPictures, Rule, Selection
 from transferkit.training.loop.finite import FiniteLoss
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
@@ -68,14 +68,13 @@ def fit(
     figure = monitor.partition("_")[2]
     if monitor.startswith("val_") and figure not in ("loss", *module.task.objective.watched):
         module.watch(figure)
-    higher_is_better = module.task.objective.monitors[figure]
-    selection = Selection(monitor, higher_is_better=higher_is_better, patience=config.patience)
+    selection = Selection(monitor, _rule(training, monitor), patience=config.patience)
     ema = None if config.ema is None else EMA(config.ema)
     own = (statistics,) if ema is None else (statistics, ema.statistics)
     loggers = loggers or RunLoggers()
     recorder = RunRecorder(run, module, schedule, selection, flag, own, loggers)
     if solved is not None:
-        recorder.begin_with(training.phases[0].name, solved.figures, solved.head)
+        recorder.begin_with(training.phases[0].name, solved.figures, solved.head, solved.val_losses)
     if not training.plan.epochs:
         return recorder  # the solved probe is all there is
     module.to(memory_format=torch.channels_last)
@@ -124,6 +123,14 @@ def fit(
             raise foreign_checkpoint(checkpoint, error) from error
         raise
     return recorder
+
+
+def _rule(training: Training[FinetuneConfig], monitor: str) -> Rule:
+    """Return how epochs are compared: picture by picture where nobody named a figure and the task's own is the loss."""
+    objective, data = training.module.task.objective, training.data
+    if training.config.monitor == AUTO and monitor == "val_loss":
+        return ByPictures(data.rows("train") / training.module.num_classes)
+    return ByFigure(objective.monitors[monitor.partition("_")[2]])
 
 
 def in_order(

@@ -24,6 +24,9 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
+CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head")
+"""What a run chooses where it is not named; a resume takes what was chosen."""
+
 USUAL_GAMMA = FinetuneConfig.focal_gamma
 
 PROBE_EPOCHS = 3
@@ -59,11 +62,7 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
             before, now = absolute(before), absolute(now)
         if key == "phases" and isinstance(now, str):
             continue  # the run holds the preset's phases, spelled out
-        if (
-            before == now
-            or key in NOT_SAVED
-            or (now in (AUTO, None) and key in ("precision", "lr", "batch_size", "head"))
-        ):
+        if before == now or key in NOT_SAVED or (now in (AUTO, None) and key in CHOSEN):
             continue  # the run holds what was chosen
         if key in RESUMABLE:
             message = f"resuming with {key} {now!r} instead of {before!r}: the result can differ from one run"
@@ -75,8 +74,8 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
             f"{out}: cannot resume with other options: {gather(differences)} - give another --out, with --init-from "
             f"{out} to go on from its weights"
         )
-    chosen = {key: getattr(original, key) for key in ("precision", "lr", "head")}
-    if config.batch_size == AUTO:
+    chosen = {key: getattr(original, key) for key in CHOSEN if key != "batch_size"}
+    if config.batch_size in (AUTO, None):
         chosen["batch_size"] = original.batch_size
     return dataclasses.replace(config, phases=original.phases, **chosen)
 

@@ -15,7 +15,7 @@ from transferkit.core.text import shown
 from transferkit.options.fields import EPOCHS, POSITIVE, type_problem
 from transferkit.training.schedules.schedules import SGDR, Cosine, Schedule, make_schedule
 
-__all__ = ["HEAD", "PRESETS", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
+__all__ = ["HEAD", "PRESETS", "SOLVING", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
 
 HEAD = "head"
 
@@ -225,7 +225,10 @@ def snapshot_problems(phases: Sequence[Phase]) -> list[str]:
 
 # ---- ready-made lists -------------------------------------------------------------------------------------------
 
-PRESETS = ("probe", "finetune", "probe-finetune", "gradual")
+PRESETS = ("auto", "probe", "finetune", "probe-finetune", "gradual")
+
+SOLVING = ("auto", "probe-finetune", "gradual")
+"""Those that train more than the head after it."""
 
 
 def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequence[str]) -> tuple[Phase, ...]:
@@ -233,6 +236,7 @@ def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequenc
 
     - ``probe``: the head alone, solved, or by the schedule of `tuning`.
     - ``finetune``: everything.
+    - ``auto``: as ``probe-finetune``; the latter part is left out where the former leaves nothing to win.
     - ``probe-finetune``: the head alone, then everything (LP-FT, Kumar et al. 2022: fine-tuning from a converged head
       distorts the features less).
     - ``gradual``: the head alone, then one more layer group per phase, from the output to the input (gradual
@@ -253,7 +257,7 @@ def preset_phases(preset: str, probe: Phase, tuning: Phase, group_names: Sequenc
             return (probe if probe.solve else replace(probe, schedule=tuning.schedule),)
         case "finetune":
             return (tuning,)
-        case "probe-finetune":
+        case "probe-finetune" | "auto":
             return (probe, tuning)
         case "gradual":
             return (probe, *_gradual(tuning, group_names))

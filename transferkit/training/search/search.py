@@ -27,7 +27,6 @@ from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads.registry import build_head
-from transferkit.models.task import Task
 from transferkit.options.fields import make_config
 from transferkit.options.loggers import logger_names
 from transferkit.options.training import AUTO, FinetuneConfig, SearchConfig
@@ -44,7 +43,7 @@ from transferkit.training.plan.options import resolve_phases
 from transferkit.training.search.plots import ENDED, SearchBar, short_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
-from transferkit.training.setup import loss_options, prepare
+from transferkit.training.setup import Training, loss_options, prepare
 
 if TYPE_CHECKING:
     import optuna
@@ -220,7 +219,9 @@ class _FinetuneTrials:
             loggers.log_files()
         if "val" not in metrics:
             raise DataError(NO_VAL)
-        values = {**metrics["val"], **metrics["val"].get("uncalibrated", {})}  # as the epochs report it
+        values = metrics["val"]
+        if not monitor.calibrated:
+            values = {**values, **values.get("uncalibrated", {})}  # as the epochs report it
         if values.get(monitor.key) is None:
             raise DataError(f"{monitor.name} has no value for these pictures - pass another --monitor")
         return float(values[monitor.key])
@@ -231,11 +232,12 @@ class _HeadTrials:
 
     def __init__(self, plan: SearchPlan, console: Console | None) -> None:
         self.plan, self.console = plan, console
-        self._ready: tuple[Task, FeatureTable, FeatureTable] | None = None
+        self._ready: tuple[Training[FinetuneConfig], FeatureTable, FeatureTable] | None = None
 
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
         """Train a head, and return its value."""
-        task, train, val = self._ready = self._ready or self._extract()
+        training, train, val = self._ready = self._ready or self._extract()
+        task = training.module.task
         config = make_config(FinetuneConfig, {**self.plan.options, **params})
         config = dataclasses.replace(config, clip=None)
         (phase,) = resolve_phases(config, None)
@@ -246,15 +248,18 @@ class _HeadTrials:
             name = task.head_kinds.usual if config.head == AUTO else config.head
             head = build_head(name, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
             labelled = torch.from_numpy(rows.X), torch.from_numpy(rows.y)
-            train_head(head, loss, labelled, config, phase, int(config.batch_size), len(train))
+            size = config.batch_size or training.data.batch_size
+            train_head(head, loss, labelled, config, phase, int(size), len(train))
         with torch.inference_mode():
             outputs, targets = head.eval()(torch.from_numpy(val.X)), torch.from_numpy(val.y)
         values = task.plain_figures(("loss", self.plan.monitor.key), outputs, targets)
         if not math.isfinite(values["loss"]):
             raise TrainingError(f"val_loss is {values['loss']} at LR {phase.lr:.2g} - search smaller ones")
+        if self.plan.monitor.calibrated:
+            return float(task.picture_losses(outputs, targets).mean())
         return values[self.plan.monitor.key]
 
-    def _extract(self) -> tuple[Task, FeatureTable, FeatureTable]:
+    def _extract(self) -> tuple[Training[FinetuneConfig], FeatureTable, FeatureTable]:
         config = self.plan.config
         ready = prepare(config, quiet=config.quiet)
         if not ready.data.index.split("val"):
@@ -266,7 +271,7 @@ class _HeadTrials:
                 features.table("train", views=views, progress=progress),
                 features.table("val", progress=progress),
             )
-        return ready.module.task, train, val
+        return ready, train, val
 
 
 # ---- small parts ------------------------------------------------------------------------------------------------

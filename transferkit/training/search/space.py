@@ -178,18 +178,21 @@ class Monitor:
         name: As ``--monitor`` has it, such as ``"val_acc"``.
         higher_is_better: Its direction.
         unit: See `Figure`.
+        calibrated: Whether it is the loss after calibration: trials that differ in confidence alone do not differ.
     """
 
     name: str
     higher_is_better: bool
     unit: str
+    calibrated: bool = False
 
     @classmethod
     def of(cls, config: FinetuneConfig) -> Monitor:
         """Return the figure that a run with these options is chosen by."""
         monitors, monitor = task_of(config).objective.monitors, monitor_of(config)
         figure = followed_figures([{monitor: None}], {})[-1]
-        return cls(monitor, monitors[monitor.removeprefix("val_")], figure.unit)
+        calibrated = config.monitor == "auto" and monitor == "val_loss"
+        return cls(monitor, monitors[monitor.removeprefix("val_")], figure.unit, calibrated)
 
     @property
     def key(self) -> str:
