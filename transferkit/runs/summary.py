@@ -143,9 +143,21 @@ def _selection(split: str, metrics: Mapping[str, Any]) -> str:
     selection = metrics["selection"]
     if selection["monitor"] is None:
         return ", nothing chosen on it"
+    clarity = selection.get("clarity")
+    if clarity is not None:
+        kept = "the solved probe" if selection["epoch"] is None else f"epoch {selection['epoch'] + 1}"
+        return f", {kept} kept: loss {-clarity['gain']:+.3f} against {clarity['over']}{_interval(clarity)}"
     if selection["epoch"] is None:
         return f", {selection['kept']} chosen by {selection['monitor']}"
     return f", best epoch {selection['epoch'] + 1} chosen by {selection['monitor']}"
+
+
+def _interval(clarity: Mapping[str, Any]) -> str:
+    """Return how far the change of the loss reaches; nothing where it is of one picture."""
+    if clarity["gain_ci"] is None:
+        return ""
+    low, high = clarity["gain_ci"]
+    return f" ({-high:+.3f} to {-low:+.3f})"
 
 
 def print_probe(run: Path, *, console: Console | None = None) -> None:

@@ -279,6 +279,8 @@ def craft(files: RunFiles) -> list[str]:
     figure = files.followed[min(1, len(files.followed) - 1)]
     if files.config.get("ema"):
         lines.append(f"The weights are an exponential moving average (decay {files.config['ema']:g}).")
+    if rule := (metrics.get("selection") or {}).get("rule"):
+        lines.append(f"The rule by which weights were kept: {rule}.")
     if "interpolation" in metrics:
         mixed = metrics["interpolation"]
         first, last = (shown(mixed[f"val_{figure.key}"][at], figure.unit) for at in (0, -1))
