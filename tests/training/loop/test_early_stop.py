@@ -87,7 +87,7 @@ def by_pictures(*offers, per_output=20.0, solved=True):
     return selection
 
 
-def test_a_lower_loss_by_chance_is_not_taken_for_skill():
+def test_a_lower_loss_by_chance_is_not_taken_for_skill():  # fault 201
     """An epoch that is lower by half a standard error: the later one stays. By two it is kept."""
     error = NOISE.std(ddof=1) / 10
     base = np.full(100, 2.0)
@@ -140,7 +140,7 @@ def test_how_clear_the_choice_was():
 
 
 @pytest.mark.parametrize("rule", [ByFigure(higher_is_better=False), ByPictures(300.0)])
-def test_patience_is_not_worn_out_by_a_solved_head(rule):
+def test_patience_is_not_worn_out_by_a_solved_head(rule):  # fault 202
     """Fine-tuning falls behind it at first: epochs that improve on one another go on."""
     selection = Selection("val_loss", rule, patience=1)
     stops = []

@@ -20,7 +20,7 @@ __all__ = ["Choice", "by_amount", "phases_after", "usual_batch"]
 FEW = 512
 """Training pictures below which batch norm keeps its statistics."""
 
-STEPS = 16
+STEPS = 8
 """Of an epoch, at least, where batches can be so small."""
 
 SIZES = (32, 16, 8)
