@@ -2,6 +2,7 @@
 
     python tests/bench/quality.py run SHARED OUT --weights resnet18.safetensors [--sets S ...] [--labels N ...] ...
     python tests/bench/quality.py table OUT
+    python tests/bench/quality.py matrix OUT
     python tests/bench/quality.py rules OUT
 
 SHARED holds `clothing`, `cells` and `nuclei`. A cell of the matrix is a data set and a number of labels per class; each
@@ -44,11 +45,16 @@ from transferkit.data.batches.datamodule import normalise
 from transferkit.data.images.corruption import CORRUPTIONS, STRENGTHS, corrupt
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.figures.classification import confidence_metrics
+from transferkit.models.task import task_named
 from transferkit.results.predict.predictor import Predictor, load
+from transferkit.training.loop.early_stop import ByPictures, Candidate, Selection
 
 LABELS = ("5", "20", "100", "all")
 SEEDS = {"5": 5, "20": 5, "100": 3, "all": 3}
 SIDE, BACKBONE = 64, "resnet18"
+CLASSES = task_named("classification")
+MANY = 300.0
+"""Pictures of a class where all are given."""
 SHIFTED = 150
 """Test pictures that are spoilt."""
 
@@ -279,7 +285,7 @@ def log_losses(logits: np.ndarray, truth: np.ndarray, temperature: float = 1.0) 
     return losses
 
 
-def chosen_by(arrays: Any) -> dict[str, str]:
+def chosen_by(arrays: Any, labels: str) -> dict[str, str]:
     """Return what each rule of choosing takes: an epoch, from 0 before the first, or a mixture."""
     truth = arrays["val_truth"]
     val = {key[4:]: arrays[key] for key in arrays.files if key.startswith("val_") and key != "val_truth"}
@@ -291,7 +297,13 @@ def chosen_by(arrays: Any) -> dict[str, str]:
         for name, made in val.items()
     }
     last = epochs[-1]
+    selection = Selection("val_loss", ByPictures(MANY if labels == "all" else float(labels)), patience=None)
+    for name in epochs:
+        losses = CLASSES.picture_losses(torch.from_numpy(val[name]), torch.from_numpy(truth))
+        at = int(name) - 1
+        selection.offer(Candidate(at, float(losses.mean()), losses=losses, last=name == last))
     rules = {
+        "pictures": str(selection.best_epoch + 1),
         "accuracy": min(epochs, key=lambda name: (-acc[name], loss[name].mean(), int(name))),
         "loss": min(epochs, key=lambda name: loss[name].mean()),
         "tempered loss": min(epochs, key=lambda name: tempered[name]),
@@ -324,7 +336,7 @@ def rules(options: argparse.Namespace) -> None:
             if not any(key == "val_1" for key in arrays.files):
                 continue
             truth, row = arrays["truth"], table.setdefault((name, labels, way), {})
-            for rule, key in chosen_by(arrays).items():
+            for rule, key in chosen_by(arrays, labels).items():
                 row.setdefault(rule, []).append(float((arrays[f"test_{key}"].argmax(1) == truth).mean()))
             best = max(
                 float((arrays[key].argmax(1) == truth).mean()) for key in arrays.files if key.startswith("test_")
@@ -376,6 +388,29 @@ def table(options: argparse.Namespace) -> None:
                   )  # fmt: skip
 
 
+def matrix(options: argparse.Namespace) -> None:
+    """Print the mean accuracy of each way in each cell, of seeds that all of them have, and seconds over the base's."""
+    rows = finished(options.out)
+    ways = options.ways
+    print(f"({machine()})\n\n| set | labels | seeds | {' | '.join(ways)} |\n|---|---|---|{'---|' * len(ways)}")
+    means: list[list[float]] = []
+    seconds: list[list[float]] = []
+    for labels, name in itertools.product(LABELS, SETS):
+        cells = [[rows.get((name, labels, way, seed)) for way in ways] for seed in range(max(SEEDS.values()))]
+        whole = [[one for one in cell if one is not None] for cell in cells if None not in cell]
+        if whole:
+            means.append([100 * statistics.mean(one["acc"] for one in column) for column in zip(*whole, strict=True)])
+            seconds.append([statistics.mean(one["seconds"] for one in column) for column in zip(*whole, strict=True)])
+            shown = " | ".join(f"{value:.1f}" for value in means[-1])
+            print(f"| {name} | {labels} | {len(whole)} | {shown} |")
+    if means:
+        columns = [statistics.mean(column) for column in zip(*means, strict=True)]
+        print(f"| mean | | | {' | '.join(f'{value:.1f}' for value in columns)} |")
+        base = ways.index(options.base) if options.base in ways else 0
+        ratios = [statistics.geometric_mean(one[at] / one[base] for one in seconds) for at in range(len(ways))]
+        print(f"| time over {ways[base]} | | | {' | '.join(f'{value:.2f}' for value in ratios)} |")
+
+
 def main() -> None:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -395,6 +430,11 @@ def main() -> None:
     printing.add_argument("out", type=Path)
     printing.add_argument("--base", default="default")
     printing.set_defaults(call=table)
+    crossing = verbs.add_parser("matrix")
+    crossing.add_argument("out", type=Path)
+    crossing.add_argument("--ways", nargs="+", default=["default", "probe", "finetune", "plain"])
+    crossing.add_argument("--base", default="plain", help="whose seconds are 1")
+    crossing.set_defaults(call=matrix)
     choosing = verbs.add_parser("rules")
     choosing.add_argument("out", type=Path)
     choosing.set_defaults(call=rules)

@@ -39,9 +39,9 @@ def test_which_epoch(offers, higher, expected):  # fault 119
     assert chosen(offers, higher) == expected
 
 
-def candidate(epoch, losses):
+def candidate(epoch, losses, last=False):
     losses = torch.tensor(losses, dtype=torch.float64)
-    return Candidate(epoch, float(losses.mean()), float(losses.mean()), losses)
+    return Candidate(epoch, float(losses.mean()), float(losses.mean()), losses, last)
 
 
 def test_clearness_is_the_statistic_of_the_paired_test():
@@ -82,8 +82,9 @@ NOISE = np.random.default_rng(1).normal(size=100)
 def by_pictures(*offers, per_output=20.0, solved=True):
     """Offer losses, the solved head's first; return the selection."""
     selection = Selection("val_loss", ByPictures(per_output), patience=None)
-    for epoch, losses in enumerate(offers, BEFORE_TRAINING if solved else 0):
-        selection.offer(candidate(epoch, losses))
+    first = BEFORE_TRAINING if solved else 0
+    for epoch, losses in enumerate(offers, first):
+        selection.offer(candidate(epoch, losses, last=epoch == first + len(offers) - 1))
     return selection
 
 
@@ -110,6 +111,16 @@ def test_each_epoch_is_compared_with_the_solved_head_not_with_the_one_before_alo
     steps = [2.0 + centred * scale for scale in (0.0, 1.0, -1.0)]
     selection = by_pictures(steps[0], steps[1] - 3 * error, steps[2] + 1.5 * error, per_output=28.0)
     assert selection.best_epoch == 0
+
+
+@pytest.mark.parametrize(("gain", "last", "expected"), [(1.5, -0.2, BEFORE_TRAINING), (2.5, -2.0, 0), (1.5, 0.5, 1)])
+def test_of_many_epochs_one_is_lucky(gain, last, expected):
+    """Before the last one, two standard errors are demanded over the solved head."""
+    error = NOISE.std(ddof=1) / 10
+    centred = NOISE - NOISE.mean()
+    other = centred[::-1].copy()
+    kept = by_pictures(np.full(100, 2.0), 2.0 + centred - gain * error, 2.0 + other - last * error, per_output=14.0)
+    assert kept.best_epoch == expected
 
 
 def test_patience_counts_from_the_lowest_loss():

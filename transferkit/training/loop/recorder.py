@@ -226,7 +226,8 @@ class RunRecorder(Checkpoint):
         phase = plan.phase_at(epoch)
         self.history.add_time(plan.phases[phase].name)
         self.history.add_row(plan, epoch, values)
-        candidate = Candidate(epoch, values[self.selection.monitor], values.get("val_loss"), self._picture_losses())
+        value, last = values[self.selection.monitor], epoch + 1 >= plan.epochs
+        candidate = Candidate(epoch, value, values.get("val_loss"), self._picture_losses(), last)
         improved = self.selection.offer(candidate)
         if phase == len(plan.phases) - 1 and self.selection.end_epoch(epoch, plan.first_epoch(phase)):
             trainer.should_stop = True
