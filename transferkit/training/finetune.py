@@ -211,7 +211,10 @@ def _settle_phases(training: Training[FinetuneConfig], solved: SolvedProbe | Non
     if config.phases != AUTO or solved is None:
         return training
     rows = training.data.rows("train")
-    phases, choice = phases_after(config, training.phases, solved.figures.get("cv_acc"), rows)
+    phases, choice = phases_after(
+        config, training.phases, solved.figures.get("cv_acc"), rows,
+        outputs=training.module.num_classes, validated=bool(training.data.index.split("val")),
+    )  # fmt: skip
     if not config.quiet and is_writer():
         print_lines(output_console(), [(choice.title, choice.sentence)])
     return training.with_phases(phases, choice)

@@ -156,7 +156,8 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     if isinstance(config.batch_size, int):
         data = data.in_batches_of(config.batch_size)
     if not quiet and is_writer():
-        lines = [(choice.title, choice.sentence) for choice in choices]
+        solved_alone = config.phases == "probe" and config.solves_probe and not lacks_solver(config)
+        lines = [] if solved_alone else [(choice.title, choice.sentence) for choice in choices]
         print_lines(output_console(), [*data_lines(data.index), *_window_lines(data), *lines])
     module = _module(config, task, backbone, data)
     module.keeps_statistics = config.batch_norm == "keep"

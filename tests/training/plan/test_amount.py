@@ -83,9 +83,9 @@ def test_several_processes_share_the_pictures():
 # ---- phases -----------------------------------------------------------------------------------------------------
 
 
-def settled(held_out, rows, **options):
+def settled(held_out, rows, validated=True, **options):
     config = config_of(**options)
-    phases, choice = phases_after(config, resolve_phases(config, None), held_out, rows)
+    phases, choice = phases_after(config, resolve_phases(config, None), held_out, rows, outputs=10, validated=validated)
     assert (choice.name, choice.value) == ("phases", "probe" if len(phases) == 1 else "probe-finetune")
     return [phase.name for phase in phases], choice.reason
 
@@ -116,8 +116,18 @@ def test_the_reason_names_the_figure():
     assert settled(0.75, 500)[1] == "the solved head is right on 75.0% of held-out training pictures"
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(139, ["probe"]), (140, BOTH)])
+def test_with_few_pictures_and_none_to_validate_on_nobody_could_tell(rows, expected):
+    assert settled(0.5, rows, validated=False)[0] == expected
+    assert settled(0.5, rows)[0] == BOTH
+    assert settled(0.5, 30, validated=False)[1] == (
+        "30 training pictures, 3 for each of 10, and none to validate on"
+    )
+
+
 @pytest.mark.parametrize(
     "options", [{"interpolate": True}, {"ema": 0.9}, {"l2_sp": 0.1}, {"fixres_epochs": 1}, {"lr": "auto"}]
 )
 def test_options_of_a_trained_phase_keep_it(options):
     assert settled(1.0, 500, **options)[0][:2] == BOTH
+    assert settled(0.5, 20, validated=False, **options)[0][:2] == BOTH

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from transferkit.show.words import MINUS
+from transferkit.training.plan.amount import EVEN
 
 __all__ = [
     "BEFORE_TRAINING",
@@ -34,9 +35,6 @@ It had the longer training, and what it lost on a few pictures is noise as a rul
 
 EARLY = 2.0
 """How clearly better than a solved head an epoch before the last must be: there are many of them to be lucky."""
-
-EVEN = 14.0
-"""Training pictures for each output by which fine-tuning is as likely to be worth it as not."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.training.plan.options import lacks_solver, usual_lr
 from transferkit.training.plan.phases import SOLVING, Phase
 
-__all__ = ["Choice", "by_amount", "phases_after", "usual_batch"]
+__all__ = ["EVEN", "Choice", "by_amount", "phases_after", "usual_batch"]
 
 FEW = 512
 """Training pictures below which batch norm keeps its statistics."""
@@ -31,6 +31,9 @@ LONG = 100
 An adaptive optimizer moves every weight by about the LR in a step, and in its first steps all one way: with few of them
 features are moved away from the head and not brought back.
 """
+
+EVEN = 14.0
+"""Training pictures for each output (of classes: a class) by which fine-tuning is as likely to be worth it as not."""
 
 NOTHING = 0.005
 """Share of pictures that a solved head gets wrong, below which fine-tuning is left out."""
@@ -77,7 +80,8 @@ def by_amount(config: Options, rows: int, task: Task, backbone: nn.Module) -> tu
     size = config.batch_size if isinstance(config.batch_size, int) else usual_batch(rows // processes)
     epoch = math.ceil(rows / (size * processes * config.accumulate))
     if config.batch_size is None:
-        choices.append(Choice("batch_size", size, f"{rows:,} training pictures make {epoch:,} steps an epoch"))
+        many = "step" if epoch == 1 else "steps"
+        choices.append(Choice("batch_size", size, f"{rows:,} training pictures make {epoch:,} {many} an epoch"))
     if config.batch_norm == AUTO and has_statistics(backbone):
         keep = rows < FEW and not config.recalibrate_bn
         reason = "too few to measure statistics on" if keep else "enough to measure statistics on"
@@ -102,25 +106,37 @@ def _starts_solved(config: TrainingOptions) -> bool:
 
 
 def phases_after(
-    config: TrainingOptions, phases: tuple[Phase, ...], held_out: float | None, rows: int
+    config: TrainingOptions,
+    phases: tuple[Phase, ...],
+    held_out: float | None,
+    rows: int,
+    *,
+    outputs: int,
+    validated: bool,
 ) -> tuple[tuple[Phase, ...], Choice]:
     """Return the phases that ``--phases auto`` comes to once the head is solved, and why.
 
     Fine-tuning cannot win more than what the head gets wrong on pictures that it was not fitted on. Where that is less
     than one in 200, by the rule of succession, so that ten pictures of ten prove nothing, the head is the result. Else
-    everything is tuned, and afterwards the val pictures tell whether it was worth it, see `ByPictures`.
+    everything is tuned, and afterwards the val pictures tell whether it was worth it, see `ByPictures`. Where there are
+    none, and few to train on, nobody could tell, and as a rule it is not.
 
     Args:
         config: Options that need a trained phase keep it.
         phases: The solved head first.
         held_out: Cross-validated accuracy of the head inside the training split; ``None`` where there is none.
         rows: Training pictures.
+        outputs: Of the head, such as classes.
+        validated: Whether there are val pictures.
     """
-    asked = config.interpolate or config.snapshots or config.ema or config.l2_sp or config.fixres_epochs
+    needs = (config.interpolate, config.snapshots, config.ema, config.l2_sp, config.fixres_epochs, config.lr == AUTO)
+    if not any(needs) and not validated and rows < EVEN * outputs:
+        reason = f"{rows:,} training pictures, {rows / outputs:.2g} for each of {outputs}, and none to validate on"
+        return phases[:1], Choice("phases", "probe", reason)
     if held_out is None:
         return phases, Choice("phases", "probe-finetune", "a head that is solved first, and everything after it")
     share = f"the solved head is right on {held_out:.1%} of held-out training pictures"
     wrong = ((1 - held_out) * rows + 1) / (rows + 2)
-    if wrong > NOTHING or asked or config.lr == AUTO:
+    if wrong > NOTHING or any(needs):
         return phases, Choice("phases", "probe-finetune", share)
     return phases[:1], Choice("phases", "probe", f"{share}: nothing is left to win")
