@@ -76,6 +76,11 @@ def test_what_is_demanded_of_fine_tuning_falls_with_the_pictures(per_output, exp
     assert ByPictures(per_output).demanded == pytest.approx(expected)
 
 
+def test_the_rule_is_told_in_words():
+    assert "unless the last epoch is better than it by more than 1.5 standard errors" in ByPictures(5.0).words
+    assert "where it is better than the last epoch by 0.5 standard errors or more" in ByPictures(20.0).words
+
+
 NOISE = np.random.default_rng(1).normal(size=100)
 
 

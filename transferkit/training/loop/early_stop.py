@@ -146,10 +146,15 @@ class ByPictures:
     @property
     def words(self) -> str:
         """The rule, with what it demands of the run at hand."""
+        last = (
+            f"unless the last epoch is better than it by more than {self.demanded:.1f} standard errors"
+            if self.demanded > 0
+            else f"where it is better than the last epoch by {-self.demanded:.1f} standard errors or more"
+        )
         return (
             f"the last epoch, unless an earlier one is better by more than {CLEAR:g} standard error on the same "
-            f"pictures; the solved probe, unless the last epoch is better than it by more than {self.demanded:.1f} "
-            f"standard errors, or an earlier one by more than {max(EARLY, self.demanded):.1f}"
+            f"pictures; the solved probe, {last}, and no earlier epoch better than it by more than "
+            f"{max(EARLY, self.demanded):.1f}"
         )
 
     @property
