@@ -99,7 +99,7 @@ class TrainingOptions(CraftOptions):
     phases: str | list[dict[str, Any]] = option(
         "auto",
         "{auto|probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe; auto: probe where "
-        "cross-validation leaves nothing to win, else probe-finetune",
+        "cross-validation leaves nothing to win, or few pictures come without val, else probe-finetune",
     )
     epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", EPOCHS)
     probe: Literal["auto", "solve", "sgd"] = option(
