@@ -120,9 +120,7 @@ def test_the_reason_names_the_figure():
 def test_with_few_pictures_and_none_to_validate_on_nobody_could_tell(rows, expected):
     assert settled(0.5, rows, validated=False)[0] == expected
     assert settled(0.5, rows)[0] == BOTH
-    assert settled(0.5, 30, validated=False)[1] == (
-        "30 training pictures, 3 for each of 10, and none to validate on"
-    )
+    assert settled(0.5, 30, validated=False)[1] == ("30 training pictures, 3 for each of 10, and none to validate on")
 
 
 @pytest.mark.parametrize(
