@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from data_sets import draw
 
+from transferkit.core import database
 from transferkit.core.files import user_cache
 from transferkit.data.images import sketchbook
 from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
@@ -66,7 +67,7 @@ def test_bad_and_changed_files_get_none(paths, decoded):
 
 
 def test_more_than_fit_in_one_question(paths, monkeypatch):
-    monkeypatch.setattr(sketchbook, "_AT_ONCE", 2)
+    monkeypatch.setattr(database, "AT_ONCE", 2)
     Sketchbook().complete(hash_images(paths))
     assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
 
@@ -93,9 +94,9 @@ def test_a_damaged_file_is_made_anew(paths, damage):
 
 def test_rows_that_something_else_wrote(paths):
     Sketchbook().complete(hash_images(paths))
-    with sqlite3.connect(file()) as database:
-        database.execute("UPDATE sketches SET cells = 'short'")
-    database.close()
+    with sqlite3.connect(file()) as other:
+        other.execute("UPDATE sketches SET cells = 'short'")
+    other.close()
     assert not any(each.sketch for each in Sketchbook().fill(hash_images(paths)))
     assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
 
@@ -112,14 +113,14 @@ def test_a_cache_that_cannot_be_had(paths, monkeypatch, tmp_path):
 
 
 def test_others_that_write_meanwhile(paths, monkeypatch):
-    monkeypatch.setattr(sketchbook, "WAIT_S", 0.01)
+    monkeypatch.setattr(database, "WAIT_S", 0.01)
     Sketchbook().keep_digests({ONE: OTHER})
-    with sqlite3.connect(file()) as database:
-        database.execute("BEGIN EXCLUSIVE")
+    with sqlite3.connect(file()) as other:
+        other.execute("BEGIN EXCLUSIVE")
         assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
-    database.close()
+    other.close()
     assert file().is_file() and Sketchbook().digests([ONE]) == {ONE: OTHER}
-    monkeypatch.setattr(sketchbook, "WAIT_S", 20.0)
+    monkeypatch.setattr(database, "WAIT_S", 20.0)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: Sketchbook().complete(hash_images([path])), paths * 3))
     assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))

@@ -61,6 +61,7 @@ class ImageData(L.LightningDataModule):
         workers: Decoding processes; 0 decodes in this process, on all of its threads.
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
         skip_bad: Drop unreadable pictures instead of raising.
+        rescan: Read every file, instead of trusting what is known of files that are as they were.
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
         max_pixels: The largest picture that is decoded, in pixels.
@@ -105,6 +106,7 @@ class ImageData(L.LightningDataModule):
         workers: int = 0,
         keep_bytes: int | None = None,
         skip_bad: bool = False,
+        rescan: bool = False,
         allow_empty_classes: bool = False,
         allow_leaks: bool = False,
         max_pixels: int | None = None,
@@ -132,6 +134,7 @@ class ImageData(L.LightningDataModule):
             group_by=group_by,
             group_near=group_near,
             skip_bad=skip_bad,
+            rescan=rescan,
             allow_empty_classes=allow_empty_classes,
             allow_leaks=allow_leaks,
             max_pixels=max_pixels,

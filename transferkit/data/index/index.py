@@ -17,7 +17,8 @@ from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, 
 from transferkit.core.records import USUAL, Decoding, Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.reading import ReadResult, read_images
+from transferkit.data.images.known_files import read_files
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.images.sketch import Sketch
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.checks import leaks, near_families, scattered_folders, special_pictures, unreadable_pictures
@@ -114,6 +115,8 @@ def index_images(
 ) -> ImageIndex:
     """Index a folder or manifest: scan it, read and decode every picture once, check, split.
 
+    Pictures that were decoded before and whose files are as they were are not read again, unless pixels are kept.
+
     A data set that names its splits keeps them; where it has no val split, val is hashed out of train, and test is only
     what it names itself. A data set without splits is hashed into three, see `transferkit.data.index.splits`.
 
@@ -138,19 +141,21 @@ def index_images(
     scan = scan_data(options.data, reader.columns_of(options))
     total = len(scan.files)
     decoding = options.decoding() if decoding is None else decoding
-    results = read_images(
+    results = read_files(
         [file.path for file in scan.files],
         min_side=min_side,
         decoding=decoding,
         keep_bytes=keep_bytes,
+        rescan=options.rescan,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
     left = keep_bytes - sum({id(one.pixels): one.pixels.nbytes for one in results if one.pixels is not None}.values())
     reader = reader.look(PicturesRead(scan.files, results, options, left, progress))
     book = Sketchbook(decoding)
-    copies = find_copies(results, book, near=options.group_near, workers=workers, progress=progress)
-    book.keep(results)
+    copies = find_copies(
+        results, book, near=options.group_near, rescan=options.rescan, workers=workers, progress=progress
+    )
     return build_index(options, scan, results, copies, reader=reader, decoding=decoding)
 
 

@@ -18,7 +18,7 @@ import torch
 from transferkit.core.errors import CheckpointError, DataError, TransferkitWarning
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.reading import hash_images
+from transferkit.data.images.known_files import hash_files
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views
@@ -66,6 +66,7 @@ class TrainingNeighbours:
         run: The run directory; its `pictures.csv` lists the training pictures.
         predictor: Its model.
         store: Directory of the feature store; the user's own when ``None``.
+        rescan: Read every training picture, instead of trusting what is known of files that are as they were.
         progress: Called with pictures done and pictures in all, first for reading, then for computing.
 
     Attributes:
@@ -83,12 +84,14 @@ class TrainingNeighbours:
         run: str | os.PathLike[str],
         predictor: Predictor,
         store: str | os.PathLike[str] | None = None,
+        rescan: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         rows = _training_pictures(Path(run))
         total = len(rows)
-        read = hash_images(
+        read = hash_files(
             [row["path"] for row in rows],
+            rescan=rescan,
             workers=available_cores(),
             progress=None if progress is None else lambda done: progress(done, total),
         )
