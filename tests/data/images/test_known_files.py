@@ -273,6 +273,10 @@ CHANGES = {
 }  # fmt: skip
 
 
+IN_PLACE = ("rewritten at its size and time", "through a hard link", "a copy with its times")
+"""Changes that the time of changes alone tells of."""
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_is_read_again(paths, change):
     for path in paths:
@@ -283,6 +287,22 @@ def test_a_file_that_changes_is_read_again(paths, change):
     for _ in range(2):
         assert hash_files(paths) == hash_images(paths)
         assert everything(read_files(paths, min_side=None)) == everything(read_images(paths, min_side=None))
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in IN_PLACE])
+def test_where_no_time_of_changes_is_to_be_had(paths, change, monkeypatch):
+    """As on Windows, where that is the time of making a file: the inode tells files of one size and time apart."""
+    own = os.stat
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18))
+    monkeypatch.setattr(known_files.os, "stat", lambda path, **options: _without_change_time(own(path, **options)))
+    assert None not in [one.sha256 for one in read_files(paths, min_side=None)]
+    CHANGES[change](Path(paths[1]), Path(paths[2]))
+    assert hash_files(paths) == hash_images(paths)
+
+
+def _without_change_time(facts):
+    return os.stat_result(facts[:10], {"st_mtime_ns": facts.st_mtime_ns, "st_ctime_ns": 0, "st_atime_ns": 0})
 
 
 def test_links_are_followed_and_folders_may_move(tmp_path, paths, read):
