@@ -226,6 +226,12 @@ def rewritten(one, _):
     restore(one, facts)
 
 
+def grown(one, _):
+    facts = one.stat()
+    one.write_bytes(one.read_bytes() + b"x")
+    restore(one, facts)
+
+
 def replaced(one, other):
     facts, new = one.stat(), one.with_suffix(".new")
     new.write_bytes(other.read_bytes()[: facts.st_size].ljust(facts.st_size, b"x"))
@@ -261,6 +267,8 @@ def by_a_copy_with_its_times(one, other):
 CHANGES = {
     "touched": lambda one, _: one.touch(),
     "grown": lambda one, _: one.write_bytes(one.read_bytes() + b"x"),
+    "grown at its time": grown,
+    "rewritten at its size": lambda one, _: one.write_bytes(bytes([*one.read_bytes()[:-1], 7])),
     "rewritten at its size and time": rewritten,
     "another file at its size and time": replaced,
     "names swapped": swapped,

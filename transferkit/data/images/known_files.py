@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -245,10 +244,11 @@ def _completed(
 
 
 def _states(paths: Sequence[str], workers: int) -> list[_State | None]:
-    folders = {os.path.dirname(path) for path in paths}  # noqa: PTH120  a text, many thousands of times
-    prefixes = {folder: _prefix(folder) for folder in folders}
-    slices = [paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE)]
-    return list(chain.from_iterable(in_order(lambda part: [_state(path, prefixes) for path in part], slices, workers)))
+    places = [os.path.split(path) for path in paths]
+    prefixes = {folder: _prefix(folder) for folder in {folder for folder, _ in places}}
+    files = [(path, prefixes[folder], name) for path, (folder, name) in zip(paths, places, strict=True)]
+    slices = [files[start : start + _SLICE] for start in range(0, len(files), _SLICE)]
+    return list(chain.from_iterable(in_order(lambda part: [_state(*file) for file in part], slices, workers)))
 
 
 def _prefix(folder: str) -> bytes | None:
@@ -264,10 +264,8 @@ def _prefix(folder: str) -> bytes | None:
     return hashlib.blake2b(f"{user}\0".encode() + path, digest_size=8).digest()
 
 
-def _state(path: str, prefixes: dict[str, bytes | None]) -> _State | None:
+def _state(path: str, prefix: bytes | None, name: str) -> _State | None:
     """Return the state of a file; ``None`` where nothing can be told by it."""
-    folder, name = os.path.split(path)
-    prefix = prefixes[folder]
     if prefix is None:
         return None
     now = time.time_ns()
@@ -277,7 +275,7 @@ def _state(path: str, prefixes: dict[str, bytes | None]) -> _State | None:
     except (OSError, ValueError):
         return None
     settled = max(facts.st_mtime_ns, facts.st_ctime_ns) <= now - TICK_NS
-    if not settled or not stat.S_ISREG(facts.st_mode) or not facts.st_ino:
+    if not settled or not facts.st_ino:
         return None
     own = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino} {facts.st_dev} "
     return _State(key, own.encode())

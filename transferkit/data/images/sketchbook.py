@@ -90,7 +90,7 @@ class Sketchbook:
         for sha256, side, limit, facts, mark in self._rows(command, hashes, (min_side or 0, self.decoding.max_pixels)):
             if not isinstance(facts, bytes) or mark != _mark(sha256, side, limit, facts):
                 continue
-            *values, height, width, fingerprint = json.loads(facts)
+            *values, height, width, fingerprint = json.loads(facts.decode())
             info = ImageInfo(*values)
             sketch = None if fingerprint is None else sketches.get((sha256, scale_of(info, height)))
             if fingerprint == _fingerprint(sketch):
