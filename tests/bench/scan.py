@@ -90,7 +90,7 @@ def command(words: Sequence[str], checkout: str | None = None) -> float:
     environment = {**os.environ, "PYTHONPATH": place}
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "transferkit", *words], env=environment, cwd=place, check=False,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, encoding="utf-8")  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stderr}")
     return time.perf_counter() - started

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
+from transferkit.core.database import cache_bytes
 from transferkit.core.errors import StoreError
+from transferkit.core.files import user_cache
 from transferkit.features.store.store import FeatureStore
 from transferkit.features.store.upkeep import Problem, describe, gc, verify
 from transferkit.options.features import StoreConfig
@@ -53,6 +55,12 @@ def _list(store: FeatureStore, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(f"{len(sets)} sets, {sum(each.bytes for each in sets) / 1e6:,.1f} MB")
+    if size := cache_bytes():
+        console.print(
+            f"besides, {size / 1e6:,.1f} MB of what is known of picture files, in {user_cache()}/*.db: to delete them "
+            "costs time alone",
+            soft_wrap=True,
+        )
 
 
 def _tell_damage(store: FeatureStore, problems: Sequence[Problem], console: Console) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from transferkit.core.errors import StorageError
 from transferkit.core.files import user_cache
 
-__all__ = ["CacheDatabase"]
+__all__ = ["CacheDatabase", "cache_bytes"]
 
 WAIT_S: Final = 5.0
 """Seconds to wait while another process writes."""
@@ -90,3 +90,11 @@ class CacheDatabase:
             for name in (path, f"{path}-journal"):  # which would be played back into the next one
                 with contextlib.suppress(OSError):
                     Path(name).unlink()
+
+
+def cache_bytes() -> int:
+    """Return the size of all databases in the user's cache, of other releases too; 0 where nobody may look."""
+    try:
+        return sum(path.stat().st_size for path in user_cache().glob("*.db"))
+    except (OSError, StorageError):  # or one goes this moment
+        return 0

@@ -286,7 +286,7 @@ IN_PLACE = ("rewritten at its size and time", "through a hard link", "a copy wit
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_is_read_again(paths, change):
+def test_a_file_that_changes_is_read_again(paths, change):  # fault 203
     for path in paths:
         os.utime(path, ns=(10**18, 10**18))  # as pictures of one archive may have
     read_files(paths, min_side=None)
@@ -386,7 +386,7 @@ def test_disks_that_number_no_files(paths, read, monkeypatch):
     assert read.count("0.png") == 2 and read.count("1.png") == 1
 
 
-def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):
+def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):  # fault 204
     own, before = os.stat, {path: Path(path).stat() for path in paths}
     truth = hash_files(paths)
     Path(paths[0]).write_bytes(Path(paths[1]).read_bytes())
@@ -528,7 +528,7 @@ def test_a_cache_that_may_not_be_looked_into(paths, tmp_path):
     )
     shut.chmod(0o700)
     done = subprocess.run(
-        [sys.executable, "-c", program, *paths], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", program, *paths], capture_output=True, encoding="utf-8", check=False,
         env={**os.environ, "XDG_CACHE_HOME": str(shut)},
     )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == ("5 {}\n", "", 0)

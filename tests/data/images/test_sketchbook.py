@@ -124,3 +124,25 @@ def test_others_that_write_meanwhile(paths, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: Sketchbook().complete(hash_images([path])), paths * 3))
     assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
+
+
+def test_no_more_than_so_many_are_remembered(paths, monkeypatch):
+    monkeypatch.setattr(sketchbook, "MOST", 3)
+    for path in paths:
+        Sketchbook().keep_decoded(read_images([path], min_side=None), None)
+    hashes = [result.sha256 for result in hash_images(paths)]
+    assert set(Sketchbook().decoded(hashes, None)) == set(hashes[-3:])
+    assert [each.sketch is None for each in Sketchbook().fill(hash_images(paths))] == [True] * 4 + [False] * 3
+
+
+def test_of_several_scales_each_is_known_and_the_largest_picture_counts(tmp_path):
+    photo = str(draw(tmp_path / "photo.jpg", 1, (800, 640)))
+    scales = {}
+    for side in (64, 320, None):
+        results = read_images([photo], min_side=side)
+        Sketchbook().keep_decoded(results, side)
+        scales[results[0].sketch.scale] = results[0]
+        (known,) = Sketchbook().decoded([results[0].sha256], side).values()
+        assert (known.sketch, known.info, known.shape) == (results[0].sketch, results[0].info, results[0].shape)
+    assert sorted(scales) == [1, 2, 8]
+    assert Sketchbook().fill(hash_images([photo]))[0].sketch == scales[1].sketch

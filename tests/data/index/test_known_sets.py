@@ -59,7 +59,7 @@ def odd(root):
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(255 - noise).save(root / "dog" / "turned.jpg", exif=exif)
-    (root / "cat" / "notes.txt").write_text("none")
+    (root / "cat" / "notes.txt").write_bytes(b"none")
     return root
 
 

@@ -128,28 +128,12 @@ class ImageData(L.LightningDataModule):
             size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
             config = dataclasses.replace(config, image_size=size)
         self._options = DataOptions(
-            data=os.fspath(data),
-            val_split=val_split,
-            test_split=test_split,
-            group_by=group_by,
-            group_near=group_near,
-            skip_bad=skip_bad,
-            rescan=rescan,
-            allow_empty_classes=allow_empty_classes,
-            allow_leaks=allow_leaks,
-            max_pixels=max_pixels,
-            ground=ground,
-            grey_bits=grey_bits,
-            seed=seed,
-            split_seed=split_seed,
-            targets=targets,
-            path_column=path_column,
-            label_column=label_column,
-            label_separator=label_separator,
-            root=root,
-            mask_values=mask_values,
-            palette=palette,
-        )
+            data=os.fspath(data), val_split=val_split, test_split=test_split, group_by=group_by, group_near=group_near,
+            skip_bad=skip_bad, rescan=rescan, allow_empty_classes=allow_empty_classes, allow_leaks=allow_leaks,
+            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, seed=seed, split_seed=split_seed,
+            targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
+            root=root, mask_values=mask_values, palette=palette,
+        )  # fmt: skip
         problems = self._options.problems() + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (

@@ -28,13 +28,16 @@ __all__ = ["Decoded", "Sketchbook"]
 RULES: Final = 2
 """Another number where pictures are decoded or sketched in another way, or where the tables are others."""
 
+MOST: Final = 2_000_000
+"""Pictures that are remembered, about 1,600 bytes each; beyond, those that were written first go."""
+
 _TABLES = (
     # With rowids: what is longer than a thousand bytes takes a page of its own in a table without.
     "CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB, scale INTEGER, width INTEGER, height INTEGER, cells BLOB, "
     "UNIQUE (sha256, scale))",
     "CREATE TABLE IF NOT EXISTS digests (sha256 BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS decoded (sha256 BLOB, side INTEGER, max_pixels INTEGER, facts BLOB, mark BLOB, "
-    "PRIMARY KEY (sha256, side)) WITHOUT ROWID",
+    "UNIQUE (sha256, side))",
 )
 _FACTS: Final = ",".join(field.name for field in fields(ImageInfo))
 _ELSEWHERE: Final = ("HEIF",)
@@ -181,6 +184,8 @@ class Sketchbook:
         def add(database: sqlite3.Connection) -> None:
             for command, rows in commands:
                 database.executemany(command, rows)
+            for table in ("sketches", "decoded"):
+                database.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - {MOST:d}")
 
         if any(rows for _, rows in commands):
             self._database.write(add)
