@@ -165,6 +165,15 @@ def test_an_index_is_the_same_each_time(tmp_path, read, name, side):
     }
 
 
+@pytest.mark.parametrize("near", [False, True])
+def test_rescan_reads_all(tmp_path, read, near):
+    data = folder(tmp_path / "set", count=4)
+    for rescan, times in ((False, 1 + near), (False, 0), (True, 1 + near), (False, 0)):
+        index(data, min_side=32, group_near=near, rescan=rescan)
+        assert len(read) == 8 * times
+        read.clear()
+
+
 @pytest.mark.parametrize(("make", "kinds"), [(bad, ["unreadable"]), (leaking, ["leak", "leak"])])
 def test_it_is_refused_the_same_each_time(tmp_path, make, kinds):
     data = make(tmp_path / "set")
