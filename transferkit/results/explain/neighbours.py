@@ -66,8 +66,8 @@ class TrainingNeighbours:
         run: The run directory; its `pictures.csv` lists the training pictures.
         predictor: Its model.
         store: Directory of the feature store; the user's own when ``None``.
-        rescan: Read every training picture, instead of trusting what is known of files that are as they were.
         progress: Called with pictures done and pictures in all, first for reading, then for computing.
+        rescan: Read every training picture, instead of trusting what is known of files that are as they were.
 
     Attributes:
         computed: Training pictures whose features were not in the store.
@@ -84,8 +84,8 @@ class TrainingNeighbours:
         run: str | os.PathLike[str],
         predictor: Predictor,
         store: str | os.PathLike[str] | None = None,
-        rescan: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        rescan: bool = False,
     ) -> None:
         rows = _training_pictures(Path(run))
         total = len(rows)
