@@ -139,7 +139,7 @@ def index_images(
         [file.path for file in scan.files],
         min_side=min_side,
         decoding=decoding,
-        keep=None if pixels is None else pixels.put,
+        keep=None if pixels is None else pixels.put_of_all,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
