@@ -1,5 +1,6 @@
 """Pictures that are decoded once: the same pixels from memory, disk and files, whatever process shows them."""
 
+import gc
 import multiprocessing
 import shutil
 
@@ -206,3 +207,27 @@ def test_processes_of_every_start_method_show_kept_pictures(photos, decoding_pro
     )
     shown = list(loader)
     assert torch.cat([loaded.images for loaded in shown]).equal(expected)
+
+
+def test_decoding_processes_write_what_they_decoded(photos, decoding_processes):
+    data = data_of(photos, workers=2, **PLACES["disk"])
+    data.index  # noqa: B018
+    folder = data.pixels.disk.folder
+    del data.pixels
+    shutil.rmtree(folder)
+    epochs(data, 1)  # its loader is gone then, and its processes with it
+    gc.collect()
+    pixels = open_pixels(data.data_config, memory=0, disk=10**9)
+    records = data.index.records
+    assert [record.path for record in records if pixels.get(record.sha256) is None] == []
+    assert len(list(folder.glob("*.pixels"))) == 2
+
+
+def test_of_several_processes_that_read_all_pictures_one_writes(photos, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    data = data_of(photos, **PLACES["both"])
+    data.index  # noqa: B018
+    assert len(data.pixels.memory) > 0 and not data.pixels.disk.folder.exists()
+    epochs(data, 2)  # of which it sees its own part
+    data.pixels.flush()
+    assert data.pixels.disk.folder.exists()
