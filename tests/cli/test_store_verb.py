@@ -1,8 +1,5 @@
 """The store verb and the features verb: what they print, and what they end with."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -121,12 +118,3 @@ def test_a_user_without_a_home_has_no_pixel_store(store, command, monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     for action in ("list", "verify", "gc"):
         assert command("store", action, "--store", store)[0] == 0
-
-
-def test_upkeep_imports_nothing_of_training(tmp_path):
-    code = "import sys; from transferkit.cli.main import main; main(['store', 'list', '--store', sys.argv[1]]); "
-    code += "print([name for name in ('torch', 'lightning', 'timm') if name in sys.modules])"
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, encoding="utf-8", check=True
-    ).stdout
-    assert out.splitlines()[-1] == "[]"

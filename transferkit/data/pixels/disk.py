@@ -13,14 +13,16 @@ import warnings
 from collections.abc import Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from transferkit.core.errors import StorageError, TransferkitWarning
-from transferkit.data.images.decode import Pixels
 from transferkit.data.pixels.sets import DAMAGED, IN_USE_S, mark_used, pixel_root, shard_files
 from transferkit.data.pixels.shards import DamagedShard, NewerShard, Place, names_of, places, read_header, read_picture
 from transferkit.data.pixels.spec import PixelSpec
 from transferkit.data.pixels.writing import PixelWriter
+
+if TYPE_CHECKING:
+    from transferkit.data.images.decode import Pixels
 
 __all__ = ["DiskPixels"]
 

@@ -17,11 +17,13 @@ import threading
 import weakref
 from collections.abc import Mapping
 from multiprocessing import reduction
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from transferkit.data.images.decode import Pixels
+if TYPE_CHECKING:
+    from transferkit.data.images.decode import Pixels
+
 
 __all__ = ["MemoryPixels"]
 

@@ -16,13 +16,15 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.data.images.decode import Pixels
 from transferkit.data.pixels.spec import FORMAT, PixelSpec
+
+if TYPE_CHECKING:
+    from transferkit.data.images.decode import Pixels
 
 __all__ = ["SUFFIX", "DamagedShard", "Entries", "NewerShard", "Place", "build_shard", "names_of", "places",
            "read_header", "read_picture"]  # fmt: skip

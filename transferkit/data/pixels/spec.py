@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final, Self
 
-import PIL
-from PIL import features
-
 from transferkit.core.records import Decoding
 
 __all__ = ["FORMAT", "PixelSpec"]
@@ -41,6 +38,9 @@ class PixelSpec:
     @classmethod
     def of(cls, side: int | None, decoding: Decoding) -> Self:
         """Return how pictures are decoded by the libraries that are installed."""
+        import PIL  # here, so that looking after a store needs no decoder
+        from PIL import features
+
         named = {name: features.version(name) for name in _LIBRARIES}
         versions = {"pillow": PIL.__version__, **{name: version for name, version in named.items() if version}}
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -12,15 +12,17 @@ import threading
 import warnings
 from collections.abc import Container
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from transferkit.core.errors import StorageError, TransferkitWarning
 from transferkit.core.files import storage_errors, write_atomically
 from transferkit.core.locks import nearest_existing
-from transferkit.data.images.decode import Pixels
 from transferkit.data.pixels.sets import mark_used, remove_oldest
 from transferkit.data.pixels.shards import build_shard
 from transferkit.data.pixels.spec import PixelSpec
+
+if TYPE_CHECKING:
+    from transferkit.data.images.decode import Pixels
 
 __all__ = ["PixelWriter"]
 
