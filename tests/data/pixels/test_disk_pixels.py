@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from pixel_workers import LIMIT, SPEC, fill, leave_a_tail, missing_of, name_of, picture_of, write_all
 
 from transferkit.core.records import Decoding
+from transferkit.data.pixels import disk as disk_module
 from transferkit.data.pixels import spec as spec_module
 from transferkit.data.pixels import writing
 from transferkit.data.pixels.disk import DiskPixels
@@ -218,3 +221,18 @@ def test_a_reserve_stays_free(disk, monkeypatch):
     fill(disk, range(3))
     disk.flush()
     assert len(shards(disk)) == 1
+
+
+def test_threads_that_look_at_once_all_find(disk, five_a_shard, monkeypatch):
+    """While one of them reads the heads, another must not take them for read."""
+    fill(disk, range(20))
+    read, slow = disk_module.read_header, threading.Event()
+
+    def slowly(path):
+        slow.wait(0.05)
+        return read(path)
+
+    monkeypatch.setattr(disk_module, "read_header", slowly)
+    handle = again(disk)
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda number: missing_of(handle, [number]), range(20))) == [[]] * 20

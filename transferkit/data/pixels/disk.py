@@ -54,6 +54,7 @@ class DiskPixels:
         self._folder = (root or Path()) / spec.folder
         self._shards: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, Place]] = {}
+        self._aside: set[str] = set()
         self._changed, self._looked, self._settled = 0, 0.0, True
         self._used = 0.0
         self._writer = self._new_writer()
@@ -112,27 +113,26 @@ class DiskPixels:
 
     def _find(self, sha256: str) -> tuple[str, Place] | None:
         place = self._places.get(sha256)
-        if place is None and self._look():
-            place = self._places.get(sha256)
+        if place is None:
+            self._look()
+            place = self._places.get(sha256)  # another thread may have looked, too
         return place
 
-    def _look(self) -> bool:
-        """Read the heads of shards that are new, where the folder has changed; return whether it has."""
+    def _look(self) -> None:
+        """Read the heads of shards that are new, where the folder has changed."""
         if self._problem:
-            return False
-        now = time.monotonic()
+            return
+        now, clock = time.monotonic(), time.time_ns()
         try:
             changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116  the quick way: it is done for every miss
             settled = self._settled or now - self._looked < _PAUSE_S
             if changed == self._changed and settled:
-                return False
+                return
             names = shard_files(self._folder)
         except OSError:  # not there yet, or not for us to read
-            return False
-        self._changed, self._looked = changed, now
-        self._settled = time.time_ns() - changed > _SETTLED_NS
+            return
         for name in names:
-            if name in self._shards:
+            if name in self._shards or name in self._aside:
                 continue
             try:
                 spec, entries = read_header(self._folder / name)
@@ -144,10 +144,11 @@ class DiskPixels:
             except (NewerShard, OSError):
                 continue
             keys = names_of(entries)
-            self._shards[name] = keys
             for key, place in zip(keys, places(entries), strict=True):
                 self._places.setdefault(key, (name, place))
-        return True
+            self._shards[name] = keys  # afterwards, so that no other thread takes for known what is not yet
+        self._settled = clock - changed > _SETTLED_NS
+        self._changed, self._looked = changed, now
 
     def _forget(self, name: str) -> None:
         for key in self._shards.pop(name, []):
@@ -158,7 +159,9 @@ class DiskPixels:
     def _set_aside(self, name: str, what: str) -> None:
         path = self._folder / name
         self._forget(name)
-        self._shards[name] = []  # not to be looked at again, where it cannot be renamed
+        if name in self._aside:
+            return
+        self._aside.add(name)  # not to be looked at again, where it cannot be renamed
         with contextlib.suppress(OSError):
             path.rename(path.with_name(name + DAMAGED))
         warnings.warn(
