@@ -161,7 +161,7 @@ def test_only_what_was_indexed_is_kept(photos):
     path = str(photos / "a" / "plain0.png")
     dataset = ImageDataset([Picture(path)], Views(eval_transform(config)), pixels=pixels)
     (sha256,) = dataset[0].hashes
-    assert pixels.get(sha256) is None
+    assert pixels.get(sha256) is None and len(pixels.memory) == 0
     indexed = ImageDataset([Picture(path, sha256)], Views(eval_transform(config)), pixels=pixels)
     assert np.array_equal(indexed[0].images, dataset[0].images) and pixels.get(sha256) is not None
 

@@ -1,5 +1,6 @@
 """Pictures on disk: every process adds shards, reads those of all others, and keeps to the limit."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -118,6 +119,19 @@ def test_a_forked_process_writes_what_is_its_own(disk, decoding_processes):
     assert missing_of(again(disk), [0, 1]) == []
 
 
+def test_a_process_that_was_forked_by_hand_leaves_what_waits_to_its_parent(disk):
+    fill(disk, [0])
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            disk._writer.write()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert shards(disk) == []
+    disk.flush()
+    assert missing_of(again(disk), [0]) == []
+
+
 def test_two_processes_at_once(disk, decoding_processes):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
@@ -194,6 +208,14 @@ def test_the_limit_is_kept_and_what_was_used_longest_ago_goes(tmp_path, five_a_s
     assert list(map(len, map(shards, (*stores, fourth)))) == [0, 0, 2, 4]
     assert missing_of(again(fourth), range(10, 40)) == list(range(30, 40))
     assert missing_of(one, range(10)) == list(range(10)), "its shards are gone under its hands"
+
+
+def test_the_set_that_is_written_is_never_cut(tmp_path, five_a_shard):
+    disk = DiskPixels(SPEC, 3 * 5 * picture_of(0).nbytes, tmp_path)
+    fill(disk, range(10))
+    aged(disk, 2 * IN_USE_S)  # as a clock that was set may make it seem
+    fill(disk, range(10, 30))
+    assert missing_of(again(disk), range(30)) == list(range(10, 30))
 
 
 def test_a_small_limit_is_used_as_far_as_it_goes(tmp_path):

@@ -158,10 +158,10 @@ def test_another_process_reads_and_fills_the_same_memory(decoding_processes, met
     for number in (3, 4, 5):
         memory.reserve(name_of(number), 10, 12)
     context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
+    queue = context.Queue()
     process = context.Process(target=read_and_fill, args=(memory, range(3), [3, 4], queue))
     process.start()
-    assert queue.get() == ([], [], True), "what was missing there; it adds no slots of its own"
+    assert queue.get(timeout=60) == ([], [], True), "what was missing there; it adds no slots of its own"
     process.join()
     assert missing_of(memory, range(6)) == [5], "what it filled is here: the memory is the same"
     fill(memory, [6])
