@@ -248,7 +248,7 @@ def main() -> None:
     ):
         data = ImageData(
             folder, options.image_size, batch_size=options.batch_size, augment=options.augment, val_split=0.0,
-            test_split=0.0, keep_bytes=keep, allow_leaks=True,
+            test_split=0.0, keep_bytes=keep, pixel_store="off", allow_leaks=True,
         )  # fmt: skip
         data.index  # noqa: B018  read before the clock
         for workers in (0, *counts):
