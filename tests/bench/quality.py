@@ -51,7 +51,7 @@ from transferkit.training.loop.early_stop import ByPictures, Candidate, Selectio
 
 LABELS = ("5", "20", "100", "all")
 SEEDS = {"5": 5, "20": 5, "100": 3, "all": 3}
-SIDE, BACKBONE = 64, "resnet18"
+SIDE = 64
 CLASSES = task_named("classification")
 MANY = 300.0
 """Pictures of a class where all are given."""
@@ -195,8 +195,8 @@ def run_one(options: argparse.Namespace, name: str, labels: str, way: str, seed:
     """Train and measure; return the row of the results."""
     folder = build(name, options.shared, options.out / "sets")
     rows, tests = draw(folder, None if labels == "all" else int(labels), seed)
-    config = create_backbone(BACKBONE, weights="random", image_size=SIDE).data_config
-    images, truth = views(tests, config, folder, folder / f"test-{SIDE}.npz")
+    config = create_backbone(options.backbone, weights="random", image_size=SIDE).data_config
+    images, truth = views(tests, config, folder, options.out / f"test-{name}-{SIDE}.npz")
     normalised = normalise(torch.from_numpy(images), config)
     with tempfile.TemporaryDirectory(dir=options.out) as work:
         path = write_rows(rows, Path(work), folder)
@@ -206,7 +206,7 @@ def run_one(options: argparse.Namespace, name: str, labels: str, way: str, seed:
         trace = Trace(normalised, normalise(torch.from_numpy(shown), config))
         started = time.perf_counter()
         run = tk.finetune(
-            data=str(path), root=str(folder), backbone=BACKBONE, weights=str(options.weights), image_size=SIDE,
+            data=str(path), root=str(folder), backbone=options.backbone, weights=options.weights, image_size=SIDE,
             seed=seed, workers=0, precision="32", accelerator="cpu", quiet=True, report="off", allow_leaks=True,
             store=f"{work}/store", out=f"{work}/run", callbacks=[trace] if traced else [], **WAYS[way],
         )  # fmt: skip
@@ -418,7 +418,8 @@ def main() -> None:
     running = verbs.add_parser("run")
     running.add_argument("shared", type=Path)
     running.add_argument("out", type=Path)
-    running.add_argument("--weights", type=Path, required=True)
+    running.add_argument("--backbone", default="resnet18", help="OUT is of one of them")
+    running.add_argument("--weights", default="bundled", help="such as a file")
     for name, known in (("sets", SETS), ("labels", LABELS), ("ways", tuple(WAYS))):
         running.add_argument(f"--{name}", nargs="+", choices=known, default=list(known))
     running.add_argument("--seeds", type=int, default=5, help="at most so many")

@@ -121,7 +121,8 @@ def build(options: argparse.Namespace, folder: Path) -> tuple[TransferModule, Im
     backbone = create_backbone(options.backbone, weights="random", image_size=options.image_size)
     data = ImageData(
         folder, batch_size=options.batch_size, augment="light", data_config=backbone.data_config, val_split=0.0,
-        test_split=0.0, workers=options.workers, keep_bytes=None if options.keep else 0, allow_leaks=True,
+        test_split=0.0, workers=options.workers, keep_bytes=None if options.keep else 0, pixel_store="off",
+        allow_leaks=True,
     )  # fmt: skip
     return TransferModule(backbone, data.num_classes), data
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from transferkit.core.files import user_cache
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.extract.rows import StoredRows
 from transferkit.features.store.store import FeatureStore
 
@@ -90,3 +92,30 @@ def test_stopped_in_the_middle(folder, tmp_path, command, monkeypatch, stop, sta
     code, out, _ = command(*words)
     assert code == 0
     assert "computed  0, the others were in the store" in out
+
+
+def test_decoded_pictures_are_listed_verified_and_cleaned(folder, store, command):
+    data = ImageData(folder, image_size=32, keep_bytes=0)
+    data.index  # noqa: B018
+    (shard,) = data.pixels.disk.folder.glob("*.pixels")
+    status, out, _ = command("store", "list", "--store", store)
+    assert (status, "1 sets of pixels" in out, "pillow " in out) == (0, True, True)
+    status, out, _ = command("store", "verify", "--store", store)
+    assert (status, "45 rows; 45 decoded pictures: every shard is what was written" in out) == (0, True)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    status, out, err = command("store", "verify", "--store", store)  # fault 203
+    assert (status, shard.name in out, "pixels" in err) == (7, True, True)
+    status, out, _ = command("store", "gc", "--dry-run", "--store", store)
+    assert (status, shard.exists(), "would be freed, 1 things" in out) == (0, True, True)
+    assert command("store", "gc", "--store", store)[0] == 0
+    assert not shard.exists() and not shard.parent.exists()
+    assert command("store", "verify", "--store", store)[0] == 0
+
+
+def test_a_user_without_a_home_has_no_pixel_store(store, command, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("transferkit.cli.store_report.pixel_root", lambda: user_cache() / "pixels")
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    for action in ("list", "verify", "gc"):
+        assert command("store", action, "--store", store)[0] == 0

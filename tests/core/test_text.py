@@ -2,7 +2,17 @@
 
 import pytest
 
-from transferkit.core.text import first_line, is_text, listing, one_line, printable, shown, valid_text, visible
+from transferkit.core.text import (
+    bytes_of,
+    first_line,
+    is_text,
+    listing,
+    one_line,
+    printable,
+    shown,
+    valid_text,
+    visible,
+)
 
 
 def test_a_message_of_many_lines_becomes_one():
@@ -42,3 +52,17 @@ def test_texts_that_can_be_written_down():
     assert is_text("caf\udce9 é 🙂\n")
     assert not is_text("a\0b")
     assert not is_text("\ud800")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20GB", 20 * 10**9), ("1.5g", 1_500_000_000), ("512 MiB", 512 << 20), ("2T", 2 * 10**12), (" 3kb ", 3000)],
+)
+def test_sizes(text, size):
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "20", "GB", "-1GB", "0GB", "0.0001kB", "1e3GB", "infGB", "2PB", "٣GB", "1_0GB"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="expected a size with its unit, such as 20GB"):
+        bytes_of(text)

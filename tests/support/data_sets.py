@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 
 from transferkit.core.errors import DataError
+from transferkit.core.records import USUAL
 from transferkit.data.index.index import CLASSES, index_images
+from transferkit.data.pixels.memory import MemoryPixels
+from transferkit.data.pixels.spec import PixelSpec
+from transferkit.data.pixels.store import PixelStore
 from transferkit.options.data import DataOptions
 
 
@@ -44,11 +48,16 @@ def table(path, *rows, header="path,label"):
     return path
 
 
-def index(data, *, min_side=None, keep_bytes=0, workers=1, progress=None, reader=CLASSES, **options):
+def memory_only(min_side, keep_bytes):
+    """Keep decoded pictures in memory, and none on disk."""
+    return PixelStore(PixelSpec.of(min_side, USUAL), MemoryPixels(keep_bytes))
+
+
+def index(data, *, min_side=None, keep_bytes=0, pixels=None, workers=1, progress=None, reader=CLASSES, **options):
     """Index a data set; options by keyword."""
     return index_images(
         DataOptions(data=str(data), **options), reader=reader,
-        min_side=min_side, keep_bytes=keep_bytes, workers=workers, progress=progress,
+        min_side=min_side, pixels=pixels or memory_only(min_side, keep_bytes), workers=workers, progress=progress,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pillow_heif
 import pytest
 import yaml
+from data_sets import memory_only
 from PIL import Image
 
 import transferkit as tk
@@ -81,11 +82,12 @@ def test_it_travels_with_the_model(run, drawn):
 
 
 def test_the_usual_way_loses_what_is_drawn_and_says_so(drawn):
-    index = index_images(DataOptions(data=str(drawn)), min_side=64, keep_bytes=1 << 20)
+    pixels = memory_only(64, 1 << 20)
+    index = index_images(DataOptions(data=str(drawn)), min_side=64, pixels=pixels)
     notes = " ".join(index.notes)
     assert "20 of 40 pictures: of one colour" in notes and "20 have transparency, and may show something by" in notes
     assert "20 of 40 pictures: 16-bit greyscale, none of whose values is above 1,019" in notes
-    assert sum(pixels.min() == 255 for pixels in index.pixels.values()) == 20
+    assert sum(pixels.get(sha256).min() == 255 for sha256 in {record.sha256 for record in index.records}) == 20
 
 
 def test_every_verb_decodes_as_training_did(run, drawn, tmp_path, capsys):
@@ -179,7 +181,7 @@ def test_a_plain_trainer_hands_it_on_both_ways(run, drawn):
     fit(module, data)
     assert module.data_config.decoding == Decoding("#000000", 10), "what the data say, the model keeps"
     data = tk.ImageData(drawn, image_size=32)
-    white = {name: pixels.copy() for name, pixels in data.index.pixels.items()}
+    white = {record.sha256: data.pixels.get(record.sha256).copy() for record in data.index.records}
     module, _ = load_model(run)
     fit(module.train(), data)
     assert data.data_config.decoding == ASKED == module.data_config.decoding, "what the model says, the data keep"

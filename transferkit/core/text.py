@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["first_line", "is_text", "listing", "name_text", "one_line", "printable", "shown", "valid_text", "visible"]
+__all__ = [
+    "bytes_of",
+    "first_line",
+    "is_text",
+    "listing",
+    "name_text",
+    "one_line",
+    "printable",
+    "shown",
+    "valid_text",
+    "visible",
+]
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 """Marks that turn the direction of what follows, and can make one name look like another."""
+
+
+_UNITS = {"k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def bytes_of(text: str) -> int:
+    """Return the bytes of a size such as ``20GB``, ``1.5G`` or ``512MiB``: powers of 1000, with an i of 1024.
+
+    Raises:
+        ValueError: It is none, or nothing; the message says what was expected.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s?([kmgt])(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
+    size = 0 if match is None else int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2].lower()])
+    if not size:
+        raise ValueError("expected a size with its unit, such as 20GB")
+    return size
 
 
 def visible(text: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from transferkit.core.records import DEEPEST, USUAL, Decoding
-from transferkit.core.text import listing, shown
+from transferkit.core.text import bytes_of, listing, shown
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, flag, option
 
-__all__ = ["MANIFEST_EXTENSIONS", "SEED", "BackboneOptions", "DataOptions"]
+__all__ = ["MANIFEST_EXTENSIONS", "PIXEL_STORE", "SEED", "BackboneOptions", "DataOptions", "disk_bytes",
+           "pixel_store_problems"]  # fmt: skip
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)
@@ -22,6 +23,23 @@ GROUNDS: Final[Mapping[str, str]] = {"white": "#ffffff", "black": "#000000"}
 MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
 WEIGHT_WORDS: Final = ("pretrained", "bundled", "random")
 """What ``weights`` may be besides a file or a repository."""
+
+
+PIXEL_STORE: Final = "20GB"
+"""The disk that decoded pictures take at most, unless another size is asked for."""
+
+
+def disk_bytes(pixel_store: str) -> int:
+    """Return the bytes that the pixel store may take, 0 for none. Raises `ValueError`."""
+    return 0 if pixel_store == "off" else bytes_of(pixel_store)
+
+
+def pixel_store_problems(pixel_store: str) -> Iterator[str]:
+    """Yield what is wrong with the size of the pixel store."""
+    try:
+        disk_bytes(pixel_store)
+    except ValueError as error:
+        yield f"--pixel-store is {shown(pixel_store)}: {error}, or off"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class ProbeConfig(FeatureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig(Options):
-    """List, verify or clean the feature store."""
+    """List, verify or clean the feature store and the pixel store."""
 
     action: Literal["list", "verify", "gc"] = option("list", "{list|verify|gc}")
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")

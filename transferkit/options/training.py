@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from transferkit.options.data import SEED, BackboneOptions
+from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, pixel_store_problems
 from transferkit.options.fields import (
     BELOW_ONE,
     EPOCHS,
@@ -166,9 +166,15 @@ class TrainingOptions(CraftOptions):
         "auto", "run the frozen part once a phase, where there is no augmentation and memory suffices"
     )
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
+    pixel_store: str = option(
+        PIXEL_STORE,
+        "disk, in the user's cache, for decoded pictures that do not fit into memory, such as 500MB; what was used "
+        "longest ago goes first; off: decode them again in every epoch",
+    )
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from pixel_store_problems(self.pixel_store)
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"
         if self.sampler == self.class_weights == "balanced":

@@ -52,8 +52,7 @@ def fit_on_training(training: Training[Options]) -> float:
     groups = groups_of(data.targets("train").numpy(), classes=module.task.output.names_one)
     chosen = choose_pictures(groups, seed=training.config.seed)
     records = data.index.split("train")
-    pictures = [Picture(records[at].path, records[at].sha256, data.index.pixels.get(records[at].sha256))
-                for at in chosen.tolist()]  # fmt: skip
+    pictures = [Picture(records[at].path, records[at].sha256) for at in chosen.tolist()]
     names = module.group_names()
     reusable = not training.config.recalibrate_bn and all(
         set(phase.trained(names)) <= {HEAD} for phase in training.phases if phase.epochs
@@ -64,7 +63,7 @@ def fit_on_training(training: Training[Options]) -> float:
         with tempfile.TemporaryDirectory(prefix="transferkit-") as folder:
             extraction = extract_pictures(
                 pictures, FrozenBackbone(module.backbone), taps, make_views(module.data_config, 0, "none", 0),
-                FeatureStore(training.config.store if reusable else folder), compute,
+                FeatureStore(training.config.store if reusable else folder), compute, pixels=data.pixels,
             )  # fmt: skip
         good = np.array([at not in extraction.failures for at in range(len(pictures))])
         fit_on_features(module, extraction.rows[taps[0]][0][good], groups[chosen][good])

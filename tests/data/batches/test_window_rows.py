@@ -126,7 +126,7 @@ def test_a_file_is_decoded_once_for_the_windows_that_follow_each_other(folder, m
     real = module.decode_with_info
     monkeypatch.setattr(module, "decode_with_info", lambda *args, **options: read.append(options["name"])
                         or real(*args, **options))  # fmt: skip
-    data = data_of(folder, keep_bytes=0)
+    data = data_of(folder, keep_bytes=0, pixel_store="off")
     dataset = data.dataset("val")
     dataset.threads = threads
     listed = list(range(len(dataset)))

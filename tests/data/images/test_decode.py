@@ -33,6 +33,7 @@ from transferkit.data.images.decode import (
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import ReadResult, read_images
 from transferkit.data.index.checks import special_pictures
+from transferkit.data.pixels.memory import MemoryPixels
 from transferkit.data.scan.formats import EXTENSIONS, FORMATS, read_extensions, sniff_format, unread_text
 
 
@@ -760,6 +761,6 @@ def test_decoding_goes_through_the_pass_over_all_files(tmp_path):
     for name, pixels in (("a", [0, 0, 0, 0]), ("b", [9, 9, 9, 255])):
         (tmp_path / f"{name}.png").write_bytes(encode(np.array([[pixels]], dtype=np.uint8), "PNG"))
     paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    reads = read_images(paths, min_side=None, decoding=Decoding(ground="#0000ff"), keep_bytes=100)
+    reads = read_images(paths, min_side=None, decoding=Decoding(ground="#0000ff"), keep=MemoryPixels(100).put)
     assert [read.pixels.tolist() for read in reads] == [[[[0, 0, 255]]], [[[9, 9, 9]]]]
     assert pixels_digest(reads[0].pixels) != pixels_digest(reads[1].pixels)

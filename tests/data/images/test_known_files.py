@@ -123,16 +123,18 @@ def test_hashes_alone_are_no_pictures(paths, read):
 
 
 def test_pixels_are_to_be_had(paths):
-    read_files(paths, min_side=None)
-    size = 20 * 16 * 3
-    truth = everything(read_images(paths, min_side=None, keep_bytes=3 * size))
-    assert everything(read_files(paths, min_side=None, keep_bytes=3 * size)) == truth
+    read_files(paths[:2], min_side=None)
+    truth = everything(read_images(paths, min_side=None, keep=lambda _, pixels: pixels))
+    results = everything(read_files(paths, min_side=None, keep=lambda _, pixels: pixels))
+    assert [one[:-1] for one in results] == [one[:-1] for one in truth]
+    assert [one[-1] is None for one in results] == [True, True, False, False, False]  # of those that are read
+    assert everything(read_files(paths, min_side=None, keep=lambda _, pixels: pixels, again=True)) == truth
 
 
 def test_what_is_known_is_not_written_again(paths, monkeypatch):
     read_files(paths, min_side=None)
     monkeypatch.setattr(database.CacheDatabase, "write", lambda *_: pytest.fail("nothing is new"))
-    read_files(paths, min_side=None, keep_bytes=10**6)
+    read_files(paths, min_side=None, again=True)
     hash_files(paths)
 
 

@@ -9,11 +9,12 @@ from data_sets import draw
 from transferkit.data.images import reading
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.reading import read_images
+from transferkit.data.pixels.memory import MemoryPixels
 
 
 def test_results_are_in_order_for_any_number_of_workers(pets):
     paths = [str(path) for path in sorted(pets.rglob("*.bmp"), reverse=True)] + [str(pets / "gone.bmp")]
-    one, four = (read_images(paths, min_side=None, keep_bytes=10**9, workers=workers) for workers in (1, 4))
+    one, four = (read_images(paths, min_side=None, keep=MemoryPixels(10**9).put, workers=workers) for workers in (1, 4))
     assert one == four and [result.path for result in one] == paths
     for result, other in zip(one[:-1], four, strict=False):
         np.testing.assert_array_equal(result.pixels, decode_image(result.path))
@@ -26,7 +27,8 @@ def test_results_are_in_order_for_any_number_of_workers(pets):
 def test_the_budget_is_spent_in_input_order(tmp_path, workers):
     sizes = [(10, 10), (50, 50), (10, 10), (10, 10), (10, 10)]
     paths = [str(draw(tmp_path / f"{n}.bmp", n, size)) for n, size in enumerate(sizes)]
-    in_memory = [r.pixels is not None for r in read_images(paths, min_side=None, keep_bytes=900, workers=workers)]
+    keep = MemoryPixels(3 * 301).put  # a byte besides the pixels of each
+    in_memory = [r.pixels is not None for r in read_images(paths, min_side=None, keep=keep, workers=workers)]
     assert in_memory == [True, False, True, True, False]
     assert all(r.pixels is None for r in read_images(paths, min_side=None, workers=workers))
 
@@ -34,8 +36,8 @@ def test_the_budget_is_spent_in_input_order(tmp_path, workers):
 def test_equal_files_are_kept_once(tmp_path):
     first = draw(tmp_path / "a.bmp", 1, (10, 10))
     (tmp_path / "b.bmp").write_bytes(first.read_bytes())
-    a, b = read_images([str(first), str(tmp_path / "b.bmp")], min_side=None, keep_bytes=300)
-    assert a.pixels is b.pixels and a.pixels is not None
+    a, b = read_images([str(first), str(tmp_path / "b.bmp")], min_side=None, keep=MemoryPixels(301).put)
+    assert np.shares_memory(a.pixels, b.pixels)
 
 
 def test_memory_is_bounded(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from transferkit.data.images.reading import CHECK_SIDE, read_images
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index import copies
 from transferkit.data.index.copies import equal_pictures
+from transferkit.data.pixels.memory import MemoryPixels
 from transferkit.data.scan.records import Kind
 
 
@@ -90,7 +91,7 @@ def test_photos_that_are_decoded_at_a_fraction(tmp_path, keep_bytes):
         assert [scale.sketch.scale for scale in read_images([str(paths[0])], min_side=side)] == [
             {CHECK_SIDE: 4, 200: 2}.get(side, 1)
         ]
-        assert families(paths, min_side=side, keep_bytes=keep_bytes) == [set(family) for family in expected]
+        assert families(paths, min_side=side, keep=MemoryPixels(keep_bytes).put) == [set(family) for family in expected]
 
 
 def test_one_level_of_one_pixel(tmp_path):
@@ -117,7 +118,7 @@ def test_only_what_may_be_equal_is_looked_at_again(tmp_path, monkeypatch):
     assert families(paths) == [{"7.png", "again.png"}]
     assert looked == []  # they are known from before
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert families(paths, keep_bytes=10**9) == [{"7.png", "again.png"}]
+    assert families(paths, keep=MemoryPixels(10**9).put) == [{"7.png", "again.png"}]
     assert looked == []  # their pixels are in memory
 
 
@@ -242,7 +243,12 @@ def test_pictures_of_one_colour_are_no_copies(tmp_path):
     paths = sorted(tmp_path.iterdir())
     assert families(paths) == []
     assert (
-        len({result.pixels.tobytes() for result in read_images(list(map(str, paths)), min_side=None, keep_bytes=9999)})
+        len(
+            {
+                result.pixels.tobytes()
+                for result in read_images(list(map(str, paths)), min_side=None, keep=MemoryPixels(9999).put)
+            }
+        )
         == 1
     )
     photo(3).save(tmp_path / "a.png")

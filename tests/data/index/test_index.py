@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sets import draw, folder, index, labels_of, refused, table, three_splits
+from data_sets import draw, folder, index, labels_of, memory_only, refused, table, three_splits
 from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
@@ -77,8 +77,8 @@ def test_shares_and_seed(pets):
 
 
 def test_arguments_out_of_range(pets):
-    with pytest.raises(ConfigError, match="min_side .*keep_bytes .*workers "):
-        index(pets, workers=0, min_side=0, keep_bytes=-1)
+    with pytest.raises(ConfigError, match="min_side .*workers "):
+        index(pets, workers=0, min_side=0)
 
 
 def test_labels_mean_classes_by_name():
@@ -325,12 +325,13 @@ def test_pixels_are_those_of_the_decoder(tmp_path):
     root = tmp_path / "d"
     for number in range(8):
         draw(root / "ab"[number % 2] / f"{number}.jpg", number, size=(320, 240))
-    indexed = index(root, min_side=60, keep_bytes=10**8, workers=2, val_split=0)
-    assert len(indexed.pixels) == 8
+    pixels = memory_only(60, 10**8)
+    indexed = index(root, min_side=60, pixels=pixels, workers=2, val_split=0)
+    assert len(pixels.memory) == 8
     for record in indexed.records:
-        assert indexed.pixels[record.sha256].shape == (60, 80, 3)
-        np.testing.assert_array_equal(indexed.pixels[record.sha256], decode_image(record.path, min_side=60))
-    assert indexed == index(root, val_split=0) and "pixels=" not in repr(indexed)
+        assert pixels.get(record.sha256).shape == (60, 80, 3)
+        np.testing.assert_array_equal(pixels.get(record.sha256), decode_image(record.path, min_side=60))
+    assert indexed == index(root, val_split=0) and "sketches=" not in repr(indexed)
 
 
 def test_progress(pets):

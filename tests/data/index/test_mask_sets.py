@@ -477,7 +477,7 @@ def test_folders_without_masks_say_what_is_expected(tmp_path):
 def test_masks_are_kept_in_memory_while_they_fit(tmp_path):
     for stem in "abc":
         pair(tmp_path, stem, halves(0, 1))
-    pixels, mask = SIZE[0] * SIZE[1] * 3, SIZE[0] * SIZE[1]
+    pixels, mask = SIZE[0] * SIZE[1] * 3 + 1, SIZE[0] * SIZE[1]
     found = look(tmp_path, keep_bytes=3 * pixels + 2 * mask)
     kept = [found.targets.seen[record.label].ranks is not None for record in found.records]
     assert kept == [True, True, False]

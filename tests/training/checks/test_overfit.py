@@ -276,7 +276,7 @@ def test_bad_arguments(data, folder, tmp_path):
     with pytest.raises(ConfigError, match="batch_size is 1, expected a whole number of at least 2"):
         run(make_module(), data)
     gone = shutil.copytree(folder, tmp_path / "gone")
-    reading = ImageData(gone, image_size=32, batch_size=6, keep_bytes=0)
+    reading = ImageData(gone, image_size=32, batch_size=6, keep_bytes=0, pixel_store="off")
     reading.index  # noqa: B018 - indexed before the pictures go
     shutil.rmtree(gone / "train")
     with pytest.raises(DataError, match="cannot be read any more"):

@@ -24,8 +24,9 @@ from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPict
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
 from transferkit.data.index.targets import TargetReader
+from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
-from transferkit.options.data import DataOptions
+from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
 
 __all__ = ["ImageData", "normalise"]
 
@@ -60,6 +61,7 @@ class ImageData(L.LightningDataModule):
         split_seed: Of the splits alone, where they are to have one of their own.
         workers: Decoding processes; 0 decodes in this process, on all of its threads.
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
+        pixel_store: Disk in the user's cache for those that do not fit there, such as ``"20GB"``, or ``"off"``.
         skip_bad: Drop unreadable pictures instead of raising.
         rescan: Read every file, instead of trusting what is known of files that are as they were.
         allow_empty_classes: Keep classes without pictures.
@@ -105,6 +107,7 @@ class ImageData(L.LightningDataModule):
         split_seed: int | None = None,
         workers: int = 0,
         keep_bytes: int | None = None,
+        pixel_store: str = PIXEL_STORE,
         skip_bad: bool = False,
         rescan: bool = False,
         allow_empty_classes: bool = False,
@@ -134,7 +137,7 @@ class ImageData(L.LightningDataModule):
             targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
             root=root, mask_values=mask_values, palette=palette,
         )  # fmt: skip
-        problems = self._options.problems() + [
+        problems = [*self._options.problems(), *pixel_store_problems(pixel_store)] + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
@@ -166,22 +169,27 @@ class ImageData(L.LightningDataModule):
         self._plain_epochs: frozenset[int] = frozenset()
         self._workers = workers
         self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._disk_bytes = disk_bytes(pixel_store)
         self._reader = reader
         self._progress = progress
 
     @cached_property
     def index(self) -> ImageIndex:
         """The pictures, their labels and splits; read on first use, with warnings. Raises `DataError`."""
-        index = index_images(
+        return warn_of(index_images(
             self._options,
             reader=self._reader,
             min_side=self.data_config.decode_side,
             decoding=self.data_config.decoding,
-            keep_bytes=self._keep_bytes,
+            pixels=self.pixels,
             workers=available_cores(),
             progress=self._progress,
-        )
-        return warn_of(index)
+        ))  # fmt: skip
+
+    @cached_property
+    def pixels(self) -> PixelStore:
+        """Where decoded pictures are kept; filled as they are read for the index, or else when they are shown."""
+        return open_pixels(self.data_config, memory=self._keep_bytes, disk=self._disk_bytes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -206,6 +214,8 @@ class ImageData(L.LightningDataModule):
         own = copy.copy(self)
         own.trainer = None
         own._adopt(config)
+        if "pixels" not in own.__dict__:
+            own._keep_bytes = self.pixels.room  # what those that are decoded otherwise have left
         return own
 
     def _adopt(self, config: DataConfig) -> None:
@@ -213,10 +223,10 @@ class ImageData(L.LightningDataModule):
         if not self.adopts_config:
             return
         decoding = self._options.decoding(config.decoding)
-        if "index" in self.__dict__ and decoding.key_values() != self.data_config.decoding.key_values():
-            self.index = dataclasses.replace(self.index, pixels={})  # they were decoded otherwise
         own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
         self.data_config = self._reader.framing(own.in_windows() if self.data_config.tiled else own)
+        if "pixels" in self.__dict__ and not self.pixels.serves(self.data_config):
+            del self.pixels  # they were decoded otherwise
 
     def dataset(self, split: str, *, train: bool = False) -> ImageDataset:
         """Return the pictures of a split, augmented for training or as they are for evaluation.
@@ -232,8 +242,7 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
-        pixels = self.index.pixels
-        pictures: Sequence[Picture] = [Picture(one.path, one.sha256, pixels.get(one.sha256)) for one in records]
+        pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
@@ -241,6 +250,7 @@ class ImageData(L.LightningDataModule):
             Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
             targets=self.targets(split) if annotations is None else None,
             annotations=annotations,
+            pixels=self.pixels,
             threads=available_cores(),
         )
 
@@ -260,36 +270,25 @@ class ImageData(L.LightningDataModule):
     def annotations(self, split: str) -> Annotations | None:
         """Return the answers on pixels of a split's pictures, in index order; ``None`` where `targets` says all."""
         records = self.index.split(split)
-        return self.index.targets.annotate([record.label for record in records], [record.path for record in records])
+        return self.index.targets.annotate([one.label for one in records], [one.path for one in records])
 
     def show_as_evaluated(self, epochs: Iterable[int]) -> None:
-        """Leave the augmentation, and the size of training, out in these epochs; of loaders that are made from now on.
-
-        Args:
-            epochs: Counted from 0; they take the place of any before.
-        """
+        """Leave augmentation, and the size of training, out in these epochs, from 0; of loaders made from now on."""
         self._plain_epochs = frozenset(epochs)
 
     def in_batches_of(self, size: int) -> ImageData:
-        """Return the same data in batches of another size; the pictures are shared.
-
-        Args:
-            size: Pictures per batch and process.
-        """
+        """Return the same data in batches of `size` pictures per process; the pictures are shared."""
         self.index  # noqa: B018  # read once, for both
         other = copy.copy(self)
         other.batch_size = size
         return other
 
     def _loader(
-        self,
-        dataset: ImageDataset,
-        sampler: EpochSampler | EvaluationSampler | None = None,
-        batch_size: int | None = None,
+        self, dataset: ImageDataset, sampler: EpochSampler | EvaluationSampler | None = None, size: int | None = None
     ) -> ImageLoader:
         return ImageLoader(
             dataset,
-            batch_size or self.batch_size,
+            size or self.batch_size,
             sampler=sampler,
             workers=self._workers,
             pin_memory=torch.cuda.is_available(),

@@ -22,6 +22,7 @@ from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.known_files import forget_file
 from transferkit.data.images.sketch import Sketch, sketch_of
+from transferkit.data.pixels.store import PixelStore
 
 __all__ = ["ImageDataset", "Job", "Loaded", "Picture"]
 
@@ -120,6 +121,8 @@ class ImageDataset(Dataset[Loaded]):
         targets: ``(N, ...)``, a row per picture.
         annotations: The answers on pixels of the same pictures, which go through their views with them: `views` is a
             `Views`, and pictures are named by their positions.
+        pixels: Where decoded pictures are kept: those that were indexed are decoded once. It is left out where it keeps
+            pictures that are decoded otherwise.
         threads: Decode so many pictures of a batch side by side, when this process is not a worker.
         sketches: Whether files that are decoded are sketched, too.
     """
@@ -131,6 +134,7 @@ class ImageDataset(Dataset[Loaded]):
         *,
         targets: Tensor | None = None,
         annotations: Annotations | None = None,
+        pixels: PixelStore | None = None,
         threads: int = 1,
         sketches: bool = False,
     ) -> None:
@@ -140,6 +144,7 @@ class ImageDataset(Dataset[Loaded]):
         self.views = views
         self.targets = targets
         self.annotations = annotations
+        self.pixels = pixels if pixels is not None and pixels.serves(views.evaluation.config) else None
         self.threads = threads
         self.sketches = sketches
         self._rows: Tensor | None = None
@@ -241,6 +246,8 @@ class ImageDataset(Dataset[Loaded]):
         if picture.error is not None:
             raise _Unreadable(sha256, picture.error)
         try:
+            if content is None and sha256 is not None and self.pixels is not None:
+                content = self.pixels.get(sha256)
             if isinstance(content, np.ndarray):
                 pixels, sha256 = content, sha256 or pixels_digest(content)
                 size = None if picture.sha256 else (pixels.shape[0], pixels.shape[1])
@@ -252,6 +259,8 @@ class ImageDataset(Dataset[Loaded]):
                 pixels, info = decode_with_info(
                     content, min_side=config.decode_side, decoding=config.decoding, name=picture.name
                 )
+                if picture.content is None and picture.sha256 and self.pixels is not None:
+                    self.pixels.put(picture.sha256, pixels)
                 sketch = sketch_of(pixels, info) if self.sketches else None
                 size = info.height, info.width
         except UnreadableImage as error:

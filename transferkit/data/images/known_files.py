@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from transferkit.core.database import CacheDatabase
 from transferkit.core.records import USUAL, Decoding
-from transferkit.data.images.reading import ReadResult, hash_images, in_order, read_images
+from transferkit.data.images.reading import Keeper, ReadResult, hash_images, in_order, read_images
 from transferkit.data.images.sketchbook import Sketchbook
 
 __all__ = ["KnownFiles", "forget_file", "hash_files", "read_files"]
@@ -177,20 +177,22 @@ def read_files(
     *,
     min_side: int | None,
     decoding: Decoding = USUAL,
-    keep_bytes: int = 0,
+    keep: Keeper | None = None,
+    again: bool = False,
     rescan: bool = False,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[ReadResult]:
     """Return what `read_images` returns, without reading files that are as they were when they were decoded before.
 
-    Bad files are read again, and all files where pixels are to be kept.
+    Bad files are read again. Of files that are not read there are no pixels; `ReadResult.shape` is theirs.
 
     Args:
         paths: The files.
         min_side: As for `read_images`.
         decoding: Likewise.
-        keep_bytes: Likewise.
+        keep: Likewise, of those that are read.
+        again: Read known files, too, for their pixels.
         rescan: Read all of them.
         workers: As for `read_images`.
         progress: Likewise; files that are not read are done at once.
@@ -200,11 +202,9 @@ def read_files(
     results = files.decoded(book, min_side)
 
     def read(lacking: Sequence[str], done: Callable[[int], None] | None) -> list[ReadResult]:
-        return read_images(
-            lacking, min_side=min_side, decoding=decoding, keep_bytes=keep_bytes, workers=workers, progress=done
-        )
+        return read_images(lacking, min_side=min_side, decoding=decoding, keep=keep, workers=workers, progress=done)
 
-    complete, news = _completed(files, results, read, progress, again=keep_bytes > 0)
+    complete, news = _completed(files, results, read, progress, again=again)
     book.keep_decoded(news, min_side)
     return complete
 

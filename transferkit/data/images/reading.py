@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.images.decode import ImageInfo, Pixels, UnreadableImage, decode_with_info, read_bytes
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.sketch import Sketch, sketch_of
 
-__all__ = ["CHECK_SIDE", "ReadResult", "hash_images", "in_order", "read_images"]
+__all__ = ["CHECK_SIDE", "Keeper", "ReadResult", "hash_images", "in_order", "read_images"]
 
 CHECK_SIDE: Final = 64
 """Short side, in pixels, that a picture is decoded to when all that matters is whether it can be."""
+
+Keeper: TypeAlias = Callable[[str, Pixels], Pixels | None]
+"""Takes the sha256 of a file and its pixels; returns them as they lie in memory, ``None`` where they do not stay."""
 
 _HASH_SLICE: Final = 100
 _Task = TypeVar("_Task")
@@ -34,7 +37,7 @@ class ReadResult:
         sha256: Hex digest of its bytes; ``None`` when they could not be read.
         error: Why there is no picture; ``None`` for a good one.
         info: Format, mode and size from the header; ``None`` when there is an error.
-        pixels: ``(H, W, 3)`` uint8 RGB, while the budget lasts. Equal files share one array.
+        pixels: ``(H, W, 3)`` uint8 RGB, where they are kept in memory. Equal files share them.
         sketch: What copies are looked for by; ``None`` for a file that was not decoded.
         shape: Rows and columns of the pixels as decoded, whether they are here or not; likewise.
     """
@@ -53,7 +56,7 @@ def read_images(
     *,
     min_side: int | None,
     decoding: Decoding = USUAL,
-    keep_bytes: int = 0,
+    keep: Keeper | None = None,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[ReadResult]:
@@ -63,8 +66,8 @@ def read_images(
         paths: The files.
         min_side: As for `decode_image`.
         decoding: Likewise.
-        keep_bytes: Budget for pixels in the results. In input order, each picture that still fits has them, whatever
-            the number of workers; besides these at most two pictures per worker are in memory.
+        keep: Takes the pixels of each picture, in input order, whatever the number of workers; besides what it keeps
+            at most two pictures per worker are in memory.
         workers: Threads; Pillow decodes without holding Python's lock.
         progress: Called in the caller's thread with the number of files done.
 
@@ -72,16 +75,11 @@ def read_images(
         One result per path, in the same order.
     """
     results: list[ReadResult] = []
-    in_memory: dict[str, Pixels] = {}
-    left = keep_bytes
     with quiet_pillow():
         for result in in_order(lambda path: _read(path, min_side, decoding), paths, workers):
             pixels, digest = result.pixels, result.sha256
             if pixels is not None and digest is not None:
-                if digest not in in_memory and pixels.nbytes <= left:
-                    in_memory[digest] = pixels
-                    left -= pixels.nbytes
-                result = replace(result, pixels=in_memory.get(digest))
+                result = replace(result, pixels=None if keep is None else keep(digest, pixels))
             results.append(result)
             if progress is not None:
                 progress(len(results))

@@ -16,7 +16,6 @@ from pathlib import Path
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import USUAL, Decoding, Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
-from transferkit.data.images.decode import Pixels
 from transferkit.data.images.known_files import read_files
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.images.sketch import Sketch
@@ -25,6 +24,7 @@ from transferkit.data.index.checks import leaks, near_families, scattered_folder
 from transferkit.data.index.copies import Copies, find_copies
 from transferkit.data.index.splits import Item, assign_splits, units_of
 from transferkit.data.index.targets import ClassReader, PicturesRead, TargetReader, Targets
+from transferkit.data.pixels.store import PixelStore
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile
 from transferkit.data.scan.scan import scan_data
 from transferkit.options.data import DataOptions
@@ -49,9 +49,8 @@ class ImageIndex:
         records: Sorted by path.
         skipped: What is not part of the index, and why.
         findings: Facts worth telling.
-        pixels: Decoded pictures that are kept in memory, by sha256: ``(H, W, 3)`` uint8 RGB as `decode_image` returns
-            them for the `min_side` asked for. Not part of what makes two indexes equal.
-        sketches: What copies are looked for by, by sha256, of pictures that were decoded. Likewise.
+        sketches: What copies are looked for by, by sha256, of pictures that were decoded. Not part of what makes two
+            indexes equal.
         sizes: Height and width of each picture, upright, by sha256, of those that were decoded. Likewise.
     """
 
@@ -60,7 +59,6 @@ class ImageIndex:
     records: tuple[ImageRecord, ...]
     skipped: tuple[SkippedFile, ...] = ()
     findings: tuple[Finding, ...] = ()
-    pixels: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
     sketches: Mapping[str, Sketch] = field(default_factory=dict, compare=False, repr=False)
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -109,13 +107,14 @@ def index_images(
     reader: TargetReader = CLASSES,
     min_side: int | None = None,
     decoding: Decoding | None = None,
-    keep_bytes: int = 0,
+    pixels: PixelStore | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageIndex:
     """Index a folder or manifest: scan it, read and decode every picture once, check, split.
 
-    Pictures that were decoded before and whose files are as they were are not read again, unless pixels are kept.
+    Pictures that were decoded before and whose files are as they were are not read again. For their pixels there is a
+    place then, which is filled when they are shown for the first time.
 
     A data set that names its splits keeps them; where it has no val split, val is hashed out of train, and test is only
     what it names itself. A data set without splits is hashed into three, see `transferkit.data.index.splits`.
@@ -123,19 +122,18 @@ def index_images(
     Args:
         options: Where the data set lies, how it is split, and what may be wrong with it.
         reader: Says what labels mean.
-        min_side: As for `decode_image`; what `pixels` will hold.
+        min_side: As for `decode_image`.
         decoding: As for `decode_image`; what the options say when ``None``.
-        keep_bytes: How many bytes of decoded pictures to keep in `ImageIndex.pixels`.
+        pixels: Where decoded pictures are kept; ``None`` for nowhere.
         workers: Threads that read and decode.
         progress: Called with the number of files done and their total.
 
     Raises:
         DataError: Everything that is wrong with the data set, in one message and by kind.
-        ConfigError: `min_side`, `keep_bytes` or `workers` is out of range.
+        ConfigError: `min_side` or `workers` is out of range.
     """
-    least = (("min_side", 1 if min_side is None else min_side, 1), ("keep_bytes", keep_bytes, 0),
-             ("workers", workers, 1))  # fmt: skip
-    problems = [f"expected {name} to be at least {low}, but got {value}" for name, value, low in least if value < low]
+    numbers = (("min_side", 1 if min_side is None else min_side), ("workers", workers))
+    problems = [f"expected {name} to be at least 1, but got {value}" for name, value in numbers if value < 1]
     if problems:
         raise ConfigError(gather(problems))
     scan = scan_data(options.data, reader.columns_of(options))
@@ -145,12 +143,16 @@ def index_images(
         [file.path for file in scan.files],
         min_side=min_side,
         decoding=decoding,
-        keep_bytes=keep_bytes,
+        keep=None if pixels is None else pixels.put_of_all,
+        again=pixels is not None and pixels.private,
         rescan=options.rescan,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    left = keep_bytes - sum({id(one.pixels): one.pixels.nbytes for one in results if one.pixels is not None}.values())
+    if pixels is not None:
+        pixels.reserve(results)
+        pixels.flush()
+    left = 0 if pixels is None else pixels.room
     reader = reader.look(PicturesRead(scan.files, results, options, left, progress))
     book = Sketchbook(decoding)
     copies = find_copies(
@@ -219,7 +221,6 @@ def build_index(
             *scattered_folders(records, options.data),
             *reader.thin(targets, records, options),
         ),
-        pixels={r.sha256: r.pixels for r in results if r.sha256 is not None and r.pixels is not None},
         sketches={r.sha256: r.sketch for r in results if r.sha256 is not None and r.sketch is not None},
         sizes={r.sha256: (r.info.height, r.info.width) for r in results if r.sha256 is not None and r.info is not None},
     )

@@ -18,6 +18,7 @@ from transferkit.data.batches.views import Views
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.images.sketch import Sketch
+from transferkit.data.pixels.store import PixelStore
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
@@ -60,6 +61,7 @@ def extract_pictures(
     *,
     progress: Progress | None = None,
     sketches: bool = False,
+    pixels: PixelStore | None = None,
 ) -> Extraction:
     """Return the features of pictures, computing only what the store has not.
 
@@ -72,6 +74,7 @@ def extract_pictures(
         compute: What to compute with.
         progress: Called with pictures computed and pictures to compute.
         sketches: Whether pictures that have to be decoded are sketched, too.
+        pixels: Where decoded pictures are kept.
 
     Raises:
         DataError: A file is gone or has changed since it was hashed.
@@ -88,7 +91,7 @@ def extract_pictures(
     computed, drawn = 0, {}
     if missing:
         rows.require_space(missing)
-        dataset = ImageDataset(unique, views, threads=compute.threads, sketches=sketches)
+        dataset = ImageDataset(unique, views, pixels=pixels, threads=compute.threads, sketches=sketches)
         try:
             with worker_errors():
                 engine = frozen.engine(taps, choice.precision, compute)

@@ -303,7 +303,10 @@ def _masks(
     Without views no picture is decoded: its mask goes where the picture would.
     """
     if views:
-        dataset = ImageDataset(pictures, features.views(views), annotations=annotations, threads=available_cores())
+        dataset = ImageDataset(
+            pictures, features.views(views), annotations=annotations, pixels=features.data.pixels,
+            threads=available_cores(),
+        )  # fmt: skip
         try:
             for start in range(0, len(pictures), MASKS_AT_ONCE):
                 jobs = [Job(row, tuple(range(1 + views))) for row in range(start, len(pictures))[:MASKS_AT_ONCE]]

@@ -32,7 +32,7 @@ class SplitFeatures:
 
     Args:
         module: Its backbone computes them; it must not change meanwhile.
-        data: The pictures; those that are in memory already are not decoded again.
+        data: The pictures; those that are kept decoded are not decoded again.
         store: Where features are stored.
         compute: What to compute them with.
         seed: Of the augmented views.
@@ -71,8 +71,9 @@ class SplitFeatures:
     ) -> Extraction:
         """Return the features of some pictures, or windows of them, at some taps. Raises as `table`."""
         extraction = extract_pictures(
-            pictures, self._frozen, taps, self.views(views), self.store, self.compute, progress=progress
-        )
+            pictures, self._frozen, taps, self.views(views), self.store, self.compute, progress=progress,
+            pixels=self.data.pixels,
+        )  # fmt: skip
         if extraction.failures:  # they were read when the data were indexed
             at, reason = next(iter(extraction.failures.items()))
             raise DataError(f"{pictures[at].name}: cannot be read any more ({reason}) - run again")
@@ -85,9 +86,8 @@ class SplitFeatures:
         return make_views(self.module.data_config, count, self.data.augment, self.seed, flip=self.data.flip)
 
     def pictures(self, records: Sequence[ImageRecord]) -> list[Picture]:
-        """Return the pictures of records, decoded where they are in memory already."""
-        pixels = self.data.index.pixels
-        return [Picture(record.path, record.sha256, pixels.get(record.sha256)) for record in records]
+        """Return the pictures of records."""
+        return [Picture(record.path, record.sha256) for record in records]
 
 
 class HeadRows(Protocol):

@@ -1,0 +1,265 @@
+"""Where the time of a picture goes, from its file to the device: each part alone, all of them, and what is left over.
+
+    python tests/bench/pipeline.py [--data FOLDER] [--image-size 224] [--augment light] [--seconds 30]
+
+Every part works on the same pictures after a start that is not counted, on 1, 2, 4 ... threads and in as
+many processes. A loader of the same threads or processes follows, with pictures decoded anew and with kept pixels: the
+time to its first batch, then its rate in the steady state. `sum of parts` is what the parts come to one after the other
+at their rates on as many threads or processes; the share of it that the loader reaches is what putting together leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import machine
+from torch.utils.data import DataLoader, Dataset
+
+from transferkit.core.records import DataConfig
+from transferkit.data.batches.augment import Transform, eval_transform, train_transform
+from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.batches.presets import AUGMENTATIONS
+from transferkit.data.images.decode import Pixels, decode_image
+from transferkit.data.sample import sample_folder
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import tune_process
+
+START_S = 1.0
+"""Seconds of a part that are not counted."""
+
+Part = Callable[[int], object]
+"""Does the part for the picture, or batch, of a number."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What the parts work on.
+
+    Attributes:
+        paths: Of files.
+        contents: Their bytes.
+        pictures: Their pixels, at the side that training needs.
+        views: The same as the network takes them ``(h, w, 3) uint8``.
+        config: Size and interpolation.
+    """
+
+    paths: list[str]
+    contents: list[bytes]
+    pictures: list[Pixels]
+    views: list[Pixels]
+    config: DataConfig
+
+    @classmethod
+    def of(cls, paths: list[str], config: DataConfig) -> Stock:
+        """Read and decode some files."""
+        contents = [Path(path).read_bytes() for path in paths]
+        pictures = [decode_image(content, min_side=config.decode_side) for content in contents]
+        transform = eval_transform(config)
+        return cls(paths, contents, pictures, [transform(picture) for picture in pictures], config)
+
+
+def parts_of(stock: Stock, batch_size: int) -> dict[str, tuple[Part, int]]:
+    """Return each part by name, with how many pictures a call of it does."""
+    count, config = len(stock.paths), stock.config
+    transforms: dict[str, Transform] = {
+        name: eval_transform(config) if name == "none" else train_transform(name, config) for name in AUGMENTATIONS
+    }
+    groups = [[stock.views[(first + at) % count] for at in range(batch_size)] for first in range(0, count, batch_size)]
+    one = {
+        "read": lambda at: Path(stock.paths[at % count]).read_bytes(),
+        "hash": lambda at: hashlib.sha256(stock.contents[at % count]).hexdigest(),
+        "decode": lambda at: decode_image(stock.contents[at % count], min_side=config.decode_side),
+    }
+    one |= {
+        f"augment {name}": partial(lambda transform, at: transform(stock.pictures[at % count], at), transform)
+        for name, transform in transforms.items()
+    }
+    stack = {"stack": (lambda at: torch.from_numpy(np.stack(groups[at % len(groups)])), batch_size)}
+    return {name: (part, 1) for name, part in one.items()} | stack
+
+
+def rate(part: Part, each: int, seconds: float) -> float:
+    """Return pictures per second of a part in this thread."""
+    until, at = time.perf_counter() + START_S, 0
+    while time.perf_counter() < until:
+        part(at)
+        at += 1
+    started, first = time.perf_counter(), at
+    while time.perf_counter() < started + seconds:
+        part(at)
+        at += 1
+    return (at - first) * each / (time.perf_counter() - started)
+
+
+def on_threads(part: Part, each: int, threads: int, seconds: float) -> float:
+    """Return pictures per second of a part on threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda _: rate(part, each, seconds), range(threads)))
+
+
+def in_processes(stock: Stock, name: str, batch_size: int, processes: int, seconds: float) -> float:
+    """Return pictures per second of a part in processes."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        queue.put(rate(*parts_of(stock, batch_size)[name], seconds))
+
+    started = [context.Process(target=work) for _ in range(processes)]
+    for process in started:
+        process.start()
+    total = sum(queue.get() for _ in started)
+    for process in started:
+        process.join()
+    return total
+
+
+class Ready(Dataset[torch.Tensor]):
+    """Batches that cost nothing but their memory: what is left is the hand-over."""
+
+    def __init__(self, batch: torch.Tensor) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, at: int) -> torch.Tensor:
+        return self.batch.clone()
+
+
+def as_it_is(batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return the one batch of a list."""
+    return batch[0]
+
+
+def handed_over(stock: Stock, batch_size: int, workers: int, seconds: float, pinned: bool) -> float:
+    """Return pictures per second from processes that only copy a batch."""
+    batch = torch.from_numpy(np.stack(list(itertools.islice(itertools.cycle(stock.views), batch_size))))
+    loader = DataLoader(Ready(batch), 1, collate_fn=as_it_is, num_workers=workers, pin_memory=pinned)
+    return steady(iter(loader), batch_size, seconds)[1]
+
+
+def steady(batches: Iterator[Any], batch_size: int, seconds: float) -> tuple[float, float]:
+    """Return seconds to the first batch, and pictures per second after `START_S` more."""
+    began = time.perf_counter()
+    next(batches)
+    first = time.perf_counter() - began
+    while time.perf_counter() < began + first + START_S:
+        next(batches)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() < started + seconds:
+        next(batches)
+        count += 1
+    return first, count * batch_size / (time.perf_counter() - started)
+
+
+def endless(data: ImageData) -> Iterator[Any]:
+    """Yield the batches of one epoch after the other."""
+    loader = data.train_loader(0, 1)
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield from loader
+
+
+def to_device(stock: Stock, batch_size: int, device: str, seconds: float) -> dict[str, float]:
+    """Return pictures per second of the copy to the device, and of normalising there."""
+    batch = torch.from_numpy(np.stack(list(itertools.islice(itertools.cycle(stock.views), batch_size))))
+    if device == "cuda":
+        batch = batch.pin_memory()
+    there = batch.to(device)
+
+    def copy(at: int) -> None:
+        batch.to(device, non_blocking=True)
+        finish(device)
+
+    def normal(at: int) -> None:
+        normalise(there, stock.config)
+        finish(device)
+
+    return {"copy to the device": rate(copy, batch_size, seconds), "normalise": rate(normal, batch_size, seconds)}
+
+
+def finish(device: str) -> None:
+    """Wait for what was asked of a device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def summed(rates: Mapping[str, float], names: list[str]) -> float:
+    """Return pictures per second of parts that follow each other."""
+    return 1 / sum(1 / rates[name] for name in names)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="class folders; default: the bundled sample set")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="light")
+    parser.add_argument("--images", type=int, default=512, help="that the parts work on")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement, in the steady state")
+    parser.add_argument("--parts-seconds", type=float, default=5.0, help="of each part alone")
+    parser.add_argument("--most", type=int, default=available_cores(), help="threads and processes")
+    options = parser.parse_args()
+    folder = options.data or sample_folder()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tune_process(available_cores())
+    config = DataConfig(image_size=(options.image_size, options.image_size))
+    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()[: options.images]
+    stock = Stock.of([paths[at] for at in order], config)
+    parts, short = parts_of(stock, options.batch_size), options.parts_seconds
+    counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < options.most] + [options.most]
+    print(f"({machine()}; {len(stock.paths)} pictures, {options.image_size} px, batches of {options.batch_size})\n")
+    print("| images/s |" + "".join(f" {count} threads | {count} processes |" for count in counts))
+    print("|---" * (2 * len(counts) + 1) + "|")
+    threads: dict[int, dict[str, float]] = {count: {} for count in counts}
+    processes: dict[int, dict[str, float]] = {count: {} for count in counts}
+    for name, (part, each) in parts.items():
+        cells = []
+        for count in counts:
+            threads[count][name] = on_threads(part, each, count, short)
+            processes[count][name] = in_processes(stock, name, options.batch_size, count, short)
+            cells += [threads[count][name], processes[count][name]]
+        print(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |", flush=True)
+    handed = {count: handed_over(stock, options.batch_size, count, short, device == "cuda") for count in counts}
+    print("| hand-over | " + " | ".join(f"| {value:,.0f}" for value in handed.values()) + " |")
+    for name, value in to_device(stock, options.batch_size, device, short).items():
+        print(f"| {name} | {value:,.0f} |" + " |" * (2 * len(counts) - 1), flush=True)
+    print("\n| pictures | loader | first batch, s | images/s | sum of parts | share |\n|---|---|---|---|---|---|")
+    augment = f"augment {options.augment}"
+    for title, keep, names in (
+        ("decoded anew", 0, ["read", "hash", "decode", augment, "stack"]),
+        ("kept pixels", None, [augment, "stack"]),
+    ):
+        data = ImageData(
+            folder, options.image_size, batch_size=options.batch_size, augment=options.augment, val_split=0.0,
+            test_split=0.0, keep_bytes=keep, pixel_store="off", allow_leaks=True,
+        )  # fmt: skip
+        data.index  # noqa: B018  read before the clock
+        for workers in (0, *counts):
+            data._workers = workers
+            rates = dict(processes[workers]) if workers else threads[available_cores()]
+            total = summed(rates | ({"hand-over": handed[workers]} if workers else {}),
+                           [*names, *(["hand-over"] if workers else [])])  # fmt: skip
+            first, value = steady(endless(data), options.batch_size, options.seconds)
+            kind = f"{workers} processes" if workers else f"{available_cores()} threads"
+            print(f"| {title} | {kind} | {first:.2f} | {value:,.0f} | {total:,.0f} | {value / total:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
