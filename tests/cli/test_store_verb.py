@@ -57,6 +57,7 @@ def test_list_verify_and_gc(store, command):
     assert status == 0
     assert "transferkit/mini" in out
     assert "1 sets" in out
+    assert "MB of what is known of picture files" in out
     status, out, _ = command("store", "verify", "--store", store)
     assert (status, "45 rows: every shard is what was written" in out) == (0, True)
     (feature_set,) = FeatureStore(store).sets()

@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from transferkit.core.database import cache_bytes
 from transferkit.core.errors import StorageError, StoreError
+from transferkit.core.files import user_cache
 from transferkit.data.pixels.sets import pixel_root
 from transferkit.data.pixels.upkeep import PixelSet, Stray, clean_pixels, describe_pixels, verify_pixels
 from transferkit.features.store.store import FeatureStore
@@ -67,6 +69,12 @@ def _list(store: FeatureStore, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(f"{len(sets)} sets, {sum(each.bytes for each in sets) / 1e6:,.1f} MB")
+    if size := cache_bytes():
+        console.print(
+            f"besides, {size / 1e6:,.1f} MB of what is known of picture files, in {user_cache()}/*.db: to delete them "
+            "costs time alone",
+            soft_wrap=True,
+        )
 
 
 def _list_pixels(root: Path | None, console: Console) -> None:

@@ -93,6 +93,10 @@ class DataOptions(Options):
     grey_bits: int | None = option(
         None, "bits that the values of 16-bit grey pictures use, 8 to 16, such as 10; default: 16", BITS
     )
+    rescan: bool = option(
+        False, "read and hash every file again, instead of trusting what is known of files whose size, times and "
+        "inode are as they were"
+    )  # fmt: skip
     seed: int = option(0, "seed of splits, initialisation, sample order and augmentation", SEED)
     split_seed: int | None = option(
         None, "seed of the splits alone: runs of several --seed on one split; default: that of --seed", SEED

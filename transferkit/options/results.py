@@ -27,6 +27,8 @@ NO_PATHS = "PATH is missing, expected pictures, folders, globs or -"
 MAX_PIXELS = "largest picture that is decoded, in pixels; default: the model's, which is 100 million unless set"
 PATH_COLUMN = "column of a manifest with the paths; default: that of the run's own where it is there, else path"
 ROOT = "folder that a manifest's paths are relative to; default: of the run's own manifest as it was, else its folder"
+RESCAN = "read and hash every labelled file again, instead of trusting what is known of files that are as they were"
+RESCAN_TRAINED = "read and hash every training picture again, instead of trusting what is known of files as they were"
 RATE = Range("a rate in (0, 1), such as 0.95", lambda value: 0.0 < value < 1.0)
 PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
 WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
@@ -52,6 +54,7 @@ class LabelledOptions(RunOptions):
 
     path_column: str | None = option(None, PATH_COLUMN)
     root: str | None = option(None, ROOT)
+    rescan: bool = option(False, RESCAN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ class ExplainConfig(RunOptions):
     )
     target: str | None = option(None, "class whose evidence is shown; default: the predicted one")
     neighbours: int = option(5, "nearest training pictures of each; 0 for none", at_least(0))
+    rescan: bool = option(False, RESCAN_TRAINED)
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     quiet: bool = option(False, "no progress bar")
 
@@ -203,6 +207,7 @@ class ExportConfig(Options):
     path_column: str | None = option(None, PATH_COLUMN)
     root: str | None = option(None, ROOT)
     pictures: int = option(200, "most pictures to compare on", at_least(1))
+    rescan: bool = option(False, RESCAN)
     max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
     overwrite: bool = option(False, "replace the file in --out")
     quiet: bool = option(False, "no progress bar, no summary")
@@ -226,6 +231,7 @@ class ServeConfig(RunOptions):
     wait_ms: float = option(5.0, "how long a batch waits for more requests, in milliseconds", WAIT)
     top_k: int | None = option(None, "of one class per picture: most probable ones to tell; default: 5", at_least(1))
     neighbours: int = option(3, "nearest training pictures to show; 0 for none", at_least(0))
+    rescan: bool = option(False, RESCAN_TRAINED)
     store: str | None = option(None, "directory of the feature store; default: in the user's cache")
     quiet: bool = option(False, "no line per request")
 

@@ -13,8 +13,9 @@ from transferkit.core.files import user_path
 from transferkit.core.records import Finding, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import UnreadableImage
+from transferkit.data.images.known_files import hash_files, read_files
 from transferkit.data.images.mask_values import UnusableMask
-from transferkit.data.images.reading import CHECK_SIDE, ReadResult, hash_images, in_order, read_images
+from transferkit.data.images.reading import CHECK_SIDE, ReadResult, in_order
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import TargetReader, Targets
 from transferkit.data.scan.columns import Columns
@@ -87,12 +88,13 @@ def labelled_pictures(
     split: str = "auto",
     skip_bad: bool = False,
     check_classes: bool = False,
+    rescan: bool = False,
     columns: Columns | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Labelled:
     """List and hash the pictures of a labelled folder or manifest whose classes a model knows, by name.
 
-    Names are compared in NFC form, so that it does not matter how a disk stores accents. Files are read whole but not
+    Names are compared in NFC form, so that it does not matter how a disk stores accents. Files are hashed and not
     decoded: one that turns out to be no picture later is for the caller to tell, see `refuse_unreadable`.
 
     Args:
@@ -104,6 +106,7 @@ def labelled_pictures(
             one message.
         columns: Of a manifest, see `run_columns`; those of `targets` when ``None``.
         check_classes: Refuse data whose classes are not exactly those of the model.
+        rescan: Read every file, instead of trusting what is known of files that are as they were.
         progress: Called with the number of files read and their total.
 
     Raises:
@@ -121,14 +124,17 @@ def labelled_pictures(
     unknown = Counter(file.label for file in chosen) - Counter(file.label for file, _ in known)
     if not known:
         raise DataError(_nothing(data, unknown, targets.spec.names))
-    results = hash_images(
+    results = hash_files(
         [file.path for file, _ in known],
+        rescan=rescan,
         workers=available_cores(),
         progress=None if progress is None else lambda done: progress(done, len(known)),
     )
     bad = [SkippedFile(result.path, str(result.error)) for result in results if result.sha256 is None]
     if bad and not skip_bad:
-        decoded = read_images([file.path for file, _ in known], min_side=CHECK_SIDE, workers=available_cores())
+        decoded = read_files(
+            [file.path for file, _ in known], min_side=CHECK_SIDE, rescan=rescan, workers=available_cores()
+        )
         refuse_unreadable([SkippedFile(result.path, result.error) for result in decoded if result.error] or bad)
     unusable = _unusable(targets, [file for (file, _), result in zip(known, results, strict=True) if result.sha256])
     if unusable and not skip_bad:

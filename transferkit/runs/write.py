@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 NOT_SAVED = frozenset({
-    "dry_run", "logger", "logger_args", "out", "overfit_batches", "overwrite", "quiet", "report", "resume", "store",
+    "dry_run", "logger", "logger_args", "out", "overfit_batches", "overwrite", "quiet", "report", "rescan", "resume",
+    "store",
 })  # fmt: skip
 """Options that say where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from data_sets import draw
 
+from transferkit.core import database
 from transferkit.core.files import user_cache
 from transferkit.data.images import sketchbook
 from transferkit.data.images.reading import CHECK_SIDE, hash_images, read_images
@@ -66,7 +67,7 @@ def test_bad_and_changed_files_get_none(paths, decoded):
 
 
 def test_more_than_fit_in_one_question(paths, monkeypatch):
-    monkeypatch.setattr(sketchbook, "_AT_ONCE", 2)
+    monkeypatch.setattr(database, "AT_ONCE", 2)
     Sketchbook().complete(hash_images(paths))
     assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
 
@@ -93,9 +94,9 @@ def test_a_damaged_file_is_made_anew(paths, damage):
 
 def test_rows_that_something_else_wrote(paths):
     Sketchbook().complete(hash_images(paths))
-    with sqlite3.connect(file()) as database:
-        database.execute("UPDATE sketches SET cells = 'short'")
-    database.close()
+    with sqlite3.connect(file()) as other:
+        other.execute("UPDATE sketches SET cells = 'short'")
+    other.close()
     assert not any(each.sketch for each in Sketchbook().fill(hash_images(paths)))
     assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
 
@@ -112,14 +113,36 @@ def test_a_cache_that_cannot_be_had(paths, monkeypatch, tmp_path):
 
 
 def test_others_that_write_meanwhile(paths, monkeypatch):
-    monkeypatch.setattr(sketchbook, "WAIT_S", 0.01)
+    monkeypatch.setattr(database, "WAIT_S", 0.01)
     Sketchbook().keep_digests({ONE: OTHER})
-    with sqlite3.connect(file()) as database:
-        database.execute("BEGIN EXCLUSIVE")
+    with sqlite3.connect(file()) as other:
+        other.execute("BEGIN EXCLUSIVE")
         assert all(each.sketch for each in Sketchbook().complete(hash_images(paths)))
-    database.close()
+    other.close()
     assert file().is_file() and Sketchbook().digests([ONE]) == {ONE: OTHER}
-    monkeypatch.setattr(sketchbook, "WAIT_S", 20.0)
+    monkeypatch.setattr(database, "WAIT_S", 20.0)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda path: Sketchbook().complete(hash_images([path])), paths * 3))
     assert all(each.sketch for each in Sketchbook().fill(hash_images(paths)))
+
+
+def test_no_more_than_so_many_are_remembered(paths, monkeypatch):
+    monkeypatch.setattr(sketchbook, "MOST", 3)
+    for path in paths:
+        Sketchbook().keep_decoded(read_images([path], min_side=None), None)
+    hashes = [result.sha256 for result in hash_images(paths)]
+    assert set(Sketchbook().decoded(hashes, None)) == set(hashes[-3:])
+    assert [each.sketch is None for each in Sketchbook().fill(hash_images(paths))] == [True] * 4 + [False] * 3
+
+
+def test_of_several_scales_each_is_known_and_the_largest_picture_counts(tmp_path):
+    photo = str(draw(tmp_path / "photo.jpg", 1, (800, 640)))
+    scales = {}
+    for side in (64, 320, None):
+        results = read_images([photo], min_side=side)
+        Sketchbook().keep_decoded(results, side)
+        scales[results[0].sketch.scale] = results[0]
+        (known,) = Sketchbook().decoded([results[0].sha256], side).values()
+        assert (known.sketch, known.info, known.shape) == (results[0].sketch, results[0].info, results[0].shape)
+    assert sorted(scales) == [1, 2, 8]
+    assert Sketchbook().fill(hash_images([photo]))[0].sketch == scales[1].sketch

@@ -63,6 +63,7 @@ class ImageData(L.LightningDataModule):
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
         pixel_store: Disk in the user's cache for those that do not fit there, such as ``"20GB"``, or ``"off"``.
         skip_bad: Drop unreadable pictures instead of raising.
+        rescan: Read every file, instead of trusting what is known of files that are as they were.
         allow_empty_classes: Keep classes without pictures.
         allow_leaks: Go on although a picture is in two splits.
         max_pixels: The largest picture that is decoded, in pixels.
@@ -108,6 +109,7 @@ class ImageData(L.LightningDataModule):
         keep_bytes: int | None = None,
         pixel_store: str = PIXEL_STORE,
         skip_bad: bool = False,
+        rescan: bool = False,
         allow_empty_classes: bool = False,
         allow_leaks: bool = False,
         max_pixels: int | None = None,
@@ -129,27 +131,12 @@ class ImageData(L.LightningDataModule):
             size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
             config = dataclasses.replace(config, image_size=size)
         self._options = DataOptions(
-            data=os.fspath(data),
-            val_split=val_split,
-            test_split=test_split,
-            group_by=group_by,
-            group_near=group_near,
-            skip_bad=skip_bad,
-            allow_empty_classes=allow_empty_classes,
-            allow_leaks=allow_leaks,
-            max_pixels=max_pixels,
-            ground=ground,
-            grey_bits=grey_bits,
-            seed=seed,
-            split_seed=split_seed,
-            targets=targets,
-            path_column=path_column,
-            label_column=label_column,
-            label_separator=label_separator,
-            root=root,
-            mask_values=mask_values,
-            palette=palette,
-        )
+            data=os.fspath(data), val_split=val_split, test_split=test_split, group_by=group_by, group_near=group_near,
+            skip_bad=skip_bad, rescan=rescan, allow_empty_classes=allow_empty_classes, allow_leaks=allow_leaks,
+            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, seed=seed, split_seed=split_seed,
+            targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
+            root=root, mask_values=mask_values, palette=palette,
+        )  # fmt: skip
         problems = [*self._options.problems(), *pixel_store_problems(pixel_store)] + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (

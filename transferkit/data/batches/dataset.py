@@ -20,6 +20,7 @@ from transferkit.data.batches.boxes import Boxes, together
 from transferkit.data.batches.views import PART, Renderer, Views
 from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
+from transferkit.data.images.known_files import forget_file
 from transferkit.data.images.sketch import Sketch, sketch_of
 from transferkit.data.pixels.store import PixelStore
 
@@ -304,6 +305,7 @@ def _read_indexed(path: str, sha256: str) -> bytes:
             "leave the folder alone while a run uses it, and run again"
         ) from error
     if hashlib.sha256(data).hexdigest() != sha256:
+        forget_file(path)  # where no time and no size says that it changed
         raise DataError(
             f"{path}: its content changed since the data were indexed - leave the folder alone while a run "
             "uses it, and run again"

@@ -39,6 +39,7 @@ class ReadResult:
         info: Format, mode and size from the header; ``None`` when there is an error.
         pixels: ``(H, W, 3)`` uint8 RGB, where they are kept in memory. Equal files share them.
         sketch: What copies are looked for by; ``None`` for a file that was not decoded.
+        shape: Rows and columns of the pixels as decoded, whether they are here or not; likewise.
     """
 
     path: str
@@ -47,6 +48,7 @@ class ReadResult:
     info: ImageInfo | None = None
     pixels: Pixels | None = field(default=None, compare=False, repr=False)
     sketch: Sketch | None = field(default=None, compare=False, repr=False)
+    shape: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
 def read_images(
@@ -122,7 +124,7 @@ def _read(path: str, min_side: int | None, decoding: Decoding) -> ReadResult:
         pixels, info = decode_with_info(data, min_side=min_side, decoding=decoding, name=path)
     except UnreadableImage as error:
         return ReadResult(path, digest, error.reason)
-    return ReadResult(path, digest, None, info, pixels, sketch_of(pixels, info))
+    return ReadResult(path, digest, None, info, pixels, sketch_of(pixels, info), (pixels.shape[0], pixels.shape[1]))
 
 
 def in_order(read: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int) -> Iterator[_Result]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from transferkit.data.images.decode import ImageInfo, Pixels
 
-__all__ = ["SIDE", "Sketch", "sketch_of"]
+__all__ = ["SIDE", "Sketch", "scale_of", "sketch_of"]
 
 SIDE: Final = 32
 """Cells along each side, whatever the shape of the picture."""
@@ -48,4 +48,9 @@ def sketch_of(pixels: Pixels, info: ImageInfo) -> Sketch | None:
     step = max(1, len(pixels) // (8 * SIDE))
     grey = Image.fromarray(pixels[step // 2 :: step]).convert("L")
     cells = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return Sketch(info.width, info.height, max(1, round(info.height / len(pixels))), cells.tobytes())
+    return Sketch(info.width, info.height, scale_of(info, len(pixels)), cells.tobytes())
+
+
+def scale_of(info: ImageInfo, rows: int) -> int:
+    """Return the scale that a picture was decoded at, see `Sketch`, by the rows of its pixels."""
+    return max(1, round(info.height / rows))

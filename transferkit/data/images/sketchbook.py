@@ -1,41 +1,55 @@
-"""Sketches and digests of pictures, kept in the user's cache: what was decoded once is known from then on.
+"""What decoding pictures gave, kept in the user's cache: sketches, digests and the facts of their headers.
 
-Verbs that only hash files (`features`, `probe`, `evaluate`) would have to decode every picture to find its copies. A
-small database has what was learnt of each, by the sha256 of the file, wherever it lies. It costs only time to lose it,
-so a disk that cannot be read or written is no error here.
+Verbs that only hash files (`features`, `probe`, `evaluate`) would have to decode every picture to find its copies, and
+those that train would decode each anew to know that it is good. A small database has what was learnt of each, by the
+sha256 of the file, wherever it lies. It costs only time to lose it, so a disk that cannot be read or written is no
+error here.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import astuple, fields, replace
+from typing import Any, Final, NamedTuple
 
 import PIL
 
-from transferkit.core.errors import StorageError
-from transferkit.core.files import user_cache
+from transferkit.core.database import CacheDatabase
 from transferkit.core.records import USUAL, Decoding
+from transferkit.data.images.decode import ImageInfo
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
-from transferkit.data.images.sketch import SIDE, Sketch
+from transferkit.data.images.sketch import SIDE, Sketch, scale_of
 
-__all__ = ["Sketchbook"]
+__all__ = ["Decoded", "Sketchbook"]
 
-RULES: Final = 1
-"""Another number where pictures are decoded or sketched in another way."""
+RULES: Final = 2
+"""Another number where pictures are decoded or sketched in another way, or where the tables are others."""
 
-WAIT_S: Final = 5.0
-"""Seconds to wait while another process writes."""
+MOST: Final = 2_000_000
+"""Pictures that are remembered, about 1,600 bytes each; beyond, those that were written first go."""
 
-_AT_ONCE = 500
 _TABLES = (
-    "CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB PRIMARY KEY, width INTEGER, height INTEGER, scale INTEGER, "
-    "cells BLOB) WITHOUT ROWID",
+    # With rowids: what is longer than a thousand bytes takes a page of its own in a table without.
+    "CREATE TABLE IF NOT EXISTS sketches (sha256 BLOB, scale INTEGER, width INTEGER, height INTEGER, cells BLOB, "
+    "UNIQUE (sha256, scale))",
     "CREATE TABLE IF NOT EXISTS digests (sha256 BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS decoded (sha256 BLOB, side INTEGER, max_pixels INTEGER, facts BLOB, mark BLOB, "
+    "UNIQUE (sha256, side))",
 )
+_FACTS: Final = ",".join(field.name for field in fields(ImageInfo))
+_ELSEWHERE: Final = ("HEIF",)
+"""Formats that a package decodes which may be another one, or gone, the next time."""
+
+
+class Decoded(NamedTuple):
+    """What decoding a picture gave, but for its pixels: what its header says, their rows and columns, its sketch."""
+
+    info: ImageInfo
+    shape: tuple[int, int]
+    sketch: Sketch | None
 
 
 class Sketchbook:
@@ -50,22 +64,41 @@ class Sketchbook:
 
     def __init__(self, decoding: Decoding = USUAL) -> None:
         self.decoding = decoding
-        self._path: Path | None = None
         own = "".join(f"-{value}" for value in decoding.key_values().values()).replace("#", "")
-        with contextlib.suppress(StorageError):  # nowhere to keep it
-            self._path = user_cache() / f"sketches-{RULES}{own}-pillow-{PIL.__version__}.db"
+        self._database = CacheDatabase(f"sketches-{RULES}{own}-pillow-{PIL.__version__}.db", _TABLES)
 
     def fill(self, results: Sequence[ReadResult]) -> list[ReadResult]:
-        """Return results with the sketches that are known."""
+        """Return results with the sketches that are known; of several scales that of the largest picture."""
         lacking = {result.sha256 for result in results if result.sha256 is not None and result.sketch is None}
-        known = {}
-        for sha256, width, height, scale, cells in self._rows("sketches", lacking):
-            if isinstance(cells, bytes) and len(cells) == SIDE * SIDE:
-                known[sha256] = Sketch(int(width), int(height), int(scale), cells)
+        known: dict[str, Sketch] = {}
+        for (sha256, scale), sketch in self._sketches(lacking).items():
+            if sha256 not in known or scale < known[sha256].scale:
+                known[sha256] = sketch
         return [
             replace(result, sketch=known[result.sha256]) if result.sketch is None and result.sha256 in known else result
             for result in results
         ]
+
+    def decoded(self, hashes: Iterable[str], min_side: int | None) -> dict[str, Decoded]:
+        """Return what decoding gave, of those pictures that are known to be good, by sha256.
+
+        Args:
+            hashes: Of files.
+            min_side: As for `decode_image`.
+        """
+        hashes = set(hashes)
+        sketches = self._sketches(hashes)
+        command = "SELECT * FROM decoded WHERE side = ? AND max_pixels <= ? AND sha256 IN ({})"
+        known = {}
+        for sha256, side, limit, facts, mark in self._rows(command, hashes, (min_side or 0, self.decoding.max_pixels)):
+            if not isinstance(facts, bytes) or mark != _mark(sha256, side, limit, facts):
+                continue
+            *values, height, width, fingerprint = json.loads(facts.decode())
+            info = ImageInfo(*values)
+            sketch = None if fingerprint is None else sketches.get((sha256, scale_of(info, height)))
+            if fingerprint == _fingerprint(sketch):
+                known[sha256] = Decoded(info, (height, width), sketch)
+        return known
 
     def complete(
         self,
@@ -95,64 +128,85 @@ class Sketchbook:
             at = unknown[result.path]
             if result.sha256 == filled[at].sha256:
                 filled[at] = replace(filled[at], sketch=result.sketch)
-        self.keep(filled[at] for at in unknown.values())
+        self.keep_decoded(read, CHECK_SIDE)
         return filled
 
     def keep(self, results: Iterable[ReadResult]) -> None:
         """Write down the sketches of results that are not known yet."""
+        self._add(("INSERT OR IGNORE INTO sketches VALUES (?, ?, ?, ?, ?)", _sketch_rows(results)))
+
+    def keep_decoded(self, results: Sequence[ReadResult], min_side: int | None) -> None:
+        """Write down what decoding gave of the pictures that are good, sketches included, whatever stood there.
+
+        Args:
+            results: Of `read_images`.
+            min_side: As it was passed.
+        """
+        side, limit = min_side or 0, self.decoding.max_pixels
+        rows: list[tuple[object, ...]] = []
+        for result in results:
+            info = result.info
+            if result.sha256 is None or info is None or result.shape is None or info.format in _ELSEWHERE:
+                continue
+            facts = json.dumps([*astuple(info), *result.shape, _fingerprint(result.sketch)]).encode()
+            mark = _mark(result.sha256, side, limit, facts)
+            rows.append((bytes.fromhex(result.sha256), side, limit, facts, mark))
         self._add(
-            "INSERT OR IGNORE INTO sketches VALUES (?, ?, ?, ?, ?)",
-            [
-                (bytes.fromhex(result.sha256), sketch.width, sketch.height, sketch.scale, sketch.cells)
-                for result in results
-                if result.sha256 is not None and (sketch := result.sketch) is not None
-            ],
+            ("INSERT OR REPLACE INTO sketches VALUES (?, ?, ?, ?, ?)", _sketch_rows(results)),
+            ("INSERT OR REPLACE INTO decoded VALUES (?, ?, ?, ?, ?)", rows),
         )
 
     def digests(self, hashes: Iterable[str]) -> dict[str, str]:
         """Return the digests of pixels at full size that are known, by the sha256 of files."""
-        return {sha256: digest.hex() for sha256, digest in self._rows("digests", hashes) if isinstance(digest, bytes)}
+        rows = self._rows("SELECT * FROM digests WHERE sha256 IN ({})", hashes)
+        return {sha256: digest.hex() for sha256, digest in rows if isinstance(digest, bytes)}
 
     def keep_digests(self, digests: Mapping[str, str]) -> None:
         """Write down digests of pixels at full size."""
         rows = [(bytes.fromhex(sha256), bytes.fromhex(digest)) for sha256, digest in digests.items()]
-        self._add("INSERT OR IGNORE INTO digests VALUES (?, ?)", rows)
+        self._add(("INSERT OR IGNORE INTO digests VALUES (?, ?)", rows))
 
-    def _rows(self, table: str, hashes: Iterable[str]) -> list[tuple[Any, ...]]:
+    def _sketches(self, hashes: Iterable[str]) -> dict[tuple[str, int], Sketch]:
+        """Return the sketches of some pictures, by sha256 and scale."""
+        command = "SELECT sha256, scale, width, height, cells FROM sketches WHERE sha256 IN ({})"
+        return {
+            (sha256, scale): Sketch(width, height, scale, cells)
+            for sha256, scale, width, height, cells in self._rows(command, hashes)
+            if isinstance(cells, bytes) and len(cells) == SIDE * SIDE
+        }
+
+    def _rows(self, command: str, hashes: Iterable[str], values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of some pictures, each with the hash as text."""
-        keys = [bytes.fromhex(sha256) for sha256 in hashes]
-        rows: list[tuple[Any, ...]] = []
+        keys = sorted(bytes.fromhex(sha256) for sha256 in hashes)
+        return [(row[0].hex(), *row[1:]) for row in self._database.select(command, keys, values)]
 
-        def read(database: sqlite3.Connection) -> None:
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                selected = database.execute(f"SELECT * FROM {table} WHERE sha256 IN ({marks})", some)
-                rows.extend((row[0].hex(), *row[1:]) for row in selected)
+    def _add(self, *commands: tuple[str, Sequence[tuple[object, ...]]]) -> None:
+        def add(database: sqlite3.Connection) -> None:
+            for command, rows in commands:
+                database.executemany(command, rows)
+            for table in ("sketches", "decoded"):
+                database.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - {MOST:d}")
 
-        if keys and self._path is not None and self._path.is_file():
-            _transact(self._path, read)
-        return rows
-
-    def _add(self, command: str, rows: Sequence[tuple[object, ...]]) -> None:
-        def write(database: sqlite3.Connection) -> None:
-            for table in _TABLES:
-                database.execute(table)
-            database.executemany(command, rows)
-
-        if rows and self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            _transact(self._path, write)
+        if any(rows for _, rows in commands):
+            self._database.write(add)
 
 
-def _transact(path: Path, work: Callable[[sqlite3.Connection], None]) -> None:
-    """Do something in one transaction, or not at all where the database cannot be used; one that is damaged goes."""
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=WAIT_S)) as database, database:
-            work(database)
-    except sqlite3.OperationalError:  # it cannot be opened or written, or others write all the time
-        pass
-    except sqlite3.DatabaseError:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _sketch_rows(results: Iterable[ReadResult]) -> list[tuple[object, ...]]:
+    return [
+        (bytes.fromhex(result.sha256), sketch.scale, sketch.width, sketch.height, sketch.cells)
+        for result in results
+        if result.sha256 is not None and (sketch := result.sketch) is not None
+    ]
+
+
+def _mark(sha256: str, side: int, max_pixels: int, facts: bytes) -> bytes:
+    """Return what proves a row whole, and of the same facts as today."""
+    return hashlib.blake2b(f"{_FACTS} {sha256} {side} {max_pixels} ".encode() + facts, digest_size=8).digest()
+
+
+def _fingerprint(sketch: Sketch | None) -> str | None:
+    """Return what a sketch is known by."""
+    if sketch is None:
+        return None
+    head = f"{sketch.width} {sketch.height} {sketch.scale} ".encode()
+    return hashlib.blake2b(head + sketch.cells, digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -192,10 +193,14 @@ def scattered_folders(records: Sequence[ImageRecord], root: str) -> list[Finding
         root: The data set.
     """
     splits: dict[str, set[str]] = defaultdict(set)
+    inside: dict[str, tuple[str, ...]] = {}
     for record in records:
-        inside = Path(record.path).relative_to(root).parts if Path(record.path).is_relative_to(root) else ()
-        if len(inside) > 2 and record.group is None and inside[-2] != record.label:  # that is the class, below a split
-            splits[str(Path(*inside[:-1]))].add(record.split)
+        folder = os.path.dirname(record.path)  # noqa: PTH120  of many thousands of paths in a few folders
+        if folder not in inside:
+            inside[folder] = Path(folder).relative_to(root).parts if Path(folder).is_relative_to(root) else ()
+        parts = inside[folder]
+        if len(parts) > 1 and record.group is None and parts[-1] != record.label:  # that is the class, below a split
+            splits[str(Path(*parts))].add(record.split)
     apart = sorted(folder for folder, of_folder in splits.items() if len(of_folder) > 1)
     if not apart:
         return []

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from transferkit.core.records import Decoding
 from transferkit.data.images.decode import UnreadableImage, decode_image, pixels_digest, read_bytes
+from transferkit.data.images.known_files import read_files
 from transferkit.data.images.readers import quiet_pillow
-from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
+from transferkit.data.images.reading import CHECK_SIDE, ReadResult
 from transferkit.data.images.sketch import Sketch
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.families import Families
@@ -50,6 +51,7 @@ def find_copies(
     book: Sketchbook,
     *,
     near: bool = False,
+    rescan: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Copies:
@@ -58,8 +60,9 @@ def find_copies(
     Args:
         results: Files that were read.
         book: What is known from before; what is learnt is added.
-        near: Look for near copies, too. The files are read again for it, so that it does not depend on the size that
-            they were decoded at, or on what is known from before, which splits they end up in.
+        near: Look for near copies, too. Sketches of one small size are used for it, so that it does not depend on the
+            size that pictures were decoded at, or on what is known from before, which splits they end up in.
+        rescan: Read all files anew for that.
         workers: Threads.
         progress: Called with pictures read for that and pictures in all.
     """
@@ -67,10 +70,11 @@ def find_copies(
     if not near:
         return Copies(same)
     paths = [result.path for result in results if result.error is None]
-    small = read_images(
+    small = read_files(
         paths,
         min_side=CHECK_SIDE,
         decoding=book.decoding,
+        rescan=rescan,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, len(paths)),
     )

@@ -16,7 +16,8 @@ from pathlib import Path
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning, gather
 from transferkit.core.records import USUAL, Decoding, Finding, ImageRecord, SkippedFile
 from transferkit.core.text import listing
-from transferkit.data.images.reading import ReadResult, read_images
+from transferkit.data.images.known_files import read_files
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.images.sketch import Sketch
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.checks import leaks, near_families, scattered_folders, special_pictures, unreadable_pictures
@@ -112,6 +113,9 @@ def index_images(
 ) -> ImageIndex:
     """Index a folder or manifest: scan it, read and decode every picture once, check, split.
 
+    Pictures that were decoded before and whose files are as they were are not read again. For their pixels there is a
+    place then, which is filled when they are shown for the first time.
+
     A data set that names its splits keeps them; where it has no val split, val is hashed out of train, and test is only
     what it names itself. A data set without splits is hashed into three, see `transferkit.data.index.splits`.
 
@@ -135,21 +139,25 @@ def index_images(
     scan = scan_data(options.data, reader.columns_of(options))
     total = len(scan.files)
     decoding = options.decoding() if decoding is None else decoding
-    results = read_images(
+    results = read_files(
         [file.path for file in scan.files],
         min_side=min_side,
         decoding=decoding,
         keep=None if pixels is None else pixels.put_of_all,
+        again=pixels is not None and pixels.private,
+        rescan=options.rescan,
         workers=workers,
         progress=None if progress is None else lambda done: progress(done, total),
     )
     if pixels is not None:
+        pixels.reserve(results)
         pixels.flush()
     left = 0 if pixels is None else pixels.room
     reader = reader.look(PicturesRead(scan.files, results, options, left, progress))
     book = Sketchbook(decoding)
-    copies = find_copies(results, book, near=options.group_near, workers=workers, progress=progress)
-    book.keep(results)
+    copies = find_copies(
+        results, book, near=options.group_near, rescan=options.rescan, workers=workers, progress=progress
+    )
     return build_index(options, scan, results, copies, reader=reader, decoding=decoding)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from transferkit.core.records import DataConfig
 from transferkit.data.images.decode import Pixels
+from transferkit.data.images.reading import ReadResult
 from transferkit.data.pixels.disk import DiskPixels
 from transferkit.data.pixels.memory import MemoryPixels
 from transferkit.data.pixels.spec import PixelSpec
@@ -62,6 +64,17 @@ class PixelStore:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             return self.put(sha256, pixels)
         return self.memory.put(sha256, pixels)
+
+    @property
+    def private(self) -> bool:
+        """Whether memory is this process's own: what a worker decodes is lost to the others."""
+        return self.room > 0 and not self.memory.shared
+
+    def reserve(self, results: Iterable[ReadResult]) -> None:
+        """Reserve memory for pictures that are known to be good and were not read: the first epoch decodes them."""
+        for result in results:
+            if result.pixels is None and result.sha256 is not None and result.shape is not None:
+                self.memory.reserve(result.sha256, *result.shape)
 
     def flush(self) -> None:
         """Write down what waits to be written."""

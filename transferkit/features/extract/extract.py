@@ -18,7 +18,7 @@ from transferkit.core.records import DataConfig
 from transferkit.data.batches.augment import eval_transform, train_transform
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.batches.views import Views
-from transferkit.data.images.reading import hash_images
+from transferkit.data.images.known_files import hash_files
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import ImageIndex, build_index, warn_of
@@ -117,13 +117,14 @@ def extract_table(
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     scan = scan_data(config.data, reader.columns_of(config))
     total, cores, book = len(scan.files), available_cores(), Sketchbook(prepared.decoding)
-    hashes = hash_images(
+    hashes = hash_files(
         [file.path for file in scan.files],
+        rescan=config.rescan,
         workers=cores,
         progress=None if indexing is None else lambda done: indexing(done, total),
     )
     hashes = book.fill(hashes)
-    copies = find_copies(hashes, book, near=config.group_near, workers=cores, progress=indexing)
+    copies = find_copies(hashes, book, near=config.group_near, rescan=config.rescan, workers=cores, progress=indexing)
     index = build_index(config, scan, hashes, copies, reader=reader)  # faults of classes and splits come before work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
@@ -138,7 +139,7 @@ def extract_table(
         hashes = book.complete(hashes, workers=cores, progress=indexing)
         copies = replace(find_copies(hashes, book, workers=cores), near=copies.near)
         index = build_index(config, scan, hashes, copies, reader=reader)
-    book.keep(hashes)
+        book.keep(hashes)
     warn_of(index)
     return table_of(index, pictures, extraction, _facts(config, frozen, prepared, extraction))
 

@@ -32,7 +32,8 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import storage_errors, write_json
 from transferkit.core.records import Finding
-from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
+from transferkit.data.images.known_files import read_files
+from transferkit.data.images.reading import CHECK_SIDE, ReadResult
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.boxes import BoxReader
 from transferkit.data.index.copies import find_copies
@@ -179,9 +180,10 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
     frozen = _network(config, left_out)
     with counting_bar(console, "reading pictures") as progress:
         total = len(scan.files)
-        reads = read_images(
+        reads = read_files(
             [file.path for file in scan.files],
             min_side=CHECK_SIDE,
+            rescan=config.rescan,
             workers=available_cores(),
             progress=None if progress is None else lambda done: progress(done, total),
         )
@@ -294,7 +296,7 @@ def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reade
     try:
         reader = reader.look(PicturesRead(scan.files, reads, lenient))
         book = Sketchbook(config.decoding())
-        copies = find_copies(reads, book, near=config.group_near, workers=available_cores())
+        copies = find_copies(reads, book, near=config.group_near, rescan=config.rescan, workers=available_cores())
         index = build_index(lenient, scan, reads, copies, reader=reader)
         if not whole:
             unused = {read.path for read in reads if read.error is not None} | set(reader.unusable)

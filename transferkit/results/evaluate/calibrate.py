@@ -90,8 +90,9 @@ def calibrate(config: CalibrateConfig) -> FittedCalibration:
     split = _split(config, columns)
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         labelled = labelled_pictures(
-            config.data, predictor.info.targets, split=split, skip_bad=True, columns=columns, progress=progress
-        )
+            config.data, predictor.info.targets, split=split, skip_bad=True, rescan=config.rescan, columns=columns,
+            progress=progress,
+        )  # fmt: skip
     pictures, left_out = _unseen(run, labelled, config, predictor.info.preprocessing.decoding)
     outputs, targets, bad = _ask(predictor, pictures, config)
     reason = calibrator.problem(outputs, targets)

@@ -87,7 +87,7 @@ def _evaluate(config: EvaluateConfig, run: Path, out: Path) -> Path:
     with counting_bar(progress_console(config.quiet), "listing pictures") as progress:
         everything = labelled_pictures(
             config.data, targets, split=config.split, skip_bad=config.skip_bad, check_classes=config.check_classes,
-            columns=columns, progress=progress,
+            rescan=config.rescan, columns=columns, progress=progress,
         )  # fmt: skip
     labelled, origin = _unseen(everything, config, predictor.info.preprocessing.decoding)
 

@@ -95,7 +95,7 @@ def explain(config: ExplainConfig) -> Path:
     neighbours = None
     if config.neighbours:
         with counting_bar(console, "training pictures") as progress:
-            neighbours = TrainingNeighbours(config.run, predictor, config.store, progress)
+            neighbours = TrainingNeighbours(config.run, predictor, config.store, progress, config.rescan)
     with storage_errors("create", out):
         out.mkdir(parents=True, exist_ok=True)
     explainer = _Explainer(config, predictor, neighbours, len(paths))

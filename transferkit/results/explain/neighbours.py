@@ -18,7 +18,7 @@ import torch
 from transferkit.core.errors import CheckpointError, DataError, TransferkitWarning
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.reading import hash_images
+from transferkit.data.images.known_files import hash_files
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_views
@@ -67,6 +67,7 @@ class TrainingNeighbours:
         predictor: Its model.
         store: Directory of the feature store; the user's own when ``None``.
         progress: Called with pictures done and pictures in all, first for reading, then for computing.
+        rescan: Read every training picture, instead of trusting what is known of files that are as they were.
 
     Attributes:
         computed: Training pictures whose features were not in the store.
@@ -84,11 +85,13 @@ class TrainingNeighbours:
         predictor: Predictor,
         store: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        rescan: bool = False,
     ) -> None:
         rows = _training_pictures(Path(run))
         total = len(rows)
-        read = hash_images(
+        read = hash_files(
             [row["path"] for row in rows],
+            rescan=rescan,
             workers=available_cores(),
             progress=None if progress is None else lambda done: progress(done, total),
         )

@@ -78,7 +78,7 @@ class ExportPictures:
 
 
 def export_pictures(
-    run: Path, targets: Targets, *, data: str | None, most: int, columns: Columns | None = None
+    run: Path, targets: Targets, *, data: str | None, most: int, columns: Columns | None = None, rescan: bool = False
 ) -> ExportPictures:
     """Choose pictures: of `data`; without it the run's validation pictures, as `pictures.csv` or `predictions.csv` say.
 
@@ -88,6 +88,7 @@ def export_pictures(
         data: Labelled pictures.
         most: Pictures to compare on, at most.
         columns: How a manifest is read, see `run_columns`; as `targets` say when ``None``.
+        rescan: As for `labelled_pictures`.
 
     Raises:
         ExportError: There is no picture.
@@ -95,7 +96,7 @@ def export_pictures(
         StorageError: A table of the run cannot be read.
     """
     if data is not None:
-        splits = labelled_pictures(data, targets, skip_bad=True, columns=columns).splits
+        splits = labelled_pictures(data, targets, skip_bad=True, rescan=rescan, columns=columns).splits
         name = next(iter(splits))
         held = [picture.path for picture in splits[name]]
         compared = _spread(held, most)

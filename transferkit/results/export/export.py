@@ -124,7 +124,9 @@ def _export_network(
         columns = run_columns(
             run, module.task.targets, info.targets, config.data, path_column=config.path_column, root=config.root
         )
-    pictures = export_pictures(run, info.targets, data=config.data, most=config.pictures, columns=columns)
+    pictures = export_pictures(
+        run, info.targets, data=config.data, most=config.pictures, columns=columns, rescan=config.rescan
+    )
     ways = INT8_WAYS if config.precision == "int8" else ("",)
     results: list[Comparison] = []
 

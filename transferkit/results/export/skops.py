@@ -171,7 +171,9 @@ def export_classifier(config: ExportConfig, out: Path) -> tuple[Comparison, str,
         columns = run_columns(
             run, ClassReader(), targets, config.data, path_column=config.path_column, root=config.root
         )
-    pictures = export_pictures(run, targets, data=config.data, most=config.pictures, columns=columns)
+    pictures = export_pictures(
+        run, targets, data=config.data, most=config.pictures, columns=columns, rescan=config.rescan
+    )
     features = _features(run, pictures.compared)
     data = pack_classifier(named_pipeline(pipeline, names, features), {**own_facts, **facts})
     results: list[Comparison] = []

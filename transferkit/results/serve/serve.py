@@ -128,7 +128,9 @@ def _neighbours(config: ServeConfig, predictor: Predictor) -> TrainingNeighbours
 
     try:
         with counting_bar(progress_console(config.quiet), "training pictures") as progress:
-            return TrainingNeighbours(config.run, predictor, store=config.store, progress=progress)
+            return TrainingNeighbours(
+                config.run, predictor, store=config.store, rescan=config.rescan, progress=progress
+            )
     except TransferkitError as error:
         warnings.warn(f"no nearest training pictures: {error}", TransferkitWarning, stacklevel=3)
         return None
