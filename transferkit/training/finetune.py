@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,7 @@ def _conclude(
     _pick(training, recorder)
     started = time.perf_counter()
     splits = [split for split in measured if training.data.index.split(split)]
-    craft = _finish(run, training)
+    craft = _finish(run, training, recorder.selection.best_epoch)
     figures, calibration, rows = _measure(training, splits, fit_on_training(training))
     if training.config.snapshots:
         craft["snapshots"] = measure_snapshots(
@@ -340,10 +341,11 @@ def _pick(training: Training[FinetuneConfig], recorder: RunRecorder) -> None:
             raise foreign_checkpoint(recorder.checkpoints.best, error) from error
 
 
-def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
+def _finish(run: Path, training: Training[FinetuneConfig], best_epoch: int) -> dict[str, Any]:
     """Do to the weights what the options say; return what came of it, for `metrics.json`.
 
-    Interpolation comes first, then batch-norm statistics, of the weights that were chosen.
+    Interpolation comes first, then batch-norm statistics, of what had been trained at the epoch that was chosen: a head
+    that was solved on a backbone's own statistics is worth nothing on others.
     """
     config, module, data, device = training.config, training.module, training.data, training.device
     results: dict[str, Any] = {}
@@ -352,7 +354,9 @@ def _finish(run: Path, training: Training[FinetuneConfig]) -> dict[str, Any]:
         mixed.save(run)
         results["interpolation"] = mixed.to_dict()
     if config.recalibrate_bn:
-        trained = {name for phase in training.phases if phase.epochs for name in phase.trained(module.group_names())}
+        starts = accumulate((phase.epochs for phase in training.phases), initial=0)
+        begun = [phase for phase, start in zip(training.phases, starts, strict=False) if start <= best_epoch]
+        trained = {name for phase in begun if phase.epochs for name in phase.trained(module.group_names())}
         module.train_groups(tuple(trained))
         batches = (normalise(images, data.data_config) for images, _ in data.evaluation_loader("train"))
         results["recalibrated_bn"] = recalibrate_bn(module.to(device), batches, device=device)

@@ -112,6 +112,16 @@ def test_recalibration_changes_statistics_only(quick, tmp_path):
     assert all("running_" in name or "num_batches" in name for name in changed)
 
 
+def test_a_solved_head_keeps_the_statistics_that_it_was_solved_on(quick, tmp_path):
+    asked = {key: value for key, value in quick.items() if key != "probe_epochs"}
+    asked |= {"probe": "solve", "phases": "probe-finetune", "epochs": 2, "lr": 3.0, "warmup_epochs": 0.0}
+    run = finetune(**asked, recalibrate_bn=True, batch_norm="batch", out=tmp_path / "run")
+    assert metrics(run)["selection"]["kept"] == "the solved probe"
+    assert metrics(run)["recalibrated_bn"] == 0
+    start = load_checkpoint(run.path / "checkpoints" / "best.ckpt")["state_dict"]
+    assert all(tensor.equal(start[name]) for name, tensor in weights(run).items())
+
+
 # ---- the pictures and the loss --------------------------------------------------------------------------------------
 
 

@@ -302,7 +302,7 @@ def test_labels_and_numbers_in_two_processes(tables, options, tmp_path, asked): 
     for row, expected in zip(ours, theirs, strict=True):
         assert {monitor, "val_loss"} <= row.keys()
         for key in set(row) - {"images_per_s", "phase"}:
-            assert float(row[key]) == pytest.approx(float(expected[key]), rel=1e-5, abs=1e-5), key  # sums in another order
+            assert float(row[key]) == pytest.approx(float(expected[key]), rel=1e-5, abs=1e-5), key
     mine, other = (values["metrics"] for values in (two[1], one))
     assert mine["phases"][0][monitor] == pytest.approx(other["phases"][0][monitor], abs=1e-5)
     assert mine["val"]["n"] == mine["test"]["n"] == 9
