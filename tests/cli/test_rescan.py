@@ -1,12 +1,11 @@
 """`--rescan` of every verb that hashes pictures: without it a second call reads none for that."""
 
 import shutil
-from pathlib import Path
 
 import pytest
+from known_reads import names_read
 
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.images import decode, known_files, reading
 from transferkit.options.data import DataOptions
 from transferkit.options.features import CheckConfig, FeaturesConfig, ProbeConfig
 from transferkit.options.fields import Options
@@ -17,15 +16,7 @@ from transferkit.runs.write import NOT_SAVED
 @pytest.fixture
 def read(monkeypatch):
     """Names of the files that are read to index or hash them; files are written down however new they are."""
-    names = []
-
-    def counting(path):
-        names.append(Path(path).name)
-        return decode.read_bytes(path)
-
-    monkeypatch.setattr(reading, "read_bytes", counting)
-    monkeypatch.setattr(known_files, "TICK_NS", 0)
-    return names
+    return names_read(monkeypatch)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import draw
+from known_reads import names_read
 from PIL import Image
 
 from transferkit.core import database
@@ -44,14 +45,7 @@ def settled(monkeypatch):
 @pytest.fixture
 def read(monkeypatch):
     """Names of the files that are read."""
-    names = []
-
-    def counting(path):
-        names.append(Path(path).name)
-        return decode.read_bytes(path)
-
-    monkeypatch.setattr(reading, "read_bytes", counting)
-    return names
+    return names_read(monkeypatch)
 
 
 def tick(folder):

@@ -8,10 +8,11 @@ import numpy as np
 import object_sets
 import pytest
 from data_sets import draw, folder, index, table, three_splits
+from known_reads import names_read
 from PIL import Image
 
 from transferkit.core.errors import DataError
-from transferkit.data.images import decode, known_files, reading
+from transferkit.data.images import known_files
 from transferkit.data.index.boxes import BoxReader
 from transferkit.data.index.index import CLASSES, ImageIndex
 from transferkit.data.index.labels import LabelReader
@@ -28,14 +29,7 @@ def settled(monkeypatch):
 @pytest.fixture
 def read(monkeypatch):
     """Names of the files that are read whole."""
-    names = []
-
-    def counting(path):
-        names.append(Path(path).name)
-        return decode.read_bytes(path)
-
-    monkeypatch.setattr(reading, "read_bytes", counting)
-    return names
+    return names_read(monkeypatch)
 
 
 def odd(root):
