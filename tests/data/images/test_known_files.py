@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import draw
-from known_reads import names_read
 from PIL import Image
 
 from transferkit.core import database
@@ -27,6 +26,8 @@ from transferkit.data.images import decode, known_files, reading, sketchbook
 from transferkit.data.images.known_files import KnownFiles, hash_files, read_files
 from transferkit.data.images.reading import ReadResult, hash_images, read_images
 
+pytestmark = pytest.mark.usefixtures("settled")
+
 DAY_NS = 86_400 * 10**9
 
 
@@ -34,18 +35,6 @@ DAY_NS = 86_400 * 10**9
 def paths(tmp_path):
     (tmp_path / "pictures").mkdir()
     return [str(draw(tmp_path / "pictures" / f"{number}.png", number)) for number in range(5)]
-
-
-@pytest.fixture(autouse=True)
-def settled(monkeypatch):
-    """Write files down at once, however new they are; tests wait for the clock of the disk instead, by `tick`."""
-    monkeypatch.setattr(known_files, "TICK_NS", 0)
-
-
-@pytest.fixture
-def read(monkeypatch):
-    """Names of the files that are read."""
-    return names_read(monkeypatch)
 
 
 def tick(folder):

@@ -8,28 +8,16 @@ import numpy as np
 import object_sets
 import pytest
 from data_sets import draw, folder, index, table, three_splits
-from known_reads import names_read
 from PIL import Image
 
 from transferkit.core.errors import DataError
-from transferkit.data.images import known_files
 from transferkit.data.index.boxes import BoxReader
 from transferkit.data.index.index import CLASSES, ImageIndex
 from transferkit.data.index.labels import LabelReader
 from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
 
-
-@pytest.fixture(autouse=True)
-def settled(monkeypatch):
-    """Write files down at once, however new they are."""
-    monkeypatch.setattr(known_files, "TICK_NS", 0)
-
-
-@pytest.fixture
-def read(monkeypatch):
-    """Names of the files that are read whole."""
-    return names_read(monkeypatch)
+pytestmark = pytest.mark.usefixtures("settled")
 
 
 def odd(root):

@@ -290,7 +290,8 @@ def test_labels_and_numbers_in_two_processes(tables, options, tmp_path, asked): 
     """25 pictures to train on, 9 to validate: the head is solved, everything is trained, figures are those of one."""
     del options["probe"], options["probe_epochs"]
     monitor = "val_map" if "task" in asked else "val_rmse"
-    options |= {"data": str(tables), "augment": "light", "monitor": monitor, **asked}
+    # At the usual LR so few steps diverge, and what differs by rounding with them.
+    options |= {"data": str(tables), "augment": "light", "monitor": monitor, "lr": 1e-4, **asked}
     two = worker.run_ranks(2, tmp_path, worker.finetune_watched, options)
     alone = {**options, "batch_size": 8, "out": str(tmp_path / "one"), "store": str(tmp_path / "other")}
     one = worker.run_ranks(1, tmp_path, worker.finetune_watched, alone)[0]
@@ -302,7 +303,7 @@ def test_labels_and_numbers_in_two_processes(tables, options, tmp_path, asked): 
     for row, expected in zip(ours, theirs, strict=True):
         assert {monitor, "val_loss"} <= row.keys()
         for key in set(row) - {"images_per_s", "phase"}:
-            assert float(row[key]) == pytest.approx(float(expected[key]), rel=1e-5, abs=1e-5), key
+            assert float(row[key]) == pytest.approx(float(expected[key]), abs=1e-5), key
     mine, other = (values["metrics"] for values in (two[1], one))
     assert mine["phases"][0][monitor] == pytest.approx(other["phases"][0][monitor], abs=1e-5)
     assert mine["val"]["n"] == mine["test"]["n"] == 9
