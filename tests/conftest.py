@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from shapes import SMALL_RUN, draw_folder
 
 pytest.register_assert_rewrite("contracts")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -185,6 +186,22 @@ def decoded(monkeypatch):
 
 
 @pytest.fixture
+def settled(monkeypatch):
+    """Write files down at once, however new they are; where the clock of the disk matters tests wait for it."""
+    from transferkit.data.images import known_files
+
+    monkeypatch.setattr(known_files, "TICK_NS", 0)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the files that are read to index or hash them."""
+    from known_reads import names_read
+
+    return names_read(monkeypatch)
+
+
+@pytest.fixture
 def two_cores(monkeypatch):
     """A machine of two cores at least: on one, a decoding process beside the compute thread is refused."""
     from transferkit.machine import device
@@ -210,33 +227,6 @@ def figures_are_not_rendered(request, monkeypatch):
         )
 
 
-def draw_folder(root, classes=("circle", "square", "stripes"), per_class=12, size=48, seed=0):
-    """Draw a class-per-folder data set that a small network can learn."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    generator = np.random.default_rng(seed)
-    for label in classes:
-        folder = root / label
-        folder.mkdir(parents=True)
-        for number in range(per_class):
-            noise = generator.integers(0, 80, (size, size + 8, 3), dtype=np.uint8)
-            image = Image.fromarray(noise)
-            draw = ImageDraw.Draw(image)
-            colour = tuple(int(value) for value in generator.integers(140, 255, 3))
-            left, top = (int(value) for value in generator.integers(2, size // 3, 2))
-            box = (left, top, left + size // 2, top + size // 2)
-            if label == classes[0]:
-                draw.ellipse(box, fill=colour)
-            elif label == classes[1]:
-                draw.rectangle(box, fill=colour)
-            else:
-                for offset in range(0, size, 6):
-                    draw.line((0, offset, size + 8, offset), fill=colour, width=2)
-            image.save(folder / f"{number:03d}.png")
-    return root
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A small data set with splits: 3 classes x (8 train, 4 val, 3 test)."""
@@ -254,12 +244,6 @@ def quick(folder):
         "epochs": 2, "probe_epochs": 1, "precision": "32", "accelerator": "cpu", "workers": 0, "quiet": True,
         "augment": "standard",
     }  # fmt: skip
-
-
-SMALL_RUN = (
-    "--backbone", "test_resnet", "--weights", "random", "--image-size", "32", "--precision", "32",
-    "--accelerator", "cpu", "--workers", "0",
-)  # fmt: skip
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The plan of the house: imports only go down, start-up is light, one public door, every guard can fail."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -263,3 +264,19 @@ def test_version_is_the_changelogs():
     changelog = (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {transferkit.__version__}" in changelog
     assert f'version = "{transferkit.__version__}"' in (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def imported_conftests(tests):
+    """Sentences for every test that imports a conftest by name: which of several it gets depends on their order."""
+    named = re.compile(r"^\s*(from|import) conftest\b", re.MULTILINE)
+    return [
+        f"{path.name} imports conftest"
+        for path in sorted(tests.rglob("*.py"))
+        if named.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+def test_no_test_imports_a_conftest(tmp_path):
+    assert imported_conftests(Path(__file__).parent) == []
+    (tmp_path / "test_it.py").write_text("def test_it():\n    from conftest import draw\n", encoding="utf-8")
+    assert imported_conftests(tmp_path) == ["test_it.py imports conftest"]

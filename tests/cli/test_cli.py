@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import yaml
-from conftest import draw_folder
+from shapes import draw_folder
 
 from transferkit.cli.main import main
 from transferkit.cli.parser import parse_options

@@ -11,10 +11,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import draw_folder
 from engine_worker import CLOSE, error, plain_rows
 from PIL import Image
 from safetensors.torch import save_file
+from shapes import draw_folder
 
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches import dataset

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_folder
 from engine_worker import CLOSE, build, error, extract, only, own, pictures_of, plain_rows
 from PIL import Image
+from shapes import draw_folder
 from torch import nn
 from torch.utils.data import get_worker_info
 

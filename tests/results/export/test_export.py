@@ -322,7 +322,7 @@ def test_two_classes_keep_one_row_as_scikit_learn_does(run):
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     """A probe whose classifier is no head, on the bundled backbone."""
-    from conftest import draw_folder
+    from shapes import draw_folder
 
     root = tmp_path_factory.mktemp("probe")
     for seed, (split, count) in enumerate((("train", 8), ("val", 4))):

@@ -184,7 +184,7 @@ def test_mixing_gives_shares_in_training_only_and_turns_kept_activations_off(qui
 def test_class_weights_come_from_the_training_split(tmp_path, quick):
     import shutil
 
-    from conftest import draw_folder
+    from shapes import draw_folder
 
     root = draw_folder(tmp_path / "photos", per_class=12)
     for path in sorted((root / "circle").iterdir())[4:]:
@@ -196,7 +196,7 @@ def test_class_weights_come_from_the_training_split(tmp_path, quick):
 
 
 def test_the_balanced_sampler_evens_classes_out(tmp_path, quick):  # fault 26
-    from conftest import draw_folder
+    from shapes import draw_folder
 
     root = draw_folder(tmp_path / "photos", per_class=20)
     for path in sorted((root / "circle").iterdir())[2:]:

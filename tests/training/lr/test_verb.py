@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from conftest import SMALL_RUN
+from shapes import SMALL_RUN
 
 
 def test_the_curve_is_written_and_the_phase_is_named(folder, tmp_path, command):

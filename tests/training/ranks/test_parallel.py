@@ -14,10 +14,10 @@ import numpy as np
 import parallel_worker as worker
 import pytest
 import torch
-from conftest import draw_folder
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from PIL import Image
 from scipy.stats import spearmanr
+from shapes import draw_folder
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 from timm.layers import BatchNormAct2d
 from torch import nn
