@@ -28,7 +28,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 import transferkit as tk
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.detections.counts import BoxCounts
 from transferkit.models.figures.boxes import box_tally

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from harness import compare, print_table
 
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.images.decode import decode_image
 from transferkit.results.export.check import Exported, export_pictures
 from transferkit.results.export.check import compare as check

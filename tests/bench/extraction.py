@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps

@@ -35,7 +35,7 @@ from sklearn.metrics import confusion_matrix
 from torch.nn import functional
 
 import transferkit as tk
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.figures.masks import mask_of
 from transferkit.models.module import TransferModule

@@ -28,9 +28,10 @@ from harness import machine
 from torch.utils.data import DataLoader, Dataset
 
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import Transform, eval_transform, train_transform
-from transferkit.data.batches.datamodule import ImageData, normalise
-from transferkit.data.batches.presets import AUGMENTATIONS
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.presets import AUGMENTATIONS
+from transferkit.data.augment.transform import Transform, eval_transform, train_transform
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.data.sample import sample_folder
 from transferkit.machine.cores import available_cores

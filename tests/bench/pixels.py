@@ -27,10 +27,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader, _as_is
-from transferkit.data.batches.views import Views
 from transferkit.data.pixels.store import open_pixels
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import torch
 from harness import compare, print_table
 from torch import Tensor
 
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import tune_process
 from transferkit.models.backbones.registry import create_backbone

@@ -41,7 +41,7 @@ from torch import Tensor
 
 import transferkit as tk
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.corruption import CORRUPTIONS, STRENGTHS, corrupt
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.figures.classification import confidence_metrics

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.images.decode import decode_image, decode_with_info
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import find_taps

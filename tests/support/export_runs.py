@@ -16,7 +16,7 @@ from PIL import Image
 from transferkit.core.csv import csv_text
 from transferkit.core.files import sha256_of_file
 from transferkit.core.records import USUAL, Decoding
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 from transferkit.models.artifact import save_model

@@ -15,7 +15,7 @@ from detections import by_library
 import transferkit as tk
 from transferkit.core.errors import ConfigError, ExportError, TransferkitWarning
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.models.answers.detection import BoxCalibration
 from transferkit.models.artifact import load_model, save_model

@@ -12,7 +12,7 @@ from PIL import Image
 
 import transferkit as tk
 from transferkit.core.errors import ConfigError, TrainingError
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import load_model
 from transferkit.models.extent import Truth
 from transferkit.models.figures.masks import tally

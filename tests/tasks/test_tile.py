@@ -17,7 +17,7 @@ import transferkit as tk
 from transferkit.cli.main import main
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import load_model, save_model
 from transferkit.models.module import TransferModule
 from transferkit.options.features import CheckConfig

@@ -19,8 +19,8 @@ from small_runs import SignalAt
 import transferkit as tk
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError, Interrupted, TransferkitWarning
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.images.decode import decode_image
 from transferkit.models.figures.numbers import number_figures, number_metrics
 from transferkit.results.export.check import Limits, compare

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.options.training import FinetuneConfig
 from transferkit.results.predict.predictor import load
 from transferkit.results.report.report import write_report

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import transferkit as tk
 from transferkit.cli.main import main
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import load_model
 from transferkit.results.predict.predictor import load
 from transferkit.results.report.report import write_report

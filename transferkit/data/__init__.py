@@ -1,1 +1,4 @@
-"""From a folder of pictures to batches. Rooms: `scan`, `images`, `index`, `batches`; `sample` is the bundled set."""
+"""From a folder of pictures to batches. `sample` is the bundled set.
+
+Rooms: `scan`, `images`, `pixels`, `index`, `objects`, `augment`, `batches`.
+"""

@@ -13,7 +13,8 @@ from torch import Tensor
 from transferkit.core.csv import csv_text
 from transferkit.core.files import atomic_write
 from transferkit.core.targets import TargetSpec
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule

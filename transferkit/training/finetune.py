@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
 from transferkit.core.text import listing
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.artifact import save_model
 from transferkit.models.parts import FittedCalibration

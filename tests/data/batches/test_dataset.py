@@ -10,11 +10,12 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.datamodule import ImageData, _shift_and_scale, normalise
+from transferkit.data.augment.normalise import _shift_and_scale, normalise
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import sample_seed
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import Job
 from transferkit.data.batches.samplers import EpochSampler
-from transferkit.data.batches.views import sample_seed
 from transferkit.data.images.decode import decode_image
 
 

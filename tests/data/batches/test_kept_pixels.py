@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig, Decoding
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches import dataset as dataset_module
-from transferkit.data.batches.augment import eval_transform
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import _as_is
-from transferkit.data.batches.views import Views
 from transferkit.data.images.decode import decode_image
 from transferkit.data.pixels.store import open_pixels
 

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
+from transferkit.data.augment.views import REPEAT
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler
-from transferkit.data.batches.views import REPEAT
 
 TARGETS = [0] * 900 + [2] * 90 + [3] * 10  # class 1 has no pictures
 

@@ -10,10 +10,10 @@ from PIL import Image
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import IGNORED
+from transferkit.data.augment.transform import AUGMENTATIONS, train_transform
+from transferkit.data.augment.views import PART, REPEAT, Views
 from transferkit.data.batches import dataset as module
-from transferkit.data.batches.augment import AUGMENTATIONS, train_transform
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.batches.views import PART, REPEAT, Views
 from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.windows import window_at
 from transferkit.data.index.index import CLASSES

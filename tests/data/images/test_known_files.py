@@ -19,9 +19,9 @@ from transferkit.core import database
 from transferkit.core.errors import DataError
 from transferkit.core.files import user_cache
 from transferkit.core.records import DataConfig, Decoding
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.images import decode, known_files, reading, sketchbook
 from transferkit.data.images.known_files import KnownFiles, hash_files, read_files
 from transferkit.data.images.reading import ReadResult, hash_images, read_images

@@ -23,9 +23,9 @@ from engine_worker import (
     views_of,
 )
 
-from transferkit.data.batches.augment import train_transform
+from transferkit.data.augment.transform import train_transform
+from transferkit.data.augment.views import Views, sample_seed
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.batches.views import Views, sample_seed
 from transferkit.data.images.decode import decode_image
 from transferkit.features.engine import compute
 from transferkit.features.engine.compute import FrozenBackbone

@@ -11,8 +11,8 @@ from PIL import Image
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError
 from transferkit.core.files import sha256_of_file
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.views import sample_seed
+from transferkit.data.augment.transform import eval_transform
+from transferkit.data.augment.views import sample_seed
 from transferkit.data.images.corruption import CORRUPTIONS, STRENGTHS, corrupt
 from transferkit.options.fields import make_config
 from transferkit.options.results import EvaluateConfig

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import ConfigError, TransferkitWarning
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.resize import fit
 from transferkit.data.images.windows import windows
 from transferkit.options.results import ExplainConfig

@@ -11,7 +11,7 @@ from torch import nn
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.facts import BackboneFacts
 from transferkit.models.backbones.groups import child_groups

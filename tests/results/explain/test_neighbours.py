@@ -10,7 +10,7 @@ import torch
 
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import CheckpointError, DataError, TransferkitWarning
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule

@@ -15,7 +15,7 @@ from PIL import Image
 from transferkit import __version__
 from transferkit.core.errors import ExportError
 from transferkit.core.records import DataConfig, Decoding
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit
 from transferkit.models.artifact import load_model

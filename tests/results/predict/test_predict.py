@@ -22,9 +22,10 @@ from transferkit.core.csv import read_csv
 from transferkit.core.errors import BackboneError, ConfigError, DataError, ExportError
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.batches import dataset
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.images.decode import decode_image, decode_with_info
 from transferkit.data.images.resize import resize
 from transferkit.features.engine.engine import Engine

@@ -15,7 +15,7 @@ from torch import nn
 from transferkit.cli.main import main
 from transferkit.core.csv import read_csv
 from transferkit.core.errors import CheckpointError, ConfigError
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.features.engine.network import FeatureNetwork
 from transferkit.models.artifact import load_model, save_model
 from transferkit.models.module import TransferModule

@@ -16,7 +16,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from live_browser import CHROMIUM, Visit, open_browser
 from live_server import LIMITS, Near, ask, png, serving
 
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import save_model
 from transferkit.models.module import TransferModule
 from transferkit.models.unlike.statistics import fit_distance

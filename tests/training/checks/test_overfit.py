@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
 from transferkit.training.checks.overfit import _course, choose_evenly, overfit

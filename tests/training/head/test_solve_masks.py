@@ -9,7 +9,8 @@ from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.targets import IGNORED
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.index.masks import MaskReader
 from transferkit.features.engine.compute import Compute

@@ -23,7 +23,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from transferkit.core.errors import ConfigError
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EvaluationSampler, even_batch_size
 from transferkit.models.artifact import load_model
 from transferkit.options.training import FinetuneConfig

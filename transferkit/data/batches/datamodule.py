@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import lightning as L
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.transform import eval_transform, train_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
-from transferkit.data.batches.views import Views
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
@@ -28,7 +29,7 @@ from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
 
-__all__ = ["ImageData", "normalise"]
+__all__ = ["ImageData"]
 
 SAMPLERS = ("shuffle", "balanced")
 
@@ -361,26 +362,3 @@ class ImageData(L.LightningDataModule):
     @cached_property
     def _mixer(self) -> Callable[..., Any] | None:
         return self._reader.mixer(self.index.targets.spec, *self._mixing) if any(self._mixing) else None
-
-
-def normalise(images: Tensor, config: DataConfig) -> Tensor:
-    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures.
-
-    Pictures that are floating-point already are taken to be normalised and returned as they are.
-    """
-    if images.is_floating_point():
-        return images
-    shift, scale = _shift_and_scale(config, images.device)
-    return torch.addcmul(shift, images.permute(0, 3, 1, 2).float(), scale)
-
-
-@lru_cache(maxsize=32)
-def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what turns x in 0..255 into (x / 255 - mean) / std by one multiplication and one addition.
-
-    Kept per device: sending these few numbers to a GPU anew for every batch would make the host wait for it.
-    """
-    with torch.inference_mode(False):  # ordinary tensors, whoever asks first
-        mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
-        return -mean / std, 1.0 / (255.0 * std)

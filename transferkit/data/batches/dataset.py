@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
+from transferkit.data.augment.views import PART, Renderer, Views
 from transferkit.data.batches.boxes import Boxes, together
-from transferkit.data.batches.views import PART, Renderer, Views
 from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.known_files import forget_file

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DistributedSampler
 
+from transferkit.data.augment.views import REPEAT
 from transferkit.data.batches.dataset import Job
-from transferkit.data.batches.views import REPEAT
 
 __all__ = ["EpochSampler", "EvaluationSampler", "even_batch_size"]
 

@@ -106,7 +106,7 @@ class NumberReader:
         Raises:
             ConfigError: Parts of pictures are to be pasted.
         """
-        from transferkit.data.batches.mixing import Mixer  # torchvision, which `check` does without
+        from transferkit.data.augment.mixing import Mixer  # torchvision, which `check` does without
 
         if cutmix:
             raise ConfigError("--cutmix pastes parts of pictures, and a part has no number of its own - pass --mixup")

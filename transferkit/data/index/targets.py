@@ -283,7 +283,7 @@ class ClassReader:
 
     def mixer(self, spec: TargetSpec, mixup: float, cutmix: float) -> Callable[..., Any] | None:
         """Return what mixes pictures, and their classes as shares."""
-        from transferkit.data.batches.mixing import Mixer  # torchvision, which `check` does without
+        from transferkit.data.augment.mixing import Mixer  # torchvision, which `check` does without
 
         return Mixer(len(spec.names), mixup, cutmix)
 

@@ -15,9 +15,9 @@ import torch
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform, train_transform
+from transferkit.data.augment.transform import eval_transform, train_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.images.known_files import hash_files
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 
 from transferkit.core.errors import TrainingError
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
 from transferkit.data.batches.loader import load_batches
-from transferkit.data.batches.views import Views
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.images.sketch import Sketch

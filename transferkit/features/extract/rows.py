@@ -16,8 +16,8 @@ import torchvision
 
 from transferkit.core.errors import StoreError, TransferkitWarning
 from transferkit.core.text import listing
+from transferkit.data.augment.views import EVALUATION, PART, Views
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import EVALUATION, PART, Views
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import Tap

@@ -14,8 +14,8 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from transferkit.core.errors import BackboneError, ConfigError, TransferkitWarning, did_you_mean
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.sample import SAMPLE
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import ALL, Tap, find_taps

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.records import ImageRecord
-from transferkit.data.batches.augment import eval_transform, mirror_transform
+from transferkit.data.augment.transform import eval_transform, mirror_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.index.index import ImageIndex
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import find_taps

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from transferkit.core.errors import ConfigError
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import mean_colour
 from transferkit.data.images.windows import cut, windows

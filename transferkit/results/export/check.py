@@ -17,8 +17,8 @@ import torch
 from transferkit.core.errors import ExportError
 from transferkit.core.files import sha256_of_file
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import eval_transform
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.images.decode import UnreadableImage, decode_image
 from transferkit.data.images.windows import middle_window
 from transferkit.data.index.targets import Targets

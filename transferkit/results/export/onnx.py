@@ -16,7 +16,7 @@ import torch
 
 from transferkit.core.errors import DataError, ExportError
 from transferkit.core.text import first_line
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.heads.registry import one_at_a_time
 from transferkit.models.module import TransferModule

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import DataConfig, Decoding, Window
-from transferkit.data.batches.augment import Transform, eval_transform, train_transform
+from transferkit.data.augment.transform import Transform, eval_transform, train_transform
+from transferkit.data.augment.views import sample_seed
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import load_batches
-from transferkit.data.batches.views import sample_seed
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from transferkit.core.errors import ConfigError, TransferkitError, did_you_mean
-from transferkit.data.batches.augment import eval_transform
+from transferkit.data.augment.transform import eval_transform
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info
 from transferkit.features.engine.whole import Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request

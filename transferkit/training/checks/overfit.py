@@ -15,7 +15,8 @@ from torchvision.ops import StochasticDepth
 
 from transferkit.core.errors import ConfigError, TrainingError, gather
 from transferkit.core.targets import TargetSpec
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.backbones.timm_import import DropBlock2d, DropPath, PatchDropout
 from transferkit.models.module import TransferModule
 from transferkit.models.optimizers import build_optimizer, param_groups

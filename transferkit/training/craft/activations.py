@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.machine.cores import free_memory
 from transferkit.models.boundary import Boundary, last_frozen_stage

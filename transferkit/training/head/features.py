@@ -10,9 +10,9 @@ import torch
 
 from transferkit.core.errors import DataError
 from transferkit.core.records import ImageRecord
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.batches.views import Views
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.taps import POOLED, Tap, find_taps
 from transferkit.features.extract.extract import make_views, table_of

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError, DataError, TrainingError, gather
-from transferkit.data.batches.datamodule import ImageData, normalise
+from transferkit.data.augment.normalise import normalise
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.machine.random import undisturbed
 from transferkit.models.module import TransferModule

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transferkit.core.files import storage_errors
-from transferkit.data.batches.datamodule import normalise
+from transferkit.data.augment.normalise import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
 from transferkit.models.module import TransferModule

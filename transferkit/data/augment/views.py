@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from transferkit.data.batches.augment import Transform
+from transferkit.data.augment.transform import Transform
 from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
 

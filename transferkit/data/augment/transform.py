@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.objects import (
+from transferkit.data.augment.objects import (
     POINTS,
     check_objects,
     left_of,
@@ -29,7 +29,7 @@ from transferkit.data.batches.objects import (
     seen_in,
     uncovered,
 )
-from transferkit.data.batches.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
+from transferkit.data.augment.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
 from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
@@ -104,7 +104,7 @@ class Transform:
         Masks go by the nearest pixel. What is not the picture has no class: `IGNORED`, on padding and where a piece was
         blotted out; a border that is mirrored has the classes of what is mirrored.
 
-        Boxes go as `transferkit.data.batches.objects` says. Borders of pictures with objects are of the mean colour
+        Boxes go as `transferkit.data.augment.objects` says. Borders of pictures with objects are of the mean colour
         instead of mirrored: a mirrored piece of an object would be one that nobody boxed. A draw that loses every
         object (crowds aside) is drawn again, three times at most; then the picture is shown without any.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from transferkit.core.errors import ConfigError
-from transferkit.data.batches.mixing import Mixer
+from transferkit.data.augment.mixing import Mixer
 
 
 def batch(size=6, classes=3, channels_last=True):

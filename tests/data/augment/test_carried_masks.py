@@ -10,10 +10,10 @@ from PIL import Image
 from transferkit.core.errors import DataError
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import IGNORED
-from transferkit.data.batches.augment import AUGMENTATIONS, eval_transform, mirror_transform, train_transform
+from transferkit.data.augment.transform import AUGMENTATIONS, eval_transform, mirror_transform, train_transform
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.batches.views import Views
 from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit, frame

@@ -18,8 +18,8 @@ from torchvision.transforms import functional as reference
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
-from transferkit.data.batches import presets as transforms
-from transferkit.data.batches.augment import AUGMENTATIONS, eval_transform, mirror_transform, train_transform
+from transferkit.data.augment import presets as transforms
+from transferkit.data.augment.transform import AUGMENTATIONS, eval_transform, mirror_transform, train_transform
 from transferkit.data.images import resize
 
 A = transforms.A
@@ -184,7 +184,7 @@ def refuse(*args, **kwargs):
     attempts.append(args[:1])
     raise OSError("blocked")
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
-from transferkit.data.batches import presets as transforms
+from transferkit.data.augment import presets as transforms
 transform, image = pickle.load(open(sys.argv[1], "rb"))
 print(len(attempts), *(hashlib.sha256(transform(image, seed).tobytes()).hexdigest() for seed in range(10)))
 """

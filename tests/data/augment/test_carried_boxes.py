@@ -11,13 +11,19 @@ from object_sets import colour, scene
 
 from transferkit.core.errors import DataError, TransferkitWarning
 from transferkit.core.records import DataConfig
-from transferkit.data.batches.augment import AUGMENTATIONS, Transform, eval_transform, mirror_transform, train_transform
+from transferkit.data.augment.objects import LEAST_PIXELS, LEAST_SHARE, LEAST_SIDE
+from transferkit.data.augment.presets import Blots, Elastic, RandomBox, preset_steps
+from transferkit.data.augment.transform import (
+    AUGMENTATIONS,
+    Transform,
+    eval_transform,
+    mirror_transform,
+    train_transform,
+)
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.boxes import Boxes
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.batches.objects import LEAST_PIXELS, LEAST_SHARE, LEAST_SIDE
-from transferkit.data.batches.presets import Blots, Elastic, RandomBox, preset_steps
-from transferkit.data.batches.views import Views
 from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.resize import frame
 from transferkit.data.index.boxes import BoxReader

@@ -1,0 +1,35 @@
+"""Whole batches of pictures made the numbers that a network was trained with, on the device that they are on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from transferkit.core.records import DataConfig
+
+__all__ = ["normalise"]
+
+
+def normalise(images: Tensor, config: DataConfig) -> Tensor:
+    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures.
+
+    Pictures that are floating-point already are taken to be normalised and returned as they are.
+    """
+    if images.is_floating_point():
+        return images
+    shift, scale = _shift_and_scale(config, images.device)
+    return torch.addcmul(shift, images.permute(0, 3, 1, 2).float(), scale)
+
+
+@lru_cache(maxsize=32)
+def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what turns x in 0..255 into (x / 255 - mean) / std by one multiplication and one addition.
+
+    Kept per device: sending these few numbers to a GPU anew for every batch would make the host wait for it.
+    """
+    with torch.inference_mode(False):  # ordinary tensors, whoever asks first
+        mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
+        return -mean / std, 1.0 / (255.0 * std)
