@@ -23,7 +23,7 @@ from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
-from transferkit.machine.precision import Machine, choose_training_precision
+from transferkit.machine.precision import Machine, MemoryFormat
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
@@ -37,8 +37,10 @@ from transferkit.training.plan.amount import Choice, by_amount
 from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
 from transferkit.training.rehearsal import rehearse
+from transferkit.training.steps import CompileChoice, choose_steps
 
 __all__ = ["Options", "Training", "loss_options", "prepare"]
 
@@ -89,7 +91,16 @@ class Training(Generic[Options]):
     def plan_values(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in self.module.groups()}
-        return {**self.plan.to_dict(sizes), "choices": [asdict(choice) for choice in self.choices]}
+        sides = epoch_sizes(self.phases, self.config.train_size, self.module.group_names())
+        return {
+            **self.plan.to_dict(sizes),
+            "choices": [asdict(choice) for choice in self.choices],
+            "train_sizes": [side or self.module.data_config.image_size[0] for side in sides],
+            "steps": {
+                "precision": self.machine.precision, "memory_format": self.machine.memory_format,
+                "reason": self.machine.reason, "compile": self.config.compile,
+            },
+        }  # fmt: skip
 
     @property
     def device(self) -> str:
@@ -111,6 +122,14 @@ class Training(Generic[Options]):
         """Return the training of other phases, which were chosen."""
         return replace(self, phases=phases, choices=(*self.choices, choice))
 
+    def compiled(self, choice: CompileChoice) -> Training[Options]:
+        """Return the training with steps compiled, or not; compiled ones are channels-last, unless asked otherwise."""
+        layout: MemoryFormat = (
+            "channels_last" if choice.on and self.config.memory_format == AUTO else self.machine.memory_format
+        )
+        machine = replace(self.machine, memory_format=layout)
+        return replace(self, config=replace(self.config, compile="on" if choice.on else "off"), machine=machine)
+
     def at_lr(self, lr: float, phases: tuple[Phase, ...]) -> Training[Options]:
         """Return the training with this LR, which these phases have."""
         return replace(self, config=replace(self.config, lr=lr), phases=phases)
@@ -119,7 +138,8 @@ class Training(Generic[Options]):
     def settled_config(self) -> Options:
         """The options that repeat this training: with what was chosen for ``"auto"``, and phases spelled out."""
         phases = [phase.to_dict() for phase in self.phases]
-        return replace(self.config, precision=self.machine.precision, phases=phases)
+        machine = self.machine
+        return replace(self.config, precision=machine.precision, memory_format=machine.memory_format, phases=phases)
 
 
 def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Training[Options]:
@@ -173,14 +193,14 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     taken: tuple[str, ...] = ()
     if config.init_from is not None and fresh:
         taken = load_weights_from(Path(config.init_from), module)
-    with waiting(console, "measuring bf16 against fp32"):
-        choice = by_first(choose_training_precision)(
-            config.precision, accelerator, module.backbone, module.data_config.image_size, data.batch_size
-        )
-    log.info("precision %s: %s", choice.precision, choice.reason)
+    with waiting(console, "timing steps"):
+        choice = by_first(choose_steps)(
+            config.precision, config.memory_format, accelerator, module, data.batch_size
+        )  # fmt: skip
+    log.info("precision %s, %s: %s", *choice.way, choice.reason)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
-    machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
+    machine = Machine(accelerator, choice.way.precision, workers, threads, choice.reason, choice.way.memory_format)
     return Training(config, data, module, phases, machine, console, taken, choices)
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Self
 
 import lightning as L
@@ -21,6 +21,7 @@ from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
+from transferkit.data.batches.sizes import size_problems, sized_views
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
@@ -28,6 +29,7 @@ from transferkit.data.index.targets import TargetReader
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
+from transferkit.options.sizes import TrainSize, train_sizes
 
 __all__ = ["ImageData"]
 
@@ -44,7 +46,8 @@ class ImageData(L.LightningDataModule):
     Args:
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
-        train_size: Side of training pictures in pixels; that of the model's input when ``None``.
+        train_size: Side of training pictures in pixels; that of the model's input when ``None``. Of several, such as
+            ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which; without one it is the last.
         tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
@@ -92,7 +95,7 @@ class ImageData(L.LightningDataModule):
         image_size: int | tuple[int, int] | None = None,
         *,
         batch_size: int = 32,
-        train_size: int | None = None,
+        train_size: TrainSize = None,
         tile: bool = False,
         augment: str = "light",
         flip: bool = True,
@@ -138,13 +141,13 @@ class ImageData(L.LightningDataModule):
             targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
             root=root, mask_values=mask_values, palette=palette,
         )  # fmt: skip
-        problems = [*self._options.problems(), *pixel_store_problems(pixel_store)] + [
+        sizes = size_problems(train_size, config, tile=tile)
+        problems = [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
                 ("workers", workers, 0),
                 ("image_size", min(config.image_size), 1),
-                ("train_size", train_size or 1, 1),
             )
             if value < low
         ]
@@ -166,7 +169,8 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self._sampler = sampler
         self._mixing = (mixup, cutmix)
-        self._train_size = train_size
+        self._train_sizes = train_sizes(train_size)
+        self._epoch_sizes: tuple[int | None, ...] = ()
         self._plain_epochs: frozenset[int] = frozenset()
         self._workers = workers
         self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
@@ -238,22 +242,40 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
-        config = self.data_config
-        size = config.image_size if self._train_size is None else (self._train_size, self._train_size)
-        smaller = dataclasses.replace(config, image_size=size)
-        augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
             pictures,
-            Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
+            self._training_views()
+            if train
+            else Views(eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs),
             targets=self.targets(split) if annotations is None else None,
             annotations=annotations,
             pixels=self.pixels,
             threads=available_cores(),
         )
+
+    def _training_views(self) -> Views:
+        """Return how pictures are shown in training: at one size, or at that of each epoch."""
+        plain = Views(eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs)
+        augmented = partial(train_transform, self.augment, flip=self.flip)
+        return sized_views(plain, augmented, self._train_sizes, self._epoch_sizes if self.changes_size else ())
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether training pictures have another size in some epochs than in others, `show_as_evaluated` aside."""
+        return len(set(self._epoch_sizes) - {None}) > 1
+
+    @property
+    def train_size(self) -> tuple[int, ...]:
+        """The sides of training pictures, in the order in which they come; empty for that of the model's input."""
+        return self._train_sizes
+
+    def show_at_sizes(self, sizes: Sequence[int | None]) -> None:
+        """Give each epoch, from 0, its side of training pictures; ``None`` for any; of loaders made from now on."""
+        self._epoch_sizes = tuple(sizes)
 
     def windows(self, split: str) -> Rows | None:
         """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""
