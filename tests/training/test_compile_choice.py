@@ -36,7 +36,9 @@ def test_it_pays_where_it_saves_more_than_it_takes(stretches, costs, on):
 
 
 @pytest.fixture
-def training(quick, tmp_path):
+def training(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "LEAST_PIXELS", 0.0)
+
     def build(**options):
         return prepare(make_config(FinetuneConfig, {**quick, "store": str(tmp_path), **options}), quiet=True)
 
@@ -97,6 +99,14 @@ def test_a_long_run_is_compiled_where_measuring_confirms_it(training, slow, comp
     assert len(calls) == (2 if gain is None else 1)
 
 
+def test_of_a_short_run_nothing_is_timed(training, monkeypatch):
+    monkeypatch.setattr(compiling, "LEAST_PIXELS", 1e9)
+    monkeypatch.setattr(StepTrial, "seconds", None)
+    choice = choose_compile(training(compile="auto"))
+    assert (choice.on, choice.reason) == (False, "the run is too short to pay for it")
+    assert choose_compile(training(compile="on")).on
+
+
 def test_a_busy_machine_a_frozen_backbone_and_several_processes(training, slow):
     slow(None)
     assert "too busy" in choose_compile(training(compile="auto")).reason
@@ -109,7 +119,7 @@ def test_a_busy_machine_a_frozen_backbone_and_several_processes(training, slow):
 
 
 def test_each_phase_and_size_has_code_of_its_own(training):
-    run = training(phases="gradual", epochs=4, train_size="16,32", image_size=32, probe="solve")
+    run = training(phases="gradual", epochs=4, train_size="16,32", image_size=32, probe_epochs=None)
     seconds = compiled_seconds(run, 1.0)
     steps = run.plan.steps_per_epoch
     quarter = steps * 0.25
@@ -141,4 +151,5 @@ def test_measuring_compiles_a_copy_and_remembers(training, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "transferkit"):
         compiling.measure_compiling(other, way, 8)
     assert f"{compiling._name(other, way)} gain" not in other.memory.recall()
-    assert caplog.messages == ["not compiled (ZeroDivisionError: division by zero); going on in eager mode"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "transferkit"]
+    assert messages == ["not compiled (ZeroDivisionError: division by zero); going on in eager mode"]

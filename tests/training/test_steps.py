@@ -10,7 +10,7 @@ from transferkit.machine import precision as policy
 from transferkit.machine import timings
 from transferkit.models.module import TransferModule
 from transferkit.training import steps
-from transferkit.training.steps import CompileChoice, StepTrial, Way, choose_steps, fastest, step_lines
+from transferkit.training.steps import LEAST_PIXELS, CompileChoice, StepTrial, Way, choose_steps, fastest, step_lines
 
 SIZE = 32
 CHANNELS_LAST, CONTIGUOUS = Way("32", "channels_last"), Way("32", "contiguous")
@@ -95,7 +95,8 @@ def test_four_ways_are_timed_on_a_copy_and_leave_no_trace(module, clock):
 
 
 @pytest.mark.parametrize(
-    ("batch", "alone", "pictures"), [(1, 1e-3, 2), (16, 1e-3, 16), (512, 1e-4, 32), (32, 0.05, 2), (32, 0.006, 16)]
+    ("batch", "alone", "pictures"),
+    [(1, 1e-3, 2), (16, 1e-3, 16), (512, 1e-4, 32), (32, 0.05, 4), (32, 0.008, 16), (32, 1.0, 2)],
 )
 def test_as_many_pictures_as_two_seconds_allow(module, clock, batch, alone, pictures):
     asked = clock(1.0, 1.0, alone=alone)
@@ -126,6 +127,15 @@ def test_a_busy_machine_takes_the_usual_way_and_tries_again_another_time(module,
     assert choose_steps("32", "auto", "cpu", module, 4).way == CHANNELS_LAST  # this process goes on as it began
     monkeypatch.setattr(timings, "_SESSION", {})
     assert choose_steps("32", "auto", "cpu", module, 4).way == CONTIGUOUS
+
+
+def test_of_a_short_run_only_the_precision_is_timed(module, clock):
+    asked = clock(2.0, 1.0)
+    assert choose_steps("auto", "auto", "cpu", module, 4, pixels=LEAST_PIXELS - 1).way == HALF
+    assert [way for _, way, _ in asked[-1]] == [CHANNELS_LAST, HALF]
+    count = len(asked)
+    assert choose_steps("32", "auto", "cpu", module, 4, pixels=LEAST_PIXELS - 1).way == CHANNELS_LAST
+    assert len(asked) == count
 
 
 def test_steps_of_all_kinds_of_heads_can_be_timed():

@@ -19,7 +19,7 @@ from transferkit.training.loop.compiling import compile_learning
 from transferkit.training.plan.phases import HEAD
 from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.setup import Options, Training
-from transferkit.training.steps import CompileChoice, StepTrial, Way
+from transferkit.training.steps import LEAST_PIXELS, CompileChoice, StepTrial, Way
 
 __all__ = ["COMPILE_S", "GAIN", "Costs", "choose_compile", "compiled_seconds", "decide", "measure_compiling"]
 
@@ -80,6 +80,8 @@ def choose_compile(training: Training[Options], *, measure: bool = True) -> Comp
         return CompileChoice(config.compile == "on", "as asked")
     if training.device == "mps":
         return CompileChoice(False, "not on MPS")
+    if training.shown_pixels < LEAST_PIXELS:
+        return CompileChoice(False, "the run is too short to pay for it")
     trial = StepTrial(training.module, training.data.batch_size, training.device)
     way = Way(training.machine.precision, training.machine.memory_format)
     if not compiled_seconds(training, 1.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +136,11 @@ class Training(Generic[Options]):
         return replace(self, config=replace(self.config, lr=lr), phases=phases)
 
     @property
+    def shown_pixels(self) -> float:
+        """Pixels that training shows the model, in all epochs together."""
+        return _shown_pixels(self.data, self.phases)
+
+    @property
     def settled_config(self) -> Options:
         """The options that repeat this training: with what was chosen for ``"auto"``, and phases spelled out."""
         phases = [phase.to_dict() for phase in self.phases]
@@ -195,13 +201,20 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         taken = load_weights_from(Path(config.init_from), module)
     with waiting(console, "timing steps"):
         choice = by_first(choose_steps)(
-            config.precision, config.memory_format, accelerator, module, data.batch_size
+            config.precision, config.memory_format, accelerator, module, data.batch_size,
+            pixels=_shown_pixels(data, phases),
         )  # fmt: skip
     log.info("precision %s, %s: %s", *choice.way, choice.reason)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
     machine = Machine(accelerator, choice.way.precision, workers, threads, choice.reason, choice.way.memory_format)
     return Training(config, data, module, phases, machine, console, taken, choices)
+
+
+def _shown_pixels(data: ImageData, phases: Sequence[Phase]) -> float:
+    """Return the pixels that training shows a model, in all epochs together."""
+    height, width = data.data_config.image_size
+    return float(data.rows("train") * sum(phase.epochs for phase in phases) * height * width)
 
 
 def _window_lines(data: ImageData) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from transferkit.machine.timings import Memory, time_ways
 from transferkit.models.heads.feed import Feed
 from transferkit.models.module import TransferModule
 
-__all__ = ["CompileChoice", "StepChoice", "StepTrial", "Way", "choose_steps", "fastest", "step_lines"]
+__all__ = ["LEAST_PIXELS", "CompileChoice", "StepChoice", "StepTrial", "Way", "choose_steps", "fastest", "step_lines"]
 
 FORMAT_GAIN = 1.05
 """Contiguous steps must be so much faster than channels-last ones to be chosen: a tie is one, run after run."""
@@ -39,6 +39,9 @@ TRIAL_BATCH = 32
 
 BUDGET_S = 2.0
 """Seconds that timing may take, about; a step of fewer pictures is timed where one of all of them takes too long."""
+
+LEAST_PIXELS = 50e6
+"""Pixels that a run shows at least for more to be timed than its precision: fewer are trained on within a minute."""
 
 TURNS = 4.5
 """Turns of each way in a comparison, about, the one that warms up included."""
@@ -90,7 +93,13 @@ def step_lines(machine: Machine, compiled: CompileChoice) -> list[tuple[str, str
 
 
 def choose_steps(
-    precision: str, memory_format: str, accelerator: str, module: TransferModule, batch_size: int
+    precision: str,
+    memory_format: str,
+    accelerator: str,
+    module: TransferModule,
+    batch_size: int,
+    *,
+    pixels: float = LEAST_PIXELS,
 ) -> StepChoice:
     """Return how the training steps of a model run.
 
@@ -100,13 +109,14 @@ def choose_steps(
         accelerator: From `choose_accelerator`.
         module: A copy is timed.
         batch_size: Pictures per step.
+        pixels: That the run will show the model, in all epochs together.
     """
     device = device_of(accelerator)
     precisions, reason = possible_precisions(precision, device)
     formats: tuple[MemoryFormat, ...] = ("channels_last", "contiguous")
     if memory_format != "auto":
         formats = ("contiguous",) if memory_format == "contiguous" else ("channels_last",)
-    elif device != "cpu":
+    elif device != "cpu" or pixels < LEAST_PIXELS:
         formats = ("channels_last",)
     ways = [Way(one, layout) for one in precisions for layout in formats]
     if len(ways) == 1:

@@ -44,7 +44,7 @@ class Learning:
         self.module = module
         self.shape, self.dtype, self.device = images.shape, images.dtype, images.device
         learning, head, passage = module.task.head_kinds.learning, module.head, module.passage
-        with torch.no_grad():
+        with _traceless(module, images.device), torch.no_grad():
             whole = isinstance(module.learn_eagerly(images[:2]), Tensor)  # detectors wait for the answers
 
         def run(pictures: Tensor) -> Any:
