@@ -14,6 +14,7 @@ import torch
 from transferkit.machine.compiling import pays
 from transferkit.machine.precision import MemoryFormat
 from transferkit.machine.timings import time_ways
+from transferkit.models.heads.feed import Feed
 from transferkit.show.words import duration
 from transferkit.training.loop.compiling import compile_learning
 from transferkit.training.plan.phases import HEAD
@@ -84,6 +85,8 @@ def choose_compile(training: Training[Options], *, measure: bool = True) -> Comp
         return CompileChoice(False, "the run is too short to pay for it")
     trial = StepTrial(training.module, training.data.batch_size, training.device)
     way = Way(training.machine.precision, training.machine.memory_format)
+    if training.module.feed is Feed.PYRAMID:
+        return CompileChoice(False, "heads that take several maps are not compiled")
     if not compiled_seconds(training, 1.0):
         return CompileChoice(False, "no phase trains the backbone")
     times = trial.seconds([way])

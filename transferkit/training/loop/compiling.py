@@ -44,14 +44,10 @@ class Learning:
         self.module = module
         self.shape, self.dtype, self.device = images.shape, images.dtype, images.device
         learning, head, passage = module.task.head_kinds.learning, module.head, module.passage
-        with _traceless(module, images.device), torch.no_grad():
-            whole = isinstance(module.learn_eagerly(images[:2]), Tensor)  # detectors wait for the answers
 
         def run(pictures: Tensor) -> Any:
-            inputs = passage.run(pictures)
-            return learning(head, inputs) if whole else inputs
+            return learning(head, passage.run(pictures))
 
-        self._finish: Callable[[Any], Any] = (lambda outputs: outputs) if whole else lambda maps: learning(head, maps)
         # One graph or none: where Python would run between two graphs, the first would have moved statistics by the
         # time that the second cannot be made.
         self._code: Callable[[Tensor], Any] | None = torch.compile(run, fullgraph=True, dynamic=False)
@@ -67,7 +63,7 @@ class Learning:
 
         try:
             with config.patch(error_on_recompile=True):
-                return self._finish(self._code(self.laid_out(images)))
+                return self._code(self.laid_out(images))
         except RecompileError as error:  # raised before anything has run
             log.warning("compiled steps no longer fit the model (%s); going on in eager mode", first_line(error))
             self._code = None
@@ -90,9 +86,7 @@ class Learning:
         assert self._code is not None
         with _traceless(self.module, images.device):
             with forward_context():
-                outputs = self._code(self.laid_out(images))
-                parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-                loss = torch.stack([part.float().mean() for part in parts]).sum()
+                loss = self._code(self.laid_out(images)).float().sum()
             torch.autograd.backward(loss)
 
 
