@@ -22,7 +22,16 @@ from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.setup import Options, Training
 from transferkit.training.steps import LEAST_PIXELS, CompileChoice, StepTrial, Way
 
-__all__ = ["COMPILE_S", "GAIN", "Costs", "choose_compile", "compiled_seconds", "decide", "measure_compiling"]
+__all__ = [
+    "COMPILE_S",
+    "GAIN",
+    "Costs",
+    "choose_compile",
+    "compiled_seconds",
+    "decide",
+    "known_costs",
+    "measure_compiling",
+]
 
 COMPILE_S = 60.0
 """Seconds that compiling the steps of one size is taken to cost until it has been measured here."""
@@ -93,11 +102,11 @@ def choose_compile(training: Training[Options], *, measure: bool = True) -> Comp
     if times is None:
         return CompileChoice(False, "this machine is too busy to time steps; it is tried again another time")
     stretches = compiled_seconds(training, times[way] * training.data.batch_size)
-    choice = decide(stretches, _costs(trial, way))
-    if choice.on and measure and not _costs(trial, way).measured:
+    choice = decide(stretches, known_costs(trial, way))
+    if choice.on and measure and not known_costs(trial, way).measured:
         measure_compiling(trial, way, training.data.batch_size)
-        choice = decide(stretches, _costs(trial, way))
-        if not _costs(trial, way).measured:
+        choice = decide(stretches, known_costs(trial, way))
+        if not known_costs(trial, way).measured:
             return CompileChoice(False, "no code could be made, or timed, here")
     return choice
 
@@ -158,7 +167,8 @@ def measure_compiling(trial: StepTrial, way: Way, batch_size: int) -> None:
         log.info("compiled in %.1f s: steps are %.2f times as fast as eager ones", compile_s, gain)
 
 
-def _costs(trial: StepTrial, way: Way) -> Costs:
+def known_costs(trial: StepTrial, way: Way) -> Costs:
+    """Return what compiling costs and brings, as it was measured here, or as it is taken for granted."""
     numbers = trial.memory.recall()
     gain, compile_s = (numbers.get(f"{_name(trial, way)} {name}") for name in ("gain", "compile_s"))
     return Costs() if gain is None or compile_s is None else Costs(gain, compile_s, measured=True)
