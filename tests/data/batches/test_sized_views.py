@@ -49,6 +49,7 @@ def test_the_same_sizes_are_one(folder):
     assert not data.changes_size
 
 
+@pytest.mark.filterwarnings("ignore:classes of few training pixels")
 def test_masks_go_with_their_pictures(tmp_path):
     for split, count, start in (("train", 4, 2), ("val", 2, 8)):
         for kind in ("images", "masks"):
