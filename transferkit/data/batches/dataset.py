@@ -18,10 +18,10 @@ from torch.utils.data import Dataset, get_worker_info
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.data.augment.views import PART, Renderer, Views
 from transferkit.data.batches.boxes import Boxes, together
-from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.known_files import forget_file
 from transferkit.data.images.sketch import Sketch, sketch_of
+from transferkit.data.masks.annotation import Annotation, Annotations
 from transferkit.data.pixels.store import PixelStore
 
 __all__ = ["ImageDataset", "Job", "Loaded", "Picture"]
