@@ -15,7 +15,7 @@ from transferkit.data.batches.slots import BatchSlots
 from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, batches_ahead, from_workers, start_worker
 from transferkit.machine.cores import free_memory
 
-__all__ = ["ImageLoader", "load_batches"]
+__all__ = ["BatchLoader", "ImageLoader"]
 
 LARGER = 8
 """Times the bytes of an evaluation view that a slot has for each: training may be at another size."""
@@ -25,26 +25,46 @@ NEAR = 2
 """Batches that a worker has ready or in work, at most, of what is taken only as it is needed."""
 
 
-def load_batches(
-    dataset: ImageDataset, batches: Iterable[Sequence[Job]], *, rows: int, workers: int, pin_memory: bool = False
-) -> Iterator[Loaded]:
-    """Yield batches in order; taken from `batches` only as they are needed.
+class BatchLoader:
+    """Loads what it is told to, list after list of batches, by the same workers.
 
     Args:
         dataset: Where pictures come from.
-        batches: What each batch is made of.
         rows: Views of a batch, at most; 0 where they are of no known size.
         workers: Processes; 0 decodes in this one, on the data set's threads.
         pin_memory: For copies to a GPU that do not block.
-
-    Raises:
-        DataError: An indexed file is gone, or its content has changed.
-        StorageError: A worker was killed, or they are silent.
     """
-    ahead = min(NEAR, batches_ahead(workers, rows * _view_bytes(dataset), free_memory()))
-    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, ahead, pin_memory))  # type: ignore[arg-type]
-    dataset.slots = _slots(dataset, rows, workers, ahead)
-    yield from from_workers(loader, TIMEOUT_S)
+
+    def __init__(self, dataset: ImageDataset, *, rows: int, workers: int, pin_memory: bool = False) -> None:
+        ahead = min(NEAR, batches_ahead(workers, rows * _view_bytes(dataset), free_memory()))
+        self._batches = _Batches()
+        self._slots = _slots(dataset, rows, workers, ahead)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._batches,  # type: ignore[arg-type]
+            persistent_workers=workers > 0,
+            **_settings(workers, ahead, pin_memory),
+        )
+
+    def load(self, batches: Iterable[Sequence[Job]]) -> Iterator[Loaded]:
+        """Yield batches in order; taken from `batches` only as they are needed.
+
+        Raises:
+            DataError: An indexed file is gone, or its content has changed.
+            StorageError: A worker was killed, or they are silent.
+        """
+        self._batches.next = batches
+        self._loader.dataset.slots = self._slots  # type: ignore[attr-defined]  # of its workers, which start now
+        yield from from_workers(self._loader, TIMEOUT_S)
+
+
+class _Batches:
+    """The batches that are loaded next, for a loader that wants one sampler for all its time."""
+
+    next: Iterable[Sequence[Job]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[Job]]:
+        return iter(self.next)
 
 
 def _view_bytes(dataset: ImageDataset) -> int:
