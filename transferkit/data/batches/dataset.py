@@ -174,8 +174,12 @@ class ImageDataset(Dataset[Loaded]):
                 raise
             return error
 
-    def batch(self, keys: Sequence[int | Job]) -> Loaded:
+    def batch(self, keys: Sequence[int | Job], *, threads: int | None = None) -> Loaded:
         """Return the views of some pictures; a position alone stands for its view 0.
+
+        Args:
+            keys: Which.
+            threads: How many decode side by side; those of the data set when ``None``.
 
         Raises:
             DataError: An indexed file is gone, or its content has changed; likewise its answers on pixels.
@@ -189,7 +193,7 @@ class ImageDataset(Dataset[Loaded]):
             return Loaded(rows, names, [picture.sha256 for picture in pictures], [None] * len(jobs), targets)
         # Windows of one picture follow each other, and it is decoded once for all of them.
         runs = [list(run) for _, run in groupby(zip(jobs, pictures, strict=True), key=lambda pair: _source(pair[1]))]
-        if self.threads > 1 and len(runs) > 1 and get_worker_info() is None:
+        if (threads or self.threads) > 1 and len(runs) > 1 and get_worker_info() is None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
             shown = list(self._pool.map(self._show, runs))

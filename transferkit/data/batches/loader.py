@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
 from transferkit.data.batches.slots import BatchSlots
+from transferkit.data.batches.threads import from_threads
 from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, batches_ahead, from_workers, start_worker
 from transferkit.machine.cores import free_memory
 
@@ -104,6 +105,8 @@ class ImageLoader(DataLoader[Any]):
         batch_size: Pictures per batch.
         sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
         workers: Processes.
+        threads: Of this process that make batches ahead of the steps, where there are no workers; 0 for none: each
+            batch is made when it is asked for.
         pin_memory: For copies to a GPU that do not block.
 
     Raises:
@@ -120,9 +123,10 @@ class ImageLoader(DataLoader[Any]):
         *,
         sampler: EpochSampler | EvaluationSampler | None = None,
         workers: int = 0,
+        threads: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        ahead = batches_ahead(workers, batch_size * _view_bytes(dataset), free_memory())
+        ahead = batches_ahead(workers or threads, batch_size * _view_bytes(dataset), free_memory())
         super().__init__(
             dataset,
             batch_size=batch_size,
@@ -130,6 +134,7 @@ class ImageLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
             **_settings(workers, ahead, pin_memory),
         )
+        self._threads, self._ahead = (0 if workers else threads), ahead
         self._slots: BatchSlots | None = None
         self._yielded = 0
 
@@ -140,7 +145,14 @@ class ImageLoader(DataLoader[Any]):
         if self._slots is None:
             self._slots = _slots(self.dataset, self.batch_size or 1, self.num_workers, self.prefetch_factor or 0)
         self.dataset.slots = self._slots  # of this loader's workers, which start at its first batch
-        for loaded in from_workers(super().__iter__(), TIMEOUT_S):
+        batches: Iterable[Loaded]
+        if self._threads:
+            threads, ahead = self._threads, self._threads * self._ahead
+            keys: Any = self.batch_sampler  # torch's stubs know no batches of jobs
+            batches = from_threads(self.dataset, keys, threads=threads, ahead=ahead, pin_memory=self.pin_memory)
+        else:
+            batches = from_workers(super().__iter__(), TIMEOUT_S)
+        for loaded in batches:
             batch = loaded.labelled()
             self._yielded += 1
             yield batch
