@@ -3,8 +3,8 @@
     python tests/bench/time_to_accuracy.py DATA --weights resnet18.safetensors --peer-python PEER/bin/python
 
 Ours twice: as it is, and with the solved probe alone; the last accuracy is that of the model that is kept, known when
-everything is written. All start as new processes, one after the other, with the same backbone, weights, pictures and epochs: imports,
-reading and all that a user waits for is counted. The peer is installed apart. `DATA` has `train/` and `val/`.
+everything is written. All start as new processes, one after the other, with the same backbone, weights, pictures and
+epochs: imports, reading and all that a user waits for is counted. The peer is installed apart. `DATA` has `train/` and `val/`.
 """
 
 from __future__ import annotations
