@@ -4,7 +4,8 @@
 
 Ours twice: as it is, and with the solved probe alone; the last accuracy is that of the model that is kept, known when
 everything is written. All start as new processes, one after the other, with the same backbone, weights, pictures and
-epochs: imports, reading and all that a user waits for is counted. The peer is installed apart. `DATA` has `train/` and `val/`.
+epochs: imports, reading and all that a user waits for is counted. The peer is installed apart. `DATA` has
+`train/` and `val/`.
 """
 
 from __future__ import annotations
