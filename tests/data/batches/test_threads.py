@@ -13,7 +13,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler
-from transferkit.data.batches.threads import from_threads, share_of_cores
+from transferkit.data.batches.threads import from_threads, share_of_cores, threads_suffice
 
 
 @pytest.fixture
@@ -101,3 +101,19 @@ def test_each_number_is_worked_on_once(monkeypatch):
 
     share_of_cores(note, 3)
     assert np.bincount(done)[:3].min() >= 2  # on one thread, and on three
+
+
+def test_the_choice_is_measured_once_and_remembered(data, monkeypatch):
+    shares, asked = iter([0.9, 0.3]), []
+
+    def share(make, threads):
+        asked.append(threads)
+        make(70)  # beyond the pictures that are shown
+        return next(shares)
+
+    monkeypatch.setattr(module, "share_of_cores", share)
+    dataset = data.dataset("train", train=True)
+    for _ in range(2):
+        assert threads_suffice(dataset, 4, {"augment": "light"})
+        assert not threads_suffice(dataset, 4, {"augment": "heavy"})
+    assert asked == [4, 4]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
+from transferkit.machine.timings import Memory
 
-__all__ = ["from_threads", "share_of_cores"]
+__all__ = ["from_threads", "share_of_cores", "threads_suffice"]
+
+ENOUGH = 0.8
+"""The share of the cores from which on threads do as well as processes, which spend some on handing over."""
 
 TRIAL_S = 0.15
 """Seconds that batches are made for a measurement, on one thread and on all."""
@@ -46,6 +52,29 @@ def from_threads(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def threads_suffice(dataset: ImageDataset, threads: int, facts: Mapping[str, Any]) -> bool:
+    """Return whether threads make batches as fast as processes would, measured once on this machine, and remembered.
+
+    It depends on what is done to a picture: decoders and large copies leave the interpreter's lock to others, steps of
+    an augmentation hold it.
+
+    Args:
+        dataset: At least one picture; its first ones are shown.
+        threads: How many, at least 1.
+        facts: What is done to a picture, as values for JSON.
+    """
+    memory = Memory({**facts, "what": "threads that make batches", "threads": threads, "python": sys.version})
+    share = memory.recall().get("share")
+    if share is None:
+        with memory.alone():
+            share = memory.recall().get("share")
+            if share is None:
+                count = min(len(dataset), 64)
+                share = share_of_cores(lambda number: dataset.batch([number % count], threads=1), threads)
+                memory.remember({"share": share})
+    return share >= ENOUGH
 
 
 def share_of_cores(make: Callable[[int], object], threads: int) -> float:
