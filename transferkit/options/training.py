@@ -153,6 +153,9 @@ class TrainingOptions(CraftOptions):
         "value; auto: the losses of the val pictures, compared one by one (of masks val_miou, of objects val_map)",
     )  # fmt: skip
     augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
+    augment_on: Literal["auto", "cpu", "device"] = option(
+        "auto", "where light and standard run: auto is the device on a GPU, in batches, and the CPU elsewhere"
+    )
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")

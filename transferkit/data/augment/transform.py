@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.draws import DRAWABLE, Piece
 from transferkit.data.augment.objects import (
     POINTS,
     check_objects,
@@ -29,14 +30,25 @@ from transferkit.data.augment.objects import (
     seen_in,
     uncovered,
 )
-from transferkit.data.augment.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
+from transferkit.data.augment.presets import (
+    AUGMENTATIONS,
+    Blots,
+    RandomBox,
+    Step,
+    composed,
+    draw_of,
+    mirror_steps,
+    preset_steps,
+)
 from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
+    INTERPOLATIONS,
     check_config,
     fit,
     fit_boxes,
     fit_mask,
+    resize,
     resize_mask,
 )
 
@@ -45,6 +57,7 @@ __all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "
 _SEED_MASK = 2**64 - 1
 _NEXT_DRAW = 0x9E3779B97F4A7C15  # added to a seed for another draw: far from the seeds of other views
 _MIRROR = "mirror"
+_LARGEST = 16  # times the target's pixels: a larger crop costs more to hand over than to resize here
 _DRAWS = 4  # of one view, until an object is left on it
 
 
@@ -138,6 +151,35 @@ class Transform:
             mask = fit_mask(mask, self.config, decoded=(image.shape[0], image.shape[1]), part=part)
             image = fit(image, self.config, whole=size, part=part)
         return image, replace(annotation, mask=mask)
+
+    @property
+    def drawable(self) -> bool:
+        """Whether `draw` can do it: every step is known by numbers."""
+        return self.name in DRAWABLE and not self.config.tiled
+
+    def draw(self, image: Pixels, seed: int) -> Piece:
+        """Return what a call with the same seed would make a view of, for `transferkit.data.augment.device` to make it.
+
+        Args:
+            image: As for a call.
+            seed: Likewise.
+
+        Returns:
+            The crop's pixels, a view of `image` or, where that is far larger than the target, at the target's size; and
+            the numbers of the draw.
+
+        Raises:
+            DataError: `image` is not such an array.
+        """
+        _check_image(image)
+        draw = draw_of(self._pipeline(seed), (image.shape[0], image.shape[1]), self.config.image_size)
+        left, top, right, bottom = draw.crop
+        box = image[top:bottom, left:right]
+        height, width = self.config.image_size
+        if box.shape[0] * box.shape[1] > _LARGEST * height * width:
+            cv2.setNumThreads(0)
+            box = resize(box, self.config.image_size, INTERPOLATIONS[self.config.interpolation])
+        return Piece(box, draw, self.config.image_size, self.config.interpolation)
 
     def describe(self) -> dict[str, Any]:
         """Return the name, the configuration and each step with its arguments, as values for JSON."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
+from transferkit.data.augment.draws import Piece
+from transferkit.data.augment.packed import Packed, pack
 from transferkit.data.augment.views import PART, Renderer, Views
 from transferkit.data.batches.boxes import Boxes, together
 from transferkit.data.images.annotation import Annotation, Annotations
@@ -47,7 +49,7 @@ class Picture:
     part: int = 0
 
 
-_Shown: TypeAlias = tuple[Pixels, Annotation | None]
+_Shown: TypeAlias = tuple[Pixels | Piece, Annotation | None]
 
 
 class _Result(NamedTuple):
@@ -80,7 +82,8 @@ class Loaded(NamedTuple):
     """A batch of pictures, in order.
 
     Attributes:
-        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0.
+        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0. Empty where they are
+            `packed`.
         names: Of all B pictures.
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
         errors: Why each cannot be decoded; ``None`` where it can.
@@ -88,6 +91,7 @@ class Loaded(NamedTuple):
             or `Boxes`.
         sketches: Of each picture, where they were asked for; empty where not.
         sizes: Height and width of each picture, upright; ``None`` where they are not known.
+        packed: The same views before their augmentation, where the device does it.
     """
 
     images: Tensor
@@ -97,9 +101,10 @@ class Loaded(NamedTuple):
     targets: Tensor | Boxes | None
     sketches: Sequence[Sketch | None] = ()
     sizes: Sequence[tuple[int, int] | None] = ()
+    packed: Packed | None = None
 
-    def labelled(self) -> tuple[Tensor, Any]:
-        """Return images and targets.
+    def labelled(self) -> tuple[Any, Any]:
+        """Return images ``(B, h, w, 3) uint8`` or `Packed`, and targets.
 
         Raises:
             UnreadableImage: The first picture that cannot be decoded.
@@ -109,7 +114,7 @@ class Loaded(NamedTuple):
                 raise UnreadableImage(str(error), path=error.path, reason=error.reason, passing=error.passing)
         if self.targets is None:
             raise ValueError("a data set without targets gives no labelled batches")
-        return self.images, self.targets
+        return self.images if self.packed is None else self.packed, self.targets
 
 
 class ImageDataset(Dataset[Loaded]):
@@ -196,7 +201,11 @@ class ImageDataset(Dataset[Loaded]):
         good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
-        stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
+        pieces = [image for image in images if isinstance(image, Piece)]
+        ready = [image for image in images if not isinstance(image, Piece)]
+        if pieces and ready:
+            raise ValueError("views of one batch are augmented in one place")
+        stacked = np.stack(ready) if ready else np.zeros((0, height, width, 3), dtype=np.uint8)
         if self.annotations is not None:
             answers = [annotation for shown in good for _, annotation in shown if annotation is not None]
             targets = together(answers, (height, width))
@@ -208,6 +217,7 @@ class ImageDataset(Dataset[Loaded]):
             targets,
             [result.sketch for result in results] if self.sketches else (),
             [result.size for result in results],
+            pack(pieces) if pieces else None,
         )
 
     def stand_in(self, rows: Tensor | None) -> None:

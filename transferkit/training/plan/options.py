@@ -24,7 +24,7 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
-CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head")
+CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head", "augment_on")
 """What a run chooses where it is not named; a resume takes what was chosen."""
 
 USUAL_GAMMA = FinetuneConfig.focal_gamma
