@@ -2,7 +2,7 @@
 
 It shows what albumentations shows of the same draws, step by step, rounded to whole levels where that rounds. What is
 left are roundings: of OpenCV's weights where a side grows, of its hues of 8 bits, and, on a GPU, of half precision in
-the averages of the crop. The tests of this module have the bounds: of most pictures below a tenth of a level on average.
+the averages of the crop. The tests of this module have the bounds: mostly below a tenth of a level on average.
 
 Nothing here waits for the device, and nothing counts pictures one by one.
 """

@@ -55,7 +55,7 @@ def choose_place(where: str, name: str, device: str, *, answers: bool, windows: 
     if where == "device" and obstacle is not None:
         raise ConfigError(f"--augment-on device: {obstacle} - pass --augment-on cpu or auto")
     if where != "auto":
-        return Place(where == "device", f"--augment-on {where}")
+        return Place(where == "device", "as --augment-on has it")
     if obstacle is not None:
         return Place(False, obstacle)
     if device == "cuda":

@@ -62,7 +62,8 @@ MEASURES = (
     "seed", "split_seed", "monitor",
 )  # fmt: skip
 PLACES = (
-    "accelerator", "augment_on", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers", *NOT_SAVED,
+    "accelerator", "augment_on", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers",
+    *NOT_SAVED,
 )  # fmt: skip
 
 OF_A_TRAINED_HEAD = frozenset({
