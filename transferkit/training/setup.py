@@ -18,6 +18,7 @@ from transferkit.core.errors import gather as gather_problems
 from transferkit.data.augment.place import Place
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.tryout import try_augmentation
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.records import SPLITS
@@ -30,6 +31,7 @@ from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
+from transferkit.options.augment import augment_words
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
@@ -155,6 +157,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     data = _data(config, task, backbone, workers, console)
     place = data.place(device_of(accelerator))
     data.augment_on = "device" if place.on_device else "cpu"
+    try_augmentation(data)
     config, choices = by_amount(config, data.rows("train"), task.of(data.index.targets.spec), backbone)
     if isinstance(config.batch_size, int):
         data = data.in_batches_of(config.batch_size)
@@ -199,7 +202,7 @@ def _window_lines(data: ImageData) -> list[tuple[str, str]]:
 def _augment_lines(data: ImageData, place: Place) -> list[tuple[str, str]]:
     """Return where pictures are augmented, and why."""
     where = "on the device" if place.on_device else "on the CPU"
-    return [] if data.augment == "none" else [("augment", f"{data.augment}, {where}: {place.reason}")]
+    return [] if data.augment == "none" else [("augment", f"{augment_words(data.augment)}, {where}: {place.reason}")]
 
 
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:

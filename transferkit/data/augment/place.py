@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from transferkit.core.errors import ConfigError
 from transferkit.data.augment.draws import DRAWABLE
@@ -27,7 +27,7 @@ class Place:
     reason: str
 
 
-def choose_place(where: str, name: str, device: str, *, answers: bool, windows: bool) -> Place:
+def choose_place(where: str, name: Any, device: str, *, answers: bool, windows: bool) -> Place:
     """Return where pictures are augmented.
 
     ``"auto"`` is the device on a GPU of CUDA, and the CPU elsewhere: torch does on a CPU in batches what albumentations
@@ -35,7 +35,7 @@ def choose_place(where: str, name: str, device: str, *, answers: bool, windows: 
 
     Args:
         where: One of `PLACES`.
-        name: Of the augmentation.
+        name: Of the augmentation, or own steps.
         device: torch's name of the network's device.
         answers: Whether answers on pixels are carried along.
         windows: Whether pictures are seen in windows.
@@ -50,6 +50,8 @@ def choose_place(where: str, name: str, device: str, *, answers: bool, windows: 
         obstacle = "masks and boxes are carried along by albumentations"
     elif windows:
         obstacle = "windows are cut by albumentations"
+    elif not isinstance(name, str):
+        obstacle = f"the device does {' and '.join(DRAWABLE)} alone"
     elif name not in DRAWABLE:
         obstacle = f"{name!r} has steps that only albumentations has; the device does {' and '.join(DRAWABLE)}"
     if where == "device" and obstacle is not None:

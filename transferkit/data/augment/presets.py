@@ -36,8 +36,22 @@ from transferkit.data.images.windows import random_window
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
+from albumentations.core.type_definitions import Targets  # type: ignore[import-untyped]
 
-__all__ = ["AUGMENTATIONS", "A", "Blots", "RandomBox", "Step", "composed", "draw_of", "mirror_steps", "preset_steps"]
+__all__ = [
+    "AUGMENTATIONS",
+    "A",
+    "Blots",
+    "Elastic",
+    "Fit",
+    "RandomBox",
+    "Step",
+    "Targets",
+    "composed",
+    "draw_of",
+    "mirror_steps",
+    "preset_steps",
+]
 
 Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carries no type marker
 
@@ -82,13 +96,16 @@ class Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
         self.config = config
 
     def apply(self, img: Pixels, **params: Any) -> Pixels:
+        """Show a picture."""
         return fit(img, self.config)
 
     def apply_to_mask(self, mask: Mask, *args: Any, **params: Any) -> Mask:
+        """Bring a mask along."""
         numbers = mask.dtype != np.uint8
         return fit_mask(mask, self.config, fill=0 if numbers else IGNORED)
 
     def apply_to_keypoints(self, keypoints: npt.NDArray[Any], **params: Any) -> npt.NDArray[Any]:
+        """Bring points along."""
         height, width = params["shape"][:2]
         edges = np.tile(keypoints[:, :2] + 0.5, 2)
         keypoints = keypoints.copy()
@@ -96,6 +113,7 @@ class Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
         return keypoints
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Return what `repr` shows."""
         return ("config",)
 
 

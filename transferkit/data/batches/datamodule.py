@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.custom import carried_problems, definitions_of
 from transferkit.data.augment.normalise import normalise
 from transferkit.data.augment.packed import Packed
 from transferkit.data.augment.place import PLACES, Place, Where, choose_place
@@ -50,7 +51,7 @@ class ImageData(L.LightningDataModule):
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
         tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
         batch_size: Pictures per batch and process.
-        augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
+        augment: ``"none"``, ``"light"``, ``"standard"``, ``"heavy"``, or own steps: see `train_transform`.
         augment_on: ``"cpu"``, ``"device"`` (`light` and `standard` of whole pictures) or ``"auto"``: a Trainer's GPU.
         flip: Whether augmentation mirrors pictures.
         sampler: ``"shuffle"``, or ``"balanced"``: every class is drawn equally often, pictures with replacement.
@@ -98,7 +99,7 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 32,
         train_size: int | None = None,
         tile: bool = False,
-        augment: str = "light",
+        augment: Any = "light",
         augment_on: Where = "auto",
         flip: bool = True,
         sampler: str = "shuffle",
@@ -165,6 +166,7 @@ class ImageData(L.LightningDataModule):
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
         config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
         config = reader.framing(config.in_windows() if tile else config)
+        augment = augment if isinstance(augment, str) else definitions_of(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip, self.augment_on = augment, flip, augment_on
@@ -250,6 +252,10 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
+        if train and annotations is not None and not isinstance(self.augment, str):
+            problems = carried_problems(self.augment, smaller, boxes=not self._reader.tiles)
+            if problems:
+                raise ConfigError(gather(problems))
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
