@@ -36,7 +36,6 @@ from transferkit.data.images.windows import random_window
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
-from albumentations.core.type_definitions import Targets  # type: ignore[import-untyped]
 
 __all__ = [
     "AUGMENTATIONS",
@@ -46,7 +45,6 @@ __all__ = [
     "Fit",
     "RandomBox",
     "Step",
-    "Targets",
     "composed",
     "draw_of",
     "mirror_steps",
