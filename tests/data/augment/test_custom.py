@@ -244,3 +244,34 @@ def test_every_step_moves_boxes_and_masks_as_it_moves_pixels():
         tried += 1
     assert tried > 30
     assert "loses points" in carried_problems([{"OneOf": ["ThinPlateSpline"]}], config, boxes=True)[0]
+
+
+def test_objects_that_a_crop_loses_take_their_outlines_along():
+    """Boxes and numbers of pixels stay one to one, whichever of two objects is left."""
+    config = DataConfig(image_size=(40, 40), crop_mode="pad", crop_pct=1.0)
+    numbers = np.zeros((80, 80), np.uint16)
+    numbers[5:30, 5:30], numbers[50:75, 50:75] = 1, 2
+    annotation = Annotation(
+        boxes=np.array([[5, 5, 30, 30], [50, 50, 75, 75]], np.float32), classes=np.array([0, 1]),
+        crowd=np.array([False, False]), size=(80, 80), instances=numbers,
+    )  # fmt: skip
+    counts = set()
+    for seed in range(30):
+        transform = train_transform([{"RandomCrop": {"height": 40, "width": 40}}, "HorizontalFlip"], config)
+        _, carried = transform.carry(picture(80, 80), annotation, seed)
+        counts.add(len(carried.boxes))
+        assert set(np.unique(carried.instances)) - {0} == set(range(1, len(carried.boxes) + 1))
+        for number, (left, top, right, bottom) in enumerate(carried.boxes):
+            rows, columns = np.nonzero(carried.instances == number + 1)
+            assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert counts == {1, 2} or counts == {1}
+
+
+def test_usual_probabilities_are_the_transforms_own():
+    resize, rotate = own_steps(["Resize", "RandomRotate90"], CONFIG, objects=False)[:2]
+    assert (resize.p, rotate.p) == (A.Resize(1, 1).p, A.RandomRotate90().p) == (1, 1)
+
+
+def test_arguments_of_older_releases_are_told():
+    (problem,) = step_problems([{"GaussNoise": {"var_limit": [10, 50]}}])
+    assert "GaussNoise has no argument 'var_limit'" in problem and "std_range" in problem
