@@ -91,10 +91,10 @@ def parts(options: argparse.Namespace, device: str) -> None:
 
 def accuracy(options: argparse.Namespace) -> None:
     """Print accuracy of both ways, seed by seed."""
-    results: dict[str, list[float]] = {"cpu": [], "device": []}
+    results: dict[str, list[float]] = {where: [] for where in options.on}
     print(f"\n({machine()}; {options.backbone}, {options.train_side} px, {options.epochs} epochs, {options.augment})\n")
     print("| seed | augment on | val accuracy | val loss | s |\n|---|---|---|---|---|")
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         for where, values in results.items():
             with tempfile.TemporaryDirectory() as out:
                 run = finetune(
@@ -126,9 +126,11 @@ def main() -> None:
     parser.add_argument("--train-side", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--on", nargs="+", default=["cpu", "device"], help="the ways to train")
+    parser.add_argument("--first", type=int, default=0, help="seed")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts(options, device)
+    if options.images:
+        parts(options, "cuda" if torch.cuda.is_available() else "cpu")
     if options.weights is not None:
         accuracy(options)
 

@@ -12,7 +12,7 @@ from transferkit.core.records import DataConfig
 from transferkit.data.augment.custom import _known, carried_problems, definitions_of, own_steps, step_problems
 from transferkit.data.augment.presets import Blots, Elastic, RandomBox
 from transferkit.data.augment.transform import eval_transform, train_transform
-from transferkit.data.images.annotation import Annotation
+from transferkit.data.masks.annotation import Annotation
 
 CONFIG = DataConfig(image_size=(24, 32))
 STEPS = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transferkit.data.augment.draws import Piece
 
-__all__ = ["Packed", "pack"]
+__all__ = ["Packed", "own_memory", "pack"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,13 +72,23 @@ class Packed:
         return replace(self, **parts, hued=tuple(change(part) for part in self.hued))
 
 
-def pack(pieces: Sequence[Piece]) -> Packed:
-    """Copy some crops into one piece of memory: at least one, all with one target."""
+def own_memory(count: int) -> tuple[npt.NDArray[np.uint8], Tensor]:
+    """Return new memory of so many bytes, to write to, and the tensor over it."""
+    memory = torch.empty(count, dtype=torch.uint8)
+    return memory.numpy(), memory
+
+
+def pack(pieces: Sequence[Piece], memory: Callable[[int], tuple[npt.NDArray[np.uint8], Tensor]] = own_memory) -> Packed:
+    """Copy some crops into one piece of memory: at least one, all with one target.
+
+    Args:
+        pieces: The crops.
+        memory: Gives so many bytes.
+    """
     sizes = tuple((piece.pixels.shape[0], piece.pixels.shape[1]) for piece in pieces)
     areas = np.array([3 * height * width for height, width in sizes], dtype=np.int64)
     starts = np.concatenate([[0], areas.cumsum()])
-    memory = torch.empty(int(starts[-1]) + 3 * max(width for _, width in sizes), dtype=torch.uint8)
-    flat: npt.NDArray[np.uint8] = memory.numpy()
+    flat, pixels = memory(int(starts[-1]) + 3 * max(width for _, width in sizes))
     flat[starts[-1] :] = 0
     for piece, start, area in zip(pieces, starts, areas, strict=False):
         flat[start : start + area].reshape(piece.pixels.shape)[...] = piece.pixels
@@ -88,7 +98,7 @@ def pack(pieces: Sequence[Piece]) -> Packed:
     matrices = np.stack([draw.matrix for draw in draws])
     moved = factors[:, 3] != 0
     return Packed(
-        pixels=memory,
+        pixels=pixels,
         places=torch.from_numpy(np.column_stack([starts[:-1], np.array(sizes, dtype=np.int64)])),
         matrices=torch.from_numpy(matrices.astype(np.float32)),
         flips=torch.tensor([draw.flip for draw in draws]),

@@ -42,7 +42,6 @@ from transferkit.data.augment.presets import (
     mirror_steps,
     preset_steps,
 )
-from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
     INTERPOLATIONS,
@@ -53,6 +52,7 @@ from transferkit.data.images.resize import (
     resize,
     resize_mask,
 )
+from transferkit.data.masks.annotation import Annotation, Mask
 
 __all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "train_transform"]
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from transferkit.data.augment.draws import Piece
 from transferkit.data.augment.transform import Transform
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
+from transferkit.data.masks.annotation import Annotation
 
 __all__ = ["EVALUATION", "PART", "REPEAT", "Renderer", "Views", "sample_seed"]
 

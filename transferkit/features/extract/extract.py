@@ -23,6 +23,7 @@ from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import ImageIndex, build_index, warn_of
 from transferkit.data.index.targets import TargetReader
+from transferkit.data.pixels.store import read_pixels
 from transferkit.data.scan.records import SPLITS
 from transferkit.data.scan.scan import scan_data
 from transferkit.features.engine.compute import Compute, FrozenBackbone
@@ -131,8 +132,9 @@ def extract_table(
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
-        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True
-    )
+        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True,
+        pixels=read_pixels(prepared),
+    )  # fmt: skip
     bad = {pictures[at].sha256: reason for at, reason in extraction.failures.items()}
     if bad or any(result.sketch is None for result in readable):  # more is known than before
         hashes = [replace(result, error=result.error or bad.get(str(result.sha256)),
