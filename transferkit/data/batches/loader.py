@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
 from transferkit.data.batches.slots import BatchSlots
@@ -21,6 +22,9 @@ __all__ = ["BatchLoader", "ImageLoader"]
 LARGER = 8
 """Times the bytes of an evaluation view that a slot has for each: training may be at another size."""
 
+
+HANDED = 4
+"""Times the bytes of a view that its picture has before augmentation: about twice the side."""
 
 NEAR = 2
 """Batches that a worker has ready or in work, at most, of what is taken only as it is needed."""
@@ -126,7 +130,9 @@ class ImageLoader(DataLoader[Any]):
         threads: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        ahead = batches_ahead(workers or threads, batch_size * _view_bytes(dataset), free_memory())
+        handed = isinstance(dataset.views, Views) and dataset.views.hands_over
+        size = batch_size * _view_bytes(dataset) * (HANDED if handed else 1)
+        ahead = batches_ahead(workers or threads, size, free_memory())
         super().__init__(
             dataset,
             batch_size=batch_size,

@@ -39,7 +39,10 @@ def from_threads(
 
     def load(keys: Sequence[int | Job]) -> Loaded:
         loaded = dataset.batch(keys, threads=1)
-        return loaded._replace(images=loaded.images.pin_memory()) if pin_memory else loaded
+        if not pin_memory:
+            return loaded
+        packed = None if loaded.packed is None else loaded.packed.pin_memory()
+        return loaded._replace(images=loaded.images.pin_memory(), packed=packed)
 
     waiting: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
