@@ -1,5 +1,7 @@
 """Training pictures whose size depends on the epoch; what is evaluated never does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,10 @@ from PIL import Image
 from transferkit.core.errors import ConfigError
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.task import task_named
+
+
+def give(data, sizes):
+    data.train_sizes = dataclasses.replace(data.train_sizes, epochs=tuple(sizes))
 
 
 def epoch(loader, number):
@@ -20,7 +26,7 @@ def test_an_epoch_has_its_size_and_the_same_draws_as_alone(folder, workers):
     """Whatever the workers, which live through epochs: a size goes by the number of a view."""
     options = {"image_size": 32, "batch_size": 8, "seed": 0}
     data = ImageData(folder, train_size=[20, 28], workers=workers, **options)
-    data.show_at_sizes([20, 28, None, 20])
+    give(data, [20, 28, None, 20])
     data.show_as_evaluated({2})
     loader = data.train_dataloader()
     alone = {side: ImageData(folder, train_size=side, **options) for side in (20, 28)}
@@ -38,15 +44,15 @@ def test_an_epoch_has_its_size_and_the_same_draws_as_alone(folder, workers):
 
 def test_without_phases_it_is_the_last(folder):
     data = ImageData(folder, image_size=32, train_size="28,20", batch_size=8)
-    assert not data.changes_size
+    assert not data.train_sizes.vary
     assert epoch(data.train_dataloader(), 0)[0][0].shape[1:3] == (20, 20)
-    assert ImageData(folder, image_size=32).train_size == ()
+    assert ImageData(folder, image_size=32).train_sizes.sides == ()
 
 
 def test_the_same_sizes_are_one(folder):
     data = ImageData(folder, image_size=32, train_size=20, batch_size=8)
-    data.show_at_sizes([20, 20])
-    assert not data.changes_size
+    give(data, [20, 20])
+    assert not data.train_sizes.vary
 
 
 @pytest.mark.filterwarnings("ignore:classes of few training pixels")
@@ -61,7 +67,7 @@ def test_masks_go_with_their_pictures(tmp_path):
             Image.fromarray(mask).save(tmp_path / split / "masks" / f"{number}.png")
     reader = task_named("segmentation").targets
     data = ImageData(tmp_path, image_size=32, train_size="16,24", batch_size=2, reader=reader, augment="none")
-    data.show_at_sizes([16, 24])
+    give(data, [16, 24])
     loader = data.train_dataloader()
     for number, side in ((0, 16), (1, 24)):
         for images, masks in epoch(loader, number):
@@ -94,7 +100,7 @@ def test_windows_have_one_size(folder):
 def test_pixels_are_those_of_the_largest_size(folder):
     """They are kept once, at the side of evaluation, of which no size is more than the double."""
     data = ImageData(folder, image_size=32, train_size=[16, 60], batch_size=8)
-    data.show_at_sizes([16, 60])
+    give(data, [16, 60])
     loader = data.train_dataloader()
     assert torch.is_tensor(epoch(loader, 1)[0][0])
     assert data.data_config.decode_side == 64

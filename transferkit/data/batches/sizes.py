@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.draws import Piece
 from transferkit.data.augment.transform import Transform
 from transferkit.data.augment.views import REPEAT, Views
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
+from transferkit.data.masks.annotation import Annotation
 from transferkit.options.sizes import TrainSize, train_size_problems, train_sizes
 
-__all__ = ["SizedViews", "size_problems", "sized_views"]
+__all__ = ["SizedViews", "TrainSizes", "size_problems"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SizedViews(Views):
 
     def render(
         self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
-    ) -> list[Pixels]:
+    ) -> list[Pixels | Piece]:
         """Return views of a picture, each at the size of its epoch; see `Views.render`."""
         return [image for view in views for image in self._of(view).render(pixels, sha256, [view], whole)]
 
@@ -39,35 +40,50 @@ class SizedViews(Views):
         return self.epochs[min(view % REPEAT, len(self.epochs) - 1)]
 
 
-def sized_views(
-    plain: Views, augmented: Callable[[DataConfig], Transform], sides: Sequence[int], epochs: Sequence[int | None]
-) -> Views:
-    """Return how pictures are shown in training.
+@dataclass(frozen=True)
+class TrainSizes:
+    """The sizes of training pictures, and which epoch has which.
 
-    Args:
-        plain: The views of evaluation, with seed and the epochs that have them.
-        augmented: Builds the transform of the others for a config.
-        sides: Of training pictures in pixels; the last one holds where no epoch has its own. Of none it is the model's.
-        epochs: The side of each epoch; ``None`` for any. Empty where all have the same.
+    Attributes:
+        sides: In pixels, in the order in which they come; empty for that of the model's input.
+        epochs: The side of each epoch, from 0; ``None`` for any. Empty where nobody has said: then it is the last.
     """
-    config = plain.evaluation.config
 
-    def views(side: int | None) -> Views:
-        size = config.image_size if side is None else (side, side)
-        return replace(plain, augmented=augmented(replace(config, image_size=size)))
+    sides: tuple[int, ...] = ()
+    epochs: tuple[int | None, ...] = ()
 
-    last = sides[-1] if sides else None
-    if not epochs:
-        return views(last)
-    each = {side: views(last if side is None else side) for side in {*epochs, last}}
-    whole = each[last]
-    return SizedViews(
-        plain.evaluation,
-        whole.augmented,
-        seed=plain.seed,
-        plain=plain.plain,
-        epochs=tuple(each[side] for side in epochs),
-    )
+    @property
+    def vary(self) -> bool:
+        """Whether some epochs have another size than others; epochs shown as in evaluation aside."""
+        return len(set(self.epochs) - {None}) > 1
+
+    def last(self, config: DataConfig) -> DataConfig:
+        """Return how pictures are prepared in the end, for a `config` of evaluation."""
+        return _sized(config, self.sides[-1]) if self.sides else config
+
+    def views(self, plain: Views, augmented: Callable[[DataConfig], Transform]) -> Views:
+        """Return how pictures are shown in training.
+
+        Args:
+            plain: The views of evaluation, with seed and the epochs that have them.
+            augmented: Builds the transform of the others for a config.
+        """
+        config = plain.evaluation.config
+        last = replace(plain, augmented=augmented(self.last(config)))
+        if not self.vary:
+            return last
+        each = {
+            side: last if side is None else replace(plain, augmented=augmented(_sized(config, side)))
+            for side in set(self.epochs)
+        }
+        return SizedViews(
+            plain.evaluation, last.augmented, seed=plain.seed, plain=plain.plain, hands_over=plain.hands_over,
+            epochs=tuple(each[side] for side in self.epochs),
+        )  # fmt: skip
+
+
+def _sized(config: DataConfig, side: int) -> DataConfig:
+    return replace(config, image_size=(side, side))
 
 
 def size_problems(train_size: TrainSize, config: DataConfig, *, tile: bool) -> list[str]:

@@ -62,7 +62,7 @@ class CachedActivations(Callback):
         loader = trainer.train_dataloader
         if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
             return
-        if self.data.changes_size or loader.num_workers or trainer.world_size > 1 or self.module.feed.on_pixels:
+        if self.data.train_sizes.vary or loader.num_workers or trainer.world_size > 1 or self.module.feed.on_pixels:
             return
         self._compute(trainer, loader, stage)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -95,7 +96,8 @@ class PhaseSchedule(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
             data.show_as_evaluated(views)
-            data.show_at_sizes(epoch_sizes(self.phases, data.train_size, names) if not problems else ())
+            epochs = epoch_sizes(self.phases, data.train_sizes.sides, names) if not problems else ()
+            data.train_sizes = replace(data.train_sizes, epochs=tuple(epochs))
         elif views:
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:
