@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "transferkit.models.backbones.registry",
-    "CompiledSteps": "transferkit.training.loop.compiling",
     "FeatureExtractor": "transferkit.features.sklearn",
     "ImageProbe": "transferkit.features.sklearn",
     "ImageData": "transferkit.data.batches.datamodule",
@@ -37,7 +36,6 @@ _HOMES = {
 __all__ = [
     "SGDR",
     "Backbone",
-    "CompiledSteps",
     "Constant",
     "Cosine",
     "FeatureExtractor",
@@ -70,7 +68,6 @@ if TYPE_CHECKING:
     from transferkit.results.predict.predictor import load
     from transferkit.training.checks.gradcheck import check_gradients
     from transferkit.training.head.solve import solve_head
-    from transferkit.training.loop.compiling import CompiledSteps
     from transferkit.training.loop.phase_schedule import PhaseSchedule
     from transferkit.training.lr.find import find_lr
     from transferkit.training.plan.phases import Phase

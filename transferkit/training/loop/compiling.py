@@ -29,6 +29,9 @@ from transferkit.models.module import TransferModule
 
 __all__ = ["CompiledSteps", "Learning", "compile_learning"]
 
+MOST_EXPIRED = 3
+"""How often code that no longer fits is made anew in a `fit`, before all steps are eager."""
+
 log = logging.getLogger("transferkit")
 
 
@@ -65,9 +68,14 @@ class Learning:
             with config.patch(error_on_recompile=True):
                 return self._code(self.laid_out(images))
         except RecompileError as error:  # raised before anything has run
-            log.warning("compiled steps no longer fit the model (%s); going on in eager mode", first_line(error))
+            log.warning("compiled steps no longer fit (%s); this one is eager", first_line(error))
             self._code = None
             return None
+
+    @property
+    def expired(self) -> bool:
+        """Whether the code no longer fits: something else than the pictures has changed."""
+        return self._code is None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Return nothing: the code is of this module, and its copies run eagerly."""
@@ -137,7 +145,7 @@ class CompiledSteps(Callback):
     """Runs the training steps of a `TransferModule` as compiled code; works with a plain `lightning.Trainer`.
 
     Code is made at the first batch of a phase, and again where the size of pictures or what learns changes: once a
-    phase and size at most. It is made by a step that leaves no trace, so that a step of the run is taken whole, by
+    phase and size, and a few times more where something else changes. It is made by a step that leaves no trace, so that a step of the run is taken whole, by
     compiled code or eagerly. In several processes all steps run eagerly.
 
     Args:
@@ -157,6 +165,7 @@ class CompiledSteps(Callback):
         self._course: tuple[bool, ...] | None = None
         self._made_for: tuple[Any, ...] | None = None
         self._failed = False
+        self._expired = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be compiled by parts."""
@@ -168,7 +177,7 @@ class CompiledSteps(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start without any code."""
-        self._failed = False
+        self._failed, self._expired = False, 0
         self._drop(pl_module)
         if trainer.world_size > 1:
             self._failed = True
@@ -185,6 +194,13 @@ class CompiledSteps(Callback):
         images = batch[0]
         if self._failed or not (isinstance(pl_module, TransferModule) and isinstance(images, Tensor)):
             return
+        if isinstance(pl_module.compiled, Learning) and pl_module.compiled.expired:
+            self._expired += 1
+            self._drop(pl_module)
+            if self._expired > MOST_EXPIRED:
+                self._failed = True
+                log.warning("compiled steps stopped fitting %d times; going on in eager mode", self._expired)
+                return
         if self._course is None:
             self._course = _course(pl_module)
         if pl_module.passage.boundary is not None or pl_module.passage.is_frozen:

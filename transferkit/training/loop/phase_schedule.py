@@ -96,8 +96,8 @@ class PhaseSchedule(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
             data.show_as_evaluated(views)
-            epochs = epoch_sizes(self.phases, data.train_sizes.sides, names) if not problems else ()
-            data.train_sizes = replace(data.train_sizes, epochs=tuple(epochs))
+            sizes = () if problems else epoch_sizes(self.phases, data.train_sizes.sides, names)
+            data.train_sizes = replace(data.train_sizes, epochs=tuple(sizes))
         elif views:
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:
