@@ -124,9 +124,13 @@ def test_a_frozen_part_is_exact_and_thawing_one_makes_new_code(folder, tmp_path,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("times", "made", "compiled"), [(1, 2, 5), (5, 4, 2)])
-def test_what_changes_behind_the_back_of_the_phases(folder, tmp_path, no_inductor, caplog, times, made, compiled):
+@pytest.mark.parametrize(("times", "most", "made", "misfits"), [(1, 3, 2, 1), (5, 3, 3, 3), (5, 1, 2, 2)])
+def test_what_changes_behind_the_back_of_the_phases(
+    folder, tmp_path, no_inductor, caplog, monkeypatch, times, most, made, misfits
+):
     """The step that notices is eager and whole, and code is made anew; but not for ever (fault 215)."""
+
+    monkeypatch.setattr(compiling, "MOST_EXPIRED", most)
 
     class Meddle(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -135,14 +139,13 @@ def test_what_changes_behind_the_back_of_the_phases(folder, tmp_path, no_inducto
                     if isinstance(part, nn.BatchNorm2d):
                         part.training = not part.training
 
-    one, watch, steps = fit(tmp_path, folder, compiled=True, phases=(Phase("all", 1),), callbacks=[Meddle()])
+    one, _, steps = fit(tmp_path, folder, compiled=True, phases=(Phase("all", 1),), callbacks=[Meddle()])
     two, *_ = fit(tmp_path, folder, compiled=False, phases=(Phase("all", 1),), callbacks=[Meddle()])
     assert far(one, two) < 1e-3
     assert steps.made == made
-    assert sum(watch.compiled) >= compiled
     messages = [record.getMessage() for record in caplog.records if record.name == "transferkit"]
-    assert sum("no longer fit" in message for message in messages) == min(times, 4)
-    assert sum("going on in eager mode" in message for message in messages) == (times > 3)
+    assert sum("no longer fit" in message for message in messages) == misfits
+    assert sum("going on in eager mode" in message for message in messages) == (misfits > most)
 
 
 def test_short_batches_validation_dropout_and_an_average(folder, tmp_path, no_inductor):

@@ -145,8 +145,8 @@ class CompiledSteps(Callback):
     """Runs the training steps of a `TransferModule` as compiled code; works with a plain `lightning.Trainer`.
 
     Code is made at the first batch of a phase, and again where the size of pictures or what learns changes: once a
-    phase and size, and a few times more where something else changes. It is made by a step that leaves no trace, so that a step of the run is taken whole, by
-    compiled code or eagerly. In several processes all steps run eagerly.
+    phase and size, and a few times more where something else changes. It is made by a step that leaves no trace, so
+    that a step of the run is taken whole, by compiled code or eagerly. In several processes all steps run eagerly.
 
     Args:
         console: Where to say that code is being made; ``None`` for nowhere.
