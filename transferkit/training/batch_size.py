@@ -103,7 +103,13 @@ class _Trial:
     """
 
     def __init__(
-        self, module: TransferModule, targets: torch.Tensor, device: str, *, half: bool, layout: torch.memory_format
+        self,
+        module: TransferModule,
+        targets: torch.Tensor,
+        device: str,
+        *,
+        half: bool,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.module = copy.deepcopy(module).to(device, memory_format=layout)
         self.module.passage.memory_format = layout

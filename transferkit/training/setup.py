@@ -210,9 +210,11 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     taken: tuple[str, ...] = ()
     if config.init_from is not None and fresh:
         taken = load_weights_from(Path(config.init_from), module)
+    layout = config.memory_format  # of runs that were begun before there was a choice, it is the usual one
+    layout = "channels_last" if layout == AUTO and not fresh else layout
     with waiting(console, "timing steps"):
         choice = by_first(choose_steps)(
-            config.precision, config.memory_format, accelerator, module, data.batch_size,
+            config.precision, layout, accelerator, module, data.batch_size,
             pixels=_shown_pixels(data, phases),
         )  # fmt: skip
     log.info("precision %s, %s: %s", *choice.way, choice.reason)
