@@ -149,7 +149,9 @@ def plainly(sketches, features=None):
     whole, structured = slopes(borders[0], borders[0])
     cuts = [borders[:1]] + [borders[first : first + 3] for first in (1, 4, 7, 10)]
     best = np.max([slopes(one, two)[0] @ whole.T for cut in cuts for one in cut for two in cut], axis=0)
-    close = (whole @ whole.T > 0.45) & structured & structured[:, None] & (best >= (0.955 if features is None else 0.92))
+    close = (
+        (whole @ whole.T > 0.45) & structured & structured[:, None] & (best >= (0.955 if features is None else 0.92))
+    )
     if features is not None:
         rows = features / np.linalg.norm(features, axis=1, keepdims=True)
         close &= rows @ rows.T >= 0.85
@@ -188,6 +190,14 @@ def frames(rng, count):
     return [first + (last - first) * share + rng.normal(0, 3, (32, 32)) for share in np.linspace(0, 1, count)]
 
 
+def fine(rng):
+    """Pictures of fine grain and their corners: alike as windows, but not as wholes, and so no candidates."""
+    grain = [Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(60)]
+    whole = [one.resize((640, 640), Image.Resampling.BICUBIC) for one in grain]
+    corners = [one.crop((0, 0, 576, 576)) for one in whole]
+    return [np.asarray(one.resize((32, 32), Image.Resampling.BOX), float) for one in whole + corners]
+
+
 def aligned(rng, count):
     """Pictures of one kind: all much alike, and none a copy."""
     (common,) = blots(rng, 1)
@@ -198,6 +208,7 @@ SETS = {
     "unlike": lambda rng: families_of_many(rng, 400),
     "equal": lambda rng: [cells for cells in blots(rng, 6) for _ in range(50)],
     "chain": lambda rng: frames(rng, 150) + frames(rng, 40),
+    "fine": fine,
     "aligned": lambda rng: aligned(rng, 300),
     "black": lambda rng: [np.zeros((32, 32))] * 300 + blots(rng, 3) * 2,
     "faint": lambda rng: [cells / 128 for cells in families_of_many(rng, 150)],
