@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from transferkit.core.records import DataConfig
 from transferkit.data.augment.normalise import normalise
 from transferkit.data.augment.presets import AUGMENTATIONS
 from transferkit.data.augment.transform import Transform, eval_transform, train_transform
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.data.batches.slots import BatchSlots
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.data.sample import sample_folder
 from transferkit.machine.cores import available_cores
@@ -128,17 +129,19 @@ def in_processes(stock: Stock, name: str, batch_size: int, processes: int, secon
     return total
 
 
-class Ready(Dataset[torch.Tensor]):
-    """Batches that cost nothing but their memory: what is left is the hand-over."""
+class Ready(Dataset[Any]):
+    """Views that are there already: what is left is to put them together and to hand them over."""
 
-    def __init__(self, batch: torch.Tensor) -> None:
-        self.batch = batch
+    def __init__(self, views: list[Pixels], slots: BatchSlots | None) -> None:
+        self.views, self.slots = views, slots
 
     def __len__(self) -> int:
         return 1 << 30
 
-    def __getitem__(self, at: int) -> torch.Tensor:
-        return self.batch.clone()
+    def __getitem__(self, at: int) -> Any:
+        worker = get_worker_info()
+        handed = self.slots.fill(worker.id, self.views) if self.slots is not None and worker is not None else None
+        return torch.from_numpy(np.stack(self.views)) if handed is None else handed
 
 
 def as_it_is(batch: list[torch.Tensor]) -> torch.Tensor:
@@ -146,10 +149,11 @@ def as_it_is(batch: list[torch.Tensor]) -> torch.Tensor:
     return batch[0]
 
 
-def handed_over(stock: Stock, batch_size: int, workers: int, seconds: float, pinned: bool) -> float:
-    """Return pictures per second from processes that only copy a batch."""
-    batch = torch.from_numpy(np.stack(list(itertools.islice(itertools.cycle(stock.views), batch_size))))
-    loader = DataLoader(Ready(batch), 1, collate_fn=as_it_is, num_workers=workers, pin_memory=pinned)
+def handed_over(stock: Stock, batch_size: int, workers: int, seconds: float, pinned: bool, *, slots: bool) -> float:
+    """Return pictures per second from processes that only put a batch together; in slots, or as torch does alone."""
+    views = list(itertools.islice(itertools.cycle(stock.views), batch_size))
+    place = BatchSlots.make(workers, 4, batch_size * views[0].nbytes) if slots else None
+    loader = DataLoader(Ready(views, place), 1, collate_fn=as_it_is, num_workers=workers, pin_memory=pinned)
     return steady(iter(loader), batch_size, seconds)[1]
 
 
@@ -237,15 +241,20 @@ def main() -> None:
             processes[count][name] = in_processes(stock, name, options.batch_size, count, short)
             cells += [threads[count][name], processes[count][name]]
         print(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |", flush=True)
-    handed = {count: handed_over(stock, options.batch_size, count, short, device == "cuda") for count in counts}
-    print("| hand-over | " + " | ".join(f"| {value:,.0f}" for value in handed.values()) + " |")
+    handed: dict[int, float] = {}
+    for title, slots in (("stack and hand over, as torch does", False), ("stack and hand over, in slots", True)):
+        handed = {
+            count: handed_over(stock, options.batch_size, count, short, device == "cuda", slots=slots)
+            for count in counts
+        }
+        print(f"| {title} | " + " | ".join(f"| {value:,.0f}" for value in handed.values()) + " |", flush=True)
     for name, value in to_device(stock, options.batch_size, device, short).items():
         print(f"| {name} | {value:,.0f} |" + " |" * (2 * len(counts) - 1), flush=True)
     print("\n| pictures | loader | first batch, s | images/s | sum of parts | share |\n|---|---|---|---|---|---|")
     augment = f"augment {options.augment}"
     for title, keep, names in (
-        ("decoded anew", 0, ["read", "hash", "decode", augment, "stack"]),
-        ("kept pixels", None, [augment, "stack"]),
+        ("decoded anew", 0, ["read", "hash", "decode", augment]),
+        ("kept pixels", None, [augment]),
     ):
         data = ImageData(
             folder, options.image_size, batch_size=options.batch_size, augment=options.augment, val_split=0.0,
@@ -256,7 +265,7 @@ def main() -> None:
             data._workers = workers
             rates = dict(processes[workers]) if workers else threads[available_cores()]
             total = summed(rates | ({"hand-over": handed[workers]} if workers else {}),
-                           [*names, *(["hand-over"] if workers else [])])  # fmt: skip
+                           [*names, "hand-over" if workers else "stack"])  # fmt: skip
             first, value = steady(endless(data), options.batch_size, options.seconds)
             kind = f"{workers} processes" if workers else f"{available_cores()} threads"
             print(f"| {title} | {kind} | {first:.2f} | {value:,.0f} | {total:,.0f} | {value / total:.2f} |", flush=True)

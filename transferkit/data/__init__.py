@@ -1,4 +1,4 @@
 """From a folder of pictures to batches. `sample` is the bundled set.
 
-Rooms: `scan`, `images`, `pixels`, `index`, `objects`, `augment`, `batches`.
+Rooms: `scan`, `images`, `masks`, `pixels`, `index`, `objects`, `augment`, `batches`.
 """

@@ -28,7 +28,7 @@ class Truth:
     Attributes:
         frame: Of the picture on the canvas.
         file: Where it stands.
-        annotation: See `transferkit.data.images.annotation.Annotation`.
+        annotation: See `transferkit.data.masks.annotation.Annotation`.
     """
 
     frame: Frame

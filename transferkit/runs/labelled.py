@@ -14,10 +14,10 @@ from transferkit.core.records import Finding, SkippedFile
 from transferkit.core.text import listing
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.images.known_files import hash_files, read_files
-from transferkit.data.images.mask_values import UnusableMask
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, in_order
 from transferkit.data.index.checks import unreadable_pictures
 from transferkit.data.index.targets import TargetReader, Targets
+from transferkit.data.masks.values import UnusableMask
 from transferkit.data.scan.columns import Columns
 from transferkit.data.scan.manifest import is_manifest, read_table
 from transferkit.data.scan.records import SPLITS, Kind, Scan, ScannedFile

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from transferkit.core.records import DataConfig, Window
-from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.resize import frame
 from transferkit.data.images.windows import windows
 from transferkit.data.index.targets import Targets
+from transferkit.data.masks.annotation import Annotation, Annotations
 from transferkit.models.extent import Truth
 
 __all__ = ["Truths", "answers_of", "truths_of"]

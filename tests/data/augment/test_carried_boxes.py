@@ -24,9 +24,9 @@ from transferkit.data.augment.views import Views
 from transferkit.data.batches.boxes import Boxes
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.resize import frame
 from transferkit.data.index.boxes import BoxReader
+from transferkit.data.masks.annotation import Annotation
 
 CANVAS = DataConfig(image_size=(160, 224), crop_mode="pad", crop_pct=1.0)
 

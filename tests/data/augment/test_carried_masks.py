@@ -14,10 +14,10 @@ from transferkit.data.augment.transform import AUGMENTATIONS, eval_transform, mi
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import fit, frame
 from transferkit.data.index.masks import MaskReader
+from transferkit.data.masks.annotation import Annotation
 
 COLOURS = np.array([(230, 20, 20), (20, 230, 20), (20, 20, 230)], dtype=np.uint8)
 CANVAS = DataConfig(image_size=(96, 128), crop_mode="pad", crop_pct=1.0)

@@ -14,11 +14,11 @@ from transferkit.data.augment.transform import AUGMENTATIONS, train_transform
 from transferkit.data.augment.views import PART, REPEAT, Views
 from transferkit.data.batches import dataset as module
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.windows import window_at
 from transferkit.data.index.index import CLASSES
 from transferkit.data.index.masks import MaskReader
 from transferkit.data.index.numbers import NumberReader
+from transferkit.data.masks.annotation import Annotation
 
 SIZES = [(50, 70), (20, 90), (33, 31), (64, 64), (10, 12)]
 

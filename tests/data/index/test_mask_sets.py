@@ -16,10 +16,10 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.data.images.masks import Coding, class_digest
 from transferkit.data.index.index import index_images
 from transferkit.data.index.masks import MaskReader, MaskTargets
 from transferkit.data.index.targets import inferred_task
+from transferkit.data.masks.coding import Coding, class_digest
 from transferkit.data.scan.records import Kind
 from transferkit.options.data import DataOptions
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from transferkit.core.targets import IGNORED
-from transferkit.data.images.annotation import Annotation
+from transferkit.data.masks.annotation import Annotation
 from transferkit.models.dense.extent import MaskExtent
 from transferkit.models.extent import WHOLE_PICTURE, Truth
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from transferkit.core.errors import DataError
-from transferkit.data.images.annotation import Annotation
+from transferkit.data.masks.annotation import Annotation
 
 __all__ = [
     "LEAST_PIXELS",

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from transferkit.core.records import DataConfig, Frame
 from transferkit.core.targets import IGNORED
-from transferkit.data.images.annotation import Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
     INTERPOLATIONS,
@@ -30,6 +29,7 @@ from transferkit.data.images.resize import (
     resize_mask,
 )
 from transferkit.data.images.windows import random_window
+from transferkit.data.masks.annotation import Mask
 
 # albumentations asks the package index for a newer version, over the network, when it is imported without this.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

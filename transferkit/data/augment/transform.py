@@ -30,7 +30,6 @@ from transferkit.data.augment.objects import (
     uncovered,
 )
 from transferkit.data.augment.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
-from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
     check_config,
@@ -39,6 +38,7 @@ from transferkit.data.images.resize import (
     fit_mask,
     resize_mask,
 )
+from transferkit.data.masks.annotation import Annotation, Mask
 
 __all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "train_transform"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from transferkit.data.augment.transform import Transform
-from transferkit.data.images.annotation import Annotation
 from transferkit.data.images.decode import Pixels
+from transferkit.data.masks.annotation import Annotation
 
 __all__ = ["EVALUATION", "PART", "REPEAT", "Renderer", "Views", "sample_seed"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transferkit.data.images.annotation import Annotation
+from transferkit.data.masks.annotation import Annotation
 
 __all__ = ["BoxTarget", "Boxes", "tensors_of", "together"]
 

@@ -22,9 +22,9 @@ from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
-from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
 from transferkit.data.index.targets import TargetReader
+from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems

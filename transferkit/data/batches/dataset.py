@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch.utils.data import Dataset, get_worker_info
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.data.augment.views import PART, Renderer, Views
 from transferkit.data.batches.boxes import Boxes, together
-from transferkit.data.images.annotation import Annotation, Annotations
+from transferkit.data.batches.slots import BatchSlots
 from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_info, pixels_digest, read_bytes
 from transferkit.data.images.known_files import forget_file
 from transferkit.data.images.sketch import Sketch, sketch_of
+from transferkit.data.masks.annotation import Annotation, Annotations
 from transferkit.data.pixels.store import PixelStore
 
 __all__ = ["ImageDataset", "Job", "Loaded", "Picture"]
@@ -125,6 +126,9 @@ class ImageDataset(Dataset[Loaded]):
             pictures that are decoded otherwise.
         threads: Decode so many pictures of a batch side by side, when this process is not a worker.
         sketches: Whether files that are decoded are sketched, too.
+
+    Attributes:
+        slots: Where workers that start from now on write their batches; ``None`` for memory of each batch's own.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class ImageDataset(Dataset[Loaded]):
         self.pixels = pixels if pixels is not None and pixels.serves(views.evaluation.config) else None
         self.threads = threads
         self.sketches = sketches
+        self.slots: BatchSlots | None = None
         self._rows: Tensor | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._last: tuple[Picture, _Opened] | None = None
@@ -196,12 +201,11 @@ class ImageDataset(Dataset[Loaded]):
         good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
-        stacked = np.stack(images) if images else np.zeros((0, height, width, 3), dtype=np.uint8)
         if self.annotations is not None:
             answers = [annotation for shown in good for _, annotation in shown if annotation is not None]
             targets = together(answers, (height, width))
         return Loaded(
-            torch.from_numpy(stacked),
+            self._together(images) if images else torch.zeros(0, height, width, 3, dtype=torch.uint8),
             names,
             [result.sha256 for result in results],
             [result.views if isinstance(result.views, UnreadableImage) else None for result in results],
@@ -209,6 +213,13 @@ class ImageDataset(Dataset[Loaded]):
             [result.sketch for result in results] if self.sketches else (),
             [result.size for result in results],
         )
+
+    def _together(self, images: Sequence[Pixels]) -> Tensor:
+        worker = get_worker_info()
+        handed = self.slots.fill(worker.id, images) if worker is not None and self.slots is not None else None
+        if handed is not None:
+            return cast(Tensor, handed)  # which it becomes on its way to the other process
+        return torch.from_numpy(np.stack(images))
 
     def stand_in(self, rows: Tensor | None) -> None:
         """Give out ``rows (N, ...)`` in the place of images from now on, or images again.

@@ -11,19 +11,29 @@ from torch.utils.data import DataLoader
 
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
-from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, from_workers, start_worker
+from transferkit.data.batches.slots import BatchSlots
+from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, batches_ahead, from_workers, start_worker
+from transferkit.machine.cores import free_memory
 
 __all__ = ["ImageLoader", "load_batches"]
 
+LARGER = 8
+"""Times the bytes of an evaluation view that a slot has for each: training may be at another size."""
+
+
+NEAR = 2
+"""Batches that a worker has ready or in work, at most, of what is taken only as it is needed."""
+
 
 def load_batches(
-    dataset: ImageDataset, batches: Iterable[Sequence[Job]], *, workers: int, pin_memory: bool = False
+    dataset: ImageDataset, batches: Iterable[Sequence[Job]], *, rows: int, workers: int, pin_memory: bool = False
 ) -> Iterator[Loaded]:
     """Yield batches in order; taken from `batches` only as they are needed.
 
     Args:
         dataset: Where pictures come from.
         batches: What each batch is made of.
+        rows: Views of a batch, at most; 0 where they are of no known size.
         workers: Processes; 0 decodes in this one, on the data set's threads.
         pin_memory: For copies to a GPU that do not block.
 
@@ -31,13 +41,26 @@ def load_batches(
         DataError: An indexed file is gone, or its content has changed.
         StorageError: A worker was killed, or they are silent.
     """
-    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, pin_memory))  # type: ignore[arg-type]
+    ahead = min(NEAR, batches_ahead(workers, rows * _view_bytes(dataset), free_memory()))
+    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, ahead, pin_memory))  # type: ignore[arg-type]
+    dataset.slots = _slots(dataset, rows, workers, ahead)
     yield from from_workers(loader, TIMEOUT_S)
 
 
-def _settings(workers: int, pin_memory: bool) -> dict[str, Any]:
+def _view_bytes(dataset: ImageDataset) -> int:
+    height, width = dataset.views.evaluation.config.image_size
+    return 3 * height * width
+
+
+def _slots(dataset: ImageDataset, rows: int, workers: int, ahead: int) -> BatchSlots | None:
+    """Return slots for what a worker has ready, what is on its way, and what is looked at."""
+    return BatchSlots.make(workers, ahead + 2, LARGER * rows * _view_bytes(dataset)) if workers and rows else None
+
+
+def _settings(workers: int, ahead: int, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": workers,
+        "prefetch_factor": ahead if workers else None,
         "collate_fn": _as_is,
         "pin_memory": pin_memory,
         "timeout": min(LOOK_S, TIMEOUT_S) if workers else 0,
@@ -79,19 +102,24 @@ class ImageLoader(DataLoader[Any]):
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
+        ahead = batches_ahead(workers, batch_size * _view_bytes(dataset), free_memory())
         super().__init__(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             persistent_workers=workers > 0,
-            **_settings(workers, pin_memory),
+            **_settings(workers, ahead, pin_memory),
         )
+        self._slots: BatchSlots | None = None
         self._yielded = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         # A generator: the base iterator, and with it the workers' prefetching, starts at the first batch, after
         # Lightning has told the sampler the epoch.
         self._yielded = 0
+        if self._slots is None:
+            self._slots = _slots(self.dataset, self.batch_size or 1, self.num_workers, self.prefetch_factor or 0)
+        self.dataset.slots = self._slots  # of this loader's workers, which start at its first batch
         for loaded in from_workers(super().__iter__(), TIMEOUT_S):
             batch = loaded.labelled()
             self._yielded += 1

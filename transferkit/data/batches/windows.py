@@ -10,8 +10,8 @@ import numpy as np
 
 from transferkit.core.records import DataConfig
 from transferkit.data.batches.dataset import Picture
-from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.images.windows import window_count
+from transferkit.data.masks.annotation import Annotation, Annotations
 
 __all__ = ["Rows", "WindowAnnotations", "WindowPictures"]
 

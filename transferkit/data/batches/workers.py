@@ -12,7 +12,7 @@ import torch
 
 from transferkit.core.errors import StorageError, TransferkitError
 
-__all__ = ["LOOK_S", "TIMEOUT_S", "from_workers", "start_worker", "worker_errors"]
+__all__ = ["LOOK_S", "TIMEOUT_S", "batches_ahead", "from_workers", "start_worker", "worker_errors"]
 
 TIMEOUT_S = 300.0
 """Seconds after which decoding processes that send nothing are an error."""
@@ -30,6 +30,12 @@ ADVICE = (
     "what was saved is kept"
 )
 
+AHEAD_BYTES = 1 << 30
+"""Batches that are ready or in work take no more memory than this, and an eighth of what is free."""
+
+MOST_AHEAD = 8
+"""Batches of a worker that are ready or in work: more have nothing to even out."""
+
 T = TypeVar("T")
 
 LOST = re.compile(
@@ -37,6 +43,18 @@ LOST = re.compile(
     r"|dataloader's workers are out of shared memory|shared memory object|</torch_.*No space left on device"
 )
 """The words of torch, in a bare `RuntimeError`, when a worker was killed or has no room to send a batch in."""
+
+
+def batches_ahead(workers: int, size: int, free: int) -> int:
+    """Return how many batches each worker has ready or in work: by their bytes, at least one.
+
+    Args:
+        workers: Processes; 0 for none.
+        size: Bytes of a batch.
+        free: Bytes of memory that are free; 0 where it is not known.
+    """
+    room = min(AHEAD_BYTES, free // 8 or AHEAD_BYTES)
+    return max(1, min(MOST_AHEAD, room // max(1, workers * size)))
 
 
 def start_worker(worker: int) -> None:

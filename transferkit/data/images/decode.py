@@ -26,10 +26,12 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DEEPEST, USUAL, Decoding
+from transferkit.data.images.jpeg import jpeg_pixels
 from transferkit.data.images.readers import Refused, open_picture, quiet_pillow
 from transferkit.data.scan.formats import FORMATS, sniff_format
 
@@ -270,14 +272,18 @@ def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixe
         image.draft(None, (side, side))
         check_size(*image.size, decoding.max_pixels)
     stored = orientation_of(image) if kind == "TIFF" else 1  # which forgets it while loading
-    image.load()
+    pixels = jpeg_pixels(data, image) if isinstance(image, JpegImageFile) else None
+    if pixels is None:
+        image.load()
     orientation = orientation_of(image)
-    rgb = _turned(_to_rgb(image, decoding), orientation)
+    if pixels is None:
+        pixels = np.array(_turned(_to_rgb(image, decoding), orientation))
+    elif orientation in _UPRIGHT:
+        pixels = np.array(_turned(Image.fromarray(pixels), orientation))
     if (image.width > image.height) != (width > height) and kind in ("TIFF", "HEIF"):
         width, height = height, width  # those that are turned while loading
     if orientation >= 5:
         width, height = height, width
-    pixels = np.array(rgb)
     peak = _peak(image, mode, pixels, data)
     blank = _is_one_colour(pixels)
     turned = max(orientation, stored)

@@ -14,8 +14,8 @@ from transferkit.core.errors import DataError, did_you_mean
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.images.annotation import Annotation, Annotations
 from transferkit.data.index.targets import PicturesRead, Targets, rarest_class, refuse_columns, task_reason
+from transferkit.data.masks.annotation import Annotation, Annotations
 from transferkit.data.objects.labels import Item, Objects, identity_of, objects_of
 from transferkit.data.objects.numbered import NUMBERED
 from transferkit.data.objects.outlines import numbered

@@ -17,8 +17,8 @@ from transferkit.core.errors import DataError, did_you_mean
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.targets import LABELS, PicturesRead, Targets, refuse_columns
+from transferkit.data.masks.annotation import Annotations
 from transferkit.data.scan.class_names import order_classes
 from transferkit.data.scan.columns import JOINT, Columns, label_columns, split_labels
 from transferkit.data.scan.records import Kind, Scan, ScannedFile

@@ -13,10 +13,13 @@ import numpy.typing as npt
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.decode import UnreadableImage, header_size
-from transferkit.data.images.mask_values import UnusableMask
-from transferkit.data.images.masks import (
+from transferkit.data.images.readers import quiet_pillow
+from transferkit.data.images.reading import ReadResult, in_order
+from transferkit.data.index.meaning import Meaning, known_coding, legend_of, odd_values, understood
+from transferkit.data.index.targets import MASK, PicturesRead, Targets, rarest_class, refuse_columns, task_reason
+from transferkit.data.masks.annotation import Annotations
+from transferkit.data.masks.coding import (
     BINARY,
     Coding,
     MaskAnnotations,
@@ -26,10 +29,7 @@ from transferkit.data.images.masks import (
     look_at_mask,
     read_mask,
 )
-from transferkit.data.images.readers import quiet_pillow
-from transferkit.data.images.reading import ReadResult, in_order
-from transferkit.data.index.meaning import Meaning, known_coding, legend_of, odd_values, understood
-from transferkit.data.index.targets import MASK, PicturesRead, Targets, rarest_class, refuse_columns, task_reason
+from transferkit.data.masks.values import UnusableMask
 from transferkit.data.scan.columns import Columns, file_column
 from transferkit.data.scan.palette import Palette, read_palette
 from transferkit.data.scan.records import Kind, Scan, ScannedFile

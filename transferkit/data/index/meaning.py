@@ -20,8 +20,8 @@ from transferkit.core.errors import DataError
 from transferkit.core.records import Finding
 from transferkit.core.targets import IGNORED
 from transferkit.core.text import listing
-from transferkit.data.images.mask_values import Stored, colour_text
-from transferkit.data.images.masks import Coding, MaskFacts, odd_text
+from transferkit.data.masks.coding import Coding, MaskFacts, odd_text
+from transferkit.data.masks.values import Stored, colour_text
 from transferkit.data.scan.palette import Colour, Palette
 from transferkit.data.scan.records import Kind
 

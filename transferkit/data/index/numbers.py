@@ -13,8 +13,8 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.images.annotation import Annotations
 from transferkit.data.index.targets import TARGET, PicturesRead, Targets, refuse_columns
+from transferkit.data.masks.annotation import Annotations
 from transferkit.data.scan.columns import JOINT, Columns, number, number_columns
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 from transferkit.options.data import DataOptions

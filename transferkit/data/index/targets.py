@@ -16,9 +16,9 @@ from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.files import user_path
 from transferkit.core.records import DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
-from transferkit.data.images.annotation import Annotations
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
+from transferkit.data.masks.annotation import Annotations
 from transferkit.data.objects.layout import objects_reason
 from transferkit.data.objects.numbered import NUMBERED
 from transferkit.data.sample import SAMPLE

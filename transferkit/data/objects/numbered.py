@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from transferkit.core.records import Finding
 from transferkit.core.text import listing
-from transferkit.data.images.mask_values import UnusableMask, mask_bytes, stored_values
 from transferkit.data.images.reading import in_order
+from transferkit.data.masks.values import UnusableMask, mask_bytes, stored_values
 from transferkit.data.objects.stated import Outline, StatedObject, StatedPicture, StatedSet
 from transferkit.data.scan.pairs import scan_pairs
 from transferkit.data.scan.records import Kind

@@ -18,9 +18,9 @@ from typing import Final
 from transferkit.core.records import Finding
 from transferkit.core.text import listing
 from transferkit.data.images.decode import UnreadableImage, header_size
-from transferkit.data.images.mask_values import turned
 from transferkit.data.images.readers import quiet_pillow
 from transferkit.data.images.reading import in_order
+from transferkit.data.masks.values import turned
 from transferkit.data.objects.labels import Item, Objects, rounded, text_of
 from transferkit.data.objects.outlines import drawn, packed_runs, runs_problem
 from transferkit.data.objects.stated import Box, Outline, StatedObject, StatedPicture, StatedSet

@@ -157,6 +157,7 @@ class _Computation:
         loading = load_batches(
             self.dataset,
             [[Job(position, views) for position, views in batch] for batch in batches],
+            rows=max(self.compute.batch, self.rows.views),
             workers=self.compute.workers,
             pin_memory=self.compute.device == "cuda",
         )

@@ -224,7 +224,9 @@ def load_sources(
     """
     numbers = tuple(range(views.count))
     jobs = (Job(picture, numbers) for picture in name_sources(sources, views.evaluation.config.decoding))
-    yield from _load(ImageDataset([], views, threads=threads), jobs, batch_size, workers, pin_memory)
+    yield from _load(
+        ImageDataset([], views, threads=threads), jobs, batch_size, batch_size * views.count, workers, pin_memory
+    )
 
 
 class Shown(NamedTuple):
@@ -257,7 +259,7 @@ def load_windows(sources: Iterable[Source], config: DataConfig, *, workers: int)
     """
     dataset = ImageDataset([], _AsItIs(eval_transform(config)))
     ground = mean_colour(config)
-    for loaded in _load(dataset, map(Job, name_sources(sources, config.decoding)), 1, workers, False):
+    for loaded in _load(dataset, map(Job, name_sources(sources, config.decoding)), 1, 0, workers, False):
         if loaded.errors[0] is not None:
             yield Shown(loaded)
             continue
@@ -329,7 +331,7 @@ class _AsItIs:
 
 
 def _load(
-    dataset: ImageDataset, jobs: Iterable[Job], batch_size: int, workers: int, pin_memory: bool
+    dataset: ImageDataset, jobs: Iterable[Job], batch_size: int, rows: int, workers: int, pin_memory: bool
 ) -> Iterator[Loaded]:
     jobs, ahead = iter(jobs), max(2, batch_size)
     first = list(islice(jobs, ahead))
@@ -337,6 +339,6 @@ def _load(
     batches = iter(lambda: list(islice(chained, batch_size)), [])
     workers = 0 if len(first) < ahead else workers  # all is here already
     try:
-        yield from load_batches(dataset, batches, workers=workers, pin_memory=pin_memory)
+        yield from load_batches(dataset, batches, rows=rows, workers=workers, pin_memory=pin_memory)
     finally:
         dataset.close()

@@ -18,9 +18,9 @@ from transferkit.core.text import listing
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
 from transferkit.data.batches.windows import WindowPictures
-from transferkit.data.images.annotation import Annotations, Mask
 from transferkit.data.images.reading import in_order
 from transferkit.data.images.resize import fit_mask
+from transferkit.data.masks.annotation import Annotations, Mask
 from transferkit.features.engine.taps import Tap, cell_maps, places
 from transferkit.features.linear.logistic import softmax
 from transferkit.features.probe.curves import nested_subsets

@@ -1,6 +1,6 @@
 """What the values of masks mean, and from a file to the class index of each pixel.
 
-What a mask becomes depends on its values (see `transferkit.data.images.mask_values`) and one `Coding` of the whole set,
+What a mask becomes depends on its values (see `transferkit.data.masks.values`) and one `Coding` of the whole set,
 never on other things in the file. 255 is ignored, unless it stands for a class: masks of 0 and 255 alone have two.
 """
 
@@ -17,12 +17,12 @@ import numpy.typing as npt
 from transferkit.core.errors import DataError
 from transferkit.core.targets import IGNORED, TargetSpec
 from transferkit.core.text import listing
-from transferkit.data.images.annotation import Annotation, Mask
 from transferkit.data.images.decode import (
     UnreadableImage,
     header_size,
 )
-from transferkit.data.images.mask_values import (
+from transferkit.data.masks.annotation import Annotation, Mask
+from transferkit.data.masks.values import (
     Stored,
     UnusableMask,
     Values,
