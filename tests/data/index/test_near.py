@@ -1,6 +1,7 @@
 """Near copies: what is found, what is not, and what features have to say."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def plainly(sketches, features=None):
         edges = np.linspace(first, last, 17) * 32
         shares = [
             [max(0.0, min(high, cell + 1) - max(low, cell)) for cell in range(32)]
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
+            for low, high in itertools.pairwise(edges)
         ]
         return np.array(shares) / np.sum(shares, axis=1, keepdims=True)
 

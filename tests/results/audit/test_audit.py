@@ -194,7 +194,7 @@ def test_pictures_are_decoded_as_the_options_say(tmp_path, command):
     scene(1, (400, 400)).save(data / "dog" / "large.png")
 
     def kinds(place, *flags):
-        status, _, err = command("check", "--data", "d", "--quick", "--out", place, *flags)
+        status, _, _ = command("check", "--data", "d", "--quick", "--out", place, *flags)
         by_kind, table = findings(tmp_path / place)
         return status, by_kind, " ".join(finding["message"] for finding in table["findings"])
 

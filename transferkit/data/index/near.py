@@ -48,8 +48,8 @@ CUTS: Final = (0.025, 0.05, 0.075, 0.1)
 """Shares of the sides that may be cut off."""
 
 COARSE: Final = 96
-"""Directions by which whole sketches are compared first: of photos of clothes one in 20 pairs may be alike by them, where
-one in 100 is."""
+"""Directions by which whole sketches are compared first: of photos of clothes one in 20 pairs may be alike by them,
+where one in 100 is."""
 
 NARROW: Final = 32
 """The same for each window of those: one in 1,000 may be."""
