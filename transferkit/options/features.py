@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from transferkit.core.errors import did_you_mean
 from transferkit.core.text import shown
+from transferkit.options.augment import augment_option, no_flip_problem
 from transferkit.options.data import BackboneOptions
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
@@ -48,11 +49,12 @@ class FeatureOptions(ComputeOptions):
         None, "how a feature map becomes a vector; default: the backbone's own, the average for stages"
     )
     views: int = option(0, "augmented views of each picture, kept besides the evaluation view", at_least(0))
-    augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of the augmented views")
+    augment: str | list[Any] = augment_option("the augmented views")
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from no_flip_problem(self.augment, self.no_flip)
         if self.views and self.augment == "none":
             yield "--views without augmentation are all the same - pass --augment light, standard or heavy"
 

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -71,7 +72,14 @@ NOT_NEGATIVE = Range("a finite number of at least 0", lambda value: math.isfinit
 BELOW_ONE = Range("a number in [0, 1)", lambda value: 0.0 <= value < 1.0)
 
 
-def option(default: Any, text: str, within: Range | None = None, *, missing: str | None = None) -> Any:
+def option(
+    default: Any,
+    text: str,
+    within: Range | None = None,
+    *,
+    missing: str | None = None,
+    reads: Callable[[Any], Any] | None = None,
+) -> Any:
     """Declare an option.
 
     Args:
@@ -79,8 +87,9 @@ def option(default: Any, text: str, within: Range | None = None, *, missing: str
         text: Its help, units included.
         within: The numbers that it takes; words such as ``"auto"`` and ``None`` are a matter of its type.
         missing: What to say where it has to be there and is not.
+        reads: Returns what a value stands for, such as the content of a file; of that itself. Raises `ConfigError`.
     """
-    metadata = {"help": text, "range": within, "missing": missing}
+    metadata = {"help": text, "range": within, "missing": missing, "reads": reads}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -99,6 +108,11 @@ class Options:
                 problems.append(item.metadata["missing"])
             elif within is not None and isinstance(value, int | float) and not within.holds(value):
                 problems.append(f"{flag(item.name)} is {shown(value)}, expected {within.words}")
+            if item.metadata["reads"] is not None:
+                try:
+                    item.metadata["reads"](value)
+                except ConfigError as error:
+                    problems.append(str(error))
             for path in (value if isinstance(value, list) else [value]) if item.name in _PLACES else ():
                 if isinstance(path, str) and is_too_long(path):
                     problems.append(f"{flag(item.name)} is {shown(path)}, longer than a path can be - shorten it")
@@ -143,6 +157,10 @@ def _build(kind: type[Config], options: Mapping[str, Any]) -> Config:
     for key in _PLACES & values.keys():
         value = values[key]
         values[key] = [user_path(path) for path in value] if isinstance(value, list) else value and user_path(value)
+    for item in fields(kind):
+        if item.name in values and item.metadata["reads"] is not None:
+            with suppress(ConfigError):  # which `problems` tells
+                values[item.name] = item.metadata["reads"](values[item.name])
     return kind(**values)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from transferkit.options.augment import augment_option, no_flip_problem
 from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, pixel_store_problems
 from transferkit.options.fields import (
     BELOW_ONE,
@@ -152,7 +153,10 @@ class TrainingOptions(CraftOptions):
         "auto", "what the best epoch is chosen by: val_loss or a figure of the task, such as val_acc, by its best "
         "value; auto: the losses of the val pictures, compared one by one (of masks val_miou, of objects val_map)",
     )  # fmt: skip
-    augment: Literal["none", "light", "standard", "heavy"] = option("light", "strength of training augmentation")
+    augment: str | list[Any] = augment_option("training augmentation")
+    augment_on: Literal["auto", "cpu", "device"] = option(
+        "auto", "where light and standard run: auto is the device on a GPU, in batches, and the CPU elsewhere"
+    )
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
@@ -175,6 +179,7 @@ class TrainingOptions(CraftOptions):
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
         yield from pixel_store_problems(self.pixel_store)
+        yield from no_flip_problem(self.augment, self.no_flip)
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"
         if self.sampler == self.class_weights == "balanced":

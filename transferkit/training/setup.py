@@ -15,8 +15,10 @@ from rich.console import Console
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
 from transferkit.core.errors import gather as gather_problems
+from transferkit.data.augment.place import Place
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.tryout import try_augmentation
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.records import SPLITS
@@ -29,6 +31,7 @@ from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
+from transferkit.options.augment import augment_words
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
@@ -119,7 +122,7 @@ class Training(Generic[Options]):
     def settled_config(self) -> Options:
         """The options that repeat this training: with what was chosen for ``"auto"``, and phases spelled out."""
         phases = [phase.to_dict() for phase in self.phases]
-        return replace(self.config, precision=self.machine.precision, phases=phases)
+        return replace(self.config, precision=self.machine.precision, phases=phases, augment_on=self.data.augment_on)
 
 
 def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Training[Options]:
@@ -152,13 +155,17 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
     )
     data = _data(config, task, backbone, workers, console)
+    place = data.place(device_of(accelerator))
+    data.augment_on = "device" if place.on_device else "cpu"
+    try_augmentation(data)
     config, choices = by_amount(config, data.rows("train"), task.of(data.index.targets.spec), backbone)
     if isinstance(config.batch_size, int):
         data = data.in_batches_of(config.batch_size)
     if not quiet and is_writer():
         solved_alone = config.phases == "probe" and config.solves_probe and not lacks_solver(config)
         lines = [] if solved_alone else [(choice.title, choice.sentence) for choice in choices]
-        print_lines(output_console(), [*data_lines(data.index), *_window_lines(data), *lines])
+        lines = [*data_lines(data.index), *_window_lines(data), *_augment_lines(data, place), *lines]
+        print_lines(output_console(), lines)
     module = _module(config, task, backbone, data)
     module.keeps_statistics = config.batch_norm == "keep"
     rehearse(config, module)
@@ -192,6 +199,12 @@ def _window_lines(data: ImageData) -> list[tuple[str, str]]:
     return [("windows", text)] if data.data_config.tiled else []
 
 
+def _augment_lines(data: ImageData, place: Place) -> list[tuple[str, str]]:
+    """Return where pictures are augmented, and why."""
+    where = "on the device" if place.on_device else "on the CPU"
+    return [] if data.augment == "none" else [("augment", f"{augment_words(data.augment)}, {where}: {place.reason}")]
+
+
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
     """Warn where the weights to start from were trained on pictures that this run will be measured on."""
     for place in (Path(name) for name in (config.init_from, config.weights) if name is not None):
@@ -222,6 +235,7 @@ def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int,
             train_size=config.train_size,
             tile=config.tile,
             augment=config.augment,
+            augment_on=config.augment_on,
             flip=not config.no_flip,
             sampler=config.sampler,
             mixup=config.mixup,

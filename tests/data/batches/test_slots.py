@@ -14,7 +14,7 @@ from transferkit.data.augment.transform import eval_transform
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.batches.loader import ImageLoader, load_batches
+from transferkit.data.batches.loader import BatchLoader, ImageLoader
 from transferkit.data.batches.slots import BatchSlots
 from transferkit.data.batches.workers import AHEAD_BYTES, MOST_AHEAD, batches_ahead
 
@@ -139,21 +139,39 @@ def test_batches_by_name_use_them_too(decoding_processes, monkeypatch):
     monkeypatch.setattr(BatchSlots, "open", lambda self, *place: (shapes.append(place[1]), opened(self, *place))[1])
     data = dataset(9)
     batches = [[Job(at, (0,)) for at in range(first, min(first + 4, 9))] for first in (0, 4, 8)]
-    shown = [loaded.images.clone() for loaded in load_batches(data, batches, rows=4, workers=1)]
+    shown = [loaded.images.clone() for loaded in BatchLoader(data, rows=4, workers=1).load(batches)]
     assert torch.equal(torch.cat(shown), torch.from_numpy(np.stack(pictures(9))))
     assert [shape[0] for shape in shapes] == [4, 4, 1]
 
 
+def test_one_list_of_batches_after_the_other_has_the_same_workers(decoding_processes):
+    loader, workers = BatchLoader(dataset(12), rows=4, workers=1), []
+    for first in (0, 4, 8, 0):
+        loaded = list(loader.load([[Job(at) for at in range(first, first + 4)]]))
+        assert torch.equal(loaded[0].images, torch.from_numpy(np.stack(pictures(12)[first : first + 4])))
+        workers += [worker.pid for worker in loader._loader._iterator._workers]
+    assert len(workers) == 4 and len(set(workers)) == 1
+    unfinished = loader.load([[Job(at)] for at in range(12)])
+    next(unfinished)
+    del unfinished
+    assert [len(each.images) for each in loader.load([[Job(3), Job(4)]])] == [2]
+
+
 def test_descriptors_are_given_back(decoding_processes):
+    """Those of the memory of slots; torch's queues close theirs a while later."""
+
     def count():
         gc.collect()
-        return len(list(Path("/proc/self/fd").iterdir()))
+        names = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        return sum("transferkit-batches" in name for name in names)
 
-    list(ImageLoader(dataset(8), 4, workers=1))
+    loader = ImageLoader(dataset(8), 4, workers=1)
+    list(loader)
     before = count()
+    assert before > 0
     for _ in range(3):
         list(ImageLoader(dataset(8), 4, workers=1))
-    assert count() <= before
+    assert count() == before
 
 
 @pytest.mark.parametrize(

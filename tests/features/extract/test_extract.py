@@ -18,6 +18,7 @@ from shapes import draw_folder
 
 from transferkit.core.errors import BackboneError, ConfigError, DataError, TransferkitWarning
 from transferkit.data.batches import dataset
+from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.images import sketchbook
 from transferkit.data.images.decode import decode_with_info
 from transferkit.features.engine import compute
@@ -69,6 +70,22 @@ def test_X_and_y(folder, options):
     assert facts["data_config"]["image_size"] == [32, 32]
     assert facts["augment"] == "none"
     assert facts["store"] == options["store"]
+
+
+def test_pictures_that_a_training_kept_on_disk_are_not_decoded_again(data, options, monkeypatch, decoded):
+    usual = create_backbone("transferkit/mini", image_size=32).data_config
+    kept = ImageData(data, data_config=usual, keep_bytes=0, pixel_store="1GB")
+    kept.index  # noqa: B018  # decodes, and keeps
+    kept.pixels.flush()
+    files = {path: path.stat() for path in kept.pixels.disk.folder.iterdir()}
+    X, _ = extract_features(data, **options)
+    assert decoded == []
+    assert {path: path.stat() for path in kept.pixels.disk.folder.glob("*.pixels")}.keys() <= files.keys()
+    shutil.rmtree(kept.pixels.disk.folder)
+    again, _ = extract_features(data, **{**options, "store": options["store"] + "2"})
+    assert len(decoded) == 45
+    assert np.array_equal(X, again)
+    assert not kept.pixels.disk.folder.exists()  # nothing is added
 
 
 def test_the_callers_backbone_cache_is_not_changed(folder, options):

@@ -1,4 +1,7 @@
-"""Whole batches of pictures made the numbers that a network was trained with, on the device that they are on."""
+"""Whole batches of pictures made the numbers that a network was trained with, on the device that they are on.
+
+It is the one door for them: a batch that comes before its augmentation is augmented here.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,20 @@ import torch
 from torch import Tensor
 
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.device import shown
+from transferkit.data.augment.packed import Packed
 
 __all__ = ["normalise"]
 
 
-def normalise(images: Tensor, config: DataConfig) -> Tensor:
-    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures.
+def normalise(images: Tensor | Packed, config: DataConfig) -> Tensor:
+    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures or `Packed` ones.
 
     Pictures that are floating-point already are taken to be normalised and returned as they are.
     """
+    if isinstance(images, Packed):
+        shift, scale = _shift_and_scale(config, images.device)
+        return torch.addcmul(shift, shown(images), scale).contiguous(memory_format=torch.channels_last)
     if images.is_floating_point():
         return images
     shift, scale = _shift_and_scale(config, images.device)

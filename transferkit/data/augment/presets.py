@@ -1,6 +1,6 @@
 """The presets of augmentation as steps of albumentations, and the steps that it has not, or has otherwise.
 
-Nothing else in the package imports albumentations.
+Whoever else needs albumentations takes it from here as `A`, and gets it without its way to the network.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import cv2
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from transferkit.core.records import DataConfig, Frame
 from transferkit.core.targets import IGNORED
+from transferkit.data.augment.draws import HUES, JITTER, Draw
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
     INTERPOLATIONS,
@@ -36,7 +37,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
 
-__all__ = ["AUGMENTATIONS", "Blots", "RandomBox", "Step", "composed", "mirror_steps", "preset_steps"]
+__all__ = [
+    "AUGMENTATIONS",
+    "A",
+    "Blots",
+    "Elastic",
+    "Fit",
+    "RandomBox",
+    "Step",
+    "composed",
+    "draw_of",
+    "mirror_steps",
+    "preset_steps",
+]
 
 Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carries no type marker
 
@@ -81,13 +94,16 @@ class Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
         self.config = config
 
     def apply(self, img: Pixels, **params: Any) -> Pixels:
+        """Show a picture."""
         return fit(img, self.config)
 
     def apply_to_mask(self, mask: Mask, *args: Any, **params: Any) -> Mask:
+        """Bring a mask along."""
         numbers = mask.dtype != np.uint8
         return fit_mask(mask, self.config, fill=0 if numbers else IGNORED)
 
     def apply_to_keypoints(self, keypoints: npt.NDArray[Any], **params: Any) -> npt.NDArray[Any]:
+        """Bring points along."""
         height, width = params["shape"][:2]
         edges = np.tile(keypoints[:, :2] + 0.5, 2)
         keypoints = keypoints.copy()
@@ -95,6 +111,7 @@ class Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
         return keypoints
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Return what `repr` shows."""
         return ("config",)
 
 
@@ -263,3 +280,53 @@ def _crop(config: DataConfig, smallest: float) -> Step:
     height, width = config.image_size
     ratio = (0.75 * width / height, width / height / 0.75)
     return RandomBox(config.image_size, (smallest, 1.0), ratio, interpolation=INTERPOLATIONS[config.interpolation])
+
+
+def draw_of(pipeline: Step, size: tuple[int, int], target: tuple[int, int]) -> Draw:
+    """Return what a pipeline would do next to a picture; its generators move on as if it had.
+
+    Args:
+        pipeline: Of one of `packed.DRAWABLE`, seeded.
+        size: Height and width of the picture.
+        target: Height and width that the crop is brought to.
+    """
+    crop, flip, matrix = (0, 0, size[1], size[0]), False, np.eye(3)
+    factors, order = (1.0, 1.0, 1.0, 0.0), tuple(range(len(JITTER)))
+    for step, numbers in _drawn(pipeline, [size, target]):
+        if isinstance(step, RandomBox):
+            crop = numbers["crop_coords"]
+        elif isinstance(step, A.HorizontalFlip):
+            flip = True
+        elif isinstance(step, A.Affine):
+            matrix = np.linalg.inv(numbers["matrix"])
+        elif isinstance(step, A.Perspective):
+            back = np.diag([numbers["max_width"] / target[1], numbers["max_height"] / target[0], 1.0])
+            matrix = np.linalg.inv(numbers["matrix"]) @ back
+        elif isinstance(step, A.ColorJitter):
+            # albumentations moves hues of 8 bits by a table that drops what is behind the point.
+            hue = math.floor(HUES * numbers["hue"])
+            factors = (numbers["brightness"], numbers["contrast"], numbers["saturation"], float(hue))
+            order = tuple(int(part) for part in numbers["order"])
+        else:
+            raise ValueError(f"{type(step).__name__} cannot be drawn without its pixels")
+    return Draw(crop, flip, matrix, factors, order)
+
+
+def _drawn(pipeline: Step, shapes: list[tuple[int, int]]) -> Iterator[tuple[Step, dict[str, Any]]]:
+    """Yield the steps that apply, with what was drawn for each: by the very calls by which a step draws for itself.
+
+    Args:
+        pipeline: The steps.
+        shapes: Of the picture before the first step, and after it.
+    """
+    pipeline.py_random.random()  # whether to run at all, which it always does
+    for number, step in enumerate(pipeline.transforms):
+        forced = isinstance(step, A.OneOf)
+        if forced:
+            if step.py_random.random() >= step.p:
+                continue
+            step = step.transforms[step.random_generator.choice(len(step.transforms), p=step.transforms_ps)]
+        if step.should_apply(force_apply=forced):
+            params = {**step.get_params(), "shape": (*shapes[min(number, 1)], 3)}
+            params.update(step.get_params_dependent_on_data(params=params, data={}))
+            yield step, params

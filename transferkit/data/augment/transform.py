@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
 from transferkit.core.records import DataConfig
+from transferkit.core.text import first_line
+from transferkit.data.augment.custom import OWN, certain, definitions_of, own_steps
+from transferkit.data.augment.draws import DRAWABLE, Piece
 from transferkit.data.augment.objects import (
     POINTS,
     check_objects,
@@ -29,13 +32,24 @@ from transferkit.data.augment.objects import (
     seen_in,
     uncovered,
 )
-from transferkit.data.augment.presets import AUGMENTATIONS, Blots, RandomBox, Step, composed, mirror_steps, preset_steps
+from transferkit.data.augment.presets import (
+    AUGMENTATIONS,
+    Blots,
+    RandomBox,
+    Step,
+    composed,
+    draw_of,
+    mirror_steps,
+    preset_steps,
+)
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
+    INTERPOLATIONS,
     check_config,
     fit,
     fit_boxes,
     fit_mask,
+    resize,
     resize_mask,
 )
 from transferkit.data.masks.annotation import Annotation, Mask
@@ -45,6 +59,7 @@ __all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "
 _SEED_MASK = 2**64 - 1
 _NEXT_DRAW = 0x9E3779B97F4A7C15  # added to a seed for another draw: far from the seeds of other views
 _MIRROR = "mirror"
+_LARGEST = 16  # times the target's pixels: a larger crop costs more to hand over than to resize here
 _DRAWS = 4  # of one view, until an object is left on it
 
 
@@ -139,6 +154,39 @@ class Transform:
             image = fit(image, self.config, whole=size, part=part)
         return image, replace(annotation, mask=mask)
 
+    @property
+    def drawable(self) -> bool:
+        """Whether `draw` can do it: every step is known by numbers."""
+        return self.name in DRAWABLE and not self.config.tiled
+
+    def draw(self, image: Pixels, seed: int) -> Piece:
+        """Return what a call with the same seed would make a view of, for `transferkit.data.augment.device` to make it.
+
+        Args:
+            image: As for a call.
+            seed: Likewise.
+
+        Returns:
+            The crop's pixels, a view of `image` or, where that is far larger than the target, at the target's size; and
+            the numbers of the draw.
+
+        Raises:
+            DataError: `image` is not such an array.
+        """
+        _check_image(image)
+        draw = draw_of(self._pipeline(seed), (image.shape[0], image.shape[1]), self.config.image_size)
+        left, top, right, bottom = draw.crop
+        box = image[top:bottom, left:right]
+        height, width = self.config.image_size
+        if box.shape[0] * box.shape[1] > _LARGEST * height * width:
+            cv2.setNumThreads(0)
+            box = resize(box, self.config.image_size, INTERPOLATIONS[self.config.interpolation])
+        return Piece(box, draw, self.config.image_size, self.config.interpolation)
+
+    def certain(self) -> Transform:
+        """Return the same with every step that may happen happening, to be tried out."""
+        return Transform(self.name, certain(self._steps), self.config, objects=certain(self._objects))
+
     def describe(self) -> dict[str, Any]:
         """Return the name, the configuration and each step with its arguments, as values for JSON."""
         return {"name": self.name, "config": self.config.key_values(), "steps": [repr(step) for step in self._steps]}
@@ -155,11 +203,11 @@ class Transform:
         self._local = threading.local()
 
     def _augment(self, image: Pixels, seed: int) -> Pixels:
-        return np.ascontiguousarray(self._pipeline(seed)(image=image)["image"])
+        return np.ascontiguousarray(self._run(self._pipeline(seed), image=image)["image"])
 
     def _augment_both(self, image: Pixels, mask: Mask, seed: int) -> tuple[Pixels, Mask]:
         same = resize_mask(mask, (image.shape[0], image.shape[1]))
-        both = self._pipeline(seed)(image=image, mask=same)
+        both = self._run(self._pipeline(seed), image=image, mask=same)
         return np.ascontiguousarray(both["image"]), np.ascontiguousarray(both["mask"])
 
     def _carry_objects(self, image: Pixels, annotation: Annotation, seed: int) -> tuple[Pixels, Annotation]:
@@ -189,7 +237,7 @@ class Transform:
                 step.holes = None
         mask = {} if numbers is None else {"mask": numbers}
         points = outline_points(boxes).reshape(-1, 2) - 0.5  # steps speak of centres of pixels
-        both = pipeline(image=image, keypoints=points, **mask)
+        both = self._run(pipeline, image=image, keypoints=points, **mask)
         points = np.asarray(both["keypoints"], dtype=np.float64).reshape(-1, POINTS, 2) + 0.5
         carried, shares = left_of(points, self.config.image_size)
         for step in pipeline.transforms:
@@ -203,6 +251,25 @@ class Transform:
             annotation, carried, None if self.name == _MIRROR else shares, left, self.config.image_size
         )
         return np.ascontiguousarray(both["image"]), shown
+
+    def _run(self, pipeline: Step, **parts: Any) -> dict[str, Any]:
+        """Run a pipeline; of own steps, say what is wrong with them where they fail or leave no picture."""
+        if self.name != OWN:
+            return pipeline(**parts)  # type: ignore[no-any-return]
+        height, width = parts["image"].shape[:2]
+        try:
+            result: dict[str, Any] = pipeline(**parts)
+        except Exception as error:  # what the steps raise is theirs
+            raise ConfigError(
+                f"--augment cannot be done to a picture of {height} x {width} pixels: {first_line(error)}"
+            ) from error
+        image = result["image"]
+        if image.shape != (*self.config.image_size, 3) or image.dtype != np.uint8:
+            raise ConfigError(
+                f"--augment makes of a picture of {height} x {width} pixels {image.shape} of {image.dtype}, expected "
+                f"{(*self.config.image_size, 3)} of uint8 - leave out what changes the kind of its values or channels"
+            )
+        return result
 
     def _pipeline(self, seed: int, *, objects: bool = False) -> Step:
         """Return the thread's own steps, about to draw from a seed."""
@@ -237,19 +304,25 @@ def mirror_transform(config: DataConfig) -> Transform:
     return Transform(_MIRROR, mirror_steps(config), config)
 
 
-def train_transform(name: str, config: DataConfig, *, flip: bool = True) -> Transform:
-    """Build a training transform by preset.
+def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Transform:
+    """Build a training transform by preset, or of own steps.
 
     Args:
         name: ``"none"`` (the evaluation transform), ``"light"`` (random resized crop and flip), ``"standard"``
             (stronger crop, flip, small rotation, shear or perspective, colour shift) or ``"heavy"`` (stronger still,
-            with elastic deformation, noise or blur, and coarse dropout).
+            with elastic deformation, noise or blur, and coarse dropout); or own steps, see
+            `transferkit.data.augment.custom`: a list by name and arguments, or of albumentations, or its `Compose`.
         config: Size and interpolation. Crops are drawn from the whole picture: `crop_pct` is evaluation's.
         flip: Whether a picture may be its mirror image; not where that is another class: arrows, digits, text.
+            Own steps say so themselves.
 
     Raises:
-        ConfigError: `name` is unknown, or a value of `config` is out of range.
+        ConfigError: `name` is unknown, a step is wrong, or a value of `config` is out of range.
     """
+    if not isinstance(name, str):
+        check_config(config)
+        steps, objects = (own_steps(definitions_of(name), config, objects=objects) for objects in (False, True))
+        return Transform(OWN, steps, config, objects=objects)
     if name not in AUGMENTATIONS:
         raise ConfigError(
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from transferkit.data.augment.draws import Piece
 from transferkit.data.augment.transform import Transform
 from transferkit.data.images.decode import Pixels
 from transferkit.data.masks.annotation import Annotation
@@ -42,13 +43,13 @@ class Renderer(Protocol):
 
     def render(
         self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
-    ) -> list[Pixels]:
-        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers.
+    ) -> Sequence[Pixels | Piece]:
+        """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, or what the device needs for them.
 
         Args:
             pixels: The picture, as it was decoded.
             sha256: What it is known by.
-            views: Which.
+            views: Which, by their numbers.
             whole: Height and width of its file, upright, where it may have been decoded at a fraction of them.
         """
 
@@ -65,6 +66,7 @@ class Views:
         count: Augmented views of each picture whose features are taken.
         seed: Of the augmentation.
         plain: Numbers of the views that are shown as in evaluation, below `REPEAT`.
+        hands_over: Whether `render` leaves augmentation to the device, where `augmented` can be drawn for it.
     """
 
     evaluation: Transform
@@ -72,6 +74,7 @@ class Views:
     count: int = 0
     seed: int = 0
     plain: frozenset[int] = frozenset({EVALUATION})
+    hands_over: bool = False
 
     def seed_of(self, sha256: str, view: int) -> int:
         """Return the seed of one view of one picture; where it is shown as in evaluation, the number of its window."""
@@ -85,11 +88,13 @@ class Views:
 
     def render(
         self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
-    ) -> list[Pixels]:
+    ) -> list[Pixels | Piece]:
         """Return views ``(h, w, 3) uint8`` of a picture ``(H, W, 3) uint8``, by their numbers; see `Renderer`."""
-        return [
-            self.evaluation(pixels, whole=whole, part=view // PART)
-            if self.augmented is None or view % REPEAT in self.plain
-            else self.augmented(pixels, sample_seed(self.seed, view, sha256))
-            for view in views
-        ]
+        shown: list[Pixels | Piece] = []
+        for view in views:
+            if self.augmented is None or view % REPEAT in self.plain:
+                shown.append(self.evaluation(pixels, whole=whole, part=view // PART))
+                continue
+            show = self.augmented.draw if self.hands_over and self.augmented.drawable else self.augmented
+            shown.append(show(pixels, sample_seed(self.seed, view, sha256)))
+        return shown

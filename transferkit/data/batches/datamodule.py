@@ -15,7 +15,10 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.custom import carried_problems, definitions_of
 from transferkit.data.augment.normalise import normalise
+from transferkit.data.augment.packed import Packed
+from transferkit.data.augment.place import PLACES, Place, Where, choose_place
 from transferkit.data.augment.transform import eval_transform, train_transform
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
@@ -39,7 +42,8 @@ class ImageData(L.LightningDataModule):
 
     Loaders give pictures as ``(B, H, W, 3) uint8``, which is four times less to move than floats; on the device
     `on_after_batch_transfer` makes them ``(B, 3, H, W) float32, normalised``, in channels-last memory format. A Trainer
-    calls it by itself; elsewhere use `normalise`.
+    calls it by itself; elsewhere use `normalise`. With `augment_on` the device, training pictures come as `Packed`, and
+    are augmented there, too.
 
     Args:
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
@@ -47,7 +51,8 @@ class ImageData(L.LightningDataModule):
         train_size: Side of training pictures in pixels; that of the model's input when ``None``.
         tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
         batch_size: Pictures per batch and process.
-        augment: ``"none"``, ``"light"``, ``"standard"`` or ``"heavy"``.
+        augment: ``"none"``, ``"light"``, ``"standard"``, ``"heavy"``, or own steps: see `train_transform`.
+        augment_on: ``"cpu"``, ``"device"`` (`light` and `standard` of whole pictures) or ``"auto"``: a Trainer's GPU.
         flip: Whether augmentation mirrors pictures.
         sampler: ``"shuffle"``, or ``"balanced"``: every class is drawn equally often, pictures with replacement.
         mixup: Alpha of mixup (Zhang et al. 2018), 0 for none. With it or `cutmix` targets are ``(B, C) float32``.
@@ -94,7 +99,8 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 32,
         train_size: int | None = None,
         tile: bool = False,
-        augment: str = "light",
+        augment: Any = "light",
+        augment_on: Where = "auto",
         flip: bool = True,
         sampler: str = "shuffle",
         mixup: float = 0.0,
@@ -152,15 +158,18 @@ class ImageData(L.LightningDataModule):
             problems.append(
                 f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}"
             )
+        if augment_on not in PLACES:
+            problems.append(f"augment_on is {augment_on!r}, expected one of {', '.join(PLACES)}")
         if problems:
             raise ConfigError(gather(problems))
         if tile and not reader.tiles:
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
         config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
         config = reader.framing(config.in_windows() if tile else config)
+        augment = augment if isinstance(augment, str) else definitions_of(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
-        self.augment, self.flip = augment, flip
+        self.augment, self.flip, self.augment_on = augment, flip, augment_on
         self.data_config = config
         self.adopts_config = data_config is None
         self.seed = seed
@@ -243,17 +252,38 @@ class ImageData(L.LightningDataModule):
         smaller = dataclasses.replace(config, image_size=size)
         augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
         annotations = self.annotations(split)
+        if train and annotations is not None and not isinstance(self.augment, str):
+            problems = carried_problems(self.augment, smaller, boxes=not self._reader.tiles)
+            if problems:
+                raise ConfigError(gather(problems))
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
             pictures,
-            Views(eval_transform(config), augmented, seed=self.seed, plain=self._plain_epochs),
+            Views(
+                eval_transform(config),
+                augmented,
+                seed=self.seed,
+                plain=self._plain_epochs,
+                hands_over=train and self.place().on_device,
+            ),
             targets=self.targets(split) if annotations is None else None,
             annotations=annotations,
             pixels=self.pixels,
             threads=available_cores(),
         )
+
+    def place(self, device: str | None = None) -> Place:
+        """Return where training pictures are augmented, with torch's name of a `device`, or the Trainer's.
+
+        Raises:
+            ConfigError: On the device, by `augment_on`, and it cannot be done there.
+        """
+        if device is None:
+            device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        answers = self.annotations("train") is not None
+        return choose_place(self.augment_on, self.augment, device, answers=answers, windows=self.data_config.tiled)
 
     def windows(self, split: str) -> Rows | None:
         """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""
@@ -353,8 +383,8 @@ class ImageData(L.LightningDataModule):
         """Normalise a batch's pictures on the device they are on."""
         return self.prepare(batch, train=self.trainer is not None and self.trainer.training)
 
-    def prepare(self, batch: tuple[Tensor, Tensor], *, train: bool) -> tuple[Tensor, Tensor]:
-        """Return a batch normalised and, for training, mixed as the options have it."""
+    def prepare(self, batch: tuple[Tensor | Packed, Tensor], *, train: bool) -> tuple[Tensor, Tensor]:
+        """Return a batch augmented, where that was left to the device, normalised and, for training, mixed."""
         images, targets = batch
         images = normalise(images, self.data_config)
         return self._mixer(images, targets) if train and self._mixer is not None else (images, targets)

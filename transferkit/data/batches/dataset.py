@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from transferkit.core.errors import DataError, TransferkitError
+from transferkit.data.augment.draws import Piece
+from transferkit.data.augment.packed import Packed, own_memory, pack
 from transferkit.data.augment.views import PART, Renderer, Views
 from transferkit.data.batches.boxes import Boxes, together
 from transferkit.data.batches.slots import BatchSlots
@@ -48,7 +51,7 @@ class Picture:
     part: int = 0
 
 
-_Shown: TypeAlias = tuple[Pixels, Annotation | None]
+_Shown: TypeAlias = tuple[Pixels | Piece, Annotation | None]
 
 
 class _Result(NamedTuple):
@@ -81,7 +84,8 @@ class Loaded(NamedTuple):
     """A batch of pictures, in order.
 
     Attributes:
-        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0.
+        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0. Empty where they are
+            `packed`.
         names: Of all B pictures.
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
         errors: Why each cannot be decoded; ``None`` where it can.
@@ -89,6 +93,7 @@ class Loaded(NamedTuple):
             or `Boxes`.
         sketches: Of each picture, where they were asked for; empty where not.
         sizes: Height and width of each picture, upright; ``None`` where they are not known.
+        packed: The same views before their augmentation, where the device does it.
     """
 
     images: Tensor
@@ -98,9 +103,10 @@ class Loaded(NamedTuple):
     targets: Tensor | Boxes | None
     sketches: Sequence[Sketch | None] = ()
     sizes: Sequence[tuple[int, int] | None] = ()
+    packed: Packed | None = None
 
-    def labelled(self) -> tuple[Tensor, Any]:
-        """Return images and targets.
+    def labelled(self) -> tuple[Any, Any]:
+        """Return images ``(B, h, w, 3) uint8`` or `Packed`, and targets.
 
         Raises:
             UnreadableImage: The first picture that cannot be decoded.
@@ -110,7 +116,7 @@ class Loaded(NamedTuple):
                 raise UnreadableImage(str(error), path=error.path, reason=error.reason, passing=error.passing)
         if self.targets is None:
             raise ValueError("a data set without targets gives no labelled batches")
-        return self.images, self.targets
+        return self.images if self.packed is None else self.packed, self.targets
 
 
 class ImageDataset(Dataset[Loaded]):
@@ -174,8 +180,12 @@ class ImageDataset(Dataset[Loaded]):
                 raise
             return error
 
-    def batch(self, keys: Sequence[int | Job]) -> Loaded:
+    def batch(self, keys: Sequence[int | Job], *, threads: int | None = None) -> Loaded:
         """Return the views of some pictures; a position alone stands for its view 0.
+
+        Args:
+            keys: Which.
+            threads: How many decode side by side; those of the data set when ``None``.
 
         Raises:
             DataError: An indexed file is gone, or its content has changed; likewise its answers on pixels.
@@ -189,7 +199,7 @@ class ImageDataset(Dataset[Loaded]):
             return Loaded(rows, names, [picture.sha256 for picture in pictures], [None] * len(jobs), targets)
         # Windows of one picture follow each other, and it is decoded once for all of them.
         runs = [list(run) for _, run in groupby(zip(jobs, pictures, strict=True), key=lambda pair: _source(pair[1]))]
-        if self.threads > 1 and len(runs) > 1 and get_worker_info() is None:
+        if (threads or self.threads) > 1 and len(runs) > 1 and get_worker_info() is None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
             shown = list(self._pool.map(self._show, runs))
@@ -201,17 +211,22 @@ class ImageDataset(Dataset[Loaded]):
         good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
         height, width = self.views.evaluation.config.image_size
+        pieces = [image for image in images if isinstance(image, Piece)]
+        ready = [image for image in images if not isinstance(image, Piece)]
+        if pieces and ready:
+            raise ValueError("views of one batch are augmented in one place")
         if self.annotations is not None:
             answers = [annotation for shown in good for _, annotation in shown if annotation is not None]
             targets = together(answers, (height, width))
         return Loaded(
-            self._together(images) if images else torch.zeros(0, height, width, 3, dtype=torch.uint8),
+            self._together(ready) if ready else torch.zeros(0, height, width, 3, dtype=torch.uint8),
             names,
             [result.sha256 for result in results],
             [result.views if isinstance(result.views, UnreadableImage) else None for result in results],
             targets,
             [result.sketch for result in results] if self.sketches else (),
             [result.size for result in results],
+            pack(pieces, self._memory) if pieces else None,
         )
 
     def _together(self, images: Sequence[Pixels]) -> Tensor:
@@ -220,6 +235,12 @@ class ImageDataset(Dataset[Loaded]):
         if handed is not None:
             return cast(Tensor, handed)  # which it becomes on its way to the other process
         return torch.from_numpy(np.stack(images))
+
+    def _memory(self, count: int) -> tuple[npt.NDArray[np.uint8], Tensor]:
+        """Return memory for a packed batch, to write to, and the tensor over it: in a slot where there is one."""
+        worker = get_worker_info()
+        taken = self.slots.take(worker.id, (count,)) if worker is not None and self.slots is not None else None
+        return own_memory(count) if taken is None else (taken[0], cast(Tensor, taken[1]))
 
     def stand_in(self, rows: Tensor | None) -> None:
         """Give out ``rows (N, ...)`` in the place of images from now on, or images again.

@@ -9,42 +9,67 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler
 from transferkit.data.batches.slots import BatchSlots
+from transferkit.data.batches.threads import from_threads
 from transferkit.data.batches.workers import LOOK_S, TIMEOUT_S, batches_ahead, from_workers, start_worker
 from transferkit.machine.cores import free_memory
 
-__all__ = ["ImageLoader", "load_batches"]
+__all__ = ["BatchLoader", "ImageLoader"]
 
 LARGER = 8
 """Times the bytes of an evaluation view that a slot has for each: training may be at another size."""
 
 
+HANDED = 4
+"""Times the bytes of a view that its picture has before augmentation: about twice the side."""
+
 NEAR = 2
 """Batches that a worker has ready or in work, at most, of what is taken only as it is needed."""
 
 
-def load_batches(
-    dataset: ImageDataset, batches: Iterable[Sequence[Job]], *, rows: int, workers: int, pin_memory: bool = False
-) -> Iterator[Loaded]:
-    """Yield batches in order; taken from `batches` only as they are needed.
+class BatchLoader:
+    """Loads what it is told to, list after list of batches, by the same workers.
 
     Args:
         dataset: Where pictures come from.
-        batches: What each batch is made of.
         rows: Views of a batch, at most; 0 where they are of no known size.
         workers: Processes; 0 decodes in this one, on the data set's threads.
         pin_memory: For copies to a GPU that do not block.
-
-    Raises:
-        DataError: An indexed file is gone, or its content has changed.
-        StorageError: A worker was killed, or they are silent.
     """
-    ahead = min(NEAR, batches_ahead(workers, rows * _view_bytes(dataset), free_memory()))
-    loader = DataLoader(dataset, batch_sampler=batches, **_settings(workers, ahead, pin_memory))  # type: ignore[arg-type]
-    dataset.slots = _slots(dataset, rows, workers, ahead)
-    yield from from_workers(loader, TIMEOUT_S)
+
+    def __init__(self, dataset: ImageDataset, *, rows: int, workers: int, pin_memory: bool = False) -> None:
+        ahead = min(NEAR, batches_ahead(workers, rows * _view_bytes(dataset), free_memory()))
+        self._batches = _Batches()
+        self._slots = _slots(dataset, rows, workers, ahead)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._batches,  # type: ignore[arg-type]
+            persistent_workers=workers > 0,
+            **_settings(workers, ahead, pin_memory),
+        )
+
+    def load(self, batches: Iterable[Sequence[Job]]) -> Iterator[Loaded]:
+        """Yield batches in order; taken from `batches` only as they are needed.
+
+        Raises:
+            DataError: An indexed file is gone, or its content has changed.
+            StorageError: A worker was killed, or they are silent.
+        """
+        self._batches.next = batches
+        self._loader.dataset.slots = self._slots  # type: ignore[attr-defined]  # of its workers, which start now
+        yield from from_workers(self._loader, TIMEOUT_S)
+
+
+class _Batches:
+    """The batches that are loaded next, for a loader that wants one sampler for all its time."""
+
+    next: Iterable[Sequence[Job]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[Job]]:
+        return iter(self.next)
 
 
 def _view_bytes(dataset: ImageDataset) -> int:
@@ -84,6 +109,8 @@ class ImageLoader(DataLoader[Any]):
         batch_size: Pictures per batch.
         sampler: The training order, or a rank's part of an evaluation; pictures come in index order when ``None``.
         workers: Processes.
+        threads: Of this process that make batches ahead of the steps, where there are no workers; 0 for none: each
+            batch is made when it is asked for.
         pin_memory: For copies to a GPU that do not block.
 
     Raises:
@@ -100,9 +127,12 @@ class ImageLoader(DataLoader[Any]):
         *,
         sampler: EpochSampler | EvaluationSampler | None = None,
         workers: int = 0,
+        threads: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        ahead = batches_ahead(workers, batch_size * _view_bytes(dataset), free_memory())
+        handed = isinstance(dataset.views, Views) and dataset.views.hands_over
+        size = batch_size * _view_bytes(dataset) * (HANDED if handed else 1)
+        ahead = batches_ahead(workers or threads, size, free_memory())
         super().__init__(
             dataset,
             batch_size=batch_size,
@@ -110,6 +140,7 @@ class ImageLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
             **_settings(workers, ahead, pin_memory),
         )
+        self._threads, self._ahead = (0 if workers else threads), ahead
         self._slots: BatchSlots | None = None
         self._yielded = 0
 
@@ -120,7 +151,14 @@ class ImageLoader(DataLoader[Any]):
         if self._slots is None:
             self._slots = _slots(self.dataset, self.batch_size or 1, self.num_workers, self.prefetch_factor or 0)
         self.dataset.slots = self._slots  # of this loader's workers, which start at its first batch
-        for loaded in from_workers(super().__iter__(), TIMEOUT_S):
+        batches: Iterable[Loaded]
+        if self._threads:
+            threads, ahead = self._threads, self._threads * self._ahead
+            keys: Any = self.batch_sampler  # torch's stubs know no batches of jobs
+            batches = from_threads(self.dataset, keys, threads=threads, ahead=ahead, pin_memory=self.pin_memory)
+        else:
+            batches = from_workers(super().__iter__(), TIMEOUT_S)
+        for loaded in batches:
             batch = loaded.labelled()
             self._yielded += 1
             yield batch

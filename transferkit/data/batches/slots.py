@@ -85,15 +85,29 @@ class BatchSlots:
             worker: Number of this worker.
             pictures: ``(h, w, 3) uint8``, all of one size, at least one.
         """
+        taken = self.take(worker, (len(pictures), *pictures[0].shape))
+        if taken is None:
+            return None
+        np.stack(pictures, out=taken[0])
+        return taken[1]
+
+    def take(self, worker: int, shape: tuple[int, ...]) -> tuple[Any, Handed] | None:
+        """Take a free slot; ``None`` where there is none, or the batch is too large for one.
+
+        Args:
+            worker: Number of this worker.
+            shape: Of the batch.
+
+        Returns:
+            The slot's memory in this shape, uint8, to write to, and what is handed over.
+        """
         number, _, each, size = self._facts
-        shape = len(pictures), *pictures[0].shape
         if math.prod(shape) > size:
             return None
         for slot in range(worker * each, (worker + 1) * each):
             if not self._taken[slot]:
                 self._taken[slot] = 1
-                np.stack(pictures, out=self._bytes(slot, math.prod(shape)).reshape(shape))
-                return Handed(number, slot, shape)
+                return self._bytes(slot, math.prod(shape)).reshape(shape), Handed(number, slot, shape)
         return None
 
     def open(self, slot: int, shape: tuple[int, ...]) -> Tensor:

@@ -38,7 +38,7 @@ class DiskPixels:
 
     Args:
         spec: How they are decoded.
-        limit: Bytes of the whole store at most.
+        limit: Bytes of the whole store at most; 0 to add none.
         root: The store's directory; ``None`` for ``pixels`` in the user's cache.
     """
 
@@ -188,6 +188,7 @@ class DiskPixels:
 
     def _new_writer(self) -> PixelWriter:
         writer = PixelWriter(self.spec, self._folder, self.limit)
+        writer.open = self.limit > 0
         # At the end of the process, a decoding one's too, and when nobody knows this store any more.
         Finalize(self, writer.write, exitpriority=10)
         return writer

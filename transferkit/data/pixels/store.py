@@ -12,7 +12,7 @@ from transferkit.data.pixels.disk import DiskPixels
 from transferkit.data.pixels.memory import MemoryPixels
 from transferkit.data.pixels.spec import PixelSpec
 
-__all__ = ["PixelStore", "open_pixels"]
+__all__ = ["PixelStore", "open_pixels", "read_pixels"]
 
 
 class PixelStore:
@@ -92,3 +92,9 @@ def open_pixels(config: DataConfig, *, memory: int, disk: int) -> PixelStore:
     """
     spec = PixelSpec.of(config.decode_side, config.decoding)
     return PixelStore(spec, MemoryPixels(memory), DiskPixels(spec, disk) if disk else None)
+
+
+def read_pixels(config: DataConfig) -> PixelStore:
+    """Return the pictures on disk that were decoded for this way of preparing them, by a training; none is added."""
+    spec = PixelSpec.of(config.decode_side, config.decoding)
+    return PixelStore(spec, MemoryPixels(0), DiskPixels(spec, 0))

@@ -23,6 +23,7 @@ from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies
 from transferkit.data.index.index import ImageIndex, build_index, warn_of
 from transferkit.data.index.targets import TargetReader
+from transferkit.data.pixels.store import read_pixels
 from transferkit.data.scan.records import SPLITS
 from transferkit.data.scan.scan import scan_data
 from transferkit.features.engine.compute import Compute, FrozenBackbone
@@ -34,6 +35,7 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.task import task_of
+from transferkit.options.augment import augment_words
 from transferkit.options.features import FeatureOptions, FeaturesConfig
 from transferkit.options.fields import make_config
 
@@ -109,6 +111,7 @@ def extract_table(
                 "masks by finetune --phases probe"
             )
         reader = task.targets
+    make_views(DataConfig(), config.views, config.augment, config.seed)  # wrong steps are an error before all else
     frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     usual = frozen.backbone.data_config  # of a network that others may use, too
@@ -129,8 +132,9 @@ def extract_table(
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
     extraction = extract_pictures(
-        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True
-    )
+        pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True,
+        pixels=read_pixels(prepared),
+    )  # fmt: skip
     bad = {pictures[at].sha256: reason for at, reason in extraction.failures.items()}
     if bad or any(result.sketch is None for result in readable):  # more is known than before
         hashes = [replace(result, error=result.error or bad.get(str(result.sha256)),
@@ -175,7 +179,7 @@ def build_once(
     return FrozenBackbone(backbone.eval().requires_grad_(False))
 
 
-def make_views(config: DataConfig, count: int, augment: str, seed: int, *, flip: bool = True) -> Views:
+def make_views(config: DataConfig, count: int, augment: Any, seed: int, *, flip: bool = True) -> Views:
     """Return the views of a picture: the evaluation view and `count` augmented ones."""
     augmented = train_transform(augment, config, flip=flip) if count else None
     return Views(eval_transform(config), augmented, count, seed)
@@ -242,7 +246,7 @@ def _facts(
         "data_config": prepared.to_dict(),
         "layers": {tap.layer: tap.pool for tap in extraction.rows},
         "views": config.views,
-        "augment": config.augment if config.views else "none",
+        "augment": augment_words(config.augment) if config.views else "none",
         "precision": extraction.precision.precision,
         "precision_reason": extraction.precision.reason,
         "computed": extraction.computed,

@@ -14,7 +14,7 @@ import torch
 from transferkit.core.errors import TrainingError
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Picture
-from transferkit.data.batches.loader import load_batches
+from transferkit.data.batches.loader import BatchLoader
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.decode import UnreadableImage
 from transferkit.data.images.sketch import Sketch
@@ -95,7 +95,13 @@ def extract_pictures(
         try:
             with worker_errors():
                 engine = frozen.engine(taps, choice.precision, compute)
-                computation = _Computation(rows, engine, dataset, compute, len(missing), progress)
+                loader = BatchLoader(
+                    dataset,
+                    rows=max(compute.batch, rows.views),
+                    workers=compute.workers,
+                    pin_memory=compute.device == "cuda",
+                )
+                computation = _Computation(rows, engine, dataset, loader, compute, len(missing), progress)
                 computed, drawn = computation.run(missing), computation.sketches
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -122,6 +128,7 @@ class _Computation:
     rows: StoredRows
     engine: Engine
     dataset: ImageDataset
+    loader: BatchLoader
     compute: Compute
     total: int
     progress: Progress | None
@@ -154,13 +161,7 @@ class _Computation:
         if not missing:
             return
         batches = pack([(position, tuple(sorted(views))) for position, views in missing.items()], self.compute.batch)
-        loading = load_batches(
-            self.dataset,
-            [[Job(position, views) for position, views in batch] for batch in batches],
-            rows=max(self.compute.batch, self.rows.views),
-            workers=self.compute.workers,
-            pin_memory=self.compute.device == "cuda",
-        )
+        loading = self.loader.load([[Job(position, views) for position, views in batch] for batch in batches])
         places: list[tuple[int, int]] = []
         parts: list[tuple[torch.Tensor, ...]] = []
         failures: dict[int, UnreadableImage] = {}

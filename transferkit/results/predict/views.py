@@ -18,7 +18,7 @@ from transferkit.core.records import DataConfig, Decoding, Window
 from transferkit.data.augment.transform import Transform, eval_transform, train_transform
 from transferkit.data.augment.views import sample_seed
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
-from transferkit.data.batches.loader import load_batches
+from transferkit.data.batches.loader import BatchLoader
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
@@ -339,6 +339,6 @@ def _load(
     batches = iter(lambda: list(islice(chained, batch_size)), [])
     workers = 0 if len(first) < ahead else workers  # all is here already
     try:
-        yield from load_batches(dataset, batches, rows=rows, workers=workers, pin_memory=pin_memory)
+        yield from BatchLoader(dataset, rows=rows, workers=workers, pin_memory=pin_memory).load(batches)
     finally:
         dataset.close()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
+from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.data.augment.custom import carried_problems, step_problems
 from transferkit.models.task import Task, task_of
 from transferkit.options.fields import make_config
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
@@ -24,7 +26,7 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
-CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head")
+CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head", "augment_on")
 """What a run chooses where it is not named; a resume takes what was chosen."""
 
 USUAL_GAMMA = FinetuneConfig.focal_gamma
@@ -110,7 +112,7 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
         task.require("solver", "a solved phase")
         if config.head not in SOLVED:
             problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
-    problems += _craft_problems(config, phases) + _task_problems(config)
+    problems += _craft_problems(config, phases) + _task_problems(config) + _augment_problems(config, task)
     if problems:
         raise ConfigError(gather(problems))
     return phases
@@ -129,6 +131,17 @@ def usual_lr(config: TrainingOptions, task: Task) -> float:
 def monitor_of(config: TrainingOptions) -> str:
     """Return what the best epoch is chosen by, such as ``"val_acc"``."""
     return f"val_{task_of(config).objective.monitor}" if config.monitor == AUTO else config.monitor
+
+
+def _augment_problems(config: TrainingOptions, task: Task) -> list[str]:
+    """Return what is wrong with own steps of augmentation: of themselves, or beside what else is wanted."""
+    if isinstance(config.augment, str):
+        return []
+    problems = step_problems(config.augment)
+    if not problems and not task.extent.whole:
+        shown = DataConfig(crop_mode="tile") if config.tile else DataConfig()
+        problems = carried_problems(config.augment, shown, boxes=not task.targets.tiles)
+    return problems
 
 
 def _task_problems(config: TrainingOptions) -> list[str]:

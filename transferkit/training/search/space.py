@@ -61,7 +61,10 @@ MEASURES = (
     "data", "val_split", "test_split", "group_by", "group_near", "skip_bad", "allow_empty_classes", "allow_leaks",
     "seed", "split_seed", "monitor",
 )  # fmt: skip
-PLACES = ("accelerator", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers", *NOT_SAVED)
+PLACES = (
+    "accelerator", "augment_on", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers",
+    *NOT_SAVED,
+)  # fmt: skip
 
 OF_A_TRAINED_HEAD = frozenset({
     "batch_size", "drop_rate", "epochs", "head", "label_smoothing", "momentum", "nesterov", "optimizer", "probe_lr",
@@ -70,8 +73,9 @@ OF_A_TRAINED_HEAD = frozenset({
 """Options of how a head alone is trained; cached features answer them."""
 
 OF_ITS_FEATURES = frozenset({
-    *MEASURES, *NOT_SAVED, "accelerator", "augment", "backbone", "image_size", "init_from", "keep_activations",
-    "layer_decay", "lr", "phases", "precision", "probe", "probe_epochs", "probe_views", "weights", "workers",
+    *MEASURES, *NOT_SAVED, "accelerator", "augment", "augment_on", "backbone", "image_size", "init_from",
+    "keep_activations", "layer_decay", "lr", "phases", "precision", "probe", "probe_epochs", "probe_views", "weights",
+    "workers",
 })  # fmt: skip
 """Options that may be set besides: they say what the features are, or do nothing to a head alone."""
 
