@@ -34,14 +34,14 @@ BACKBONE = ("--backbone", "test_resnet", "--weights", "random", "--image-size", 
 
 
 def write(root: Path, count: int) -> Path:
-    """Write pictures of blots, all different, of about half a kilobyte each."""
+    """Write pictures of blots, all different, of about half a kilobyte each, the classes of different colours."""
     generator = np.random.default_rng(count)
     for number in range(count):
         label = number % CLASSES
         folder = root / f"class{label}" / f"part{number // CLASSES % FOLDERS:02}"
         folder.mkdir(parents=True, exist_ok=True)
         coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        coarse[label // 4, label % 4] = 255
+        coarse = coarse // 2 + np.array([label % 3 * 60, label // 3 % 3 * 60, label // 9 * 120], dtype=np.uint8)
         Image.fromarray(coarse).resize((SIDE, SIDE)).save(folder / f"{number:06}.{'png' if number % 2 else 'jpg'}")
     return root
 
