@@ -271,7 +271,7 @@ IN_PLACE = ("rewritten at its size and time", "through a hard link", "a copy wit
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_is_read_again(paths, change):  # fault 203
+def test_a_file_that_changes_is_read_again(paths, change):  # fault 206
     for path in paths:
         os.utime(path, ns=(10**18, 10**18))  # as pictures of one archive may have
     read_files(paths, min_side=None)
@@ -353,7 +353,7 @@ def copied(folder):
 
 
 @pytest.mark.parametrize("change", [moved, touched, with_other_rights, copied])
-def test_known_contents_in_files_of_another_state_are_not_decoded(paths, decoded, read, change, tmp_path):
+def test_known_contents_in_files_of_another_state_are_not_decoded(paths, decoded, read, change, tmp_path):  # fault 214
     read_files(paths, min_side=64)
     decoded.clear()
     tick(tmp_path)
@@ -462,7 +462,7 @@ def test_disks_that_number_no_files(paths, read, monkeypatch):
     assert read.count("0.png") == 2 and read.count("1.png") == 1
 
 
-def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):  # fault 204
+def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):  # fault 207
     own, before = os.stat, {path: Path(path).stat() for path in paths}
     truth = hash_files(paths)
     Path(paths[0]).write_bytes(Path(paths[1]).read_bytes())
