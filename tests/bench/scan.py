@@ -37,7 +37,7 @@ MODEL = ("--backbone", "transferkit/mini", "--weights", "bundled", "--image-size
 
 
 def write(root: Path, count: int, kilobytes: int = 0) -> Path:
-    """Write pictures of blots in the colours of their classes, all different, a kilobyte each; or larger files, by what follows the picture."""
+    """Write pictures of blots in the colours of their classes, a kilobyte each; larger by what follows the picture."""
     generator = np.random.default_rng(0)
     for number in range(count):
         label = number % CLASSES
