@@ -34,7 +34,7 @@ Points = list[tuple[float, float]]
 @contextmanager
 def started(words: list[str], output: int | IO[str]) -> Iterator[subprocess.Popen[str]]:
     """Start a command that ends with the block. Raises `SystemExit` where it fails."""
-    process = subprocess.Popen(words, stdout=output, text=True)
+    process = subprocess.Popen(words, stdout=output, text=True, encoding="utf-8")
     try:
         yield process
     finally:

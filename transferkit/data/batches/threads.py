@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import choose_workers
 from transferkit.machine.timings import Memory
 
-__all__ = ["from_threads", "share_of_cores", "threads_suffice"]
+__all__ = ["choose_makers", "from_threads", "share_of_cores"]
 
 ENOUGH = 0.8
 """The share of the cores from which on threads do as well as processes, which spend some on handing over."""
@@ -57,18 +60,36 @@ def from_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def threads_suffice(dataset: ImageDataset, threads: int, facts: Mapping[str, Any]) -> bool:
-    """Return whether threads make batches as fast as processes would, measured once on this machine, and remembered.
+def choose_makers(dataset: ImageDataset, workers: int | None, device: str) -> tuple[int, int]:
+    """Return how many processes, or else threads, make batches beside the steps.
 
-    It depends on what is done to a picture: decoders and large copies leave the interpreter's lock to others, steps of
-    an augmentation hold it.
+    A CPU has no cores to spare beside its steps: without processes each batch is made when it is asked for, on all
+    threads. For an accelerator threads are enough where they use the cores as processes would, measured once on this
+    machine, and remembered: decoders and large copies leave the interpreter's lock to others, augmentation holds it.
 
     Args:
         dataset: At least one picture; its first ones are shown.
-        threads: How many, at least 1.
-        facts: What is done to a picture, as values for JSON.
+        workers: Processes that the user names; ``None``: as measured.
+        device: torch's name of the device that computes.
+
+    Returns:
+        Processes and threads; one of them is 0.
     """
-    memory = Memory({**facts, "what": "threads that make batches", "threads": threads, "python": sys.version})
+    if device == "cpu":
+        return workers or 0, 0
+    threads = max(1, available_cores() - 1)
+    if workers is None:
+        workers = 0 if _threads_suffice(dataset, threads) else choose_workers(None, device)[0]
+    return workers, 0 if workers else threads
+
+
+def _threads_suffice(dataset: ImageDataset, threads: int) -> bool:
+    views: Any = dataset.views
+    augmented = views.augmented.describe() if isinstance(views, Views) and views.augmented is not None else None
+    memory = Memory({
+        "what": "threads that make batches", "threads": threads, "python": sys.version, "augmented": augmented,
+        "evaluation": views.evaluation.describe(), "on_device": isinstance(views, Views) and views.hands_over,
+    })  # fmt: skip
     share = memory.recall().get("share")
     if share is None:
         with memory.alone():
