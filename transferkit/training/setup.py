@@ -154,7 +154,8 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     backbone.data_config = task.targets.framing(
         replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
     )
-    data = _data(config, task, backbone, workers, console)
+    measured = config.workers is None and workers > 0 and accelerator != "cpu"
+    data = _data(config, task, backbone, None if measured else workers, console)
     place = data.place(device_of(accelerator))
     data.augment_on = "device" if place.on_device else "cpu"
     try_augmentation(data)
@@ -226,7 +227,9 @@ def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
             )
 
 
-def _data(config: TrainingOptions, task: Task, backbone: Backbone, workers: int, console: Console | None) -> ImageData:
+def _data(
+    config: TrainingOptions, task: Task, backbone: Backbone, workers: int | None, console: Console | None
+) -> ImageData:
     """Read and check the pictures."""
     with counting_bar(console, "reading pictures") as progress:
         data = ImageData(

@@ -13,7 +13,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.dataset import ImageDataset
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler
-from transferkit.data.batches.threads import from_threads, share_of_cores
+from transferkit.data.batches.threads import choose_makers, from_threads, share_of_cores
 
 
 @pytest.fixture
@@ -101,3 +101,36 @@ def test_each_number_is_worked_on_once(monkeypatch):
 
     share_of_cores(note, 3)
     assert np.bincount(done)[:3].min() >= 2  # on one thread, and on three
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """What measurements will find, and how many there were."""
+    found, asked = [0.9, 0.3], []
+
+    def share(make, threads):
+        asked.append(threads)
+        make(70)  # beyond the pictures that are shown
+        return found[len(asked) - 1]
+
+    monkeypatch.setattr(module, "share_of_cores", share)
+    monkeypatch.setattr(module, "available_cores", lambda: 5)
+    monkeypatch.setattr(module, "choose_workers", lambda workers, device: (4, 1))
+    return asked
+
+
+def test_makers_are_measured_once_and_remembered(folder, shares):
+    light, heavy = (ImageData(folder, 32, augment=name).dataset("train", train=True) for name in ("light", "heavy"))
+    for _ in range(2):
+        assert choose_makers(light, None, "cuda") == (0, 4)
+        assert choose_makers(heavy, None, "cuda") == (4, 0)
+    assert shares == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "makers"),
+    [(None, "cpu", (0, 0)), (0, "cpu", (0, 0)), (2, "cpu", (2, 0)), (0, "cuda", (0, 4)), (3, "cuda", (3, 0))],
+)
+def test_what_is_named_is_not_measured(data, shares, workers, device, makers):
+    assert choose_makers(data.dataset("train"), workers, device) == makers
+    assert shares == []

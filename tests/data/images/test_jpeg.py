@@ -118,8 +118,9 @@ def test_who_decodes(monkeypatch, options, size, pillow):
     assert pillow_is_asked(monkeypatch, encoded(drawn(*size), **options)) is pillow
 
 
-def test_cut_and_damaged_files_get_what_pillow_gives_them(monkeypatch):
-    whole = encoded(drawn(66, 80))
+@pytest.mark.parametrize("progressive", [False, True])
+def test_cut_and_damaged_files_get_what_pillow_gives_them(monkeypatch, progressive):
+    whole = encoded(drawn(66, 80), progressive=progressive)
     generator = np.random.default_rng(0)
     cases = [whole[:length] for length in range(0, len(whole), 41)]
     cases += [

@@ -24,6 +24,7 @@ from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
+from transferkit.data.batches.threads import choose_makers
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
 from transferkit.data.index.targets import TargetReader
@@ -65,7 +66,8 @@ class ImageData(L.LightningDataModule):
         group_near: Keep near copies in one split, too, as equal pictures are.
         seed: Of splits, order and augmentation.
         split_seed: Of the splits alone, where they are to have one of their own.
-        workers: Decoding processes; 0 decodes in this process, on all of its threads.
+        workers: Decoding processes; 0 decodes in this process, on all of its threads; ``None``, for a Trainer's GPU, as
+            measured.
         keep_bytes: Memory for decoded pictures, in bytes; ``None`` for a quarter of what is free.
         pixel_store: Disk in the user's cache for those that do not fit there, such as ``"20GB"``, or ``"off"``.
         skip_bad: Drop unreadable pictures instead of raising.
@@ -112,7 +114,7 @@ class ImageData(L.LightningDataModule):
         group_near: bool = False,
         seed: int = 0,
         split_seed: int | None = None,
-        workers: int = 0,
+        workers: int | None = 0,
         keep_bytes: int | None = None,
         pixel_store: str = PIXEL_STORE,
         skip_bad: bool = False,
@@ -148,7 +150,7 @@ class ImageData(L.LightningDataModule):
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
-                ("workers", workers, 0),
+                ("workers", workers or 0, 0),
                 ("image_size", min(config.image_size), 1),
                 ("train_size", train_size or 1, 1),
             )
@@ -280,9 +282,8 @@ class ImageData(L.LightningDataModule):
         Raises:
             ConfigError: On the device, by `augment_on`, and it cannot be done there.
         """
-        if device is None:
-            device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
         answers = self.annotations("train") is not None
+        device = device or self._device()
         return choose_place(self.augment_on, self.augment, device, answers=answers, windows=self.data_config.tiled)
 
     def windows(self, split: str) -> Rows | None:
@@ -317,13 +318,15 @@ class ImageData(L.LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: EpochSampler | EvaluationSampler | None = None, size: int | None = None
     ) -> ImageLoader:
+        workers, threads = choose_makers(dataset, self._workers, self._device())
         return ImageLoader(
-            dataset,
-            size or self.batch_size,
-            sampler=sampler,
-            workers=self._workers,
+            dataset, size or self.batch_size, sampler=sampler, workers=workers, threads=threads,
             pin_memory=torch.cuda.is_available(),
-        )
+        )  # fmt: skip
+
+    def _device(self) -> str:
+        """Torch's name of the Trainer's device."""
+        return "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
 
     def _place(self) -> tuple[int, int]:
         """The Trainer's rank and number of processes."""

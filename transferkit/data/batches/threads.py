@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded
+from transferkit.machine.cores import available_cores
+from transferkit.machine.device import choose_workers
+from transferkit.machine.timings import Memory
 
-__all__ = ["from_threads", "share_of_cores"]
+__all__ = ["choose_makers", "from_threads", "share_of_cores"]
+
+ENOUGH = 0.8
+"""The share of the cores from which on threads do as well as processes, which spend some on handing over."""
 
 TRIAL_S = 0.15
 """Seconds that batches are made for a measurement, on one thread and on all."""
@@ -49,6 +58,47 @@ def from_threads(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def choose_makers(dataset: ImageDataset, workers: int | None, device: str) -> tuple[int, int]:
+    """Return how many processes, or else threads, make batches beside the steps.
+
+    A CPU has no cores to spare beside its steps: without processes each batch is made when it is asked for, on all
+    threads. For an accelerator threads are enough where they use the cores as processes would, measured once on this
+    machine, and remembered: decoders and large copies leave the interpreter's lock to others, augmentation holds it.
+
+    Args:
+        dataset: At least one picture; its first ones are shown.
+        workers: Processes that the user names; ``None``: as measured.
+        device: torch's name of the device that computes.
+
+    Returns:
+        Processes and threads; one of them is 0.
+    """
+    if device == "cpu":
+        return workers or 0, 0
+    threads = max(1, available_cores() - 1)
+    if workers is None:
+        workers = 0 if _threads_suffice(dataset, threads) else choose_workers(None, device)[0]
+    return workers, 0 if workers else threads
+
+
+def _threads_suffice(dataset: ImageDataset, threads: int) -> bool:
+    views: Any = dataset.views
+    augmented = views.augmented.describe() if isinstance(views, Views) and views.augmented is not None else None
+    memory = Memory({
+        "what": "threads that make batches", "threads": threads, "python": sys.version, "augmented": augmented,
+        "evaluation": views.evaluation.describe(), "on_device": isinstance(views, Views) and views.hands_over,
+    })  # fmt: skip
+    share = memory.recall().get("share")
+    if share is None:
+        with memory.alone():
+            share = memory.recall().get("share")
+            if share is None:
+                count = min(len(dataset), 64)
+                share = share_of_cores(lambda number: dataset.batch([number % count], threads=1), threads)
+                memory.remember({"share": share})
+    return share >= ENOUGH
 
 
 def share_of_cores(make: Callable[[int], object], threads: int) -> float:
