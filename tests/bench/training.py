@@ -1,14 +1,17 @@
 """Training speed: transferkit over a hand-written minimal PyTorch loop, same model, data, batch size and workers.
 
 The loop is what a careful person writes: ImageFolder, torchvision transforms, fp32, AdamW. transferkit runs as its
-command does, with what `--precision auto` chooses on this machine, its memory format, allocator and decoding.
+command does, with what it chooses for long runs on this machine: precision, memory format, compilation; its allocator
+and decoding. Bare steps on synthetic tensors are taken by every precision and memory format, eager and compiled (in
+channels-last: contiguous code is several times slower on a CPU).
 
-    python tests/bench/training.py [--data FOLDER] [--backbone resnet18] [--image-size 96] [--workers 0]
+    python tests/bench/training.py [--data FOLDER] [--backbone resnet18] [--image-size 96] [--workers 0] [--no-compile]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -28,16 +31,19 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.sample import sample_folder
 from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, tune_process
-from transferkit.machine.precision import choose_training_precision
+from transferkit.machine.precision import MemoryFormat, layout_of, possible_precisions
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
+from transferkit.training.compiling import known_costs, measure_compiling
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
+from transferkit.training.loop.compiling import CompiledSteps
 from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import in_order
 from transferkit.training.plan.phases import Phase
+from transferkit.training.steps import StepTrial, Way, choose_steps
 
 
 class Clock(L.Callback):
@@ -128,52 +134,92 @@ def build(options: argparse.Namespace, folder: Path) -> tuple[TransferModule, Im
 
 
 def our_epoch(
-    options: argparse.Namespace,
-    module: TransferModule,
-    data: ImageData,
-    accelerator: str,
-    precision: str,
+    options: argparse.Namespace, module: TransferModule, data: ImageData, accelerator: str, way: Way, compiled: bool,
     shares: list[float],
-) -> float:
-    """Images per second of one epoch of transferkit's training, with everything `finetune` hangs on it."""
+) -> float:  # fmt: skip
+    """Images per second of one epoch of transferkit's training, with everything `finetune` hangs on it.
+
+    Code is made at the first step, which is not counted: the epoch is that of a run that has begun.
+    """
     tune_process(max(1, available_cores() - options.workers))
+    layout = layout_of(way.memory_format)
+    module.passage.memory_format = layout
     with tempfile.TemporaryDirectory() as out:
-        schedule = PhaseSchedule([Phase("finetune", epochs=1)])
+        schedule = PhaseSchedule([Phase("finetune", epochs=2 if compiled else 1)])
         clock = Clock()
         selection = Selection("train_loss", ByFigure(higher_is_better=False), patience=None)
         recorder = RunRecorder(Path(out), module, schedule, selection, SignalFlag())
+        craft = [CompiledSteps()] if compiled else []
         trainer = L.Trainer(
-            accelerator=accelerator, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true",
-            callbacks=in_order(schedule, [], [clock], recorder), plugins=[AtomicCheckpointIO()], max_epochs=1,
-            gradient_clip_val=1.0, limit_train_batches=options.images // options.batch_size, logger=False,
+            accelerator=accelerator, devices=1, precision="bf16-mixed" if way.precision == "bf16" else "32-true",
+            callbacks=in_order(schedule, craft, [clock], recorder), plugins=[AtomicCheckpointIO()],
+            max_epochs=2 if compiled else 1, gradient_clip_val=1.0,
+            limit_train_batches=options.images // options.batch_size, logger=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out,
         )  # fmt: skip
-        trainer.fit(module.to(memory_format=torch.channels_last), datamodule=data)
+        trainer.fit(module.to(memory_format=layout), datamodule=data)
     shares.append(1 - clock.work / clock.seconds)
     return clock.images / clock.seconds
 
 
-def overhead(options: argparse.Namespace, module: TransferModule, accelerator: str, precision: str) -> float:
-    """Images per second of the same steps on synthetic tensors in a bare loop: what an epoch costs more is ours."""
-    device = "cuda" if accelerator == "gpu" else "cpu"
-    module = module.to(device).train()
-    module.requires_grad_(True)
-    optimizer = module.configure_optimizers()
-    size = options.image_size
-    images = torch.randn(options.batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    targets = torch.randint(0, module.num_classes, (options.batch_size,), device=device)
-    steps = options.images // options.batch_size
-    started = time.perf_counter()
-    for _ in range(steps):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss = torch.nn.functional.cross_entropy(module.head(module.backbone(images)).float(), targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return steps * options.batch_size / (time.perf_counter() - started)
+class BareSteps:
+    """The same steps on synthetic tensors in a bare loop: what an epoch costs more is ours.
+
+    Args:
+        options: Size, batch and pictures.
+        module: A copy is trained.
+        device: Where.
+        way: Precision and memory format.
+        compiled: Whether forward and backward are compiled.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, module: TransferModule, device: str, way: Way, *, compiled: bool
+    ) -> None:
+        layout = layout_of(way.memory_format)
+        self.module = copy.deepcopy(module).to(device, memory_format=layout).requires_grad_(True).train()
+        self.optimizer = self.module.configure_optimizers()
+        size = options.image_size
+        images = torch.randn(options.batch_size, 3, size, size, device=device)
+        self.images = images.contiguous(memory_format=layout)
+        self.targets = torch.randint(0, module.num_classes, (options.batch_size,), device=device)
+        self.steps = options.images // options.batch_size
+        self.device, self.way = device, way
+
+        def forward(pictures: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.module.head(self.module.backbone(pictures))
+            return outputs
+
+        self.forward = torch.compile(forward, dynamic=False) if compiled else forward
+
+    def step(self) -> None:
+        """Take one step."""
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.way.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(self.forward(self.images).float(), self.targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+
+    def rate(self) -> float:
+        """Return images per second of as many steps as an epoch of ours has."""
+        started = time.perf_counter()
+        for _ in range(self.steps):
+            self.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return self.steps * len(self.targets) / (time.perf_counter() - started)
+
+
+def bare_ways(options: argparse.Namespace, module: TransferModule, device: str) -> dict[str, BareSteps]:
+    """Return bare steps by every precision, memory format and compilation that this machine has."""
+    precisions, _ = possible_precisions("auto", device)
+    layouts: tuple[MemoryFormat, ...] = ("channels_last", "contiguous")
+    return {
+        f"bare {way}{', compiled' if compiled else ''}": BareSteps(options, module, device, way, compiled=compiled)
+        for way in (Way(precision, layout) for precision in precisions for layout in layouts)
+        for compiled in (False, *((True,) if options.compiled and way.memory_format == "channels_last" else ()))
+    }
 
 
 def main() -> None:
@@ -187,6 +233,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-keep", dest="keep", action="store_false", help="decode every epoch, as the loop does")
+    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave compiled steps out")
     options = parser.parse_args()
     folder = options.data or sample_folder()
     accelerator = choose_accelerator("auto")
@@ -194,20 +241,37 @@ def main() -> None:
     tune_process(available_cores())
     module, data = build(options, folder)
     data.index  # noqa: B018  read once, before the clock, as `finetune` does
-    backbone, size = module.backbone, module.data_config.image_size
-    choice = choose_training_precision("auto", accelerator, backbone, size, options.batch_size)
-    print(f"precision {choice.precision}: {choice.reason}")
+    module.requires_grad_(True)
+    choice = choose_steps("auto", "auto", accelerator, module, options.batch_size)
+    print(f"{choice.way}: {choice.reason}")
+    bare = bare_ways(options, module, device)
+    for steps in bare.values():
+        steps.step()  # code is made here
+    trial = StepTrial(module, options.batch_size, device)
+    compiled = False
+    if options.compiled:
+        measure_compiling(trial, choice.way, options.batch_size)
+        costs = known_costs(trial, choice.way)
+        compiled = costs.measured and costs.gain > 1.0
+        print(f"compiled: {costs.gain:.2f} times as fast, {costs.compile_s:.0f} s to make; a long run is {compiled=}")
+    way = Way(choice.way.precision, "channels_last") if compiled else choice.way
     shares: list[float] = []
-    sides = {
+    sides: dict[str, Callable[[], float]] = {
         "plain PyTorch loop": lambda: plain_epoch(options, folder, device),
-        "transferkit": lambda: our_epoch(options, module, data, accelerator, choice.precision, shares),
-        "bare steps on synthetic tensors": lambda: overhead(options, module, accelerator, choice.precision),
+        "transferkit, as it chooses": lambda: our_epoch(options, module, data, accelerator, way, compiled, shares),
+        **{name: steps.rate for name, steps in bare.items()},
     }
     figures = compare(sides, rounds=options.rounds)
     title = (
         f"training {options.backbone} at {options.image_size} px, batch {options.batch_size}, workers {options.workers}"
     )
     print_table(title, figures, base="plain PyTorch loop", unit="images/s")
+    rates = {name: statistics.median(values) for name, values in figures.items()}
+    best = max(bare, key=rates.__getitem__)
+    ours = figures["transferkit, as it chooses"]
+    paired = statistics.median(one / other for one, other in zip(ours, figures[best], strict=True))
+    print(f"  ours over the best bare step ({best}): {rates['transferkit, as it chooses'] / rates[best]:.3f}, "
+          f"median of rounds {paired:.3f}")  # fmt: skip
     if options.workers == 0 and accelerator == "cpu":  # elsewhere work overlaps, and its parts do not add up
         print(f"  callbacks, metrics, logging and loops: {statistics.median(shares):.2%} of an epoch")
 

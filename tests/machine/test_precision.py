@@ -1,14 +1,11 @@
 """One policy for the precision: what the machine has, what is measured once, and what is remembered of it."""
 
-import copy
-
 import pytest
 import torch
-from torch import nn
 
 from transferkit.machine import precision as policy
 from transferkit.machine import timings
-from transferkit.machine.precision import COSINE, GAIN, choose_precision, choose_training_precision, memory_of
+from transferkit.machine.precision import COSINE, GAIN, choose_precision, memory_of
 from transferkit.models.backbones.registry import create_backbone
 
 pytestmark = pytest.mark.precision
@@ -126,46 +123,3 @@ def test_it_is_remembered_by_structure_size_device_and_release_of_torch(backbone
     monkeypatch.setattr(policy, "describe_device", lambda device: "another processor")
     others.append(memory_of(backbone, SIZE, "cpu"))
     assert len({path, *(memory.path for memory in others)}) == 5
-
-
-# --- training steps
-
-
-def test_a_training_step_is_timed_in_both(has_bf16, monkeypatch):
-    """The steps run here, emulated where the processor has no bf16; they train a copy and draw no random numbers.
-
-    Dropout draws in a training step, and the run that measures must be the run that remembers.
-    """
-    steps = []
-
-    class Network(nn.Sequential):
-        def forward(self, images):
-            features = super().forward(images)
-            steps.append((len(images), features.dtype, self.training, features.requires_grad))
-            return features
-
-    monkeypatch.setattr(policy, "compare", lambda full, half: (full(), half(), 2.0)[-1])
-    network = Network(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.LazyLinear(2))
-    network(torch.zeros(2, 3, *SIZE))
-    network.requires_grad_(False).eval()
-    steps.clear()
-    before, random_state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    choice = choose_training_precision("auto", "cpu", network, SIZE, 4)
-    assert choice.precision == "bf16"
-    assert choice.reason == "a training step of 4 in bf16 is 2.00 times as fast as in fp32 here"
-    assert steps == [(4, torch.float32, True, True), (4, torch.bfloat16, True, True)]
-    assert all(before[name].equal(tensor) for name, tensor in network.state_dict().items())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-@pytest.mark.parametrize(("batch", "pictures"), [(1, 2), (16, 16), (512, 32)])
-def test_the_timed_batch(backbone, batch, pictures):
-    """As large as the run's, within reason; batch norm of one picture has nothing to norm."""
-    assert policy.TrainingTrial(backbone, SIZE, batch, "cpu").shape == (pictures, 3, 32, 32)
-
-
-def test_what_this_machine_chooses_is_the_same_twice(backbone):
-    """With the processor, the stopwatch and the load that there are."""
-    first = choose_training_precision("auto", "cpu", backbone, SIZE, 4)
-    assert choose_training_precision("auto", "cpu", backbone, SIZE, 4) == first

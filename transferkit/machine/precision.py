@@ -8,41 +8,40 @@ the machine is busy, it is fp32.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
-from transferkit.machine.device import cpu_has_bf16, describe_device, device_of
+from transferkit.machine.device import cpu_has_bf16, describe_device
 from transferkit.machine.timings import Memory, compare
 
 __all__ = [
     "COSINE",
     "GAIN",
     "Machine",
+    "MemoryFormat",
     "Precision",
     "PrecisionChoice",
     "Trial",
     "choose_precision",
-    "choose_training_precision",
+    "layout_of",
     "memory_of",
+    "possible_precisions",
 ]
 
 Precision = Literal["32", "bf16"]
+
+MemoryFormat = Literal["channels_last", "contiguous"]
 
 GAIN = 1.15
 """bf16 must be so much faster than fp32 to be chosen: a tie goes to the more exact one, run after run."""
 
 COSINE = 0.9995
 """Smallest cosine of a row in bf16 with the same row in fp32 for features to be computed in bf16 unasked."""
-
-TRIAL_BATCH = 32
-"""Pictures of a timed training step, at most."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Machine:
         precision: ``"32"`` or ``"bf16"``.
         workers: Decoding processes.
         threads: Compute threads of this process.
-        reason: Why this precision.
+        reason: Why steps run so.
+        memory_format: How pictures and weights lie in memory while training: ``"channels_last"`` or ``"contiguous"``.
     """
 
     accelerator: str
@@ -62,6 +62,12 @@ class Machine:
     workers: int
     threads: int
     reason: str
+    memory_format: MemoryFormat = "channels_last"
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """`memory_format` as torch's."""
+        return layout_of(self.memory_format)
 
 
 @dataclass(frozen=True)
@@ -107,15 +113,9 @@ def choose_precision(precision: str, device: str, trial: Trial) -> PrecisionChoi
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         trial: The work at hand.
     """
-    if precision != "auto":
-        return PrecisionChoice("bf16" if precision == "bf16" else "32", "as asked")
-    if device == "mps":
-        return PrecisionChoice("32", "bf16 autocast is not complete on MPS")
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return PrecisionChoice("32", "the GPU has no bf16 arithmetic")
-    if device == "cpu" and not cpu_has_bf16():
-        return PrecisionChoice("32", "the processor has no bf16 arithmetic")
-    reason = "the GPU has bf16"  # and computes in it several times faster: nothing to time
+    possible, reason = possible_precisions(precision, device)
+    if len(possible) == 1 and (precision != "auto" or possible == ("32",)):
+        return PrecisionChoice(possible[0], reason)
     if device == "cpu":
         gain = _gain(trial)
         if gain is None:
@@ -132,54 +132,29 @@ def choose_precision(precision: str, device: str, trial: Trial) -> PrecisionChoi
     return PrecisionChoice("bf16", reason, cosine)
 
 
-def choose_training_precision(
-    precision: str, accelerator: str, backbone: nn.Module, image_size: tuple[int, int], batch_size: int
-) -> PrecisionChoice:
-    """Return the precision to train in.
-
-    On a CPU ``auto`` times training steps: bf16 is several times faster for dense convolutions on processors with AMX,
-    and slower than fp32 for depthwise ones.
+def possible_precisions(precision: str, device: str) -> tuple[tuple[Precision, ...], str]:
+    """Return the precisions to choose from, without a stopwatch, and why they are these.
 
     Args:
         precision: ``"auto"``, ``"32"`` or ``"bf16"``.
-        accelerator: From `choose_accelerator`.
-        backbone: Returns a tensor for pictures ``(B, 3, H, W)``; a copy is timed.
-        image_size: ``(height, width)`` of the input, in pixels.
-        batch_size: Pictures per step.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
     """
-    device = device_of(accelerator)
-    return choose_precision(precision, device, TrainingTrial(backbone, image_size, batch_size, device))
+    if precision != "auto":
+        return (("bf16",) if precision == "bf16" else ("32",)), "as asked"
+    if device == "mps":
+        return ("32",), "bf16 autocast is not complete on MPS"
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return ("32",), "the GPU has no bf16 arithmetic"
+    if device == "cuda":
+        return ("bf16",), "the GPU has bf16"  # and computes in it several times faster: nothing to time
+    if not cpu_has_bf16():
+        return ("32",), "the processor has no bf16 arithmetic"
+    return ("32", "bf16"), "the processor has bf16"
 
 
-class TrainingTrial:
-    """A training step of a backbone, for `choose_precision`. Arguments as for `choose_training_precision`."""
-
-    def __init__(self, backbone: nn.Module, image_size: tuple[int, int], batch_size: int, device: str) -> None:
-        self.backbone = backbone
-        self.shape = (max(2, min(batch_size, TRIAL_BATCH)), 3, *image_size)  # batch norm needs two
-        self.device = device
-        self.work = f"a training step of {self.shape[0]}"
-
-    @property
-    def memory(self) -> Memory:
-        """Of the backbone."""
-        return memory_of(self.backbone, self.shape[2:], self.device)
-
-    def ways(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return a training step of a copy in fp32, and in bf16."""
-        trial = copy.deepcopy(self.backbone).to(memory_format=torch.channels_last).requires_grad_(True).train()
-        images = torch.zeros(self.shape).contiguous(memory_format=torch.channels_last)
-
-        def step(half: bool) -> None:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                loss = trial(images).float().square().mean()
-            torch.autograd.backward(loss)
-            trial.zero_grad(set_to_none=True)
-
-        return partial(step, False), partial(step, True)
-
-    def cosine(self) -> None:
-        """A step leaves no row that is kept."""
+def layout_of(memory_format: MemoryFormat) -> torch.memory_format:
+    """Return torch's name of a memory format."""
+    return torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
 
 
 def memory_of(network: nn.Module, image_size: tuple[int, int], device: str) -> Memory:

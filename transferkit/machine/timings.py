@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transferkit.core.errors import StorageError
 from transferkit.core.files import user_cache, write_json
 from transferkit.core.locks import hold
 
-__all__ = ["Memory", "compare"]
+__all__ = ["Memory", "compare", "time_ways"]
 
 ROUNDS = 5
 """Calm rounds after which a comparison ends."""
@@ -95,30 +95,41 @@ class Memory:
 def compare(first: Callable[[], object], second: Callable[[], object]) -> float | None:
     """Return how many times as fast as the first way of some work the second is; ``None`` where it cannot be told.
 
+    Args:
+        first: Does the work once, the first way.
+        second: Likewise, the second way.
+    """
+    seconds = time_ways((first, second))
+    return None if seconds is None else seconds[0] / seconds[1]
+
+
+def time_ways(ways: Sequence[Callable[[], object]], *, limit_s: float = LIMIT_S) -> list[float] | None:
+    """Return the seconds of some work by each of several ways; ``None`` where they cannot be told.
+
     The ways take turns, and the first turn of each, which warms up, is not counted. Only rounds count in which no other
     process took the cores, as far as the system tells, and the shortest times must be reached twice: a number that
     another moment would not repeat is none.
 
     Args:
-        first: Does the work once, the first way.
-        second: Likewise, the second way.
+        ways: Each does the work once.
+        limit_s: Seconds after which it ends, once it has had its `LEAST_ROUNDS`.
     """
-    for way in (first, second):
+    for way in ways:
         way()
-    calm: list[tuple[float, float]] = []
+    calm: list[list[float]] = []
     rounds, began = 0, time.perf_counter()
-    while len(calm) < ROUNDS and (rounds < LEAST_ROUNDS or time.perf_counter() - began < LIMIT_S):
+    while len(calm) < ROUNDS and (rounds < LEAST_ROUNDS or time.perf_counter() - began < limit_s):
         waited = _waited()
-        seconds = _seconds(first), _seconds(second)
+        seconds = [_seconds(way) for way in ways]
         if _waited() - waited <= WAIT * sum(seconds):
             calm.append(seconds)
         rounds += 1
     if len(calm) < LEAST_ROUNDS:
         return None
-    (best, next_best), (other, next_other) = (sorted(round[way] for round in calm)[:2] for way in (0, 1))
-    if next_best > (1 + SPREAD) * best or next_other > (1 + SPREAD) * other:
+    times = [sorted(round[way] for round in calm)[:2] for way in range(len(ways))]
+    if any(next_best > (1 + SPREAD) * best for best, next_best in times):
         return None
-    return best / other
+    return [best for best, _ in times]
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -17,9 +17,9 @@ from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.models.backbones.registry import Backbone, create_backbone
-from transferkit.models.boundary import Boundary
 from transferkit.models.freezing import keep_frozen_eval, keep_statistics, set_trainable
-from transferkit.models.heads.feed import Feed, HeadInput, detached, feed, pooled
+from transferkit.models.heads.feed import pooled
+from transferkit.models.heads.passage import Passage
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
@@ -59,6 +59,9 @@ class TransferModule(L.LightningModule):
 
     Attributes:
         keeps_statistics: Whether batch norm of the backbone uses its running statistics in training, too.
+        passage: The way of pictures to the head.
+        compiled: Compiled code that training steps ask first for what the loss takes; it returns ``None`` for pictures
+            that it is not made for.
         to_loggers: Whether a Trainer hands the figures of an epoch to its loggers; `finetune` logs whole rows itself.
 
     Raises:
@@ -109,7 +112,8 @@ class TransferModule(L.LightningModule):
         self.val_metrics = self._metrics("val_", self.task.objective.watched)
         self.test_metrics = self._metrics("test_", self.task.objective.watched)
         self.unlike: TrainingDistance | None = None  # of a finished model: how far pictures are from the training ones
-        self.boundary: Boundary | None = None
+        self.passage = Passage(self.backbone, self.feed)
+        self.compiled: Callable[[Tensor], Any] | None = None
         self.to_loggers, self.keeps_statistics = True, False
         self._window = Window()
         self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
@@ -202,51 +206,22 @@ class TransferModule(L.LightningModule):
         Of masks ``(B, C, H, W)``; of objects detections ``(B, K, 6 or more)``, see
         `transferkit.models.objects.detector.Detector`.
         """
-        outputs: Tensor = self.head(self._inputs(images))
+        outputs: Tensor = self.head(self.passage.inputs(images))
         return outputs
 
     def learn(self, images: Tensor) -> Any:
         """Return what the training loss takes, for images as `forward` takes them: as a rule the same logits."""
-        return self.task.head_kinds.learning(self.head, self._inputs(images))
+        outputs = None if self.compiled is None else self.compiled(images)
+        return self.learn_eagerly(images) if outputs is None else outputs
 
-    def _inputs(self, images: Tensor) -> HeadInput:
-        """Return what the head is given, outside autograd where nothing below the head learns."""
-        if torch.is_grad_enabled() and not images.requires_grad and self._backbone_is_frozen():
-            # Nothing below the head can get a gradient: skip autograd's bookkeeping. The copy is an ordinary tensor,
-            # which the head may save for its own backward pass.
-            with torch.inference_mode():
-                inputs = self._run(images)
-            return detached(inputs)
-        return self._run(images)
+    def learn_eagerly(self, images: Tensor) -> Any:
+        """Return the same without compiled code."""
+        return self.task.head_kinds.learning(self.head, self.passage.inputs(images))
 
     def features_and_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return penultimate features ``(B, D)`` and what `forward` does, by one pass; not for training."""
-        inputs = self._run(images)
+        inputs = self.passage.run(images)
         return pooled(self.backbone, self.feed, inputs), self.head(inputs)
-
-    def _run(self, images: Tensor) -> HeadInput:
-        """Return what the head is given."""
-        return feed(self.backbone, self.feed, images)
-
-    def open_boundary(self, stage: str) -> Boundary:
-        """Let training steps take activations of `stage` instead of pictures, until `close_boundary`.
-
-        Args:
-            stage: The last frozen stage; ``""`` for the features of a frozen backbone.
-        """
-        self.close_boundary()
-        run = self.backbone.forward_maps if self.feed is Feed.MAPS else self.backbone.forward
-        self.boundary = Boundary(self.backbone, stage, run)
-        return self.boundary
-
-    def close_boundary(self) -> None:
-        """Let training steps take pictures again."""
-        if self.boundary is not None:
-            self.boundary.close()
-            self.boundary = None
-
-    def _backbone_is_frozen(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
@@ -257,7 +232,8 @@ class TransferModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
         images, targets = batch
-        outputs = (self.learn(images) if self.boundary is None else self.head(self.boundary.leave(images))).float()
+        boundary = self.passage.boundary
+        outputs = (self.learn(images) if boundary is None else self.head(boundary.leave(images))).float()
         loss: Tensor = self.loss(outputs, targets)
         with torch.no_grad():
             size = len(targets)

@@ -202,7 +202,9 @@ def read_value(value: Any, hint: Any) -> Any:
         meant = parse_yaml(value)
     except ValueError:
         return value
-    if isinstance(meant, str) or (str in kinds and not isinstance(meant, dict | list | None)):
+    if isinstance(meant, str) or (
+        str in kinds and not isinstance(meant, dict | list | None) and type(meant) not in kinds
+    ):
         return value
     return meant if any(_fits(meant, kind) for kind in kinds) else value
 

@@ -21,6 +21,7 @@ from transferkit.options.fields import (
     option,
 )
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
+from transferkit.options.sizes import train_size_problems
 
 __all__ = [
     "FinetuneConfig",
@@ -86,7 +87,11 @@ class CraftOptions(ModelOptions):
         "keeps them where pictures are few",
     )
     recalibrate_bn: bool = option(False, "batch-norm statistics of the result from one pass over the training pictures")
-    train_size: int | None = option(None, "side of training pictures in pixels; default: --image-size", at_least(1))
+    train_size: int | str | list[int] | None = option(
+        None,
+        "side of training pictures in pixels, default: --image-size; several, such as 128,160,224, share the epochs of "
+        "fine-tuning out between them, in this order",
+    )
     fixres_epochs: int = option(
         0, "last epochs of the head alone on pictures as they are evaluated (FixRes)", at_least(0, most=MOST_EPOCHS)
     )
@@ -159,6 +164,12 @@ class TrainingOptions(CraftOptions):
     )
     no_flip: bool = option(False, "augmentation mirrors no picture: for arrows, digits, text, left and right")
     precision: Literal["auto", "32", "bf16"] = option("auto", "auto measures which is faster on this machine")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = option(
+        "auto", "how pictures and weights lie in memory while training; auto measures which is faster on this machine"
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile what training steps compute; auto where the steps to come pay for it"
+    )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to train")
     devices: int = option(1, "number of devices, a process each; under torchrun: processes per machine", at_least(1))
     num_nodes: int = option(1, "number of machines", at_least(1))
@@ -179,6 +190,7 @@ class TrainingOptions(CraftOptions):
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
         yield from pixel_store_problems(self.pixel_store)
+        yield from train_size_problems(self.train_size, tile=self.tile)
         yield from no_flip_problem(self.augment, self.no_flip)
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"

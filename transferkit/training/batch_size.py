@@ -47,7 +47,8 @@ def choose_batch_size(training: Training[Options]) -> int:
     sizes = [size for size in SIZES if size == SIZES[0] or size * STEPS_PER_EPOCH <= pictures]
     largest = 0
     with waiting(training.console, "measuring the batch size"):
-        trial = _Trial(training.module, _targets(training), device, half=training.machine.precision == "bf16")
+        half, layout = training.machine.precision == "bf16", training.machine.layout
+        trial = _Trial(training.module, _targets(training), device, half=half, layout=layout)
         try:
             for size in sizes:
                 if device == "cpu" and trial.needs(size) > SHARE * free_memory():
@@ -98,10 +99,20 @@ class _Trial:
         targets: ``(N, ...)``, of some pictures, as batches have them.
         device: Where to try.
         half: Under bf16 autocast.
+        layout: How pictures and weights lie in memory.
     """
 
-    def __init__(self, module: TransferModule, targets: torch.Tensor, device: str, *, half: bool) -> None:
-        self.module = copy.deepcopy(module).to(device, memory_format=torch.channels_last)
+    def __init__(
+        self,
+        module: TransferModule,
+        targets: torch.Tensor,
+        device: str,
+        *,
+        half: bool,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.module = copy.deepcopy(module).to(device, memory_format=layout)
+        self.module.passage.memory_format = layout
         self.module.requires_grad_(True)
         self.module.train()
         self.optimizer = self.module.configure_optimizers()
@@ -145,6 +156,6 @@ class _Trial:
         images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
         targets = self.targets[torch.arange(size) % len(self.targets)].to(self.device)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
-            outputs = self.module.learn(images.contiguous(memory_format=torch.channels_last))
+            outputs = self.module.learn(images)
         loss: torch.Tensor = self.module.loss(outputs.float(), targets)
         return loss

@@ -1,18 +1,16 @@
 """The main job as one story: a folder of pictures goes in, a run directory with a working model comes out.
 
-`_fine_tune` tells it: claim the directory, prepare, choose, solve, tune, describe, soften, train. Then, in the first of
-several processes, `_conclude`: pick, finish, measure, save, report. Each step takes a `Training` and does one thing.
+`_fine_tune` tells it: claim the directory, prepare, choose, solve, tune, settle how steps run, describe, soften, train.
+Then, in the first of several processes, `conclude`. Each step takes a `Training` and does one thing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,20 @@ from lightning.pytorch.callbacks import Callback
 
 from transferkit.core.errors import TrainingError
 from transferkit.core.text import listing
-from transferkit.data.augment.normalise import normalise
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.artifact import save_model
-from transferkit.models.parts import FittedCalibration
 from transferkit.options.training import AUTO, FinetuneConfig
-from transferkit.runs.curves import history_charts
 from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
-from transferkit.runs.files import RunFiles, followed_figures
-from transferkit.runs.measure import Row, measure_splits, outputs_of_split, write_predictions
+from transferkit.runs.files import RunFiles
 from transferkit.runs.summary import print_lines, print_summary
-from transferkit.runs.write import environment, write_config, write_data, write_metrics, write_plan
-from transferkit.show.charts import save_charts
-from transferkit.show.progress import counting_bar, output_console
+from transferkit.runs.write import write_config, write_data, write_plan
+from transferkit.show.progress import counting_bar, output_console, waiting
 from transferkit.training.batch_size import halved, with_batch_size
 from transferkit.training.checks.overfit import check_overfit
-from transferkit.training.craft.batchnorm import recalibrate_bn
-from transferkit.training.craft.interpolation import choose_alpha, load_start
-from transferkit.training.craft.snapshots import measure_snapshots, weights_of
+from transferkit.training.compiling import choose_compile
+from transferkit.training.conclusion import conclude
 from transferkit.training.head.solve import SolvedProbe, soften_head, solve_probe
 from transferkit.training.loggers.run_loggers import RunLoggers
-from transferkit.training.loop.checkpoints import foreign_checkpoint, load_checkpoint, resume_point
+from transferkit.training.loop.checkpoints import resume_point
 from transferkit.training.loop.interruption import SignalFlag
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import fit, is_out_of_memory
@@ -55,7 +46,7 @@ from transferkit.training.ranks.processes import in_processes, started_as, warne
 from transferkit.training.ranks.strategies import quiet_lightning
 from transferkit.training.rehearsal import rehearse_saving
 from transferkit.training.setup import Training, prepare
-from transferkit.training.unlike import fit_on_training, hold_out
+from transferkit.training.steps import CompileChoice, step_lines
 
 __all__ = ["Run", "finetune"]
 
@@ -154,6 +145,7 @@ def _tell(
     solved = _solve(training)
     training = _settle_phases(training, solved)
     search, training = _tune(training, solved)
+    training = _settle_steps(training)
     directory = open_run_dir(run, resume=config.resume, overwrite=config.overwrite) if is_writer() else nullcontext(run)
     with directory:
         checkpoint = by_first(resume_point)(run, training.data.index) if config.resume else None
@@ -163,7 +155,7 @@ def _tell(
         _soften(training, solved)
         halve = config.batch_size == AUTO
         training, recorder = _train(run, training, solved, checkpoint, callbacks, loggers, halve=halve)
-        metrics = _conclude(run, training, recorder, measured)
+        metrics = conclude(run, training, recorder, measured)
         loggers.write(recorder.history.points())
         loggers.conclude()
         if not config.quiet:
@@ -245,6 +237,21 @@ def _tune(
     return search, training.at_lr(*of_first((usual_lr(training.config, training.module.task), training.phases)))
 
 
+def _settle_steps(training: Training[FinetuneConfig]) -> Training[FinetuneConfig]:
+    """Decide whether steps are compiled, and say how they run; a resume goes on as the run began."""
+    config = training.config
+    if config.resume and config.compile == AUTO:
+        choice = CompileChoice(False, "the run began without")
+    else:
+        with waiting(training.console, "compiling a few steps"):
+            choice = by_first(choose_compile)(training)
+    training = training.compiled(choice)
+    log.info("compile %s: %s", training.config.compile, choice.reason)
+    if not config.quiet and is_writer() and training.plan.epochs:
+        print_lines(output_console(), step_lines(training.machine, choice))
+    return training
+
+
 @by_first
 def _describe(run: Path, training: Training[FinetuneConfig], search: LRSearch | None = None) -> None:
     """Write what is about to happen."""
@@ -298,93 +305,3 @@ def _train(
                 solved = _solve(training)
                 _soften(training, solved)
             _describe(run, training)
-
-
-# ---- after training ---------------------------------------------------------------------------------------------
-
-
-@by_first
-def _conclude(
-    run: Path, training: Training[FinetuneConfig], recorder: RunRecorder, measured: Sequence[str]
-) -> dict[str, Any]:
-    """Make the product of the weights that were trained, and say what it is worth. `metrics.json` comes last."""
-    _pick(training, recorder)
-    started = time.perf_counter()
-    splits = [split for split in measured if training.data.index.split(split)]
-    craft = _finish(run, training, recorder.selection.best_epoch)
-    figures, calibration, rows = _measure(training, splits, fit_on_training(training))
-    if training.config.snapshots:
-        craft["snapshots"] = measure_snapshots(
-            run, training.module, training.data, splits, device=training.device, seed=training.config.seed
-        )
-    save_model(run, training.module.cpu(), calibration=calibration)
-    write_predictions(run / "predictions.csv", training.module.task, rows)
-    metrics = {
-        **figures,
-        "selection": recorder.chosen(tested="test" in splits),
-        **craft,
-        "phases": recorder.history.phases(),
-        "time_s": sum(recorder.history.phase_seconds.values()) + time.perf_counter() - started,
-        "environment": {**environment(training.device), **dataclasses.asdict(training.machine)},
-    }
-    _report(run, training, recorder, metrics)
-    return metrics
-
-
-def _pick(training: Training[FinetuneConfig], recorder: RunRecorder) -> None:
-    """Take the best epoch's weights; where no epoch was trained, the solved head is all there is."""
-    if recorder.history.rows:
-        state = load_checkpoint(recorder.checkpoints.best)["state_dict"]
-        try:
-            training.module.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:  # other names, shapes, or no tensors
-            raise foreign_checkpoint(recorder.checkpoints.best, error) from error
-
-
-def _finish(run: Path, training: Training[FinetuneConfig], best_epoch: int) -> dict[str, Any]:
-    """Do to the weights what the options say; return what came of it, for `metrics.json`.
-
-    Interpolation comes first, then batch-norm statistics, of what had been trained at the epoch that was chosen: a head
-    that was solved on a backbone's own statistics is worth nothing on others.
-    """
-    config, module, data, device = training.config, training.module, training.data, training.device
-    results: dict[str, Any] = {}
-    if config.interpolate:
-        mixed = choose_alpha(module, load_start(run), weights_of(module), data.evaluation_loader("val"), device=device)
-        mixed.save(run)
-        results["interpolation"] = mixed.to_dict()
-    if config.recalibrate_bn:
-        starts = accumulate((phase.epochs for phase in training.phases), initial=0)
-        begun = [phase for phase, start in zip(training.phases, starts, strict=False) if start <= best_epoch]
-        trained = {name for phase in begun if phase.epochs for name in phase.trained(module.group_names())}
-        module.train_groups(tuple(trained))
-        batches = (normalise(images, data.data_config) for images, _ in data.evaluation_loader("train"))
-        results["recalibrated_bn"] = recalibrate_bn(module.to(device), batches, device=device)
-    return results
-
-
-def _measure(
-    training: Training[FinetuneConfig], splits: Sequence[str], seconds: float
-) -> tuple[dict[str, Any], FittedCalibration, list[Row]]:
-    """Calibrate on val, and return what each split tells of the weights; see `measure_splits` and `hold_out`."""
-    config, module = training.config, training.module
-    outputs = {split: outputs_of_split(module, training.data, split, device=training.device) for split in splits}
-    unlike = hold_out(module, outputs, seconds)
-    figures, calibration, rows = measure_splits(
-        outputs, module.task, module.target_spec, method=config.calibrate, seed=config.seed
-    )
-    return {**figures, **unlike}, calibration, rows
-
-
-def _report(run: Path, training: Training[FinetuneConfig], recorder: RunRecorder, metrics: Mapping[str, Any]) -> None:
-    """Write curves, history and figures; `metrics.json` last: it marks a complete run."""
-    history = recorder.history
-    if history.rows:
-        charts = history_charts(
-            history.rows, training.plan_values, followed_figures(history.rows, metrics),
-            chosen=recorder.selection.best_epoch + 1, solved=history.solved,
-            val_loss=training.module.task.epochs.val_loss,
-        )  # fmt: skip
-        save_charts(charts, run / "curves.png")
-    history.write()
-    write_metrics(run, metrics)

@@ -17,6 +17,7 @@ from transferkit.models.artifact import load_model, save_model
 from transferkit.models.backbones.registry import require_memory
 from transferkit.models.freezing import restored_modes
 from transferkit.models.module import TransferModule
+from transferkit.options.sizes import train_sizes
 from transferkit.options.training import TrainingOptions
 
 __all__ = ["rehearse", "rehearse_saving"]
@@ -65,16 +66,15 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
         ConfigError: The model does not take a size, or cannot be trained on a batch of one picture.
     """
     own = module.data_config.image_size
-    sizes = {"--image-size": own}
-    if config.train_size is not None:
-        sizes["--train-size"] = (config.train_size, config.train_size)
+    sizes = [("--image-size", own)]
+    sizes += [("--train-size", (side, side)) for side in dict.fromkeys(train_sizes(config.train_size))]
     batch = 1 if config.batch_size == 1 else 2
-    for flag, size in sizes.items():
+    for flag, size in sizes:
         require_memory(size, flag, batch)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with restored_modes(module), undisturbed(config.seed, "cpu"), torch.no_grad():
         try:
-            for flag, (height, width) in sizes.items():
+            for flag, (height, width) in sizes:
                 images = torch.zeros(batch, 3, height, width)
                 remedy = "pass another" if flag == "--image-size" else f"leave it out, or pass --image-size {height}"
                 network = f"{flag} {height}: {module.backbone.name}, set up for {own[0]} x {own[1]} pixels,"

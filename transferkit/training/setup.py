@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
-from transferkit.machine.precision import Machine, choose_training_precision
+from transferkit.machine.precision import Machine, MemoryFormat
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
@@ -40,8 +41,10 @@ from transferkit.training.plan.amount import Choice, by_amount
 from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
 from transferkit.training.plan.phases import HEAD, Phase
 from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
 from transferkit.training.rehearsal import rehearse
+from transferkit.training.steps import CompileChoice, choose_steps
 
 __all__ = ["Options", "Training", "loss_options", "prepare"]
 
@@ -92,7 +95,16 @@ class Training(Generic[Options]):
     def plan_values(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in self.module.groups()}
-        return {**self.plan.to_dict(sizes), "choices": [asdict(choice) for choice in self.choices]}
+        sides = epoch_sizes(self.phases, self.config.train_size, self.module.group_names())
+        return {
+            **self.plan.to_dict(sizes),
+            "choices": [asdict(choice) for choice in self.choices],
+            "train_sizes": [side or self.module.data_config.image_size[0] for side in sides],
+            "steps": {
+                "precision": self.machine.precision, "memory_format": self.machine.memory_format,
+                "reason": self.machine.reason, "compile": self.config.compile,
+            },
+        }  # fmt: skip
 
     @property
     def device(self) -> str:
@@ -114,15 +126,32 @@ class Training(Generic[Options]):
         """Return the training of other phases, which were chosen."""
         return replace(self, phases=phases, choices=(*self.choices, choice))
 
+    def compiled(self, choice: CompileChoice) -> Training[Options]:
+        """Return the training with steps compiled, or not; compiled ones are channels-last, unless asked otherwise."""
+        layout: MemoryFormat = (
+            "channels_last" if choice.on and self.config.memory_format == AUTO else self.machine.memory_format
+        )
+        machine = replace(self.machine, memory_format=layout)
+        return replace(self, config=replace(self.config, compile="on" if choice.on else "off"), machine=machine)
+
     def at_lr(self, lr: float, phases: tuple[Phase, ...]) -> Training[Options]:
         """Return the training with this LR, which these phases have."""
         return replace(self, config=replace(self.config, lr=lr), phases=phases)
 
     @property
+    def shown_pixels(self) -> float:
+        """Pixels that training shows the model, in all epochs together."""
+        return _shown_pixels(self.data, self.phases)
+
+    @property
     def settled_config(self) -> Options:
         """The options that repeat this training: with what was chosen for ``"auto"``, and phases spelled out."""
         phases = [phase.to_dict() for phase in self.phases]
-        return replace(self.config, precision=self.machine.precision, phases=phases, augment_on=self.data.augment_on)
+        machine = self.machine
+        return replace(
+            self.config, precision=machine.precision, memory_format=machine.memory_format, phases=phases,
+            augment_on=self.data.augment_on,
+        )  # fmt: skip
 
 
 def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Training[Options]:
@@ -181,15 +210,24 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     taken: tuple[str, ...] = ()
     if config.init_from is not None and fresh:
         taken = load_weights_from(Path(config.init_from), module)
-    with waiting(console, "measuring bf16 against fp32"):
-        choice = by_first(choose_training_precision)(
-            config.precision, accelerator, module.backbone, module.data_config.image_size, data.batch_size
-        )
-    log.info("precision %s: %s", choice.precision, choice.reason)
+    layout = config.memory_format  # of runs that were begun before there was a choice, it is the usual one
+    layout = "channels_last" if layout == AUTO and not fresh else layout
+    with waiting(console, "timing steps"):
+        choice = by_first(choose_steps)(
+            config.precision, layout, accelerator, module, data.batch_size,
+            pixels=_shown_pixels(data, phases),
+        )  # fmt: skip
+    log.info("precision %s, %s: %s", *choice.way, choice.reason)
     if len(set(gather(data.index.digest()))) > 1:
         raise DataError(f"{config.data}: other pictures on another machine, expected the same - copy the folder anew")
-    machine = Machine(accelerator, choice.precision, workers, threads, choice.reason)
+    machine = Machine(accelerator, choice.way.precision, workers, threads, choice.reason, choice.way.memory_format)
     return Training(config, data, module, phases, machine, console, taken, choices)
+
+
+def _shown_pixels(data: ImageData, phases: Sequence[Phase]) -> float:
+    """Return the pixels that training shows a model, in all epochs together."""
+    height, width = data.data_config.image_size
+    return float(data.rows("train") * sum(phase.epochs for phase in phases) * height * width)
 
 
 def _window_lines(data: ImageData) -> list[tuple[str, str]]:

@@ -261,6 +261,7 @@ def test_plateau_goes_by_validation_and_survives_a_resume(quick, tmp_path):
         ({"ema": 0.9, "phases": "probe", "probe_epochs": None}, "--ema needs a phase that is trained"),
         ({"l2_sp": 1.0, "phases": "probe", "probe_epochs": None}, "--l2-sp needs a phase that is trained"),
         ({"fixres_epochs": 1, "train_size": 32}, "--train-size and --image-size are both 32"),
+        ({"train_size": "16,24,32"}, "--train-size names 3 sizes for 2 epoch"),
         ({"ema": 1.0}, "--ema is 1.0, expected a decay in (0, 1)"),
         ({"mixup": -1.0}, "--mixup is -1.0, expected a finite number of at least 0"),
         ({"accumulate": 0}, "--accumulate is 0"),

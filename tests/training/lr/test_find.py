@@ -90,7 +90,7 @@ def snapshot(module, trainer=None):
         "gradients": {name: raw(value.grad) for name, value in module.named_parameters()},
         "hooks": {name: len(part._forward_hooks) for name, part in module.named_modules()},
         "sums": raw(module.train_sums()),
-        "boundary": id(module.boundary),
+        "boundary": id(module.passage.boundary),
         "trainer": id(module._trainer),
         "random": generators(),
     }
@@ -309,11 +309,11 @@ def test_a_model_on_kept_activations_is_tested_on_pictures(pair):
     module, data = pair
     module.train_groups(["layer4", "head"])
     expected = find_lr(module, data, steps=30)
-    boundary = module.open_boundary("layer3")
+    boundary = module.passage.open_boundary("layer3")
     before = snapshot(module)
     assert find_lr(module, data, steps=30) == expected
     assert snapshot(module) == before
-    assert module.boundary is boundary
+    assert module.passage.boundary is boundary
 
 
 # ---- groups -----------------------------------------------------------------------------------------------------

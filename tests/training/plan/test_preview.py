@@ -7,7 +7,7 @@ import torch
 
 from transferkit.cli.main import main
 from transferkit.options.fields import make_config
-from transferkit.options.training import FinetuneConfig
+from transferkit.options.training import FinetuneConfig, PlanConfig
 from transferkit.training.finetune import finetune
 from transferkit.training.plan.forecast import forecast
 from transferkit.training.plan.plan import Plan
@@ -135,3 +135,20 @@ def test_a_solved_probe_alone_has_no_curve(quick, tmp_path, capsys):
     assert values["phases"][0]["lr_course"] == {}
     assert not (directory / "plan.png").exists()
     assert "solved" in capsys.readouterr().out
+
+
+def test_sizes_and_how_steps_run_are_in_the_plan(tmp_path, folder, capsys):
+    options = {
+        "data": str(folder), "backbone": "test_resnet", "weights": "random", "image_size": 32, "batch_size": 8,
+        "epochs": 3, "precision": "32", "accelerator": "cpu", "workers": 0, "train_size": "16,24,32",
+        "out": str(tmp_path / "plan"), "store": str(tmp_path / "store"),
+    }  # fmt: skip
+    _, values = write_preview(make_config(PlanConfig, options), out=options["out"])
+    assert values["train_sizes"] == [16, 24, 32]
+    assert values["steps"] == {
+        "precision": "32", "memory_format": "channels_last", "reason": "as asked", "compile": "off",
+        "compile_reason": "the run is too short to pay for it",
+    }  # fmt: skip
+    text = capsys.readouterr().out
+    assert "sizes    16 px for 1 epoch, 24 px for 1, 32 px for 1" in text
+    assert "compile  off: the run is too short to pay for it" in text

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Self
 
 import lightning as L
@@ -24,6 +24,7 @@ from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
+from transferkit.data.batches.sizes import TrainSizes, size_problems
 from transferkit.data.batches.threads import choose_makers
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
@@ -32,6 +33,7 @@ from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
+from transferkit.options.sizes import TrainSize, train_sizes
 
 __all__ = ["ImageData"]
 
@@ -49,7 +51,8 @@ class ImageData(L.LightningDataModule):
     Args:
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
         image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
-        train_size: Side of training pictures in pixels; that of the model's input when ``None``.
+        train_size: Side of training pictures in pixels; that of the model's input when ``None``. Of several, such as
+            ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which; without one it is the last.
         tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"``, ``"heavy"``, or own steps: see `train_transform`.
@@ -99,7 +102,7 @@ class ImageData(L.LightningDataModule):
         image_size: int | tuple[int, int] | None = None,
         *,
         batch_size: int = 32,
-        train_size: int | None = None,
+        train_size: TrainSize = None,
         tile: bool = False,
         augment: Any = "light",
         augment_on: Where = "auto",
@@ -146,13 +149,13 @@ class ImageData(L.LightningDataModule):
             targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
             root=root, mask_values=mask_values, palette=palette,
         )  # fmt: skip
-        problems = [*self._options.problems(), *pixel_store_problems(pixel_store)] + [
+        sizes = size_problems(train_size, config, tile=tile)
+        problems = [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
                 ("workers", workers or 0, 0),
                 ("image_size", min(config.image_size), 1),
-                ("train_size", train_size or 1, 1),
             )
             if value < low
         ]
@@ -177,7 +180,7 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self._sampler = sampler
         self._mixing = (mixup, cutmix)
-        self._train_size = train_size
+        self.train_sizes = TrainSizes(train_sizes(train_size))
         self._plain_epochs: frozenset[int] = frozenset()
         self._workers = workers
         self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
@@ -249,13 +252,18 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
-        config = self.data_config
-        size = config.image_size if self._train_size is None else (self._train_size, self._train_size)
-        smaller = dataclasses.replace(config, image_size=size)
-        augmented = train_transform(self.augment, smaller, flip=self.flip) if train else None
+        plain = Views(
+            eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs,
+            hands_over=train and self.place().on_device,
+        )  # fmt: skip
+        views = (
+            self.train_sizes.views(plain, partial(train_transform, self.augment, flip=self.flip)) if train else plain
+        )
         annotations = self.annotations(split)
         if train and annotations is not None and not isinstance(self.augment, str):
-            problems = carried_problems(self.augment, smaller, boxes=not self._reader.tiles)
+            problems = carried_problems(
+                self.augment, self.train_sizes.last(self.data_config), boxes=not self._reader.tiles
+            )
             if problems:
                 raise ConfigError(gather(problems))
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
@@ -263,13 +271,7 @@ class ImageData(L.LightningDataModule):
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
             pictures,
-            Views(
-                eval_transform(config),
-                augmented,
-                seed=self.seed,
-                plain=self._plain_epochs,
-                hands_over=train and self.place().on_device,
-            ),
+            views,
             targets=self.targets(split) if annotations is None else None,
             annotations=annotations,
             pixels=self.pixels,

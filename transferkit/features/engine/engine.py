@@ -20,6 +20,7 @@ from torch.nn import functional
 from transferkit.core.text import first_line
 from transferkit.features.engine.network import FeatureNetwork, freeze_network
 from transferkit.features.engine.taps import Tap
+from transferkit.machine.compiling import pays, quiet_compiler
 from transferkit.machine.precision import Precision
 from transferkit.machine.timings import Memory
 from transferkit.models.backbones.interface import Backbone
@@ -134,7 +135,7 @@ class Engine:
         # On a GPU large batches leave the launches of eager mode little to lose, and decoding is the limit.
         if self.compiling == "off" or self.device != "cpu" or len(self._eager) < 3:
             return False
-        return left * self._eager_seconds() * (1 - 1 / self.gain) > self.compile_s
+        return pays(left * self._eager_seconds(), self.gain, self.compile_s)
 
     def _eager_seconds(self) -> float:
         """Seconds per picture in eager mode: the best batch but the first, which also warms up."""
@@ -148,12 +149,9 @@ class Engine:
         started = time.perf_counter()
         before, frozen = config.freezing, self._filled(images.to(self.device))
         config.freezing = True
-        remarks = logging.getLogger("torch.utils.cpp_extension")  # on CUDA toolkits that nobody has asked for
-        level = remarks.level
-        remarks.setLevel(logging.ERROR)
         try:
             compiled = torch.compile(self._network, dynamic=False)
-            with self._arithmetic():
+            with quiet_compiler(), self._arithmetic():
                 compiled(frozen)
                 self.compile_s = time.perf_counter() - started
                 seconds = []
@@ -167,7 +165,6 @@ class Engine:
             return
         finally:
             config.freezing = before
-            remarks.setLevel(level)
         if eager is not None:
             self.gain = eager / min(seconds)
             if self._memory is not None:

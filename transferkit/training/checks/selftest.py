@@ -189,7 +189,7 @@ def _options(config: SelftestConfig, root: Path) -> dict[str, Any]:
         "phases": "gradual", "epochs": 7, "schedule": PLATEAU, "augment": "standard",
         "drop_rate": 0.2 if task.head_kinds.drops else 0.0,
         "mixup": MIXUP if mixes else 0.0, "ema": 0.9, "batch_size": 16, "precision": "32", "accelerator": "cpu",
-        "workers": 0, "quiet": True,
+        "memory_format": "channels_last", "compile": "off", "workers": 0, "quiet": True,
         "store": str(root / "store"), "seed": config.seed,
     }  # fmt: skip
 

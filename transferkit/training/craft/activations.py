@@ -62,7 +62,7 @@ class CachedActivations(Callback):
         loader = trainer.train_dataloader
         if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
             return
-        if loader.num_workers or trainer.world_size > 1 or self.module.feed.on_pixels:
+        if self.data.train_sizes.vary or loader.num_workers or trainer.world_size > 1 or self.module.feed.on_pixels:
             return
         self._compute(trainer, loader, stage)
 
@@ -76,7 +76,7 @@ class CachedActivations(Callback):
 
     def _compute(self, trainer: L.Trainer, loader: ImageLoader, stage: str) -> None:
         module, dataset, size = self.module, loader.dataset, loader.batch_size or 1
-        boundary = module.open_boundary(stage)
+        boundary = module.passage.open_boundary(stage)
         rows: torch.Tensor | None = None
         module.eval()
         with trainer.precision_plugin.forward_context():
@@ -95,7 +95,7 @@ class CachedActivations(Callback):
                 rows[start : start + len(activations)] = activations
         module.train()
         if rows is None:
-            module.close_boundary()
+            module.passage.close_boundary()
             return
         dataset.stand_in(rows)
         log.info("kept %.0f MB of activations of %s", rows.numel() * rows.element_size() / 1e6, stage or "the features")
@@ -112,6 +112,6 @@ class CachedActivations(Callback):
         return True
 
     def _drop(self, trainer: L.Trainer) -> None:
-        self.module.close_boundary()
+        self.module.passage.close_boundary()
         if isinstance(trainer.train_dataloader, ImageLoader):
             trainer.train_dataloader.dataset.stand_in(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.models.freezing import frozen_state_digest, group_names, keep_frozen_eval, require_groups
 from transferkit.training.plan.phases import Phase, check_phases
 from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.ranks.parallel import average, statistics
 from transferkit.training.ranks.strategies import wrap_again
 
@@ -94,6 +96,8 @@ class PhaseSchedule(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
             data.show_as_evaluated(views)
+            sizes = () if problems else epoch_sizes(self.phases, data.train_sizes.sides, names)
+            data.train_sizes = replace(data.train_sizes, epochs=tuple(sizes))
         elif views:
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
         if problems:

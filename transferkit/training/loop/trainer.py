@@ -21,6 +21,7 @@ from transferkit.training.craft.snapshots import Snapshots
 from transferkit.training.head.solve import SolvedProbe
 from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO, foreign_checkpoint
+from transferkit.training.loop.compiling import CompiledSteps
 from transferkit.training.loop.early_stop import ByFigure, ByPictures, Rule, Selection
 from transferkit.training.loop.finite import FiniteLoss
 from transferkit.training.loop.interruption import SignalFlag
@@ -77,7 +78,8 @@ def fit(
         recorder.begin_with(training.phases[0].name, solved.figures, solved.head, solved.val_losses)
     if not training.plan.epochs:
         return recorder  # the solved probe is all there is
-    module.to(memory_format=torch.channels_last)
+    module.to(memory_format=machine.layout)
+    module.passage.memory_format = machine.layout
     module.to_loggers = False
     processes = config.devices * config.num_nodes
     if processes != world():
@@ -122,6 +124,8 @@ def fit(
         if checkpoint is not None and not recorder.training_began:  # while the state of before was put back
             raise foreign_checkpoint(checkpoint, error) from error
         raise
+    finally:
+        module.passage.memory_format = None  # whoever uses it now lays it out as they like
     return recorder
 
 
@@ -167,6 +171,8 @@ def _craft(run: Path, training: Training[FinetuneConfig], schedule: PhaseSchedul
     mixed = config.mixup or config.cutmix  # mixed activations are not the activations of mixed pictures
     if config.keep_activations == "auto" and not mixed:
         callbacks.append(CachedActivations(schedule, training.module, training.data, training.console))
+    if config.compile == "on":
+        callbacks.append(CompiledSteps(training.console))  # at last: what a step is made of is settled by then
     if training.console is not None:
         callbacks.append(PhaseProgress(schedule, training.module, training.console))
     return callbacks

@@ -128,7 +128,7 @@ def run_range_test(
         if features is None:
             epochs = _picture_batches(own, phase, twin.device, test.steps)
         else:
-            twin.open_boundary("")  # training steps take features from here on
+            twin.passage.open_boundary("")  # training steps take features from here on
             X, y = (rows.to(twin.device) for rows in features)
             epochs = feature_batches(X, y, batch_size=data.batch_size, seed=data.seed, rank=rank(), world_size=world())
         evaluate = _validation(twin, own) if test.measure == "val" else None

@@ -112,12 +112,13 @@ def detached_copy(model: TransferModule, device: torch.device | str | None) -> T
             f"the model cannot be copied ({first_line(error)}), and an LR is only searched for on a copy - keep "
             "tensors with gradients, locks and open files out of its attributes"
         ) from error
-    twin.close_boundary()  # of a running phase on cached activations
+    twin.passage.close_boundary()  # of a running phase on cached activations
     if world() > 1:  # the same weights everywhere, as DDP has them from its start
         twin.load_state_dict(on_first(lambda: {name: value.cpu() for name, value in twin.state_dict().items()}))
     twin = twin.float().to(device=model.device if device is None else device)
     TransferModule.on_train_epoch_start(twin)  # the sums of the running epoch stay where they are, these are the copy's
-    twin.to(memory_format=torch.channels_last)
+    twin.to(memory_format=twin.passage.memory_format or torch.channels_last)
+    twin.compiled = None
     return twin
 
 

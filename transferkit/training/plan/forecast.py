@@ -44,7 +44,8 @@ def forecast(training: Training[Options]) -> Forecast:
         training: What would be trained.
     """
     device = training.device
-    module = training.module.to(device, memory_format=torch.channels_last)
+    module = training.module.to(device, memory_format=training.machine.layout)
+    module.passage.memory_format = training.machine.layout
     optimizer = module.configure_optimizers()
     batches = _endless(training)
     seconds, memory = [], []

@@ -14,6 +14,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.augment.custom import carried_problems, step_problems
 from transferkit.models.task import Task, task_of
 from transferkit.options.fields import make_config
+from transferkit.options.sizes import train_sizes
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
@@ -26,7 +27,7 @@ RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out
                        "strategy", "workers"})  # fmt: skip
 """What may differ between a run and its resume: where it computes, not what."""
 
-CHOSEN = ("precision", "lr", "batch_size", "batch_norm", "head", "augment_on")
+CHOSEN = ("precision", "memory_format", "compile", "lr", "batch_size", "batch_norm", "head", "augment_on")
 """What a run chooses where it is not named; a resume takes what was chosen."""
 
 USUAL_GAMMA = FinetuneConfig.focal_gamma
@@ -200,7 +201,13 @@ def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[st
     if config.lr == AUTO and not isinstance(config.phases, str):
         problems.append("--lr auto looks for the LR of ready-made phases, a list of phases holds its own - run lr-find "
                      "--phase NAME and write down what it finds")  # fmt: skip
-    if config.fixres_epochs and config.train_size is not None and config.train_size == config.image_size:
+    sides = train_sizes(config.train_size)
+    tuned = [phase for phase in wider or trained if not phase.test_view]
+    epochs = sum(phase.epochs for phase in tuned)
+    if len(sides) > max(1, epochs):
+        problems.append(f"--train-size names {len(sides)} sizes for {epochs} epoch(s), and an epoch has one - name "
+                     "fewer, or raise --epochs")  # fmt: skip
+    if config.fixres_epochs and set(sides) == {config.image_size}:
         problems.append(f"--train-size and --image-size are both {config.image_size}, so there is nothing for "
                      "--fixres-epochs to fix")  # fmt: skip
     return problems

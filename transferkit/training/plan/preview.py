@@ -26,10 +26,12 @@ from transferkit.show.charts import save_charts
 from transferkit.show.progress import output_console, waiting
 from transferkit.show.words import duration
 from transferkit.training.batch_size import with_batch_size
+from transferkit.training.compiling import choose_compile
 from transferkit.training.head.solve import solve_probe, views_fitted
 from transferkit.training.lr.start import phase_start
 from transferkit.training.plan.forecast import Forecast, forecast
 from transferkit.training.plan.phases import HEAD
+from transferkit.training.plan.sizes import size_words
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
 from transferkit.training.setup import Options, Training, prepare
 
@@ -70,6 +72,8 @@ def write_preview(
     values["rows"] = "windows" if training.data.data_config.tiled else "pictures"
     values["lr_found"] = "at the start of the run, by a range test" if config.lr == AUTO else None
     values["unlike_training"] = _unlike(training)
+    chosen = choose_compile(training, measure=False)
+    values["steps"] |= {"compile": "on" if chosen.on else "off", "compile_reason": chosen.reason}
     _predict(values, training, measured, norms)
     directory = plan_directory(config, out)
     with storage_errors("create", directory):
@@ -126,6 +130,13 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
         console.print(f"rgn      {norms}", soft_wrap=True)
         console.print(f"propose  train: [{', '.join(values['rgn']['proposed'])}]", soft_wrap=True)
     console.print(f"batch    {values['batch_size']} {values['rows']}, {values['steps_per_epoch']:,} steps per epoch")
+    sizes = values["train_sizes"]
+    if len(set(sizes)) > 1:
+        console.print(f"sizes    {size_words(sizes, sizes[-1])}", soft_wrap=True)
+    steps = values["steps"]
+    if trained:
+        console.print(f"steps    {steps['precision']}, {steps['memory_format']}: {steps['reason']}", soft_wrap=True)
+        console.print(f"compile  {steps['compile']}: {steps['compile_reason']}", soft_wrap=True)
     console.print(f"unlike   {values['unlike_training']['kept']}", soft_wrap=True)
     console.print(f"time     about {duration(values['time_s'])}, evaluation included")
     console.print(f"plan     {directory / 'plan.json'}", soft_wrap=True)
@@ -194,8 +205,14 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
     counts = {split: training.data.rows(split) for split in ("train", "val", "test")}
     evaluation = measured.evaluation_s * counts["val"] / size
     values["norms"] = len(norm_layers(training.module))
+    sizes = values["train_sizes"]
+    timed = (training.data.train_sizes.sides or training.module.data_config.image_size)[
+        -1
+    ]  # steps were timed at the last
     for number, phase in enumerate(values["phases"]):
         steps = phase["epochs"] * plan.steps_per_epoch
+        sides = values["train_sizes"][phase["first_epoch"] : phase["first_epoch"] + phase["epochs"]]
+        scale = sum((side / timed) ** 2 for side in sides) / len(sides) if sides and len(set(sizes)) > 1 else 1.0
         first = phase["first_epoch"] * plan.steps_per_epoch
         batches = steps * accumulate
         extra = phase["epochs"] * evaluation
@@ -207,7 +224,7 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
             "steps": steps,
             "frozen_norms": norms[number],
             "step_s": measured.step_s[number] * (accumulate if phase["epochs"] else 1),
-            "time_s": measured.step_s[number] * batches + extra,
+            "time_s": measured.step_s[number] * batches * scale + extra,
             "memory": measured.memory[number],
             "lr_course": {name: [course[0][name], max(lrs[name] for lrs in course), course[-1][name]]
                           for name in phase["groups"]} if course else {},

@@ -62,7 +62,8 @@ MEASURES = (
     "seed", "split_seed", "monitor",
 )  # fmt: skip
 PLACES = (
-    "accelerator", "augment_on", "devices", "dry_run", "num_nodes", "overfit_batches", "strategy", "workers",
+    "accelerator", "augment_on", "compile", "devices", "dry_run", "memory_format", "num_nodes", "overfit_batches",
+    "strategy", "workers",
     *NOT_SAVED,
 )  # fmt: skip
 
@@ -73,9 +74,9 @@ OF_A_TRAINED_HEAD = frozenset({
 """Options of how a head alone is trained; cached features answer them."""
 
 OF_ITS_FEATURES = frozenset({
-    *MEASURES, *NOT_SAVED, "accelerator", "augment", "augment_on", "backbone", "image_size", "init_from",
-    "keep_activations", "layer_decay", "lr", "phases", "precision", "probe", "probe_epochs", "probe_views", "weights",
-    "workers",
+    *MEASURES, *NOT_SAVED, "accelerator", "augment", "augment_on", "backbone", "compile", "image_size", "init_from",
+    "keep_activations", "layer_decay", "lr", "memory_format", "phases", "precision", "probe", "probe_epochs",
+    "probe_views", "weights", "workers",
 })  # fmt: skip
 """Options that may be set besides: they say what the features are, or do nothing to a head alone."""
 
