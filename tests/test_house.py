@@ -205,8 +205,8 @@ def test_modules_are_rooms():
 HEAVY = ("torch", "torchvision", "timm", "lightning", "albumentations", "sklearn", "matplotlib", "cv2", "numpy", "PIL")
 
 
-def loaded_by(code):
-    script = f"{code}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+def loaded_by(code, names=HEAVY):
+    script = f"{code}\nimport sys\nprint(*(name for name in {names!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
     return result.stdout.split("\n")[-2].split()
 
@@ -247,7 +247,63 @@ def test_verbs_without_a_network_load_none(folder, tmp_path, words, expected):
     assert loaded_by(f"from transferkit.cli.main import main; assert main({words!r}) == 0") == expected
 
 
+ASIDE = (
+    "albumentations", "lightning", "matplotlib.pyplot", "optuna", "pandas", "peft", "pyarrow", "scipy.optimize",
+    "scipy.stats", "sklearn", "tensorboard", "torchmetrics", "transformers", "wandb",
+)  # fmt: skip
+"""What one verb or another can do without, and takes a tenth of a second or more."""
+
+
+TRAINING = {"albumentations", "lightning", "matplotlib.pyplot", "scipy.optimize", "scipy.stats", "torchmetrics"}
+"""Lightning loads torchmetrics, and that the rest."""
+
+AT_FIRST_STEP = """
+import os, sys
+from transferkit.models.module import TransferModule
+
+def step(*_):
+    print(*(name for name in {names!r} if name in sys.modules), flush=True)
+    os._exit(0)
+
+TransferModule.training_step = step
+from transferkit.cli.main import main
+sys.exit(main({words!r}) or 1)
+"""
+
+
+def of_small_network(folder):
+    network = "--backbone transferkit/mini --weights bundled --image-size 32 --accelerator cpu --precision 32"
+    return ["--data", str(folder), *network.split(), "--quiet"]
+
+
+@pytest.mark.parametrize("verb", ["features", "predict"])
+def test_verbs_load_what_they_use(folder, tmp_path, verb):
+    model, out = PACKAGE.parent / "tests" / "fixtures" / "model_0_1", ["--out", str(tmp_path / "predictions.csv")]
+    words, allowed = {
+        "features": (["features", *of_small_network(folder), "--store", str(tmp_path / "store")], {"albumentations"}),
+        "predict": (["predict", str(model), str(folder / "train"), *out, "--quiet"], TRAINING),
+    }[verb]
+    assert set(loaded_by(f"from transferkit.cli.main import main; assert main({words!r}) == 0", ASIDE)) <= allowed
+
+
+def test_fine_tuning_loads_what_it_uses_until_the_first_step(folder, tmp_path):
+    words = [
+        "finetune",
+        *of_small_network(folder),
+        "--phases",
+        "finetune",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    script = AT_FIRST_STEP.format(names=ASIDE, words=words)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
+    assert set(result.stdout.split()) <= TRAINING
+
+
 def test_the_start_up_test_can_fail():
+    assert loaded_by("import wave, json", ("wave", "json", "chunk.not_there")) == ["wave", "json"]
     assert loaded_by("import numpy") == ["numpy"]
 
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import logging
 import multiprocessing
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="after which no part begins")
     parser.add_argument("--accelerator", default="gpu", choices=("gpu", "cpu"))
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of Lightning, about each of many small trainers
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     until = time.monotonic() + 60 * options.minutes
     tune_process(available_cores())
     with tempfile.TemporaryDirectory() as folder:

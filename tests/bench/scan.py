@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from harness import compare, print_table, seconds
 from PIL import Image
+from startup import FIRST_STEP
 
 from transferkit.data.images.known_files import TICK_NS, hash_files, read_files
 from transferkit.data.images.reading import hash_images, read_images
@@ -36,14 +37,14 @@ MODEL = ("--backbone", "transferkit/mini", "--weights", "bundled", "--image-size
 
 
 def write(root: Path, count: int, kilobytes: int = 0) -> Path:
-    """Write pictures of blots, all different, a kilobyte each; or larger files, by what follows the picture."""
+    """Write pictures of blots in the colours of their classes, a kilobyte each; larger by what follows the picture."""
     generator = np.random.default_rng(0)
     for number in range(count):
         label = number % CLASSES
         folder = root / f"class{label}"
         folder.mkdir(parents=True, exist_ok=True)
         coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        coarse[label // 4, label % 4] = 255
+        coarse = coarse // 2 + np.array([label % 3 * 60, label // 3 % 3 * 60, label // 9 * 120], dtype=np.uint8)
         path = folder / f"{number:06}.jpg"
         Image.fromarray(coarse).resize((SIDE, SIDE)).save(path, quality=80)
         if kilobytes:
@@ -81,6 +82,18 @@ def verbs(many: Path, few: Path, work: Path) -> dict[str, Sequence[str]]:
         "plan (few)": ("plan", "--data", str(few), *MODEL, *store, "--out", str(work / "plan"), "--quiet"),
         "evaluate (few)": ("evaluate", run, str(few), "--report", "off", "--out", str(work / "eval"), *overwrite),
         "calibrate (few)": ("calibrate", run, str(few), "--quiet"),
+        "lr-find": ("lr-find", "--data", str(many), *MODEL, "--out", str(work / "lr"), "--steps", "30", "--quiet"),
+        "finetune to the first step": (
+            "finetune",
+            "--data",
+            str(many),
+            *MODEL,
+            "--phases",
+            "finetune",
+            "--out",
+            str(work / "tuned"),
+            *overwrite,
+        ),
     }
 
 
@@ -89,7 +102,8 @@ def command(words: Sequence[str], checkout: str | None = None) -> float:
     place = checkout or str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": place}
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "transferkit", *words], env=environment, cwd=place, check=False,
+    start = ("-c", FIRST_STEP) if words[0] == "finetune" else ("-m", "transferkit")
+    done = subprocess.run([sys.executable, *start, *words], env=environment, cwd=place, check=False,
                           capture_output=True, encoding="utf-8")  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stderr}")

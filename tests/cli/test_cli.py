@@ -104,7 +104,7 @@ def test_recipe_and_flags(tmp_path):
         ("data: x\nout: !!python/object/apply:os.system ['true']\n", "could not determine a constructor for the tag"),
         ("data: [x\n", "not YAML"),
         ("- data\n", "holds no options"),
-        ("data: x\nepochz: 3\naugment: hevy\nepochs: 0\n", "(3) --epochs is 0"),
+        ("data: x\nepochz: 3\naugment: hevy\nepochs: 0\n", "(2) --epochs is 0"),
         ("data: x\nepochs: many\n", "--epochs is 'many', expected a whole number"),
     ],
 )

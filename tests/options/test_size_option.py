@@ -32,7 +32,7 @@ def test_what_is_a_size(value, sides):
         ("\u0661\u0662\u0668", ""), ([], "[]"), ("", "''"),
     ],
 )  # fmt: skip
-def test_what_is_none(value, seen):  # fault 216
+def test_what_is_none(value, seen):  # fault 218
     problems = train_size_problems(value)
     assert len(problems) == 1
     assert problems[0].startswith("--train-size is ")

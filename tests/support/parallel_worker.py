@@ -240,13 +240,13 @@ def figures_of_tables(deals):
     """Return figures of labels and of numbers for each deal: of every rank, batches of predictions and targets."""
     import torch
 
-    from transferkit.models.answers.multilabel import MONITORS, LabelFigure
-    from transferkit.models.answers.regression import NumberFigure, Units
+    from transferkit.models.answers.epoch import LabelFigure, NumberFigure
+    from transferkit.models.answers.multilabel import MONITORS
     from transferkit.training.ranks.parallel import rank
 
     warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)  # of a rank without pictures
     metrics = [LabelFigure(name, 3) for name in MONITORS if name != "loss"]
-    metrics += [NumberFigure(name, 3, Units()) for name in ("rmse", "mae", "r2", "spearman")]
+    metrics += [NumberFigure(name, 3) for name in ("rmse", "mae", "r2", "spearman")]
     values = []
     for deal in deals:
         for metric in metrics:

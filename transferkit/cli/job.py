@@ -12,7 +12,6 @@ from transferkit.results.report.report import report_on
 from transferkit.training.finetune import Run
 from transferkit.training.finetune import finetune as train
 from transferkit.training.loggers.run_loggers import RunLoggers
-from transferkit.training.probe_run import run_probe
 from transferkit.training.ranks.processes import started_as
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def probe(config: ProbeConfig) -> Path:
 
     It is logged when all is written: there is no training to follow, and nothing that a logger could cost.
     """
+    from transferkit.training.probe_run import run_probe  # with scikit-learn, which fine-tuning does without
+
     with RunLoggers() as loggers:
         loggers.prepare(config.logger, config.logger_args, quiet=config.quiet)
         run = run_probe(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from typing import Any, Final
 from transferkit.core.errors import StorageError
 from transferkit.core.files import user_cache
 
-__all__ = ["CacheDatabase", "cache_bytes"]
+__all__ = ["CacheDatabase", "cache_bytes", "remove_databases"]
 
 WAIT_S: Final = 5.0
 """Seconds to wait while another process writes."""
@@ -98,3 +99,16 @@ def cache_bytes() -> int:
         return sum(path.stat().st_size for path in user_cache().glob("*.db"))
     except (OSError, StorageError):  # or one goes this moment
         return 0
+
+
+def remove_databases(pattern: str, unwanted: Callable[[str, float], bool]) -> None:
+    """Remove databases from the user's cache, as far as that can be done.
+
+    Args:
+        pattern: Of their names.
+        unwanted: Says by the name of one, and the days since it was written to, whether it goes.
+    """
+    with contextlib.suppress(OSError, StorageError):
+        for path in user_cache().glob(pattern):
+            if unwanted(path.name, (time.time() - path.stat().st_mtime) / 86_400):
+                path.unlink()

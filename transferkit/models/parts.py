@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from transferkit.core.targets import TargetSpec
 from transferkit.models.figures.compared import Compared
 from transferkit.models.figures.figure import Figure
 from transferkit.models.record_files import ObjectResults, Page, RecordFiles
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = [
     "ON_CANVAS",

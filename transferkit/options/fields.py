@@ -108,11 +108,7 @@ class Options:
                 problems.append(item.metadata["missing"])
             elif within is not None and isinstance(value, int | float) and not within.holds(value):
                 problems.append(f"{flag(item.name)} is {shown(value)}, expected {within.words}")
-            if item.metadata["reads"] is not None:
-                try:
-                    item.metadata["reads"](value)
-                except ConfigError as error:
-                    problems.append(str(error))
+            problems += _unread(item, value)
             for path in (value if isinstance(value, list) else [value]) if item.name in _PLACES else ():
                 if isinstance(path, str) and is_too_long(path):
                     problems.append(f"{flag(item.name)} is {shown(path)}, longer than a path can be - shorten it")
@@ -148,7 +144,20 @@ def option_problems(kind: type[Options], options: Mapping[str, Any]) -> list[str
     problems = [f"unknown option {shown(key)}.{did_you_mean(str(key), hints)}" for key in options if key not in hints]
     for key, hint in hints.items():
         problems += type_problem(key, options[key], hint) if key in options else []
-    return problems or _build(kind, options).problems()
+    if not problems:
+        return _build(kind, options).problems()
+    return problems + [problem for item in fields(kind) if item.name in options
+                       for problem in _unread(item, options[item.name])]  # fmt: skip
+
+
+def _unread(item: Field[Any], value: Any) -> list[str]:
+    """Return why what a value stands for cannot be had."""
+    try:
+        if item.metadata["reads"] is not None:
+            item.metadata["reads"](value)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _build(kind: type[Config], options: Mapping[str, Any]) -> Config:

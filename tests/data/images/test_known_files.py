@@ -271,7 +271,7 @@ IN_PLACE = ("rewritten at its size and time", "through a hard link", "a copy wit
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_is_read_again(paths, change):  # fault 203
+def test_a_file_that_changes_is_read_again(paths, change):  # fault 206
     for path in paths:
         os.utime(path, ns=(10**18, 10**18))  # as pictures of one archive may have
     read_files(paths, min_side=None)
@@ -319,6 +319,97 @@ def test_links_are_followed_and_folders_may_move(tmp_path, paths, read):
     folder.symlink_to(tmp_path / "aside")
     files = [str(folder / Path(path).name) for path in paths]
     assert hash_files(files) == hash_images(files)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many files are decoded; that it may pay to look for contents from three files on."""
+    calls = []
+    decode_one = reading.decode_with_info
+    monkeypatch.setattr(known_files, "MANY", 3)
+    monkeypatch.setattr(known_files, "SAMPLE", 2)
+    monkeypatch.setattr(reading, "decode_with_info", lambda *a, **k: (calls.append(1), decode_one(*a, **k))[1])
+    return calls
+
+
+def moved(folder):
+    return [str(path) for path in sorted(Path(folder).rename(Path(folder).with_name("elsewhere")).iterdir())]
+
+
+def touched(folder):
+    for path in Path(folder).iterdir():
+        path.touch()
+    return [str(path) for path in sorted(Path(folder).iterdir())]
+
+
+def with_other_rights(folder):
+    for path in Path(folder).iterdir():
+        path.chmod(0o600)
+    return [str(path) for path in sorted(Path(folder).iterdir())]
+
+
+def copied(folder):
+    return [str(path) for path in sorted(Path(shutil.copytree(folder, f"{folder} again")).iterdir())]
+
+
+@pytest.mark.parametrize("change", [moved, touched, with_other_rights, copied])
+def test_known_contents_in_files_of_another_state_are_not_decoded(paths, decoded, read, change, tmp_path):  # fault 214
+    read_files(paths, min_side=64)
+    decoded.clear()
+    tick(tmp_path)
+    others = change(Path(paths[0]).parent)
+    done = []
+    results = read_files(others, min_side=64, workers=2, progress=done.append)
+    assert decoded == [] and done[-1] == 5 and done == sorted(done)
+    assert everything(results) == everything(read_images(others, min_side=64))
+    decoded.clear()
+    read.clear()
+    assert read_files(others, min_side=64) == results and read == decoded == []  # they are known files from now on
+
+
+def test_only_what_was_decoded_in_the_same_way_is_known(paths, decoded, tmp_path):
+    read_files(paths, min_side=64)
+    others = moved(Path(paths[0]).parent)
+    for options in (
+        {"min_side": 32},
+        {"min_side": 64, "decoding": Decoding(ground="#000000")},
+        {"min_side": 64, "decoding": Decoding(max_pixels=100)},
+        {"min_side": 64, "rescan": True},
+    ):
+        decoded.clear()
+        for path in others:
+            os.utime(path, ns=(1, 10**18 + len(decoded)))
+        read_files(others, **options)
+        assert len(decoded) == 5
+
+
+def test_contents_that_are_new_are_decoded_among_known_ones(paths, decoded):
+    read_files(paths[:4], min_side=64)
+    others = moved(Path(paths[0]).parent)
+    Path(others[1]).write_bytes(b"no picture")
+    decoded.clear()
+    results = read_files(others, min_side=64)
+    assert len(decoded) == 2 and everything(results) == everything(read_images(others, min_side=64))
+    assert [one.error is None for one in results] == [True, False, True, True, True]
+
+
+def test_pixels_of_known_contents_are_to_be_had(paths, decoded):
+    read_files(paths, min_side=None)
+    others = moved(Path(paths[0]).parent)
+    results = read_files(others, min_side=None, keep=lambda _, pixels: pixels, again=True)
+    assert all(one.pixels is not None for one in results)
+
+
+def test_few_files_and_new_ones_are_read_once(paths, decoded, read, monkeypatch):
+    read_files(paths[:1], min_side=64)
+    read.clear()
+    read_files(paths[1:], min_side=64)
+    assert len(read) == 4 + 2  # but for the sample
+    monkeypatch.setattr(known_files, "MANY", 6)
+    others = moved(Path(paths[0]).parent)
+    read.clear()
+    read_files(others, min_side=64)
+    assert len(read) == 5
 
 
 def test_a_file_that_changes_while_it_is_read(paths, monkeypatch):
@@ -371,7 +462,7 @@ def test_disks_that_number_no_files(paths, read, monkeypatch):
     assert read.count("0.png") == 2 and read.count("1.png") == 1
 
 
-def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):  # fault 204
+def test_a_change_that_nothing_shows_is_found_when_the_file_is_read(paths, monkeypatch):  # fault 207
     own, before = os.stat, {path: Path(path).stat() for path in paths}
     truth = hash_files(paths)
     Path(paths[0]).write_bytes(Path(paths[1]).read_bytes())

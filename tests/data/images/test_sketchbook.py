@@ -1,7 +1,9 @@
 """What is known of pictures from before: by content, for every process, and never a reason to stop."""
 
+import os
 import shutil
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,3 +148,27 @@ def test_of_several_scales_each_is_known_and_the_largest_picture_counts(tmp_path
         assert (known.sketch, known.info, known.shape) == (results[0].sketch, results[0].info, results[0].shape)
     assert sorted(scales) == [1, 2, 8]
     assert Sketchbook().fill(hash_images([photo]))[0].sketch == scales[1].sketch
+
+
+def test_databases_of_earlier_rules_and_those_that_nobody_writes_to_go(paths):
+    folder = user_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    current = f"sketches-{sketchbook.RULES}-pillow"
+    old = ["sketches-1-pillow-11.0.0.db", "sketches-1-#000000-pillow-12.0.0.db", f"{current}-9.0.0.db"]
+    own = [
+        f"{current}-8.0.0.db",
+        f"sketches-{sketchbook.RULES + 1}-pillow-11.0.0.db",
+        "sketches-of-mine.db",
+        "files-1.db",
+    ]
+    for name in (*old, *own):
+        (folder / name).write_bytes(b"x")
+    long_ago = time.time() - 86_400 * (sketchbook.UNUSED_DAYS + 1)
+    os.utime(folder / old[-1], (long_ago, long_ago))
+    os.utime(folder / own[-1], (long_ago, long_ago))
+    Sketchbook().keep(read_images(paths, min_side=CHECK_SIDE))
+    assert not {path.name for path in folder.iterdir()} & set(old)
+    assert {path.name for path in folder.iterdir()} > set(own)
+    (folder / old[0]).write_bytes(b"x")
+    Sketchbook().keep(read_images(paths, min_side=None))
+    assert (folder / old[0]).exists()  # it is looked for when a database is begun, and not each time

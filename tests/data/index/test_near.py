@@ -1,6 +1,7 @@
 """Near copies: what is found, what is not, and what features have to say."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transferkit.core.errors import ConfigError
 from transferkit.data.images.decode import decode_image
 from transferkit.data.images.reading import read_images
 from transferkit.data.images.sketch import Sketch, sketch_of
+from transferkit.data.index import near
 from transferkit.data.index.near import near_copies
 from transferkit.data.sample import sample_folder
 
@@ -122,3 +124,122 @@ def test_no_pictures_and_too_few_features(tmp_path):
     assert near_copies([]) == () == near_copies([Sketch(1, 1, 1, bytes(1024))])
     with pytest.raises(ConfigError, match="1 rows of features for 2 pictures, expected one for each"):
         near_copies([Sketch(1, 1, 1, bytes(1024))] * 2, np.ones((1, 3)))
+
+
+def plainly(sketches, features=None):
+    """Near copies by comparing each window with each whole sketch, pair by pair, as they are defined."""
+    cells = np.array([np.frombuffer(one.cells, np.uint8) for one in sketches], np.float64).reshape(-1, 32, 32)
+    borders = [(0.0, 1.0)]
+    borders += [(share * cut, 1 - cut + share * cut) for cut in (0.025, 0.05, 0.075, 0.1) for share in (0, 0.5, 1)]
+
+    def averages(first, last):
+        edges = np.linspace(first, last, 17) * 32
+        shares = [
+            [max(0.0, min(high, cell + 1) - max(low, cell)) for cell in range(32)]
+            for low, high in itertools.pairwise(edges)
+        ]
+        return np.array(shares) / np.sum(shares, axis=1, keepdims=True)
+
+    def slopes(rows, columns):
+        inside = averages(*rows) @ cells @ averages(*columns).T
+        parts = (np.diff(inside, axis=2).reshape(-1, 240), np.diff(inside, axis=1).reshape(-1, 240))
+        flat = np.concatenate(parts, axis=1)
+        size = np.linalg.norm(flat, axis=1)
+        return flat / np.maximum(size, 1e-12)[:, None], size / np.sqrt(480) >= 0.5
+
+    whole, structured = slopes(borders[0], borders[0])
+    cuts = [borders[:1]] + [borders[first : first + 3] for first in (1, 4, 7, 10)]
+    best = np.max([slopes(one, two)[0] @ whole.T for cut in cuts for one in cut for two in cut], axis=0)
+    close = (
+        (whole @ whole.T > 0.45) & structured & structured[:, None] & (best >= (0.955 if features is None else 0.92))
+    )
+    if features is not None:
+        rows = features / np.linalg.norm(features, axis=1, keepdims=True)
+        close &= rows @ rows.T >= 0.85
+    close |= close.T | np.eye(len(close), dtype=bool)
+    name = np.arange(len(sketches))
+    while (name != (lower := np.where(close, name, len(name)).min(axis=1))).any():
+        name = lower
+    groups = [tuple(np.flatnonzero(name == first).tolist()) for first in sorted(set(name.tolist()))]
+    return tuple(group for group in groups if len(group) > 1)
+
+
+def drawn(cells):
+    return Sketch(64, 64, 1, np.clip(cells, 0, 255).astype(np.uint8).tobytes())
+
+
+def blots(rng, count, side=6):
+    """Many unlike pictures as cells: a few levels, made wider."""
+    coarse = rng.integers(0, 256, (count, side, side), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR), float) for one in coarse]
+
+
+def families_of_many(rng, count):
+    """Unlike pictures, some of them again, noisy, brighter or cut."""
+    base = blots(rng, count)
+    again = [base[at] + rng.normal(0, spread, (32, 32)) for at, spread in ((3, 2), (7, 9), (7, 20), (11, 35), (5, 60))]
+    again += [base[13] * 0.7 + 20, base[13]]
+    for at, share in ((17, 0.04), (17, 0.09), (19, 0.2)):
+        image = Image.fromarray(base[at].astype(np.uint8))
+        again.append(np.asarray(image.resize((32, 32), box=(0, 32 * share / 2, 32 - 32 * share, 32)), float))
+    return base + again
+
+
+def frames(rng, count):
+    """One scene that changes little by little until it is another one: a chain."""
+    first, last = blots(rng, 2)
+    return [first + (last - first) * share + rng.normal(0, 3, (32, 32)) for share in np.linspace(0, 1, count)]
+
+
+def fine(rng):
+    """Pictures of fine grain and their corners: alike as windows, but not as wholes, and so no candidates."""
+    grain = [Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(60)]
+    whole = [one.resize((640, 640), Image.Resampling.BICUBIC) for one in grain]
+    corners = [one.crop((0, 0, 576, 576)) for one in whole]
+    return [np.asarray(one.resize((32, 32), Image.Resampling.BOX), float) for one in whole + corners]
+
+
+def aligned(rng, count):
+    """Pictures of one kind: all much alike, and none a copy."""
+    (common,) = blots(rng, 1)
+    return [common + 0.7 * (other - 128) for other in blots(rng, count, side=9)]
+
+
+SETS = {
+    "unlike": lambda rng: families_of_many(rng, 400),
+    "equal": lambda rng: [cells for cells in blots(rng, 6) for _ in range(50)],
+    "chain": lambda rng: frames(rng, 150) + frames(rng, 40),
+    "fine": fine,
+    "aligned": lambda rng: aligned(rng, 300),
+    "black": lambda rng: [np.zeros((32, 32))] * 300 + blots(rng, 3) * 2,
+    "faint": lambda rng: [cells / 128 for cells in families_of_many(rng, 150)],
+}
+
+
+@pytest.mark.parametrize("many", [near.MANY, 100])  # with the directions of 480, and with some of them
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("kind", SETS)
+def test_families_are_those_of_comparing_all_with_all(monkeypatch, kind, workers, many):
+    monkeypatch.setattr(near, "MANY", many)
+    rng = np.random.default_rng(sorted(SETS).index(kind))
+    cells = SETS[kind](rng)
+    sketches = [drawn(cells[at]) for at in rng.permutation(len(cells))]
+    assert near_copies(sketches, workers=workers) == plainly(sketches)
+
+
+@pytest.mark.parametrize("kind", ["unlike", "equal", "aligned"])
+def test_features_divide_the_families_of_many(monkeypatch, kind):
+    monkeypatch.setattr(near, "MANY", 100)
+    rng = np.random.default_rng(0)
+    sketches = [drawn(cells) for cells in SETS[kind](rng)]
+    features = rng.normal(size=(len(sketches), 6)) + 2
+    groups = near_copies(sketches, features, workers=2)
+    assert groups == plainly(sketches, features)
+    assert (groups == near_copies(sketches)) == (kind == "aligned")  # none either way
+
+
+def test_progress_counts_the_pictures():
+    sketches = [drawn(cells) for cells in blots(np.random.default_rng(0), 300)]
+    calls = []
+    near_copies(sketches, workers=2, progress=lambda *numbers: calls.append(numbers))
+    assert calls == [(128, 300), (256, 300), (300, 300)]

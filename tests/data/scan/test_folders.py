@@ -352,3 +352,39 @@ def test_names_are_the_same_under_every_locale(tmp_path):  # fault 102
             words, cwd=tmp_path, env=os.environ | locale, capture_output=True, encoding="utf-8", check=True
         )
         assert done.stdout.strip() == ascii(("Kätzchen", "Öl"))
+
+
+def test_each_file_is_looked_at_once(tmp_path, monkeypatch):
+    """Pictures of many classes on a network disk: each further look at every file is a wait for each."""
+    for label in ("a", "b"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for number in range(30):
+            draw(tmp_path / "d" / label / f"{number}.png", number)
+    looks = []
+    real = os.scandir
+
+    class Entry:
+        def __init__(self, entry):
+            self._entry = entry
+
+        def __getattr__(self, name):
+            value = getattr(self._entry, name)
+            if name in ("stat", "is_file", "is_dir", "is_symlink"):
+                looks.append(self._entry.path)
+            return value
+
+    class Listed:
+        def __init__(self, folder):
+            self._entries = real(folder)
+
+        def __enter__(self):
+            return (Entry(entry) for entry in self._entries)
+
+        def __exit__(self, *_):
+            self._entries.close()
+
+    monkeypatch.setattr(os, "scandir", Listed)
+    scan = scan_data(str(tmp_path / "d"))
+    assert len(scan.files) == 60
+    of_pictures = [path for path in looks if path.endswith(".png")]
+    assert len(of_pictures) <= 60 + 2 * 2  # each once, and one of each class to see that it is one

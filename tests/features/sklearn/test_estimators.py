@@ -180,6 +180,21 @@ def test_fit_reads_no_file_and_runs_no_network(ran, tmp_path):
     assert ran == [0] and not list(tmp_path.iterdir())
 
 
+def test_known_files_are_not_read_again_until_they_change(paths, tmp_path, read, ran):
+    own = [shutil.copy(path, tmp_path / f"{at}.png") for at, path in enumerate(paths[:4])]
+    extractor = FeatureExtractor(cache=tmp_path / "features", **SMALL)
+    first = extractor.transform(own)
+    assert len(read) == 4 and ran == [4]
+    read.clear()
+    np.testing.assert_array_equal(extractor.transform(own), first)
+    assert read == [] and ran == [4]
+    shutil.copy(paths[-1], own[2])
+    again = extractor.transform(own)
+    assert read == ["2.png"] and ran == [5]
+    np.testing.assert_array_equal(again[[0, 1, 3]], first[[0, 1, 3]])
+    assert not np.array_equal(again[2], first[2])
+
+
 def test_kinds_of_x_give_equal_rows(paths, tmp_path, store):
     extractor = FeatureExtractor(cache=store, **SMALL)
     expected = extractor.transform(paths)

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from sklearn import metrics as reference
 from torch.nn import functional
 
-from transferkit.models.answers.multilabel import LabelFigure
-from transferkit.models.answers.regression import NumberFigure, NumberObjective, Units
+from transferkit.models.answers.epoch import LabelFigure, NumberFigure
+from transferkit.models.answers.regression import NumberObjective, Units
 from transferkit.models.figures.numbers import KEYS, Pairs, number_figures, number_metrics, weighted_kappa
 from transferkit.models.parts import LossOptions
 
@@ -140,7 +140,7 @@ def test_predictions_that_are_no_numbers_are_never_the_best(lost):  # fault 163
         if spoilt:
             predicted[4, 1] = lost
         for name in KEYS:
-            metric = NumberFigure(name, 2, Units())
+            metric = NumberFigure(name, 2)
             metric.update(predicted, true)
             assert bool(metric.compute().isnan()) is spoilt, name
 

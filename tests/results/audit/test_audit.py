@@ -180,3 +180,31 @@ def test_the_page_shows_the_first_and_the_table_all(tmp_path):
     assert len(text) < 300_000 and "100,000" in text and "<b>0.png" not in text and "<script> of" not in text
     assert text.count("&lt;b&gt;") <= 2 * LISTED + SHOWN
     assert len(audit.to_json()["findings"][0]["cases"]) == 100_000
+
+
+def test_pictures_are_decoded_as_the_options_say(tmp_path, command):
+    """Over white nothing is to be seen on them, and 12 bits are no 16."""
+    data = photos(tmp_path / "d")
+    seen = np.zeros((40, 48, 4), np.uint8)
+    seen[..., :3] = 255
+    seen[10:20, 10:30, 3] = 255
+    Image.fromarray(seen).save(data / "cat" / "clear.png")
+    deep = np.linspace(0, 4095, 48 * 40).reshape(40, 48).astype(np.uint16)
+    Image.fromarray(deep).save(data / "dog" / "deep.png")
+    scene(1, (400, 400)).save(data / "dog" / "large.png")
+
+    def kinds(place, *flags):
+        status, _, _ = command("check", "--data", "d", "--quick", "--out", place, *flags)
+        by_kind, table = findings(tmp_path / place)
+        return status, by_kind, " ".join(finding["message"] for finding in table["findings"])
+
+    status, by_kind, message = kinds("usual")
+    assert status == 0 and by_kind["one-colour"] == [["clear.png"]]
+    assert "laid over white" in message and "--grey-bits 12" in message
+    status, by_kind, message = kinds("named", "--ground", "black", "--grey-bits", "12")
+    assert status == 0 and "one-colour" not in by_kind
+    assert "laid over black" in message and "--grey-bits" not in message
+    pages = [(tmp_path / place / "check.html").read_text(encoding="utf-8") for place in ("usual", "named")]
+    assert len(set(pages)) == 2
+    status, by_kind, _ = kinds("small", "--max-pixels", "50000")
+    assert status == 3 and by_kind["unreadable"] == [["large.png"]]

@@ -128,7 +128,7 @@ def test_a_frozen_part_is_exact_and_thawing_one_makes_new_code(folder, tmp_path,
 def test_what_changes_behind_the_back_of_the_phases(
     folder, tmp_path, no_inductor, caplog, monkeypatch, times, most, made, misfits
 ):
-    """The step that notices is eager and whole, and code is made anew; but not for ever (fault 215)."""
+    """The step that notices is eager and whole, and code is made anew; but not for ever (fault 217)."""
 
     monkeypatch.setattr(compiling, "MOST_EXPIRED", most)
 
@@ -173,7 +173,7 @@ def raising(*args, **options):
 
 
 @pytest.mark.parametrize("where", ["at once", "at the first step", "in the backward pass"])
-def test_without_a_compiler_it_goes_on_in_eager_mode(folder, tmp_path, monkeypatch, caplog, where):  # fault 214
+def test_without_a_compiler_it_goes_on_in_eager_mode(folder, tmp_path, monkeypatch, caplog, where):  # fault 216
     """One warning, and the run is, bit for bit, that of eager steps: nothing moved while code was being made."""
     options = {"phases": (Phase("last", 1, train=("layer4", "head")), Phase("all", 1)), "drop_rate": 0.3}
     theirs, *_ = fit(tmp_path, folder, compiled=False, **options)
@@ -220,7 +220,7 @@ class Branching(nn.Module):
         return self.scale(features.mean(1, keepdim=True))
 
 
-def test_a_network_that_the_compiler_cannot_take_is_trained_eagerly(folder, tmp_path, no_inductor, caplog):  # fault 214
+def test_a_network_that_the_compiler_cannot_take_is_trained_eagerly(folder, tmp_path, no_inductor, caplog):  # fault 216
     def module():
         L.seed_everything(0, verbose=False)
         return TransferModule("test_resnet", 3, Branching(), weights="random", image_size=32)

@@ -31,7 +31,7 @@ def choose_place(where: str, name: Any, device: str, *, answers: bool, windows: 
     """Return where pictures are augmented.
 
     ``"auto"`` is the device on a GPU of CUDA, and the CPU elsewhere: torch does on a CPU in batches what albumentations
-    does there in an eighth of the time, picture by picture (`tests/bench/RESULTS.md`), so nothing is measured.
+    does there in a sixth of the time, picture by picture (`tests/bench/RESULTS.md`), so nothing is measured.
 
     Args:
         where: One of `PLACES`.

@@ -37,6 +37,12 @@ UNSEEN_DAYS: Final = 90
 MOST: Final = 2_000_000
 """Files that are remembered, about 100 bytes each; beyond, those that were not met for longest go."""
 
+MANY: Final = 256
+"""Files of unknown state from which it pays to ask whether their contents are known: a folder that was moved, say."""
+
+SAMPLE: Final = 64
+"""So many of those are hashed first; where half of them are known, the others are hashed before any is decoded."""
+
 NAME: Final = "files-1.db"
 
 _TABLE = "CREATE TABLE IF NOT EXISTS files (key BLOB PRIMARY KEY, mark BLOB, sha256 BLOB, day INTEGER) WITHOUT ROWID"
@@ -71,22 +77,6 @@ class KnownFiles:
         self._database = CacheDatabase(NAME, (_TABLE,))
         self._states = _states(paths, workers) if self._database.path is not None else [None] * len(paths)
         self.hashes: list[str | None] = [None] * len(paths) if rescan else self._look_up()
-
-    def decoded(self, book: Sketchbook, min_side: int | None) -> list[ReadResult | None]:
-        """Return what reading each file would give, but for its pixels, where it is known to be good.
-
-        Args:
-            book: What is known of contents; it says how they are decoded.
-            min_side: As for `decode_image`.
-        """
-        known = book.decoded({sha256 for sha256 in self.hashes if sha256 is not None}, min_side)
-        results: list[ReadResult | None] = []
-        for path, sha256 in zip(self.paths, self.hashes, strict=True):
-            one = None if sha256 is None else known.get(sha256)
-            results.append(
-                None if one is None else ReadResult(path, sha256, None, one.info, None, one.sketch, one.shape)
-            )
-        return results
 
     def keep(self, places: Sequence[int], results: Sequence[ReadResult]) -> None:
         """Write down the hashes of files that were read since.
@@ -185,7 +175,8 @@ def read_files(
 ) -> list[ReadResult]:
     """Return what `read_images` returns, without reading files that are as they were when they were decoded before.
 
-    Bad files are read again. Of files that are not read there are no pixels; `ReadResult.shape` is theirs.
+    Bad files are read again. Of files that are not read there are no pixels; `ReadResult.shape` is theirs. Where a
+    folder was moved or touched, files are read but not decoded if their contents are known: there are none then, too.
 
     Args:
         paths: The files.
@@ -199,14 +190,61 @@ def read_files(
     """
     book = Sketchbook(decoding)
     files = KnownFiles(paths, rescan=rescan, workers=workers)
-    results = files.decoded(book, min_side)
+    results = _decoded(files.paths, files.hashes, book, min_side)
+    strange = {path for path, sha256 in zip(paths, files.hashes, strict=True) if sha256 is None}
 
     def read(lacking: Sequence[str], done: Callable[[int], None] | None) -> list[ReadResult]:
-        return read_images(lacking, min_side=min_side, decoding=decoding, keep=keep, workers=workers, progress=done)
+        seen = (
+            {}
+            if again or rescan
+            else _recognised([path for path in lacking if path in strange], book, min_side, workers)
+        )
+        rest = [path for path in lacking if path not in seen]
+        before = len(lacking) - len(rest)
+        if done is not None and before:
+            done(before)
+        fresh = iter(
+            read_images(
+                rest,
+                min_side=min_side,
+                decoding=decoding,
+                keep=keep,
+                workers=workers,
+                progress=None if done is None else lambda count: done(before + count),
+            )
+        )
+        return [seen.get(path) or next(fresh) for path in lacking]
 
     complete, news = _completed(files, results, read, progress, again=again)
     book.keep_decoded(news, min_side)
     return complete
+
+
+def _recognised(paths: Sequence[str], book: Sketchbook, min_side: int | None, workers: int) -> dict[str, ReadResult]:
+    """Return what is known of the contents of files that are not known themselves, as far as it pays to look."""
+    known: dict[str, ReadResult] = {}
+    rest = list(dict.fromkeys(paths))
+    if len(rest) < MANY:
+        return known
+    for some in (rest[:: len(rest) // SAMPLE], rest):
+        hashed = hash_images([path for path in some if path not in known], workers=workers)
+        results = _decoded([one.path for one in hashed], [one.sha256 for one in hashed], book, min_side)
+        known |= {result.path: result for result in results if result is not None}
+        if len(known) < len(some) / 2:
+            break
+    return known
+
+
+def _decoded(
+    paths: Sequence[str], hashes: Sequence[str | None], book: Sketchbook, min_side: int | None
+) -> list[ReadResult | None]:
+    """Return what reading each file would give, but for its pixels, where its content is known to be good."""
+    known = book.decoded({sha256 for sha256 in hashes if sha256 is not None}, min_side)
+    results: list[ReadResult | None] = []
+    for path, sha256 in zip(paths, hashes, strict=True):
+        one = None if sha256 is None else known.get(sha256)
+        results.append(None if one is None else ReadResult(path, sha256, None, one.info, None, one.sketch, one.shape))
+    return results
 
 
 _Read = Callable[[Sequence[str], Callable[[int], None] | None], list[ReadResult]]

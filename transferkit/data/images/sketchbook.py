@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, fields, replace
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import PIL
 
-from transferkit.core.database import CacheDatabase
+from transferkit.core.database import CacheDatabase, remove_databases
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.images.decode import ImageInfo
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult, read_images
@@ -30,6 +31,9 @@ RULES: Final = 2
 
 MOST: Final = 2_000_000
 """Pictures that are remembered, about 1,600 bytes each; beyond, those that were written first go."""
+
+UNUSED_DAYS: Final = 90
+"""Databases of other decoders that nothing was written to for so long go once a new one is begun."""
 
 _TABLES = (
     # With rowids: what is longer than a thousand bytes takes a page of its own in a table without.
@@ -188,7 +192,15 @@ class Sketchbook:
                 database.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - {MOST:d}")
 
         if any(rows for _, rows in commands):
+            if self._database.path is not None and not os.path.exists(self._database.path):  # noqa: PTH110  may not look
+                remove_databases("sketches-*.db", _is_old)
             self._database.write(add)
+
+
+def _is_old(name: str, days: float) -> bool:
+    """Return whether a database is of earlier rules, or of a decoder or decoding that nobody uses any more."""
+    rules = name.split("-")[1]
+    return days > UNUSED_DAYS or (rules.isdigit() and int(rules) < RULES)
 
 
 def _sketch_rows(results: Iterable[ReadResult]) -> list[tuple[object, ...]]:

@@ -79,7 +79,7 @@ def find_copies(
         progress=None if progress is None else lambda done: progress(done, len(paths)),
     )
     drawn = [(result.path, result.sketch) for result in small if result.sketch is not None]
-    families = near_copies([sketch for _, sketch in drawn])
+    families = near_copies([sketch for _, sketch in drawn], workers=workers)
     return Copies(same, tuple(tuple(drawn[at][0] for at in family) for family in families))
 
 

@@ -20,7 +20,7 @@ from transferkit.core.text import listing, name_text
 from transferkit.data.scan.class_names import class_name_problems, order_classes
 from transferkit.data.scan.formats import unread_text
 from transferkit.data.scan.records import SPLIT_NAMES, Kind, Scan, ScannedFile, split_named
-from transferkit.data.scan.walking import Level, Report, pictures_below, read_level
+from transferkit.data.scan.walking import Level, Report, holds_pictures, pictures_below, read_level
 
 __all__ = ["scan_folder"]
 
@@ -70,6 +70,8 @@ def _without_outputs(root: Path, level: Level, report: Report) -> Level:
         return any((folder / name).is_file() for name in OUTPUTS)
 
     def full_of_them(folder: Path) -> bool:
+        if holds_pictures(folder):  # as nearly all do: a look at every file of every class would triple the scan
+            return False
         inside = read_level(folder, Report())
         return bool(inside.folders) and not inside.pictures and all(written(folder / name) for name in inside.folders)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from transferkit.core.text import listing
 from transferkit.data.scan.formats import read_extensions, unread_text
 from transferkit.data.scan.records import Kind, Scan, ScannedFile
 
-__all__ = ["SYSTEM_NAMES", "Level", "Report", "pictures_below", "read_level"]
+__all__ = ["SYSTEM_NAMES", "Level", "Report", "holds_pictures", "pictures_below", "read_level"]
 
 SYSTEM_NAMES: Final = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 """Of files and folders that systems leave about, in lower case; those that are hidden besides."""
@@ -84,6 +84,22 @@ def pictures_below(folder: Path, report: Report) -> list[str]:
         paths += level.pictures
         waiting += [here / name for name in reversed(level.folders)]
     return paths
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Return whether a folder surely holds a candidate itself: the first one that is met ends the search."""
+    read = read_extensions()
+    try:
+        with os.scandir(folder) as entries:
+            return any(_named_as_picture(entry.name, read) and entry.is_file() for entry in entries)
+    except OSError:  # `read_level` says why
+        return False
+
+
+def _named_as_picture(name: str, read: Collection[str]) -> bool:
+    if name.startswith(".") or name.lower() in SYSTEM_NAMES:
+        return False
+    return os.path.splitext(name)[1].lower() in read  # noqa: PTH122  a Path each would double the time of a scan
 
 
 def read_level(folder: Path, report: Report) -> Level:

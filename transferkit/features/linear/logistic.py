@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize
-from sklearn.preprocessing import StandardScaler
 
 from transferkit.core.errors import TransferkitWarning
 from transferkit.models.heads.solver import Array
@@ -96,6 +94,8 @@ class Standardiser:
     @classmethod
     def fit(cls, X: Array, sample_weight: Array | None = None) -> Self:
         """Measure mean and standard deviation of features (N, D), by weights (N,) where given."""
+        from sklearn.preprocessing import StandardScaler  # with pandas, where that is installed
+
         scaler = StandardScaler().fit(X, sample_weight=sample_weight)
         return cls(np.asarray(scaler.mean_, dtype=np.float64), np.asarray(scaler.scale_, dtype=np.float64))
 
@@ -218,6 +218,8 @@ class _Problem:
 
     def solve(self, C: float, *, tol: float, max_iter: int) -> tuple[Array, Array]:
         """Return weight rows (K or 1, D) and intercepts on the features as they came in; start from the last."""
+        from scipy.optimize import minimize  # half a second, which whoever fits nothing need not wait
+
         ridge = 1 / (C * self.total)
         penalty = np.append(np.full(len(self.variance) - 1, ridge), 0.0)
         unit = np.sqrt(np.outer(self.curvature, self.variance) + penalty)

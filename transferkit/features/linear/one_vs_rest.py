@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from transferkit.core.errors import TransferkitWarning
 from transferkit.features.linear.logistic import Standardiser, principal_axes
@@ -67,6 +66,8 @@ class LabelProblem:
         Warns:
             TransferkitWarning: L-BFGS did not reach `tol`.
         """
+        from scipy.optimize import minimize  # half a second, which whoever fits nothing need not wait
+
         ridge = (1 / (strengths * self.total))[:, None]
         curvature = (self.rate * (1 - self.rate))[which]
         penalty = np.hstack([np.broadcast_to(ridge, (len(which), len(self.variance))), np.zeros((len(which), 1))])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from transferkit.features.linear.logistic import Standardiser
 from transferkit.models.heads.solver import Array
@@ -54,6 +53,8 @@ class Neighbours:
 
     def votes(self, X: Array, ks: Sequence[int]) -> list[Array]:
         """Return what `probs` would be for each of several numbers of neighbours, from one search."""
+        from sklearn.neighbors import NearestNeighbors
+
         queries = _unit(self.standardiser.transform(X.astype(np.float32)))
         # On rows of length 1 the Euclidean order is that of the cosine, and scikit-learn searches it faster.
         search = NearestNeighbors(n_neighbors=max(ks), algorithm="brute").fit(self.rows)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
@@ -182,6 +181,8 @@ def blas_threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
 
 def _weights(rows: LabelledRows, class_weight: str | None) -> Array:
     """Return the weights (N,) of rows: as in scikit-learn, balanced by the counts of these rows, times their own."""
+    from sklearn.utils.class_weight import compute_sample_weight
+
     weight = compute_sample_weight(class_weight, rows.y)
     return np.asarray(weight if rows.weight is None else weight * rows.weight, dtype=np.float64)
 

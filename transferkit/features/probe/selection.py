@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from transferkit.models.heads.solver import Array, LabelledRows
 
@@ -53,6 +52,8 @@ def cross_validation_folds(rows: LabelledRows, *, folds: int, seed: int) -> Fold
 
 def _validation_parts(y: Array, units: Array, folds: int, seed: int) -> list[Array]:
     """Return the rows to validate on, per fold, so that units stay whole."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # with pandas: 0.3 s
+
     first, sizes = np.unique(units, return_index=True, return_counts=True)[1:]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # rare classes are no mistake

@@ -20,7 +20,7 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.batches.dataset import Picture
 from transferkit.data.images.decode import UnreadableImage, image_pixels, pixels_digest
-from transferkit.data.images.reading import hash_images
+from transferkit.data.images.known_files import hash_files
 
 __all__ = [
     "InputError",
@@ -82,7 +82,8 @@ def list_items(X: Any) -> list[Item]:
 def read_items(items: Sequence[Item], decoding: Decoding = USUAL, *, threads: int = 1) -> list[Picture | str]:
     """Return each item as a picture known by its content, or why it cannot be read.
 
-    A file is hashed, not decoded: it is known by its bytes, as everywhere in the package. A Pillow picture or an array
+    A file is hashed, not decoded: it is known by its bytes, as everywhere in the package, and not read where it is as
+    it was when it was last read; one that changed unseen is found when it is decoded. A Pillow picture or an array
     is known by its upright RGB pixels, whatever file they came from.
 
     Args:
@@ -91,7 +92,7 @@ def read_items(items: Sequence[Item], decoding: Decoding = USUAL, *, threads: in
         threads: Files hashed side by side.
     """
     paths = [item for item in items if isinstance(item, str)]
-    hashes = iter(hash_images(paths, workers=threads))
+    hashes = iter(hash_files(paths, workers=threads))
     read: list[Picture | str] = []
     for position, item in enumerate(items):
         name = f"X[{position}]"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import TargetSpec
@@ -28,7 +26,10 @@ from transferkit.models.figures.classification import (
 from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.parts import LossOptions
 
-__all__ = ["BalancedAccuracy", "ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
 
 COVERAGES: Final = (0.9, 0.95, 0.99)
 """Of the prediction sets that `calibrate` prints."""
@@ -104,6 +105,10 @@ class ClassObjective:
 
     def metrics(self, names: Sequence[str], width: int) -> dict[str, Metric]:
         """Return a metric for each of these figures, of `width` classes."""
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+
+        from transferkit.models.answers.epoch import BalancedAccuracy
+
         # Labels are checked when the data are indexed, so the metrics need not look at every batch again (which
         # would make a GPU wait).
         made: dict[str, Metric] = {}
@@ -124,30 +129,6 @@ class ClassObjective:
                         f"there is no figure {name!r} to watch, expected one of {', '.join(self.monitors)}"
                     )
         return made
-
-
-class BalancedAccuracy(Metric):
-    """Mean recall of the classes that have pictures (torchmetrics' macro accuracy counts some of the others as 0)."""
-
-    higher_is_better = True
-    hits: Tensor
-    counts: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.add_state("hits", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, probs: Tensor, targets: Tensor) -> None:
-        """Count a batch: probabilities ``(B, C)`` and classes ``(B,)``."""
-        ones = torch.ones_like(targets)
-        self.counts.index_add_(0, targets, ones)
-        self.hits.index_add_(0, targets, (probs.argmax(dim=1) == targets).to(ones.dtype))
-
-    def compute(self) -> Tensor:
-        """Return the mean recall, a scalar."""
-        present = self.counts > 0
-        return torch.where(present, self.hits / self.counts.clamp_min(1), 0.0).sum() / present.sum()
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric
 from torchvision.ops import sigmoid_focal_loss
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.targets import TargetSpec
-from transferkit.models.answers.epoch import EpochFigure
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import (
     METHODS,
@@ -25,8 +23,11 @@ from transferkit.models.calibration.labels import (
 )
 from transferkit.models.calibration.scaling import fit_temperature
 from transferkit.models.figures.figure import Figure
-from transferkit.models.figures.labels import THRESHOLD, average_precisions, label_figures, label_metrics
+from transferkit.models.figures.labels import THRESHOLD, label_figures, label_metrics
 from transferkit.models.parts import FittedCalibration, LossOptions
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["LabelCalibrator", "LabelHeads", "LabelLoss", "LabelObjective", "LabelScores"]
 
@@ -171,44 +172,9 @@ class LabelObjective:
         unknown = [name for name in names if name not in self.monitors]
         if unknown:
             raise ConfigError(f"there is no figure {unknown[0]!r} to watch, expected one of {', '.join(self.monitors)}")
+        from transferkit.models.answers.epoch import LabelFigure
+
         return {name: LabelFigure(name, width) for name in names}
-
-
-class LabelFigure(EpochFigure):
-    """A figure of all pictures of an epoch: mean average precision, or one at thresholds of 0.5.
-
-    Args:
-        name: As `label_metrics` has it.
-        width: The number of labels.
-    """
-
-    def __init__(self, name: str, width: int) -> None:
-        super().__init__(width)
-        self.name = name
-
-    def compute(self) -> Tensor:
-        """Return the figure, a scalar: NaN of probabilities that are NaN.
-
-        Of labels without positives nothing is said; it is 0 where there are no others.
-        """
-        probs, targets = self.pictures()
-        if probs.isnan().any():
-            return torch.tensor(torch.nan, dtype=torch.float64)
-        targets = targets > 0.5
-        answers, present = probs >= THRESHOLD, targets.any(dim=0)
-        match self.name:
-            case "map":
-                values = torch.from_numpy(average_precisions(probs.numpy(), targets.numpy()))[present]
-            case "f1_macro":
-                right = (answers & targets).sum(dim=0)
-                values = (2 * right / (answers.sum(dim=0) + targets.sum(dim=0)).clamp_min(1))[present]
-            case "f1_micro":
-                values = (2 * (answers & targets).sum() / (answers.sum() + targets.sum()).clamp_min(1)).reshape(1)
-            case "subset_acc":
-                values = (answers == targets).all(dim=1)
-            case _:
-                values = answers != targets
-        return values.double().mean() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.targets import TargetSpec
-from transferkit.models.answers.epoch import EpochFigure
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.intervals import (
     METHODS,
@@ -23,8 +20,11 @@ from transferkit.models.calibration.intervals import (
     half_width,
 )
 from transferkit.models.figures.figure import Figure
-from transferkit.models.figures.numbers import KEYS, Pairs, number_figures, number_metrics
+from transferkit.models.figures.numbers import number_figures, number_metrics
 from transferkit.models.parts import FittedCalibration, LossOptions
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["NumberCalibrator", "NumberHeads", "NumberLoss", "NumberObjective", "NumberScores", "Units"]
 
@@ -183,29 +183,9 @@ class NumberObjective:
         unknown = [name for name in names if name not in self.monitors]
         if unknown:
             raise ConfigError(f"there is no figure {unknown[0]!r} to watch, expected one of {', '.join(self.monitors)}")
-        return {name: NumberFigure(name, width, self.units) for name in names}
+        from transferkit.models.answers.epoch import NumberFigure
 
-
-class NumberFigure(EpochFigure):
-    """A figure of all pictures of an epoch: the mean over the targets, in units of their deviation.
-
-    Args:
-        name: As `number_metrics` has it.
-        width: The number of targets.
-        units: Of the targets.
-    """
-
-    def __init__(self, name: str, width: int, units: Units) -> None:
-        super().__init__(width)
-        self.name, self.units = name, units
-
-    def compute(self) -> Tensor:
-        """Return the figure, a scalar: NaN of predictions that are not finite, else 0 where it is undefined."""
-        predicted, true = (part.numpy() for part in self.pictures())
-        if not np.isfinite(predicted).all():
-            return torch.tensor(torch.nan, dtype=torch.float64)
-        pairs = Pairs(predicted, true, self.units.scale or None)
-        return torch.from_numpy(pairs.means(pairs.figures(np.ones(len(true)))))[KEYS.index(self.name)].nan_to_num()
+        return {name: NumberFigure(name, width, self.units.scale) for name in names}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
@@ -257,6 +256,8 @@ def precise_threshold(probs: Array, truth: Array, *, precision: float) -> float:
 
 def _fit(x: Array, y: Array, method: str) -> tuple[Array, Array]:
     """Return scales and biases ``(C,)`` of logits ``(N, C)``."""
+    from scipy.optimize import minimize  # half a second, which whoever fits nothing need not wait
+
     scale, bias = np.ones(x.shape[1]), np.zeros(x.shape[1])
     if method == "temperature":
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 __all__ = ["BOUND", "STRENGTH", "centred", "fit_temperature", "fit_vector", "stratified_folds"]
@@ -63,6 +62,8 @@ def fit_vector(logits: Tensor, targets: Tensor) -> tuple[Array, Array]:
         logits: ``(N, C) float32``.
         targets: ``(N,) int64`` in [0, C).
     """
+    from scipy.optimize import minimize  # half a second, which whoever fits nothing need not wait
+
     count, classes = logits.shape
 
     def objective(values: Array) -> tuple[float, Array]:
@@ -109,6 +110,8 @@ def stratified_folds(targets: Tensor, folds: int, *, seed: int = 0) -> npt.NDArr
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
     """Return where a rising function is 0; the end nearest to that where it is not between the ends."""
+    from scipy.optimize import brentq  # half a second, which whoever fits nothing need not wait
+
     if function(low) >= 0.0:
         return low
     if function(high) <= 0.0:

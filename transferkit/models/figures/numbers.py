@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from transferkit.models.figures.bootstrap import bootstrap_intervals, bounds_of, known_value
 from transferkit.models.figures.figure import Figure
@@ -36,6 +35,8 @@ class Pairs:
         self.predicted, self.true = predicted.astype(np.float64), true.astype(np.float64)
         deviation = self.true.std(axis=0)
         self.scale = np.where(deviation > 0, deviation, 1.0) if scale is None else np.asarray(scale)
+        from scipy.stats import rankdata  # a third of a second, for those who have numbers
+
         self._ranks = rankdata(self.predicted, axis=0), rankdata(self.true, axis=0)
 
     def figures(self, weights: Array) -> Array:

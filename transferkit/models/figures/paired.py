@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 from transferkit.core.errors import ConfigError
 from transferkit.models.figures.bootstrap import RESAMPLES, bootstrap_intervals, known_value
@@ -52,6 +51,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: Pictures that the second model alone has right.
     """
     discordant = only_first + only_second
+    from scipy.stats import binomtest  # a third of a second, which whoever compares nothing need not wait
+
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 

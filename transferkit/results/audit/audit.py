@@ -119,7 +119,7 @@ def check(config: CheckConfig) -> None:
             with waiting(progress_console(config.quiet), "writing the page"):
                 from transferkit.results.audit.page import write_page
 
-                write_page(result, place / PAGE)
+                write_page(result, place / PAGE, config.decoding())
             lines += [("page", str(place / PAGE)), ("all", str(place / TABLE))]
         if config.fix is not None:
             lines += write_manifest(config, result, pictures, families, reader)
@@ -183,6 +183,7 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
         reads = read_files(
             [file.path for file in scan.files],
             min_side=CHECK_SIDE,
+            decoding=config.decoding(),
             rescan=config.rescan,
             workers=available_cores(),
             progress=None if progress is None else lambda done: progress(done, total),
@@ -199,7 +200,7 @@ def audit(config: CheckConfig, scan: Scan, reader: TargetReader) -> tuple[Audit,
         issues = [
             *_window_issues(config, frozen, index),
             *_index_issues(config, pictures),
-            *file_issues(pictures, refused=not config.skip_bad),
+            *file_issues(pictures, config.decoding(), refused=not config.skip_bad),
         ]
         files = pictures.files
         issues += [
@@ -297,7 +298,7 @@ def _indexed(config: CheckConfig, scan: Scan, reads: Sequence[ReadResult], reade
         reader = reader.look(PicturesRead(scan.files, reads, lenient))
         book = Sketchbook(config.decoding())
         copies = find_copies(reads, book, near=config.group_near, rescan=config.rescan, workers=available_cores())
-        index = build_index(lenient, scan, reads, copies, reader=reader)
+        index = build_index(lenient, scan, reads, copies, reader=reader, decoding=book.decoding)
         if not whole:
             unused = {read.path for read in reads if read.error is not None} | set(reader.unusable)
             counted = [file for file in scan.files if not (config.skip_bad and file.path in unused)]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.near import near_copies
 from transferkit.data.scan.records import Kind, ScannedFile
+from transferkit.machine.cores import available_cores
 from transferkit.results.audit.record import Issue, Pictures, Row
 
 __all__ = ["Families", "copy_issues", "families_of"]
@@ -48,7 +49,7 @@ def families_of(
     sketches = [read.sketch for read in first.values() if read.sketch is not None]
     near = [
         tuple(path for at in family for path in equal[keys[at]])
-        for family in near_copies(sketches, rows, progress=progress)
+        for family in near_copies(sketches, rows, workers=available_cores(), progress=progress)
     ]
     return [tuple(paths) for paths in equal.values() if len(paths) > 1], near
 

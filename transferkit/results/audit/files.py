@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from transferkit.core.records import SkippedFile
+from transferkit.core.records import USUAL, Decoding, SkippedFile
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import special_pictures
 from transferkit.data.scan.formats import EXTENSIONS, sniff_format
@@ -34,11 +34,12 @@ _MARKS: Final = 16
 """Bytes that a format is known by."""
 
 
-def file_issues(pictures: Pictures, *, refused: bool) -> list[Issue]:
+def file_issues(pictures: Pictures, decoding: Decoding = USUAL, *, refused: bool) -> list[Issue]:
     """Return what is wrong with single files.
 
     Args:
         pictures: The data set.
+        decoding: How it was decoded.
         refused: Whether unreadable files are refused.
     """
     issues = []
@@ -57,7 +58,7 @@ def file_issues(pictures: Pictures, *, refused: bool) -> list[Issue]:
             f"{hidden[0].facts['path']!r} ({hidden[0].facts['format']}) - rename them"
         )
         issues.append(Issue(Kind.WRONG_NAME, message, tuple(hidden), title="Pictures that are not called so"))
-    issues += [issue_of(finding) for finding in special_pictures(pictures.reads)]
+    issues += [issue_of(finding) for finding in special_pictures(pictures.reads, decoding)]
     odd = _odd_sizes(pictures.reads)
     return issues + ([odd] if odd is not None else [])
 

@@ -174,7 +174,7 @@ def write_manifest(
     try:
         rest = [reads[_place(file.path)] for file in scan.files]
         copies = find_copies(rest, Sketchbook(config.decoding()), near=config.group_near, workers=available_cores())
-        build_index(options, scan, rest, copies, reader=reader)
+        build_index(options, scan, rest, copies, reader=reader, decoding=config.decoding())
     except DataError as error:
         raise DataError(f"{target}: finetune would still refuse what is left: {error}", error.findings) from error
     return [*lines, ("next", shlex.join(["transferkit", "finetune", *_flags(options)]))]

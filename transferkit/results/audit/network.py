@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ def look(config: CheckConfig, frozen: FrozenBackbone, index: ImageIndex, *, prog
     Raises:
         TransferkitError: As `extract_pictures` says.
     """
-    transform = frozen.backbone.data_config
+    usual = frozen.backbone.data_config
+    transform = replace(usual, decoding=config.decoding(usual.decoding))
     views = Views(eval_transform(transform), mirror_transform(transform), 1)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     pictures = [Picture(record.path, record.sha256) for record in index.records]

@@ -40,7 +40,12 @@ def looks(sketches: Sequence[Sketch]) -> npt.NDArray[np.float32]:
     Args:
         sketches: Of N pictures.
     """
-    cells = np.array([np.frombuffer(sketch.cells, np.uint8) for sketch in sketches], dtype=np.float32) / 255
+    blocks = [_looks(sketches[start : start + _BLOCK]) for start in range(0, len(sketches), _BLOCK)]
+    return np.concatenate(blocks) if blocks else _looks(sketches)
+
+
+def _looks(sketches: Sequence[Sketch]) -> npt.NDArray[np.float32]:
+    cells = np.frombuffer(b"".join(sketch.cells for sketch in sketches), np.uint8).astype(np.float32) / 255
     cells = cells.reshape(-1, SIDE, SIDE)
     columns = [cells.mean(axis=(1, 2)), cells.std(axis=(1, 2))]
     for size in (1, 2, 4, 8):
@@ -86,10 +91,13 @@ def _deviations(rows: _Array, seed: int) -> npt.NDArray[np.float64]:
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        squares = norms - 2 * (block @ others.T) + np.square(block).sum(axis=1, keepdims=True)
+        squares = block @ others.T  # and in place: it is 80 MB, and each further array of it takes as long as this
+        squares *= -2
+        squares += norms
+        squares += np.square(block).sum(axis=1, keepdims=True)
         # The first neighbour is the picture itself; in a sample it may not be, which changes little.
-        nearest = np.partition(squares, NEIGHBOUR, axis=1)[:, NEIGHBOUR]
-        distances[start : start + _BLOCK] = np.sqrt(np.maximum(nearest, 0))
+        squares.partition(NEIGHBOUR, axis=1)
+        distances[start : start + _BLOCK] = np.sqrt(np.maximum(squares[:, NEIGHBOUR], 0))
     middle = np.median(distances)
     if not middle:  # most pictures are one and the same: there is no measure of how much the others differ
         return np.zeros(len(rows))

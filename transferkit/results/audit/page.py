@@ -12,6 +12,7 @@ from PIL import Image
 
 from transferkit.core.errors import DataError
 from transferkit.core.files import atomic_write
+from transferkit.core.records import USUAL, Decoding
 from transferkit.core.text import listing
 from transferkit.data.images.decode import decode_image
 from transferkit.data.objects.labels import objects_of
@@ -35,20 +36,20 @@ SIDE = 192
 """Longer side of a small picture, in pixels."""
 
 
-def write_page(audit: Audit, path: Path) -> None:
-    """Write the page. Raises `StorageError`."""
+def write_page(audit: Audit, path: Path, decoding: Decoding = USUAL) -> None:
+    """Write the page, its pictures decoded as they were looked at. Raises `StorageError`."""
     needed = dict.fromkeys(
         picture for issue in audit.issues for row in issue.rows[:SHOWN] for picture in row.pictures[:ALIKE]
     )
     with ThreadPoolExecutor(available_cores(), thread_name_prefix="page") as pool:
-        images = dict(zip(needed, pool.map(_thumbnail, needed), strict=True))
+        images = dict(zip(needed, pool.map(lambda picture: _thumbnail(picture, decoding), needed), strict=True))
     atomic_write(path, render("check.html.j2", _values(audit, images)))
 
 
-def _thumbnail(path: str) -> str | None:
+def _thumbnail(path: str, decoding: Decoding) -> str | None:
     """Return a picture, made small, as a ``data:`` address; ``None`` where it cannot be read."""
     try:
-        image = Image.fromarray(decode_image(path, min_side=SIDE))
+        image = Image.fromarray(decode_image(path, min_side=SIDE, decoding=decoding))
     except DataError:
         return None
     image.thumbnail((SIDE, SIDE))

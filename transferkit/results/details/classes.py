@@ -14,11 +14,8 @@ from transferkit.core.targets import TargetSpec
 from transferkit.models.details import Answered
 from transferkit.models.figures.classification import negative_log
 from transferkit.models.figures.paired import Outcomes, compare
-from transferkit.results.details.plots import plot_confusion, reliability_chart
-from transferkit.results.report.classes import class_comparison, class_sections
 from transferkit.results.report.page import TaskSections
 from transferkit.runs.files import RunFiles
-from transferkit.show.charts import save_charts
 
 __all__ = ["ClassDetails", "confusions"]
 
@@ -83,6 +80,9 @@ class ClassDetails:
 
     def draw(self, out: Path, splits: Mapping[str, Mapping[str, Any]], name: str) -> None:
         """Draw confusions and reliability; of several splits each has its own, with its name in that of the file."""
+        from transferkit.results.details.plots import plot_confusion, reliability_chart  # with matplotlib
+        from transferkit.show.charts import save_charts
+
         for split, values in splits.items():
             mark = "" if len(splits) == 1 else f"_{split}"
             title = f"{name} on {values['n']:,} pictures" + ("" if split == "all" else f" ({split})")
@@ -139,10 +139,14 @@ class ClassDetails:
 
     def sections(self, files: RunFiles, *, pictures: bool) -> TaskSections:
         """Return what the page of a run says of its classes."""
+        from transferkit.results.report.classes import class_sections
+
         return class_sections(files, pictures=pictures)
 
     def comparison(self, files: Sequence[RunFiles], names: Sequence[str], split: str | None) -> TaskSections:
         """Return what a page of several runs says of their classes."""
+        from transferkit.results.report.classes import class_comparison
+
         return class_comparison(files, names, split)
 
 
