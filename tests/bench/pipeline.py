@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="light")
+    parser.add_argument("--augment-on", choices=("cpu", "device"), default="cpu", help="what the loader leaves to do")
     parser.add_argument("--images", type=int, default=512, help="that the parts work on")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement, in the steady state")
     parser.add_argument("--parts-seconds", type=float, default=5.0, help="of each part alone")
@@ -257,8 +258,9 @@ def main() -> None:
         ("kept pixels", None, [augment]),
     ):
         data = ImageData(
-            folder, options.image_size, batch_size=options.batch_size, augment=options.augment, val_split=0.0,
-            test_split=0.0, keep_bytes=keep, pixel_store="off", allow_leaks=True,
+            folder, options.image_size, batch_size=options.batch_size, augment=options.augment,
+            augment_on=options.augment_on, val_split=0.0, test_split=0.0, keep_bytes=keep, pixel_store="off",
+            allow_leaks=True,
         )  # fmt: skip
         data.index  # noqa: B018  read before the clock
         for workers in (0, *counts):
