@@ -124,7 +124,10 @@ def test_a_frozen_part_is_exact_and_thawing_one_makes_new_code(folder, tmp_path,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("times", "most", "made", "misfits"), [(1, 3, 2, 1), (5, 3, 3, 3), (5, 1, 2, 2)])
+@pytest.mark.parametrize(
+    ("times", "most", "made", "misfits"),
+    [(1, 3, 2, 1), pytest.param(5, 3, 3, 3, marks=pytest.mark.slow), (5, 1, 2, 2)],
+)
 def test_what_changes_behind_the_back_of_the_phases(
     folder, tmp_path, no_inductor, caplog, monkeypatch, times, most, made, misfits
 ):
@@ -287,6 +290,7 @@ def test_other_modules_are_refused(folder, tmp_path):
         make_trainer(tmp_path, CompiledSteps(), max_epochs=1).fit(Own(), datamodule=make_data(folder))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_resumes_in_mid_epoch_exactly(quick, tmp_path, no_inductor):  # fault 47
     """Also at another size, and with every name of the product as eager runs have it."""
     options = {**quick, "compile": "on", "probe_epochs": None, "train_size": "24,32", "drop_rate": 0.3, "ema": 0.9}
@@ -304,6 +308,7 @@ def test_a_run_of_the_command_resumes_in_mid_epoch_exactly(quick, tmp_path, no_i
     assert "compile: 'on'" in (reference / "config.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_in_a_real_process(folder, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[3])\n"
@@ -325,6 +330,7 @@ def test_a_missing_compiler_in_a_real_process(folder, tmp_path):
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_through_inductor(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     phases = (Phase("all", 1),)
