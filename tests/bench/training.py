@@ -34,7 +34,7 @@ from transferkit.machine.device import choose_accelerator, tune_process
 from transferkit.machine.precision import MemoryFormat, layout_of, possible_precisions
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.training.compiling import known_costs, measure_compiling
+from transferkit.training.compiling import LEAST_GAIN, known_costs, measure_compiling
 from transferkit.training.loop.checkpoints import AtomicCheckpointIO
 from transferkit.training.loop.compiling import CompiledSteps
 from transferkit.training.loop.early_stop import ByFigure, Selection
@@ -252,7 +252,7 @@ def main() -> None:
     if options.compiled:
         measure_compiling(trial, choice.way, options.batch_size)
         costs = known_costs(trial, choice.way)
-        compiled = costs.measured and costs.gain > 1.0
+        compiled = costs.measured and costs.gain >= LEAST_GAIN
         print(f"compiled: {costs.gain:.2f} times as fast, {costs.compile_s:.0f} s to make; a long run is {compiled=}")
     way = Way(choice.way.precision, "channels_last") if compiled else choice.way
     shares: list[float] = []

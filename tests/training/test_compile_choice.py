@@ -24,6 +24,8 @@ from transferkit.training.steps import StepTrial
         ([500.0, 500.0], Costs(2.0, 251.0), False),
         ([1e9], Costs(1.0, 0.0), False),  # no gain, no code
         ([1e9], Costs(0.9, 0.0), False),
+        ([1e9], Costs(1.09, 0.0, True), False),  # about a tie
+        ([1e9], Costs(1.1, 1.0, True), True),
         ([], Costs(), False),
         ([1.05 * COMPILE_S / (1 - 1 / GAIN)], Costs(), True),
         ([0.95 * COMPILE_S / (1 - 1 / GAIN)], Costs(), False),

@@ -25,6 +25,7 @@ from transferkit.training.steps import LEAST_PIXELS, CompileChoice, StepTrial, W
 __all__ = [
     "COMPILE_S",
     "GAIN",
+    "LEAST_GAIN",
     "Costs",
     "choose_compile",
     "compiled_seconds",
@@ -38,6 +39,9 @@ COMPILE_S = 60.0
 
 GAIN = 1.1
 """Speed of compiled steps over eager ones, taken for granted until it has been measured here."""
+
+LEAST_GAIN = 1.1
+"""Compiled steps must be so much faster to be chosen: a smaller gain has been seen to turn into a loss."""
 
 log = logging.getLogger("transferkit")
 
@@ -70,7 +74,8 @@ def decide(stretches: Sequence[float], costs: Costs) -> CompileChoice:
         f"about {duration(total)} of steps; compiled code is {known} {costs.gain:.2f} times as fast, "
         f"{len(stretches)} x {duration(costs.compile_s)} to make"
     )
-    return CompileChoice(bool(stretches) and pays(total, costs.gain, len(stretches) * costs.compile_s), text)
+    worth = costs.gain >= LEAST_GAIN and pays(total, costs.gain, len(stretches) * costs.compile_s)
+    return CompileChoice(bool(stretches) and worth, text)
 
 
 def choose_compile(training: Training[Options], *, measure: bool = True) -> CompileChoice:
