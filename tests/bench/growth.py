@@ -138,6 +138,8 @@ def plot(path: Path, sizes: Sequence[int], figures: dict[str, dict[int, list[Cal
         for name, by_size in figures.items():
             axes.plot(sizes, [pick(by_size[size]) for size in sizes], marker="o", label=name)
         axes.set(xscale="log", yscale="log", title=title, xlabel="pictures")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set_xticks([], minor=True)
         axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
     canvas = FigureCanvasSVG(figure) if path.suffix == ".svg" else FigureCanvasAgg(figure)
