@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -263,6 +264,8 @@ def main() -> None:
             allow_leaks=True,
         )  # fmt: skip
         data.index  # noqa: B018  read before the clock
+        if keep is None:  # known files are decoded in the first epoch, not for the index
+            deque(data.train_loader(0, 1), maxlen=0)
         for workers in (0, *counts):
             data._workers = workers
             rates = dict(processes[workers]) if workers else threads[available_cores()]
