@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from transferkit.core.logs import quiet_loggers
+
 __all__ = ["pays", "quiet_compiler"]
 
 
@@ -23,10 +25,5 @@ def pays(seconds: float, gain: float, compile_s: float) -> bool:
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
     """Leave out torch's remarks on CUDA toolkits that nobody has asked for, while something is compiled."""
-    remarks = logging.getLogger("torch.utils.cpp_extension")
-    level = remarks.level
-    remarks.setLevel(logging.ERROR)
-    try:
+    with quiet_loggers(logging.ERROR, "torch.utils.cpp_extension"):
         yield
-    finally:
-        remarks.setLevel(level)

@@ -20,6 +20,7 @@ from huggingface_hub.file_download import HfFileMetadata
 from transferkit.core.documents import parse_json
 from transferkit.core.errors import BackboneError, StorageError, TransferkitWarning
 from transferkit.core.files import sha256_of_file, storage_errors
+from transferkit.core.logs import quiet_loggers
 from transferkit.models.weights.downloads import (
     OFFLINE_SWITCHES,
     WAY_OUT,
@@ -232,13 +233,8 @@ def _endpoint() -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep huggingface_hub's log lines off stderr: what went wrong is in the one line of our error."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
+    with quiet_loggers(logging.CRITICAL, "huggingface_hub"):
         yield
-    finally:
-        logger.setLevel(level)
 
 
 def _meaning(status: int, revision: str | None) -> str:

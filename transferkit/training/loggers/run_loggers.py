@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
 from transferkit.core.files import user_path, write_json
+from transferkit.core.logs import quiet_loggers
 from transferkit.core.text import first_line
 from transferkit.options.loggers import NO_LOGGER, logger_names
 from transferkit.runs.files import SPLITS, RunFiles, number
@@ -239,15 +240,8 @@ def _remembered(run: Path) -> list[Entry]:
 @contextlib.contextmanager
 def _quiet_databases() -> Iterator[None]:
     """Keep out of the output how MLflow makes a new database."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
+    with quiet_loggers(logging.WARNING, "mlflow", "alembic"):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _take(entries: list[Entry], name: str) -> Entry | None:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.core.errors import ConfigError
+from transferkit.core.logs import quiet_loggers
 from transferkit.models.backbones.timm_import import convert_sync_batchnorm
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule
@@ -165,13 +166,7 @@ class SyncNorms(LayerSync):
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's own remarks, which speak of its options and not of ours, out of the output."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_loggers(logging.ERROR, "lightning.pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
+        yield
