@@ -23,11 +23,11 @@ from transferkit.models.heads.passage import Passage
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
+from transferkit.models.tuning.layout import cut_groups, layout_of
+from transferkit.models.tuning.selectors import HEAD, Selector, parse_selector
 from transferkit.models.unlike.distance import TrainingDistance
 
 __all__ = ["HEAD", "TransferModule"]
-
-HEAD = "head"
 
 
 class TransferModule(L.LightningModule):
@@ -62,6 +62,8 @@ class TransferModule(L.LightningModule):
         passage: The way of pictures to the head.
         compiled: Compiled code that training steps ask first for what the loss takes; it returns ``None`` for pictures
             that it is not made for.
+        lr_cuts: Parts of layer groups that have an LR of their own; `PhaseSchedule` sets them before the optimizer is
+            built.
         to_loggers: Whether a Trainer hands the figures of an epoch to its loggers; `finetune` logs whole rows itself.
 
     Raises:
@@ -115,6 +117,7 @@ class TransferModule(L.LightningModule):
         self.passage = Passage(self.backbone, self.feed)
         self.compiled: Callable[[Tensor], Any] | None = None
         self.to_loggers, self.keeps_statistics = True, False
+        self.lr_cuts: tuple[Selector, ...] = ()
         self._window = Window()
         self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
         if isinstance(head, str):
@@ -311,7 +314,8 @@ class TransferModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Build the optimizer over every parameter, frozen or not."""
-        groups = param_groups(self.groups(), weight_decay=self.weight_decay)
+        cut = cut_groups(self, layout_of(self), self.lr_cuts)
+        groups = param_groups(cut, weight_decay=self.weight_decay)
         return build_optimizer(groups=groups, **self.optimizer_options)  # type: ignore[arg-type]
 
     def configure_gradient_clipping(
@@ -337,6 +341,7 @@ class TransferModule(L.LightningModule):
         """Store the running epoch's sums, so that a resume in mid-epoch reports the same loss, and the data config."""
         checkpoint["transferkit_data_config"] = self.data_config.to_dict()
         checkpoint["transferkit_train_sums"] = self._sums.detach().cpu().clone()
+        checkpoint["transferkit_lr_cuts"] = list(map(str, self.lr_cuts))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the sums and the data config; refuse a checkpoint of another model."""
@@ -344,6 +349,7 @@ class TransferModule(L.LightningModule):
             self.backbone.data_config = DataConfig.from_dict(checkpoint["transferkit_data_config"])
         if "transferkit_train_sums" in checkpoint:
             self._sums = checkpoint["transferkit_train_sums"].to(self.device)
+        self.lr_cuts = tuple(map(parse_selector, checkpoint.get("transferkit_lr_cuts", ())))
         for state in checkpoint.get("optimizer_states", ()):
             check_optimizer_state(self.configure_optimizers(), state)
 

@@ -15,6 +15,7 @@ from transferkit.machine.compiling import pays
 from transferkit.machine.precision import MemoryFormat
 from transferkit.machine.timings import time_ways
 from transferkit.models.heads.feed import Feed
+from transferkit.models.tuning.layout import layout_of
 from transferkit.show.words import duration
 from transferkit.training.loop.compiling import compile_learning
 from transferkit.training.plan.phases import HEAD
@@ -124,13 +125,13 @@ def compiled_seconds(training: Training[Options], step_s: float) -> list[float]:
         step_s: Seconds of one batch at the model's own size.
     """
     side = training.module.data_config.image_size[0]
-    names = training.module.group_names()
-    sizes = epoch_sizes(training.phases, training.config.train_size, names)
+    layout = layout_of(training.module)
+    sizes = epoch_sizes(training.phases, training.config.train_size, layout)
     stretches: dict[tuple[int, int], float] = {}
     epoch = 0
     for number, phase in enumerate(training.phases):
         for size in sizes[epoch : epoch + phase.epochs]:
-            if phase.trained(names) != (HEAD,):
+            if phase.trained(layout) != (HEAD,):
                 batches = training.plan.steps_per_epoch * training.config.accumulate
                 share = ((size or side) / side) ** 2
                 place = number, size or side

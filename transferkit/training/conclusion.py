@@ -15,6 +15,7 @@ from typing import Any
 from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import save_model
 from transferkit.models.parts import FittedCalibration
+from transferkit.models.tuning.layout import layout_of, train_parts
 from transferkit.options.training import FinetuneConfig
 from transferkit.runs.curves import history_charts
 from transferkit.runs.files import followed_figures
@@ -86,8 +87,8 @@ def _finish(run: Path, training: Training[FinetuneConfig], best_epoch: int) -> d
     if config.recalibrate_bn:
         starts = accumulate((phase.epochs for phase in training.phases), initial=0)
         begun = [phase for phase, start in zip(training.phases, starts, strict=False) if start <= best_epoch]
-        trained = {name for phase in begun if phase.epochs for name in phase.trained(module.group_names())}
-        module.train_groups(tuple(trained))
+        layout = layout_of(module)
+        train_parts(module, {leaf for phase in begun if phase.epochs for leaf in phase.parts(layout)})
         batches = (normalise(images, data.data_config) for images, _ in data.evaluation_loader("train"))
         results["recalibrated_bn"] = recalibrate_bn(module.to(device), batches, device=device)
     return results

@@ -32,6 +32,7 @@ from transferkit.models.initial import load_weights_from
 from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
+from transferkit.models.tuning.layout import layout_of
 from transferkit.options.augment import augment_words
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
@@ -39,7 +40,7 @@ from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.amount import Choice, by_amount
 from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
-from transferkit.training.plan.phases import HEAD, Phase
+from transferkit.training.plan.phases import Phase
 from transferkit.training.plan.plan import Plan
 from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.ranks.parallel import by_first, gather, is_writer, local_world
@@ -89,15 +90,14 @@ class Training(Generic[Options]):
             world_size=config.devices * config.num_nodes,
         )  # fmt: skip
         batches = math.ceil(len(share) / size)
-        return Plan(self.phases, self.module.group_names(), math.ceil(batches / config.accumulate))
+        return Plan(self.phases, layout_of(self.module), math.ceil(batches / config.accumulate))
 
     @property
     def plan_values(self) -> dict[str, Any]:
         """The content of `plan.json`."""
-        sizes = {name: sum(parameter.numel() for _, parameter in members) for name, members in self.module.groups()}
-        sides = epoch_sizes(self.phases, self.config.train_size, self.module.group_names())
+        sides = epoch_sizes(self.phases, self.config.train_size, self.plan.layout)
         return {
-            **self.plan.to_dict(sizes),
+            **self.plan.to_dict(),
             "choices": [asdict(choice) for choice in self.choices],
             "train_sizes": [side or self.module.data_config.image_size[0] for side in sides],
             "steps": {
@@ -199,8 +199,8 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     module = _module(config, task, backbone, data)
     module.keeps_statistics = config.batch_norm == "keep"
     rehearse(config, module)
-    phases = resolve_phases(config, module.group_names())
-    if isinstance(config.phases, str) and phases[0].patterns == (HEAD,) and lacks_solver(config):
+    phases = resolve_phases(config, layout_of(module))
+    if isinstance(config.phases, str) and phases[0].head_alone and lacks_solver(config):
         trained = f"the head is trained for {phases[0].epochs} epochs: {task.name} has no solver for it"
         log.info(trained)
         if console is not None:

@@ -21,6 +21,7 @@ from transferkit.features.extract.extract import make_views
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.module import TransferModule
+from transferkit.models.tuning.layout import layout_of
 from transferkit.models.unlike.distance import LEAST
 from transferkit.models.unlike.statistics import choose_pictures, fit_distance, groups_of
 from transferkit.runs.measure import Outputs
@@ -53,9 +54,9 @@ def fit_on_training(training: Training[Options]) -> float:
     chosen = choose_pictures(groups, seed=training.config.seed)
     records = data.index.split("train")
     pictures = [Picture(records[at].path, records[at].sha256) for at in chosen.tolist()]
-    names = module.group_names()
+    layout = layout_of(module)
     reusable = not training.config.recalibrate_bn and all(
-        set(phase.trained(names)) <= {HEAD} for phase in training.phases if phase.epochs
+        set(phase.trained(layout)) <= {HEAD} for phase in training.phases if phase.epochs
     )
     compute = training.compute if reusable else replace(training.compute, precision="32")
     taps = find_taps(module.backbone)

@@ -127,7 +127,7 @@ def test_all_mistakes_of_a_recipe_in_one_error():  # fault 39
         (Phase("a", 2, lr=-1.0), "lr is -1.0"),
         (Phase("a", 2, layer_decay=1.5), "layer_decay is 1.5"),
         (Phase("a", 2, train=()), "train is empty"),
-        (Phase("a", 2, train="layr1"), "'layr1' matches no layer group. Did you mean 'layer1'"),
+        (Phase("a", 2, train="layr1"), "'layr1' matches no layer group, module or parameter. Did you mean 'layer1'"),
         (Phase("a", 2, schedule=SGDR(cycle_epochs=3)), "cycle_epochs is 3, longer than the phase of 2 epochs"),
     ],
 )
@@ -165,7 +165,7 @@ def test_explicit_lrs_of_frozen_groups_stay_zero():
 @pytest.mark.parametrize(
     ("lrs", "message"),
     [
-        ({"layer9": 1e-3}, "'layer9' matches no layer group. Did you mean 'layer2'"),
+        ({"layer9": 1e-3}, "'layer9' matches no layer group, module or parameter. Did you mean 'layer2'"),
         ({"head": 0}, "group_lrs['head'] is 0, expected a finite number above 0"),
         ({"head": float("nan")}, "group_lrs['head'] is nan"),
         ({"head": "fast"}, "group_lrs['head'] is 'fast'"),

@@ -58,7 +58,7 @@ class CachedActivations(Callback):
         self._phase = index
         self._drop(trainer)
         phase = plan.phases[index]
-        stage = last_frozen_stage(self.module.backbone, plan.group_names, phase.trained(plan.group_names))
+        stage = last_frozen_stage(self.module.backbone, plan.group_names, phase.trained(plan.layout))
         loader = trainer.train_dataloader
         if stage is None or self.data.augment != "none" or phase.epochs < 2 or not isinstance(loader, ImageLoader):
             return

@@ -204,6 +204,6 @@ def _start_path(run: Path) -> Path:
 def _first_wide_epoch(plan: Plan) -> int | None:
     """The epoch, over all phases, in which more than the head begins to learn; ``None`` when it never does."""
     for index, phase in enumerate(plan.phases):
-        if set(phase.trained(plan.group_names)) - {HEAD}:
+        if set(phase.trained(plan.layout)) - {HEAD}:
             return plan.first_epoch(index)
     return None

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 
 from transferkit.core.errors import CheckpointError, ConfigError, TrainingError, gather
 from transferkit.data.batches.datamodule import ImageData
-from transferkit.models.freezing import frozen_state_digest, group_names, keep_frozen_eval, require_groups
+from transferkit.models.freezing import frozen_state_digest, keep_frozen_eval, require_groups
+from transferkit.models.module import TransferModule
+from transferkit.models.tuning.layout import layout_of, train_parts
 from transferkit.training.plan.phases import Phase, check_phases
-from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.plan import Plan, lr_cuts
 from transferkit.training.plan.sizes import epoch_sizes
 from transferkit.training.ranks.parallel import average, statistics
 from transferkit.training.ranks.strategies import wrap_again
@@ -84,8 +86,11 @@ class PhaseSchedule(Callback):
         """Check the phases against the module's groups and bound the fit."""
         if stage != "fit":
             return
-        names = group_names(require_groups(pl_module, "PhaseSchedule"))
-        problems = check_phases(self.phases, names)
+        require_groups(pl_module, "PhaseSchedule")
+        layout = layout_of(pl_module)
+        problems = check_phases(self.phases, layout)
+        if isinstance(pl_module, TransferModule) and not problems:
+            pl_module.lr_cuts = lr_cuts(self.phases, layout)
         if self.phases and self.phases[0].solve and not self.solved:
             problems.append(
                 f"phase {self.phases[0].name!r} is solved on cached features, which a Trainer does not do - call "
@@ -96,7 +101,7 @@ class PhaseSchedule(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it before
         if isinstance(data, ImageData):
             data.show_as_evaluated(views)
-            sizes = () if problems else epoch_sizes(self.phases, data.train_sizes.sides, names)
+            sizes = () if problems else epoch_sizes(self.phases, data.train_sizes.sides, layout)
             data.train_sizes = replace(data.train_sizes, epochs=tuple(sizes))
         elif views:
             problems.append("a phase with test_view needs ImageData, which knows how pictures are evaluated")
@@ -108,10 +113,9 @@ class PhaseSchedule(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the plan now that the length of an epoch is known, and enter the phase of the current epoch."""
-        names = group_names(require_groups(pl_module, "PhaseSchedule"))
-        _check_optimizer(trainer.optimizers[0], names)
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        plan = self._plan = Plan(self.phases, names, steps).with_values(self._values)
+        plan = self._plan = Plan(self.phases, layout_of(pl_module), steps).with_values(self._values)
+        _check_optimizer(trainer.optimizers[0], plan)
         self._cycles = any(plan.momentum(plan.first_epoch(number) * steps) is not None
                            for number, phase in enumerate(self.phases) if phase.epochs)  # fmt: skip
         self._applied = None
@@ -183,7 +187,7 @@ class PhaseSchedule(Callback):
         if index == self._applied:
             return
         self._audit(module)
-        require_groups(module, "PhaseSchedule").train_groups(plan.phases[index].trained(plan.group_names))
+        train_parts(module, plan.phases[index].parts(plan.layout))
         module.train()
         keep_frozen_eval(module)  # where the module's own `train` does not do it
         wrap_again(trainer, module)
@@ -235,10 +239,15 @@ def _missing_values(checkpoint: Mapping[str, Any], values: Mapping[str, Any], ph
     return problems
 
 
-def _check_optimizer(optimizer: Optimizer, names: Sequence[str]) -> None:
-    """Refuse an optimizer whose LRs cannot be set by layer group."""
+def _check_optimizer(optimizer: Optimizer, plan: Plan) -> None:
+    """Refuse an optimizer whose LRs cannot be set by layer group, or by the parts of them that have an LR."""
     named = {group.get("group") for group in optimizer.param_groups}
-    if not named <= set(names):
+    if named <= set(plan.group_names) and set(plan.lr_names) - set(plan.group_names):
+        raise ConfigError(
+            "group_lrs take parts of layer groups, and the optimizer holds each group as one - name whole groups, or "
+            "build it over transferkit.models.tuning.layout.cut_groups"
+        )
+    if not named <= set(plan.lr_names):
         raise ConfigError(
             "the optimizer does not say which layer group its parameters are of, and phases go by layer groups - build "
             "it over transferkit.models.optimizers.param_groups"

@@ -16,12 +16,13 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.machine.random import undisturbed
 from transferkit.models.module import TransferModule
+from transferkit.models.tuning.layout import layout_of, train_parts
 from transferkit.training.head.train import feature_batches, in_steps
 from transferkit.training.lr.range_test import Batch, RangeTest, detached_copy, sweep
 from transferkit.training.lr.result import LRSearch, Measure, Spacing
 from transferkit.training.lr.rules import DEFAULT_RULE, judge
 from transferkit.training.plan.phases import HEAD, Phase, check_phases
-from transferkit.training.plan.plan import Plan
+from transferkit.training.plan.plan import Plan, lr_cuts
 from transferkit.training.ranks.parallel import rank, world
 
 __all__ = ["find_lr", "run_range_test"]
@@ -121,7 +122,9 @@ def run_range_test(
     with undisturbed(data.seed + rank(), model.device if device is None else device):
         twin = detached_copy(model, device)
         if phase is not None:
-            twin.train_groups(phase.trained(twin.group_names()))
+            layout = layout_of(twin)
+            twin.lr_cuts = lr_cuts((phase,), layout)
+            train_parts(twin, phase.parts(layout))
         optimizer = _one_optimizer(twin)
         names, ratios = _ratios(model, twin, optimizer, phase)
         own = data.detached(twin.data_config)
@@ -163,7 +166,7 @@ def _problems(model: TransferModule, phase: Phase | None) -> list[str]:
         learns = any(parameter.requires_grad for parameter in model.parameters())
         nothing = "nothing in the model requires a gradient, expected something to train - or pass phase="
         return [] if learns else [nothing]
-    problems = check_phases((phase,), model.group_names())
+    problems = check_phases((phase,), layout_of(model))
     if phase.solve:
         problems.insert(0, f"phase {phase.name!r} is solved, which takes no LR - pass a phase that is trained")
     return problems
@@ -197,7 +200,7 @@ def _ratios(
                 f"the optimizer of {type(model).__name__} does not say which layer group its parameters are of, and "
                 "phases go by layer groups - build it over transferkit.models.optimizers.param_groups"
             )
-        plan = Plan((phase,), twin.group_names(), 1)
+        plan = Plan((phase,), layout_of(twin), 1)
         return names, [plan.scale(0, name) for name in names]
     trains = [any(parameter.requires_grad for parameter in group["params"]) for group in groups]
     lrs = [lr if learns else 0.0 for lr, learns in zip(_own_lrs(model, groups), trains, strict=True)]

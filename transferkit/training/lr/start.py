@@ -20,7 +20,7 @@ from transferkit.training.lr.find import run_range_test
 from transferkit.training.lr.range_test import RangeTest
 from transferkit.training.lr.result import LRSearch
 from transferkit.training.plan.options import replace_lr
-from transferkit.training.plan.phases import HEAD, Phase
+from transferkit.training.plan.phases import Phase
 from transferkit.training.schedules.schedules import simulate
 from transferkit.training.setup import Options, Training
 
@@ -50,7 +50,7 @@ def find_start(training: Training[Options], solved: SolvedProbe | None) -> tuple
         usual one, and a warning says so.
     """
     trained = [phase for phase in training.phases if not phase.solve and not phase.test_view]
-    phase = next((phase for phase in reversed(trained) if phase.patterns != (HEAD,)), trained[-1])
+    phase = next((phase for phase in reversed(trained) if not phase.head_alone), trained[-1])
     search = search_phase(training, phase, solved)
     if search.suggestion is None:
         usual = training.module.task.head_kinds.lr
@@ -62,7 +62,7 @@ def find_start(training: Training[Options], solved: SolvedProbe | None) -> tuple
     log.info(
         "LR %.2g suggested by %s, peak of %s %.2g", search.suggestion, search.suggestion_rule, phase.curve.name, lr
     )
-    if phase.patterns == (HEAD,):
+    if phase.head_alone:
         phases = tuple(dataclasses.replace(item, lr=lr * (item.lr / phase.lr)) for item in training.phases)
     else:
         phases = replace_lr(training.phases, phase.lr, lr)
@@ -106,7 +106,7 @@ def search_phase(
     with counting_bar(training.console, "looking for the LR") as progress:
         try:
             phase_start(training, phase, solved)
-            if first and phase.patterns == (HEAD,) and test.measure == "train" and module.feed is Feed.FEATURES:
+            if first and phase.head_alone and test.measure == "train" and module.feed is Feed.FEATURES:
                 features = _features(training)
             return run_range_test(module, training.data, test, phase=phase, features=features, progress=progress)
         finally:
@@ -126,7 +126,7 @@ def phase_start(training: Training[Options], phase: Phase, solved: SolvedProbe |
         soften_head(module.head, solved)
         return
     earlier = training.phases[: training.phases.index(phase)]
-    probes = [item for item in earlier if item.patterns == (HEAD,) and not item.solve]
+    probes = [item for item in earlier if item.head_alone and not item.solve]
     if not probes or module.feed is not Feed.FEATURES:
         return
     rows = _features(training)

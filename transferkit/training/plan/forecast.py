@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transferkit.models.freezing import evaluation_mode
+from transferkit.models.tuning.layout import layout_of, train_parts
 from transferkit.training.setup import Options, Training
 
 __all__ = ["Forecast", "forecast"]
@@ -50,12 +51,11 @@ def forecast(training: Training[Options]) -> Forecast:
     batches = _endless(training)
     seconds, memory = [], []
     for phase in training.phases:
-        names = phase.trained(module.group_names())
         with _peak_memory(device) as peak:
             if phase.solve:
                 seconds.append(_time(lambda: _evaluate(training, batches, device), device))
             else:
-                module.train_groups(names)
+                train_parts(module, phase.parts(layout_of(module)))
                 module.train()
                 seconds.append(_time(lambda: _step(training, batches, optimizer, device), device))
         memory.append(peak[0])

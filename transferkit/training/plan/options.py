@@ -13,6 +13,7 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.data.augment.custom import carried_problems, step_problems
 from transferkit.models.task import Task, task_of
+from transferkit.models.tuning.selectors import Groups, as_layout
 from transferkit.options.fields import make_config
 from transferkit.options.sizes import train_sizes
 from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
@@ -83,12 +84,12 @@ def resolve_options(options: Mapping[str, Any]) -> FinetuneConfig:
     return dataclasses.replace(config, phases=original.phases, **chosen)
 
 
-def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -> tuple[Phase, ...]:
+def resolve_phases(config: TrainingOptions, groups: Groups | None) -> tuple[Phase, ...]:
     """Return the phases of a configuration, checked.
 
     Args:
         config: The options.
-        group_names: The model's groups; ``None`` to check only what does not depend on a model.
+        groups: The model's; ``None`` to check only what does not depend on a model.
 
     Raises:
         ConfigError: With everything that is wrong.
@@ -101,14 +102,14 @@ def resolve_phases(config: TrainingOptions, group_names: Sequence[str] | None) -
         probe = Phase("probe", 0 if solve else epochs, train=HEAD, lr=config.probe_lr or task.head_kinds.probe_lr,
                       solve=solve)  # fmt: skip
         tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
-        phases = preset_phases(config.phases, probe, tuning, group_names or ("backbone", HEAD))
+        phases = preset_phases(config.phases, probe, tuning, as_layout(groups or ("backbone", HEAD)).names)
     else:
         phases = make_phases(config.phases)
     if config.fixres_epochs and not any(phase.test_view for phase in phases):
         # A recipe that a run wrote has the phase spelled out already.
         phases += (Phase("fixres", epochs=config.fixres_epochs, train=HEAD, lr=FIXRES_LR * lr, schedule=Cosine(),
                          test_view=True),)  # fmt: skip
-    problems = check_phases(phases, group_names)
+    problems = check_phases(phases, groups)
     if any(phase.solve for phase in phases):
         task.require("solver", "a solved phase")
         if config.head not in SOLVED:
@@ -187,7 +188,7 @@ def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[st
         "--lr auto": config.lr == AUTO,
         "--fixres-epochs": config.fixres_epochs,
     }
-    wider = [phase for phase in phases if phase.patterns != (HEAD,)]
+    wider = [phase for phase in phases if not phase.head_alone]
     if not trained:
         needs = "needs a phase that is trained, these are solved - pass --phases probe-finetune or --probe sgd"
         problems += [f"{name} {needs}" for name, value in flags.items() if value]
@@ -220,7 +221,7 @@ def replace_lr(phases: Sequence[Phase], before: float, lr: float) -> tuple[Phase
     """
     return tuple(
         dataclasses.replace(phase, lr=lr * (phase.lr / before))
-        if not phase.solve and (phase.patterns != (HEAD,) or phase.test_view) else phase
+        if not phase.solve and (not phase.head_alone or phase.test_view) else phase
         for phase in phases
     )  # fmt: skip
 

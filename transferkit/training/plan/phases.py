@@ -1,23 +1,30 @@
 """Phases as records: what trains, for how long, at which LR; checked whole before the first batch.
 
-Groups are the backbone's layer groups from input to output, then ``"head"``.
+Groups are the backbone's layer groups from input to output, then ``"head"``. What trains is said by a selector, see
+`transferkit.models.tuning.selectors`: names, globs and kinds, their union and difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.text import shown
+from transferkit.models.tuning.selectors import (
+    HEAD,
+    Groups,
+    Leaf,
+    Selector,
+    as_layout,
+    parse_selector,
+    selector_problems,
+)
 from transferkit.options.fields import EPOCHS, POSITIVE, type_problem
 from transferkit.training.schedules.schedules import SGDR, Cosine, Schedule, make_schedule
 
 __all__ = ["HEAD", "PRESETS", "SOLVING", "Phase", "check_phases", "make_phases", "preset_phases", "snapshot_problems"]
-
-HEAD = "head"
 
 PROBE_CURVE = Cosine()
 
@@ -29,12 +36,15 @@ class Phase:
     Args:
         name: Unique within a plan; shown in progress, history and plots.
         epochs: Length, at least 1; 0 for a phase that is solved.
-        train: ``"head"``, ``"all"``, or one or more layer groups by name or glob (``["head", "layer[34]"]``).
+        train: A selector, or a list of such that are taken together: ``"head"``, ``"all"``, ``"head, bias"``,
+            ``["head", "layer[34]"]``. A layer of which anything learns is no frozen part: a norm layer that learns in
+            part normalises by the batch and moves its running statistics, as one that learns wholly does.
         lr: Peak LR of the head, per step.
         schedule: Multiplies every group's peak LR; a schedule, its name, or a mapping with its options.
         layer_decay: Each layer group's peak LR over that of the next one nearer the head, in (0, 1]
             (discriminative learning rates; BEiT, Bao et al. 2022; ULMFiT, Howard & Ruder 2018, section 3.2).
-        group_lrs: Peak LRs of single layer groups by name or glob, instead of what `lr` and `layer_decay` give them.
+        group_lrs: Peak LRs by selector, instead of what `lr` and `layer_decay` give; of several the first one counts,
+            the plain name of a layer group before all.
         test_view: Train on pictures as they are evaluated: at the model's own size, without augmentation (the last step
             of FixRes; Touvron et al. 2019, section 4.2).
         solve: The head is fitted at once, by logistic regression on cached features, instead of being trained for
@@ -66,21 +76,31 @@ class Phase:
         return make_schedule(self.schedule)
 
     @property
-    def patterns(self) -> tuple[str, ...]:
-        """The names and globs that `train` stands for."""
-        if isinstance(self.train, str):
-            return ("*",) if self.train == "all" else (self.train,)
-        return tuple(pattern if pattern != "all" else "*" for pattern in self.train)
+    def selector(self) -> Selector:
+        """What `train` stands for. Raises `ConfigError`."""
+        return parse_selector(_train_text(self.train))
 
-    def trained(self, group_names: Sequence[str]) -> tuple[str, ...]:
-        """Return the groups this phase trains, in the order of `group_names`."""
-        return tuple(name for name in group_names if any(fnmatchcase(name, pattern) for pattern in self.patterns))
+    @property
+    def head_alone(self) -> bool:
+        """Whether it says that the head trains, and nothing else."""
+        return self.selector == parse_selector(HEAD)
 
-    def own_lr(self, group: str) -> float | None:
-        """Return the peak LR that `group_lrs` gives a group: by its name, else by the first pattern that fits."""
-        if group in self.group_lrs:
-            return self.group_lrs[group]
-        return next((lr for pattern, lr in self.group_lrs.items() if fnmatchcase(group, pattern)), None)
+    def parts(self, groups: Groups) -> tuple[Leaf, ...]:
+        """Return the parameters of a model that this phase trains."""
+        return self.selector.select(groups)
+
+    def trained(self, groups: Groups) -> tuple[str, ...]:
+        """Return the layer groups of which this phase trains anything, from input to output."""
+        return as_layout(groups).groups_of(self.parts(groups))
+
+    def own_lrs(self, groups: Groups) -> dict[Leaf, float]:
+        """Return the peak LRs that `group_lrs` gives: by the name of a group, else by the first selector that fits."""
+        layout = as_layout(groups)
+        result: dict[Leaf, float] = {}
+        for text in sorted(self.group_lrs, key=lambda text: text not in layout.names):
+            for leaf in parse_selector(text).select(layout):
+                result.setdefault(leaf, self.group_lrs[text])
+        return result
 
     @property
     def cycle_ends(self) -> tuple[int, ...]:
@@ -115,23 +135,30 @@ def _field_problems(values: Mapping[Any, Any]) -> list[str]:
     if not isinstance(train, str) and not (
         isinstance(train, list | tuple) and all(isinstance(part, str) for part in train)
     ):
-        problems.append(f"train is {shown(train)}, expected 'head', 'all' or a list of layer groups")
+        problems.append(f"train is {shown(train)}, expected 'head', 'all', or names of what trains")
+    elif _train_text(train):
+        problems += [f"train: {problem}" for problem in selector_problems(_train_text(train))]
     return problems
 
 
-def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = None) -> list[str]:
+def _train_text(train: str | Sequence[str]) -> str:
+    """Return the selector of several ones: each is added to those before it."""
+    return train if isinstance(train, str) else ", ".join(train)
+
+
+def check_phases(phases: Sequence[Phase], groups: Groups | None = None) -> list[str]:
     """Return every problem of a phase list; empty when it can run.
 
     Args:
         phases: The phases in order.
-        group_names: The model's groups, when known; without them patterns are not checked.
+        groups: The model's, when known; without them it is not checked what selectors reach.
     """
     if not phases:
         return ["there are no phases, expected at least one"]
     problems = []
     names = [phase.name for phase in phases]
     for phase in phases:
-        problems += [f"phase {phase.name!r}: {problem}" for problem in _phase_problems(phase, group_names)]
+        problems += [f"phase {phase.name!r}: {problem}" for problem in _phase_problems(phase, groups)]
     problems += [
         f"phase {phase.name!r}: solve comes first or not at all, expected it as the first phase"
         for phase in phases[1:]
@@ -141,12 +168,12 @@ def check_phases(phases: Sequence[Phase], group_names: Sequence[str] | None = No
     return problems
 
 
-def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str]:
+def _phase_problems(phase: Phase, groups: Groups | None) -> list[str]:
     problems = []
     if phase.solve:
         if phase.epochs != 0:
             problems.append(f"epochs is {phase.epochs!r}, expected 0 for a phase that is solved")
-        if phase.patterns != (HEAD,):
+        if not _train_text(phase.train) or not phase.head_alone:
             problems.append(f"train is {phase.train!r}, expected 'head' for a solved phase")
         return problems
     if type_problem("", phase.epochs, int) or not EPOCHS.holds(phase.epochs):
@@ -159,15 +186,15 @@ def _phase_problems(phase: Phase, group_names: Sequence[str] | None) -> list[str
     for pattern, lr in phase.group_lrs.items():
         if type_problem("", lr, float) or not POSITIVE.holds(lr):
             problems.append(f"group_lrs[{shown(pattern)}] is {shown(lr)}, expected {POSITIVE.words}")
-    if group_names is not None:
-        for pattern in (*phase.patterns, *phase.group_lrs):
-            if not any(fnmatchcase(name, pattern) for name in group_names):
-                problems.append(
-                    f"{pattern!r} matches no layer group.{did_you_mean(pattern, group_names)} "
-                    f"Known: {', '.join(group_names)}."
-                )
-    if not phase.patterns:
-        problems.append("train is empty, expected 'head', 'all' or layer groups")
+    if not _train_text(phase.train):
+        problems.append("train is empty, expected 'head', 'all', or names of what trains")
+    elif groups is not None:
+        problems += phase.selector.problems(groups)
+    for text in phase.group_lrs:
+        unread = selector_problems(text)
+        problems += [f"group_lrs: {problem}" for problem in unread]
+        if groups is not None and not unread:
+            problems += parse_selector(text).problems(groups)
     return problems
 
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from transferkit.models.tuning.selectors import (
+    Groups,
+    Layout,
+    Selector,
+    as_layout,
+    cuts_of,
+    labels_of,
+    parse_selector,
+)
 from transferkit.training.plan.phases import Phase
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "lr_cuts"]
 
 SAMPLES = 200
 """Steps, beside the first, at which `plan.json` holds the LRs."""
@@ -20,13 +30,28 @@ class Plan:
 
     Args:
         phases: In order.
-        group_names: The model's groups, input to output, the head last.
+        groups: The model's, input to output, the head last.
         steps_per_epoch: Optimizer steps in one epoch, at least 1.
     """
 
     phases: tuple[Phase, ...]
-    group_names: tuple[str, ...]
+    groups: Groups
     steps_per_epoch: int
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The parameters of the model."""
+        return as_layout(self.groups)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The names of the groups."""
+        return self.layout.names
+
+    @cached_property
+    def lr_names(self) -> tuple[str, ...]:
+        """The names of all LRs: those of the groups, and of parts of them that `group_lrs` take out of them."""
+        return tuple(dict.fromkeys(labels_of(self.layout, lr_cuts(self.phases, self.layout)).values()))
 
     @property
     def epochs(self) -> int:
@@ -60,25 +85,33 @@ class Plan:
                   for number, phase in enumerate(self.phases)]  # fmt: skip
         return replace(self, phases=tuple(phases))
 
-    def scale(self, index: int, group: str) -> float:
-        """Return a group's peak LR over `Phase.lr` in phase `index`.
+    def scale(self, index: int, name: str) -> float:
+        """Return the peak over `Phase.lr` of one of `lr_names` in phase `index`.
 
-        0 when frozen; else what `group_lrs` say, else `layer_decay` to the distance from the head.
+        0 when all of it is frozen; else what `group_lrs` say, else `layer_decay` to the distance from the head.
         """
-        phase = self.phases[index]
-        if group not in phase.trained(self.group_names):
-            return 0.0
-        own = phase.own_lr(group)
-        if own is not None:
-            return own / phase.lr
-        return float(phase.layer_decay ** (len(self.group_names) - 1 - self.group_names.index(group)))
+        return self._scales[index][name]
+
+    @cached_property
+    def _scales(self) -> tuple[dict[str, float], ...]:
+        labels = labels_of(self.layout, lr_cuts(self.phases, self.layout))
+        last = len(self.group_names) - 1
+        result = []
+        for phase in self.phases:
+            own = phase.own_lrs(self.layout)
+            scales = dict.fromkeys(self.lr_names, 0.0)
+            for leaf in phase.parts(self.layout):
+                distance = last - self.group_names.index(leaf.group)
+                scales[labels[leaf]] = own[leaf] / phase.lr if leaf in own else float(phase.layer_decay**distance)
+            result.append(scales)
+        return tuple(result)
 
     def lrs(self, step: int) -> dict[str, float]:
-        """Return every group's LR at optimizer step `step` (from 0, over all phases); 0 for frozen groups."""
+        """Return every one of `lr_names` at optimizer step `step` (from 0, over all phases); 0 for frozen groups."""
         index, *place = self._place(step)
         phase = self.phases[index]
         factor = phase.curve.factor(*place)
-        return {group: phase.lr * self.scale(index, group) * factor for group in self.group_names}
+        return {name: phase.lr * scale * factor for name, scale in self._scales[index].items()}
 
     def lr(self, group: str, step: int) -> float:
         """Return one group's LR at optimizer step `step`."""
@@ -89,34 +122,51 @@ class Plan:
         index, *place = self._place(step)
         return self.phases[index].curve.momentum(*place)
 
-    def to_dict(self, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """Return the plan as `plan.json` holds it.
-
-        Args:
-            sizes: Parameters of each group.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as `plan.json` holds it."""
         last = self.steps - 1
         samples = sorted({round(number * last / SAMPLES) for number in range(SAMPLES + 1)}) if self.steps else []
         lrs = [self.lrs(step) for step in samples]
         return {
             "steps_per_epoch": self.steps_per_epoch,
             "epochs": self.epochs,
-            "groups": [{"name": name, "parameters": size} for name, size in sizes.items()],
+            "groups": [
+                {"name": name, "parameters": sum(leaf.size for leaf in self.layout.leaves if leaf.group == name)}
+                for name in self.group_names
+            ],
             "phases": [
                 {
                     **phase.to_dict(),
                     "first_epoch": self.first_epoch(number),
-                    "groups": list(phase.trained(self.group_names)),
-                    "trainable_parameters": sum(sizes[name] for name in phase.trained(self.group_names)),
-                    "peak_lr": {name: phase.lr * self.scale(number, name) for name in self.group_names},
+                    "groups": list(phase.trained(self.layout)),
+                    "trainable_parameters": sum(leaf.size for leaf in phase.parts(self.layout)),
+                    "trained": self._trained(phase),
+                    "peak_lr": {name: phase.lr * scale for name, scale in self._scales[number].items()},
                 }
                 for number, phase in enumerate(self.phases)
             ],
-            "lr": {"step": samples, **{name: [row[name] for row in lrs] for name in self.group_names}},
+            "lr": {"step": samples, **{name: [row[name] for row in lrs] for name in self.lr_names}},
         }
+
+    def _trained(self, phase: Phase) -> dict[str, int]:
+        """Return how many parameters learn in a phase, by the name of their LR."""
+        labels = labels_of(self.layout, lr_cuts(self.phases, self.layout))
+        counts: dict[str, int] = {}
+        for leaf in phase.parts(self.layout):
+            counts[labels[leaf]] = counts.get(labels[leaf], 0) + leaf.size
+        return counts
 
     def _place(self, step: int) -> tuple[int, int, int, int]:
         """Return the phase of a step, the step within it, the phase's steps, and those of an epoch."""
         index = self.phase_at(step // self.steps_per_epoch)
         local = step - self.first_epoch(index) * self.steps_per_epoch
         return index, local, self.phases[index].epochs * self.steps_per_epoch, self.steps_per_epoch
+
+
+def lr_cuts(phases: Sequence[Phase], groups: Groups) -> tuple[Selector, ...]:
+    """Return the selectors of `group_lrs` that take parts of layer groups, over all phases.
+
+    The optimizer holds these parts as groups of their own, from step 0, whichever phase they belong to.
+    """
+    layout = as_layout(groups)
+    return cuts_of([parse_selector(text) for phase in phases for text in phase.group_lrs], layout)

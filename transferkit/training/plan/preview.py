@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +14,7 @@ from transferkit.core.files import storage_errors
 from transferkit.data.augment.normalise import normalise
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.freezing import frozen_modules
-from transferkit.models.module import TransferModule
+from transferkit.models.tuning.layout import layout_of, norm_layers, train_parts
 from transferkit.models.unlike.distance import LEAST
 from transferkit.models.unlike.statistics import MOST
 from transferkit.options.training import AUTO, TrainingOptions
@@ -30,7 +29,6 @@ from transferkit.training.compiling import choose_compile
 from transferkit.training.head.solve import solve_probe, views_fitted
 from transferkit.training.lr.start import phase_start
 from transferkit.training.plan.forecast import Forecast, forecast
-from transferkit.training.plan.phases import HEAD
 from transferkit.training.plan.sizes import size_words
 from transferkit.training.plan.surgical import propose_groups, relative_gradient_norms
 from transferkit.training.setup import Options, Training, prepare
@@ -112,15 +110,16 @@ def print_plan(values: Mapping[str, Any], directory: Path, *, console: Console |
         )  # fmt: skip
     console.print(table)
     trained = [phase for phase in values["phases"] if phase["epochs"]]
-    sizes = {group["name"]: group["parameters"] for group in values["groups"]}
     rates = Table(title="learning rates; other groups are frozen", title_justify="left", title_style="bold")
-    for column in ("phase", "group", "parameters", "start", "peak", "end"):
+    for column in ("phase", "group", "trained", "start", "peak", "end"):
         rates.add_column(column, justify="left" if column in ("phase", "group") else "right", no_wrap=True)
     for phase in trained:
         for number, (group, course) in enumerate(phase["lr_course"].items()):
             shown = "" if number else phase["name"]
             last = number + 1 == len(phase["lr_course"])
-            rates.add_row(shown, group, _short(sizes[group]), *(f"{lr:.2g}" for lr in course), end_section=last)
+            rates.add_row(
+                shown, group, _short(phase["trained"][group]), *(f"{lr:.2g}" for lr in course), end_section=last
+            )
     if trained:
         console.print(rates)
     if values["lr_found"] is not None:
@@ -156,22 +155,16 @@ def _frozen_norms(training: Training[Options]) -> list[int]:
     """Return how many norm layers are frozen in each phase."""
     module, counts = training.module, []
     for phase in training.phases:
-        module.train_groups(phase.trained(module.group_names()))
+        train_parts(module, phase.parts(layout_of(module)))
         frozen = {id(inner) for part in frozen_modules(module) for inner in part.modules()}
         counts.append(sum(id(layer) in frozen for layer in norm_layers(module)))
     return counts
 
 
-def norm_layers(module: TransferModule) -> list[torch.nn.Module]:
-    """Return the layers of a module that normalise: batch, layer, group and instance norm, by their kind's name."""
-    return [layer for layer in module.modules() if "norm" in type(layer).__name__.lower()
-            and not any(True for _ in layer.children())]  # fmt: skip
-
-
 def _gradient_norms(training: Training[Options]) -> dict[str, Any]:
     """Return the relative gradient norm of every group, from a converged head, and the groups to tune."""
     module, data = training.module, training.data
-    wider = next((phase for phase in training.phases if phase.patterns != (HEAD,)), training.phases[-1])
+    wider = next((phase for phase in training.phases if not phase.head_alone), training.phases[-1])
     solved = None
     if training.phases[0].solve:
         config = training.config
@@ -227,7 +220,7 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
             "time_s": measured.step_s[number] * batches * scale + extra,
             "memory": measured.memory[number],
             "lr_course": {name: [course[0][name], max(lrs[name] for lrs in course), course[-1][name]]
-                          for name in phase["groups"]} if course else {},
+                          for name in phase["trained"]} if course else {},
         }  # fmt: skip
     final = measured.evaluation_s * (counts["val"] + counts["test"] + values["unlike_training"]["pictures"]) / size
     values["time_s"] = sum(phase["time_s"] for phase in values["phases"]) + final

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transferkit.models.tuning.selectors import HEAD, Groups
 from transferkit.options.sizes import TrainSize, train_sizes
-from transferkit.training.plan.phases import HEAD, Phase
+from transferkit.training.plan.phases import Phase
 
 __all__ = ["epoch_sizes", "size_words"]
 
 
-def epoch_sizes(phases: Sequence[Phase], sizes: TrainSize, group_names: Sequence[str]) -> list[int | None]:
+def epoch_sizes(phases: Sequence[Phase], sizes: TrainSize, groups: Groups) -> list[int | None]:
     """Return the side of training pictures in each epoch over all phases; ``None``: as they are evaluated.
 
     Several sizes share the epochs of fine-tuning out between them, in equal parts, in the order in which they are
@@ -20,10 +21,10 @@ def epoch_sizes(phases: Sequence[Phase], sizes: TrainSize, group_names: Sequence
     Args:
         phases: In order.
         sizes: One, several, or ``None`` for the model's own.
-        group_names: The model's groups.
+        groups: The model's.
     """
     sides = train_sizes(sizes)
-    alone = [phase.trained(group_names) == (HEAD,) for phase in phases]
+    alone = [phase.trained(groups) == (HEAD,) for phase in phases]
     counted = [
         not phase.test_view and (not head or all(alone)) for phase, head in zip(phases, alone, strict=True)
     ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What of a model learns, and by what: selectors, the layout they select from, adapters. Read `selectors` first."""
