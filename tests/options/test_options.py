@@ -69,7 +69,11 @@ def test_every_range_has_an_outside(kind):
         (FinetuneConfig, {"nesterov": False, "optimizer": "rmsprop"}, "--nesterov is of --optimizer sgd, not rmsprop"),
         (FinetuneConfig, {"resume": True, "out": None}, "--resume needs --out"),
         (FinetuneConfig, {"dry_run": True, "overfit_batches": 1}, "--dry-run and --overfit-batches exclude"),
-        (FinetuneConfig, {"probe": "solve", "head": "mlp"}, "--probe solve fits a linear head, not 'mlp'"),
+        (
+            FinetuneConfig,
+            {"probe": "solve", "head": "mlp"},
+            "--probe solve fits a linear head or class means, not 'mlp'",
+        ),
         (FinetuneConfig, {"probe": "solve", "probe_lr": 0.1}, "--probe-lr belongs to --probe sgd"),
         (FinetuneConfig, {"val_split": 0.5, "test_split": 0.5}, "leave nothing to train on"),
         (LRFindConfig, {"lr_min": 1.0, "lr_max": 0.1}, "expected lr-min below lr-max"),

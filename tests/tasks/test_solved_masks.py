@@ -94,4 +94,4 @@ def test_solving_belongs_to_linear_heads(data, capsys):
         "--quiet",
     ]
     assert main(words) == 2
-    assert "--probe solve fits a linear head, not 'unet' - pass --probe sgd" in capsys.readouterr().err
+    assert "--probe solve fits a linear head or class means, not 'unet' - pass --probe sgd" in capsys.readouterr().err

@@ -39,7 +39,7 @@ class TransferModule(L.LightningModule):
     Args:
         backbone: A name for `create_backbone`, or a backbone.
         num_classes: Number of classes C, at least 2; of another task, of what its head returns.
-        head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or any ``nn.Module``.
+        head: A name for the task's `HeadKinds`, such as ``"linear"`` or ``"attention-pool"``; or any ``nn.Module``.
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, a file or ``"hf-hub:ID"``; for a backbone given by name.
         image_size: Side of the input in pixels, or ``(height, width)``; the backbone's own when ``None``.
         class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
@@ -106,9 +106,8 @@ class TransferModule(L.LightningModule):
         self.class_names = names
         self.feed = self.task.head_kinds.feed(head)
         self.head = self.task.head_kinds.build(head, backbone, num_classes, drop_rate=drop_rate)
-        self.loss = self.task.objective.loss(
-            LossOptions(loss, focal_gamma, class_weights, label_smoothing), self.num_classes
-        )
+        options = LossOptions(loss, focal_gamma, class_weights, label_smoothing)
+        self.loss = self.task.head_kinds.loss(self.head, self.task.objective.loss(options, self.num_classes))
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
         self.val_metrics = self._metrics("val_", self.task.objective.watched)

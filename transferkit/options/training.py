@@ -34,8 +34,14 @@ __all__ = [
 
 AUTO = "auto"
 
-SOLVED = ("auto", "linear", "hypercolumns")
-"""Heads that can be solved: one linear layer; the usual head is one where its task has a solver."""
+OF_MEANS = ("arcface", "cosine", "prototype")
+"""Heads of one point per class, which can be solved as class means."""
+
+SOLVED = ("auto", "linear", "hypercolumns", "prototype")
+"""Heads that are solved unasked: one linear layer, or prototypes, which are class means by their definition."""
+
+SOLVABLE = (*SOLVED, *OF_MEANS)
+"""Heads that can be solved."""
 
 DECAY = Range("a decay in (0, 1), such as 0.999", lambda value: 0.0 < value < 1.0)
 RATIO = Range("a ratio in (0, 1]", lambda value: 0.0 < value <= 1.0)
@@ -50,7 +56,8 @@ class ModelOptions(BackboneOptions):
     )
     head: str = option(
         "auto",
-        "auto, linear, mlp, cosine or a registered head; of masks linear, hypercolumns, unet, fpn, deeplabv3plus; of "
+        "auto, linear, mlp, cosine, attention-pool, avgmax, prototype, arcface or a registered head; "
+        "of masks linear, hypercolumns, unet, fpn, deeplabv3plus; of "
         "objects faster_rcnn, retinanet, fcos, mask_rcnn",
     )
     drop_rate: float = option(0.0, "dropout in the head, [0, 1)", BELOW_ONE)
@@ -109,7 +116,8 @@ class TrainingOptions(CraftOptions):
     )
     epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", EPOCHS)
     probe: Literal["auto", "solve", "sgd"] = option(
-        "auto", "the head alone is solved on cached features, or trained by sgd; auto solves a linear head"
+        "auto",
+        "the head alone is solved on cached features, or trained by sgd; auto solves a linear head, and prototypes",
     )
     probe_views: int = option(
         2, "augmented views of each training picture that a solved probe is fitted on", at_least(0)
@@ -200,8 +208,8 @@ class TrainingOptions(CraftOptions):
             if self.optimizer not in of and getattr(self, name) != getattr(TrainingOptions, name):
                 yield f"{flag(name)} is of --optimizer {' and '.join(of)}, not {self.optimizer} - leave it out"
         if self.probe == "solve":
-            if self.head not in SOLVED:
-                yield f"--probe solve fits a linear head, not {self.head!r} - pass --probe sgd"
+            if self.head not in SOLVABLE:
+                yield f"--probe solve fits a linear head or class means, not {self.head!r} - pass --probe sgd"
             for name in ("probe_epochs", "probe_lr"):
                 if getattr(self, name) is not None:
                     yield f"{flag(name)} belongs to --probe sgd; a solved probe has none"

@@ -8,6 +8,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.numbers import NumberReader
 from transferkit.features.linear.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
+from transferkit.models.heads.registry import FlatHeads
 from transferkit.models.task import Task
 from transferkit.results.details.numbers import NumberDetails
 from transferkit.results.predict.numbers import NumberOutput
@@ -37,5 +38,6 @@ TASK = Task(
     calibrator=NumberCalibrator(),
     solver=RidgeSolver(),
     details=NumberDetails(),
+    head_kinds=FlatHeads(classes=False),
     bind=_in_units,
 )

@@ -118,7 +118,9 @@ def test_a_second_solution_computes_nothing(folder, tmp_path):
 
 def test_a_head_that_is_not_linear_is_refused(folder, tmp_path):
     module, data = build(folder, head="mlp")
-    with pytest.raises(ConfigError, match="a MLPHead cannot be solved, expected a linear head - train it instead"):
+    with pytest.raises(
+        ConfigError, match="a MLPHead cannot be solved, expected a linear head or one of class means - train it instead"
+    ):
         solve_head(module, data, store=str(tmp_path))
 
 
@@ -237,12 +239,18 @@ def test_sgd_keeps_the_trained_way(options, epochs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probe": "solve", "head": "mlp"}, "--probe solve fits a linear head, not 'mlp' - pass --probe sgd"),
+        (
+            {"probe": "solve", "head": "mlp"},
+            "--probe solve fits a linear head or class means, not 'mlp' - pass --probe sgd",
+        ),
         ({"probe": "solve", "probe_epochs": 3}, "--probe-epochs belongs to --probe sgd; a solved probe has none"),
         ({"probe": "solve", "probe_lr": 0.1}, "--probe-lr belongs to --probe sgd"),
         ({"probe_views": -1}, "--probe-views is -1, expected a whole number of at least 0"),
         ({"probe_lr": 0.0}, "--probe-lr is 0.0"),
-        ({"head": "mlp", "phases": [{"name": "p", "solve": True}]}, "a phase with solve fits a linear head, not 'mlp'"),
+        (
+            {"head": "mlp", "phases": [{"name": "p", "solve": True}]},
+            "a phase with solve fits a linear head or class means, not 'mlp'",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(solving, options, message):  # fault 38

@@ -306,5 +306,8 @@ def test_rows_of_a_head_that_are_taken_over_stay(halves, tmp_path):
 def test_a_decoder_cannot_be_solved(halves, tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     module, data = build(halves, "unet")
-    with pytest.raises(ConfigError, match="a UnetHead cannot be solved, expected a linear head - train it instead"):
+    with pytest.raises(
+        ConfigError,
+        match="a UnetHead cannot be solved, expected a linear head or one of class means - train it instead",
+    ):
         solve(module, data, tmp_path)

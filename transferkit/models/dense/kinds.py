@@ -47,6 +47,10 @@ class MaskHeads:
         """Return the logits."""
         return head(inputs)
 
+    def loss(self, head: nn.Module, loss: nn.Module) -> nn.Module:
+        """Return the task's own."""
+        return loss
+
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of logits ``(B, width, H, W)``.
 

@@ -1,4 +1,4 @@
-"""The heads that are built in: linear, one hidden layer, cosine. Features `(B, D)` go in, logits `(B, C)` come out."""
+"""The simplest heads: linear, one hidden layer, cosine. Features `(B, D)` go in, logits `(B, C)` come out."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """One hidden layer: linear, GELU, dropout, linear.
+    """One hidden layer, as wide as the features unless said otherwise: linear, GELU, dropout, linear.
 
     Shape: ``(B, in_features)`` -> ``(B, num_classes)``.
     """
 
-    def __init__(self, in_features: int, num_classes: int, *, hidden: int, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, *, hidden: int | None = None, drop_rate: float = 0.0
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(in_features, hidden)
+        self.hidden = nn.Linear(in_features, hidden or in_features)
         self.act = nn.GELU()
         self.drop = nn.Dropout(drop_rate)
-        self.linear = nn.Linear(hidden, num_classes)
+        self.linear = nn.Linear(hidden or in_features, num_classes)
         _small(self.linear)
 
     def forward(self, features: Tensor) -> Tensor:

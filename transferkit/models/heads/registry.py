@@ -3,7 +3,8 @@
 A head takes features ``(B, D)`` and returns logits ``(B, C)``. One that wants the feature map instead,
 ``(B, C, H, W)`` or tokens ``(B, N, C)``, says so by an attribute ``takes_maps = True`` on its class or instance; one
 that wants the pictures and their pyramid, by ``takes_pyramid = True``: a head of masks, or one that finds objects and
-says so by ``finds_objects = True``. Nothing else is looked at.
+says so by ``finds_objects = True``; one whose outputs are of classes, of which a picture has one, by
+``of_classes = True``. Nothing else is looked at.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from transferkit.models.backbones.interface import Backbone
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.heads.feed import Feed, HeadInput, dry_run
 from transferkit.models.heads.flat import CosineHead, LinearHead, MLPHead
+from transferkit.models.heads.maps import AttentionPoolHead, AvgMaxHead
+from transferkit.models.heads.metric import ArcFaceHead, MarginLoss, PrototypeHead
 
 __all__ = [
     "FLAT",
@@ -32,6 +35,7 @@ __all__ = [
     "check_head",
     "head_of",
     "list_heads",
+    "of_classes",
     "one_at_a_time",
     "register_head",
     "registered_head",
@@ -54,8 +58,17 @@ class HeadOf(StrEnum):
     OBJECTS = "objects"
 
 
+_FLAT: Final[dict[str, Callable[..., nn.Module]]] = {
+    "arcface": ArcFaceHead,
+    "attention-pool": AttentionPoolHead,
+    "avgmax": AvgMaxHead,
+    "cosine": CosineHead,
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "prototype": PrototypeHead,
+}
 _BUILT_IN: Final = {
-    HeadOf.PICTURES: ("cosine", "linear", "mlp"),
+    HeadOf.PICTURES: tuple(_FLAT),
     HeadOf.MASKS: ("deeplabv3plus", "fpn", "hypercolumns", "linear", "unet"),
     HeadOf.OBJECTS: ("faster_rcnn", "fcos", "mask_rcnn", "retinanet"),
 }
@@ -89,6 +102,9 @@ class HeadKinds(Protocol):
 
     def learning(self, head: nn.Module, inputs: HeadInput) -> Any:
         """Return what the training loss takes: what `head` makes of its inputs, or what waits for the answers."""
+
+    def loss(self, head: nn.Module, loss: nn.Module) -> nn.Module:
+        """Return the training loss of a head, from that of the task: itself, or one that makes it harder."""
 
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head for a backbone, tried with a dry forward.
@@ -149,13 +165,13 @@ def head_of(head: str | nn.Module) -> HeadOf:
     """Return what a head of one's own answers for; asked as `takes_maps`."""
     if not takes_pyramid(head):
         return HeadOf.PICTURES
-    finds = getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "finds_objects", False)
+    finds = _says(head, "finds_objects")
     return HeadOf.OBJECTS if finds else HeadOf.MASKS
 
 
 def takes_pyramid(head: str | nn.Module) -> bool:
     """Whether `head` wants the pictures and the pyramid; asked as `takes_maps`."""
-    return bool(getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "takes_pyramid", False))
+    return _says(head, "takes_pyramid")
 
 
 def one_at_a_time(head: nn.Module) -> bool:
@@ -168,7 +184,17 @@ def takes_maps(head: str | nn.Module) -> bool:
 
     For a name, the registered class answers; a builder function that returns such a head carries the attribute itself.
     """
-    return bool(getattr(_REGISTERED.get(head) if isinstance(head, str) else head, "takes_maps", False))
+    return _says(head, "takes_maps")
+
+
+def of_classes(head: str | nn.Module) -> bool:
+    """Whether the outputs of `head` are of classes, of which a picture has one; asked as `takes_maps`."""
+    return _says(head, "of_classes")
+
+
+def _says(head: str | nn.Module, what: str) -> bool:
+    kind = {**_FLAT, **_REGISTERED}.get(head) if isinstance(head, str) else head
+    return bool(getattr(kind, what, False))
 
 
 def build_head(
@@ -183,7 +209,7 @@ def build_head(
     A head for features is tried with a dry forward here; one for feature maps where they are known, by `check_head`.
 
     Args:
-        head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or a module.
+        head: One of `list_heads`, or a module.
         in_features: Width D of the features; for a head that takes maps, the map's channels.
         num_classes: Number of classes C, at least 1.
         drop_rate: Share of the inputs (``mlp``: of the hidden units) set to zero in training, in [0, 1); for built-in
@@ -196,24 +222,19 @@ def build_head(
     problems = _problems(head, in_features, num_classes, drop_rate)
     if problems:
         raise ConfigError(gather(problems))
-    match head:
-        case nn.Module():
-            built = head
-        case "linear":
-            built = LinearHead(in_features, num_classes, drop_rate=drop_rate)
-        case "mlp":
-            built = MLPHead(in_features, num_classes, hidden=in_features, drop_rate=drop_rate)
-        case "cosine":
-            built = CosineHead(in_features, num_classes, drop_rate=drop_rate)
-        case _:
-            built = _REGISTERED[head](in_features, num_classes)
-            if not isinstance(built, nn.Module):
-                raise ConfigError(f"head {head!r} built a {type(built).__name__} - it must return an nn.Module")
-            if takes_maps(built) and not takes_maps(head):
-                raise ConfigError(
-                    f"head {head!r} takes feature maps, but what was registered does not say so - "
-                    "set `takes_maps = True` on the class, or on the builder function"
-                )
+    if isinstance(head, nn.Module):
+        built = head
+    elif head in _FLAT:
+        built = _FLAT[head](in_features, num_classes, drop_rate=drop_rate)
+    else:
+        built = _REGISTERED[head](in_features, num_classes)
+        if not isinstance(built, nn.Module):
+            raise ConfigError(f"head {head!r} built a {type(built).__name__} - it must return an nn.Module")
+        if takes_maps(built) and not takes_maps(head):
+            raise ConfigError(
+                f"head {head!r} takes feature maps, but what was registered does not say so - "
+                "set `takes_maps = True` on the class, or on the builder function"
+            )
     if not takes_maps(built):
         check_head(built, torch.zeros(2, in_features), (2, num_classes))
     return built
@@ -221,16 +242,21 @@ def build_head(
 
 @dataclass(frozen=True)
 class FlatHeads:
-    """Heads that return a row per picture."""
+    """Heads that return a row per picture.
+
+    Attributes:
+        classes: Whether the row is of classes, of which a picture has one.
+    """
 
     usual: str = "linear"
     drops: bool = True
     lr: float = 1e-3
     probe_lr: float = 1e-2
+    classes: bool = True
 
     def names(self) -> list[str]:
         """Return the names of those that are known, sorted."""
-        return list_heads()
+        return [name for name in list_heads() if self.classes or not of_classes(name)]
 
     def feed(self, head: str | nn.Module) -> Feed:
         """Return features, or the map where the head says so."""
@@ -240,8 +266,18 @@ class FlatHeads:
         """Return the logits."""
         return head(inputs)
 
+    def loss(self, head: nn.Module, loss: nn.Module) -> nn.Module:
+        """Return the loss with the margin of a head that learns with one."""
+        return MarginLoss(loss, float(head.scale), head.margin) if isinstance(head, ArcFaceHead) else loss
+
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of logits ``(B, width)``. Raises `ConfigError`."""
+        if of_classes(head) and not self.classes:
+            name = head if isinstance(head, str) else type(head).__name__
+            raise ConfigError(
+                f"head {name!r} tells classes apart, of which a picture has one, and these answers are of another kind "
+                f"- pass one of {', '.join(self.names())}"
+            )
         kind = self.feed(head)
         in_features = backbone.map_channels if kind is Feed.MAPS else backbone.num_features
         if in_features is None:

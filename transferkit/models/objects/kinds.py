@@ -100,6 +100,10 @@ class BoxHeads:
             raise TypeError("a detector is given images and maps")
         return Unanswered(head, inputs)
 
+    def loss(self, head: nn.Module, loss: nn.Module) -> nn.Module:
+        """Return the task's own."""
+        return loss
+
     def build(self, head: str | nn.Module, backbone: Backbone, width: int, *, drop_rate: float = 0.0) -> nn.Module:
         """Return a head of `width` classes.
 

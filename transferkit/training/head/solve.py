@@ -16,9 +16,11 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.taps import LAST_CELLS, PYRAMID_CELLS, Tap
 from transferkit.features.extract.extract import make_compute
+from transferkit.features.linear.means import MEANS, fit_means, softened, with_rows
 from transferkit.features.linear.solution import LinearSolution
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.dense.linear import HypercolumnHead, LinearMaskHead
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.heads.flat import LinearHead
 from transferkit.models.heads.solver import Array, HeadState, Solver
 from transferkit.models.module import TransferModule
@@ -54,14 +56,16 @@ def solve_head(module: TransferModule, data: ImageData, *, store: str | None = N
     regularisation is chosen by cross-validation inside the training split, and whose standardiser is folded into weight
     and bias. The features stay in the store. A fine-tuning that starts here starts from a converged head (LP-FT; Kumar
     et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", section 3.4).
+    Heads of one point per class become class means, see `fit_means`. A hidden layer, and pooling that is learned or
+    another than the backbone's, have no such solution: they are trained.
 
     Args:
-        module: With a linear head.
+        module: With a linear head, or one of class means.
         data: Its training split is fitted, its validation split measured.
         store: Directory of the feature store; the user's cache when ``None``.
 
     Raises:
-        ConfigError: The head is not linear, or the task has no solver.
+        ConfigError: The head cannot be solved, or the task has no solver.
         DataError: There is nothing to tell apart in the training pictures.
     """
     return solve_probe(module, data, FeatureStore(store), make_compute())
@@ -81,7 +85,7 @@ def solve_probe(
     """Fit the head as `solve_head` does, with a store and device of the caller's.
 
     Args:
-        module: With a linear head.
+        module: With a head that can be solved.
         data: Pictures that are in memory already are not decoded again.
         store: Where features are stored.
         compute: What to compute them with.
@@ -91,9 +95,11 @@ def solve_probe(
         progress: Called with pictures computed and pictures to compute.
 
     Raises:
-        ConfigError: The head is not linear, or the task has no solver.
+        ConfigError: The head cannot be solved, or the task has no solver.
         DataError: There is nothing to tell apart in the training pictures, or one has changed since it was indexed.
     """
+    if isinstance(module.head, MEANS) and module.task.output.names_one:
+        return _solve_means(module, SplitFeatures(module, data, store, compute, seed=seed), views, taken, progress)
     collect = _collector(module.head, "be solved", "train it instead")
     solver: Solver = module.task.require("solver", "a solved probe")
     started = time.perf_counter()
@@ -132,6 +138,46 @@ def solve_probe(
     return SolvedProbe(figures, solved, start.tensors, material.val_losses(outputs_of))
 
 
+def _solve_means(
+    module: TransferModule,
+    features: SplitFeatures,
+    views: int,
+    taken: Sequence[str],
+    progress: Callable[[int, int], None] | None,
+) -> SolvedProbe:
+    """Fit a head of one point per class, see `fit_means`."""
+    started = time.perf_counter()
+    head, solver = module.head, module.task.require("solver", "a solved probe")
+    material = PooledRows(features, views=views, progress=progress)
+    if problems := solver.problems(material.y):
+        raise DataError(f"the training split holds {gather(problems)}")
+    solution = fit_means(head, material.rows())
+    if taken:
+        solution = with_rows(solution, head, [module.class_names.index(name) for name in taken])
+    head.load_state_dict(dict(solution.tensors))
+    solved = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+
+    def outputs_of(X: Array) -> Array:
+        with evaluation_mode(head), torch.inference_mode():
+            logits: Array = head(torch.from_numpy(X)).numpy()
+        return logits
+
+    outputs = outputs_of(material.X)
+    figures = {
+        "solver": "class means of cached features",
+        **({"kept": list(taken)} if taken else {}),
+        **solution.choice,
+        **material.train_figures(outputs),
+        **material.val_figures(outputs_of),
+        **material.facts,
+        "computed": features.computed,
+        "precision": features.precision,
+        "logit_std": float(outputs.std()),
+        "time_s": time.perf_counter() - started,
+    }
+    return SolvedProbe(figures, solved, softened(solution, outputs), material.val_losses(outputs_of))
+
+
 _TAPS: Final[Mapping[type[nn.Module], Tap]] = {LinearMaskHead: LAST_CELLS, HypercolumnHead: PYRAMID_CELLS}
 
 _COLLECTORS: Final[tuple[tuple[type[nn.Module], Callable[..., HeadRows]], ...]] = (
@@ -145,7 +191,7 @@ def _collector(head: nn.Module, what: str, advice: str) -> Callable[..., HeadRow
     for kind, collect in _COLLECTORS:
         if isinstance(head, kind):
             return collect
-    raise ConfigError(f"a {type(head).__name__} cannot {what}, expected a linear head - {advice}")
+    raise ConfigError(f"a {type(head).__name__} cannot {what}, expected a linear head or one of class means - {advice}")
 
 
 def _write(head: nn.Module, solved: HeadState) -> None:
@@ -176,9 +222,10 @@ def views_fitted(module: TransferModule, data: ImageData, views: int) -> int:
         views: As for `solve_probe`.
 
     Raises:
-        ConfigError: The head is not linear.
+        ConfigError: It cannot be solved.
     """
-    _collector(module.head, "be solved", "train it instead")
+    if not isinstance(module.head, MEANS):
+        _collector(module.head, "be solved", "train it instead")
     for kind, tap in _TAPS.items():
         if isinstance(module.head, kind):
             sample = sample_of(module, data, tap, views)
@@ -190,7 +237,8 @@ def soften_head(head: nn.Module, solved: SolvedProbe) -> None:
     """Put a head into the state that fine-tuning starts from, see `Solver.start`.
 
     Raises:
-        ConfigError: The head is not linear.
+        ConfigError: It cannot be solved.
     """
-    _collector(head, "have been solved", "train it instead")
+    if not isinstance(head, MEANS):
+        _collector(head, "have been solved", "train it instead")
     head.load_state_dict(solved.start)

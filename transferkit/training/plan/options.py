@@ -16,7 +16,7 @@ from transferkit.models.task import Task, task_of
 from transferkit.models.tuning.selectors import Groups, as_layout
 from transferkit.options.fields import make_config
 from transferkit.options.sizes import train_sizes
-from transferkit.options.training import AUTO, SOLVED, FinetuneConfig, TrainingOptions
+from transferkit.options.training import AUTO, OF_MEANS, SOLVABLE, FinetuneConfig, TrainingOptions
 from transferkit.runs.files import RunFiles
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
@@ -112,8 +112,12 @@ def resolve_phases(config: TrainingOptions, groups: Groups | None) -> tuple[Phas
     problems = check_phases(phases, groups)
     if any(phase.solve for phase in phases):
         task.require("solver", "a solved phase")
-        if config.head not in SOLVED:
-            problems.append(f"a phase with solve fits a linear head, not {config.head!r} - train it for epochs instead")
+        if config.head not in SOLVABLE:
+            problems.append(f"a phase with solve fits a linear head or class means, not {config.head!r} - train "
+                         "it for epochs instead")  # fmt: skip
+        if config.head in OF_MEANS and not task.output.names_one:
+            problems.append(f"--head {config.head} is solved by class means, and a picture has no one class in "
+                         f"{task.name} - pass --probe sgd")  # fmt: skip
     problems += _craft_problems(config, phases) + _task_problems(config) + _augment_problems(config, task)
     if problems:
         raise ConfigError(gather(problems))

@@ -47,8 +47,8 @@ class Phase:
             the plain name of a layer group before all.
         test_view: Train on pictures as they are evaluated: at the model's own size, without augmentation (the last step
             of FixRes; Touvron et al. 2019, section 4.2).
-        solve: The head is fitted at once, by logistic regression on cached features, instead of being trained for
-            epochs. Possible for the first phase, with ``train="head"`` and a linear head; `finetune` does it.
+        solve: The head is fitted at once, on cached features, instead of being trained for epochs. Possible
+            for the first phase, with ``train="head"`` and a head that can be solved; `finetune` does it.
     """
 
     name: str

@@ -242,11 +242,11 @@ class _HeadTrials:
         config = dataclasses.replace(config, clip=None)
         (phase,) = resolve_phases(config, None)
         rows = training_rows(train, POOLED, "sample")
-        loss = task.objective.loss(loss_options(config, task), rows.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             name = task.head_kinds.usual if config.head == AUTO else config.head
             head = build_head(name, rows.X.shape[1], rows.width, drop_rate=config.drop_rate)
+            loss = task.head_kinds.loss(head, task.objective.loss(loss_options(config, task), rows.width))
             labelled = torch.from_numpy(rows.X), torch.from_numpy(rows.y)
             size = config.batch_size or training.data.batch_size
             train_head(head, loss, labelled, config, phase, int(size), len(train))
