@@ -129,8 +129,13 @@ def save_model(
         preprocessing: How its pictures were prepared, where that is not the module's own.
 
     Raises:
+        ConfigError: The module has an adapter.
         StorageError: The disk is full or read-only.
     """
+    if module.adapter is not None:
+        raise ConfigError(
+            "the model has an adapter, and a product is a plain model - call module.merge_adapter(images) first"
+        )
     hparams = dict(module.hparams)
     tensors, places = {}, set()
     for name, tensor in product_of(module).state_dict().items():

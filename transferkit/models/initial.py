@@ -59,6 +59,11 @@ def load_weights_from(source: Path, module: TransferModule) -> tuple[str, ...]:
             TransferkitWarning,
             stacklevel=2,
         )
+    if any(".base_layer." in name for name in state):
+        raise BackboneError(
+            f"{path}: a checkpoint of a run with an adapter, not merged yet - give the run's directory, or its "
+            "model.safetensors, where it is"
+        )
     product = {name: tensor for name, tensor in state.items() if name.startswith(("backbone.", "head."))}
     taken: tuple[str, ...] = ()
     if names and module.class_names:

@@ -23,8 +23,9 @@ from transferkit.models.heads.passage import Passage
 from transferkit.models.optimizers import NamedParameters, Window, build_optimizer, check_optimizer_state, param_groups
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
-from transferkit.models.tuning.layout import cut_groups, layout_of
-from transferkit.models.tuning.selectors import HEAD, Selector, parse_selector
+from transferkit.models.tuning.adapters import Adapter, add_adapter, merge_adapter
+from transferkit.models.tuning.layout import cut_groups, layout_of, train_parts
+from transferkit.models.tuning.selectors import ADAPTER, HEAD, Selector, parse_selector
 from transferkit.models.unlike.distance import TrainingDistance
 
 __all__ = ["HEAD", "TransferModule"]
@@ -55,6 +56,7 @@ class TransferModule(L.LightningModule):
         weight_decay: Not applied to biases, norms and position embeddings.
         momentum: For ``sgd`` and ``rmsprop``.
         nesterov: For ``sgd``.
+        adapter: What is put on the backbone's layers and learns instead of them, as `adapt` does.
         backbone_args: Passed to the backbone's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Attributes:
@@ -62,8 +64,7 @@ class TransferModule(L.LightningModule):
         passage: The way of pictures to the head.
         compiled: Compiled code that training steps ask first for what the loss takes; it returns ``None`` for pictures
             that it is not made for.
-        lr_cuts: Parts of layer groups that have an LR of their own; `PhaseSchedule` sets them before the optimizer is
-            built.
+        lr_cuts: Parts of layer groups that have an LR of their own; a `PhaseSchedule` sets them.
         to_loggers: Whether a Trainer hands the figures of an epoch to its loggers; `finetune` logs whole rows itself.
 
     Raises:
@@ -92,6 +93,7 @@ class TransferModule(L.LightningModule):
         weight_decay: float = 0.05,
         momentum: float = 0.9,
         nesterov: bool = True,
+        adapter: Adapter | Mapping[str, Any] | None = None,
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -102,8 +104,7 @@ class TransferModule(L.LightningModule):
         if isinstance(backbone, str):
             backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)
         self.backbone = backbone
-        self.num_classes = num_classes
-        self.class_names = names
+        self.num_classes, self.class_names = num_classes, names
         self.feed = self.task.head_kinds.feed(head)
         self.head = self.task.head_kinds.build(head, backbone, num_classes, drop_rate=drop_rate)
         options = LossOptions(loss, focal_gamma, class_weights, label_smoothing)
@@ -145,6 +146,9 @@ class TransferModule(L.LightningModule):
                 },
                 logger=False,
             )
+        self.adapter: Adapter | None = None
+        if adapter is not None:
+            self.adapt(Adapter.of(adapter))
 
     @property
     def data_config(self) -> DataConfig:
@@ -199,6 +203,18 @@ class TransferModule(L.LightningModule):
             if self.keeps_statistics:
                 keep_statistics(self.backbone)
         return self
+
+    def adapt(self, adapter: Adapter) -> str:
+        """Let an adapter on the backbone, and the head, learn; return in words what was adapted; see `add_adapter`."""
+        words = add_adapter(self.backbone, adapter, adapter.layers(layout_of(self)))
+        self.adapter = adapter
+        train_parts(self, parse_selector(f"{HEAD}, {ADAPTER}").select(layout_of(self)))
+        return words
+
+    def merge_adapter(self, images: Tensor) -> float:
+        """Make the backbone a plain one that computes the same for these pictures; see `merge_adapter`."""
+        difference, self.adapter = merge_adapter(self.backbone, self.feed, images), None
+        return difference
 
     # ---- forward ----------------------------------------------------------------------------------------------
 
@@ -341,6 +357,8 @@ class TransferModule(L.LightningModule):
         checkpoint["transferkit_data_config"] = self.data_config.to_dict()
         checkpoint["transferkit_train_sums"] = self._sums.detach().cpu().clone()
         checkpoint["transferkit_lr_cuts"] = list(map(str, self.lr_cuts))
+        if "hyper_parameters" in checkpoint and self.adapter is not None:
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "adapter": self.adapter.to_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the sums and the data config; refuse a checkpoint of another model."""

@@ -35,6 +35,10 @@ UNDECAYED = (
 )
 
 
+LENGTHS = ".lora_magnitude_vector."
+"""In the name of the lengths that DoRA learns, which are scales as those of a norm, whatever their shape."""
+
+
 def param_groups(groups: Iterable[tuple[str, NamedParameters]], *, weight_decay: float) -> list[dict[str, Any]]:
     """Return the optimizer's groups, in order.
 
@@ -49,7 +53,7 @@ def param_groups(groups: Iterable[tuple[str, NamedParameters]], *, weight_decay:
     for group, parameters in groups:
         halves: dict[str, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
         for name, parameter in parameters:
-            plain = parameter.ndim <= 1 or name.rsplit(".", 1)[-1] in UNDECAYED
+            plain = parameter.ndim <= 1 or name.rsplit(".", 1)[-1] in UNDECAYED or LENGTHS in name
             halves["no_decay" if plain else "decay"].append((name, parameter))
         for half, members in halves.items():
             if members:

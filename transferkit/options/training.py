@@ -71,6 +71,12 @@ class ModelOptions(BackboneOptions):
 class CraftOptions(ModelOptions):
     """Additions to a training; everything here is off by default."""
 
+    adapter: Literal["none", "lora", "dora"] = option(
+        "none", "train low-rank additions to frozen layers, which are merged into them at the end (needs peft)"
+    )
+    adapter_rank: int = option(8, "rank of the additions", at_least(1))
+    adapter_alpha: float | None = option(None, "they count by alpha / rank; default: twice the rank", POSITIVE)
+    adapter_targets: str = option("all", "the layers that have one, as a selector: all, blocks.*, *.attn.qkv, ...")
     loss: str = option(
         "auto",
         "the training loss: cross_entropy or focal; of labels bce, asymmetric or focal; of numbers mse, huber or l1",
@@ -113,6 +119,11 @@ class TrainingOptions(CraftOptions):
         "auto",
         "{auto|probe|finetune|probe-finetune|gradual}, or a list of phases in a recipe; auto: probe where "
         "cross-validation leaves nothing to win, or few pictures come without val, else probe-finetune",
+    )
+    train: str | None = option(
+        None,
+        "what ready-made phases fine-tune besides the head, as a selector: all, bias, norm, 'layer[34] - norm', ...; "
+        "default: all, or the adapter",
     )
     epochs: int = option(10, "fine-tuning epochs (of the probe, when only the probe is trained, by sgd)", EPOCHS)
     probe: Literal["auto", "solve", "sgd"] = option(
@@ -202,6 +213,7 @@ class TrainingOptions(CraftOptions):
         yield from no_flip_problem(self.augment, self.no_flip)
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"
+        yield from self._adapter_conflicts()
         if self.sampler == self.class_weights == "balanced":
             yield "--sampler balanced and --class-weights balanced would count rare classes twice over - choose one"
         for name, of in (("momentum", ("sgd", "rmsprop")), ("nesterov", ("sgd",))):
@@ -213,6 +225,21 @@ class TrainingOptions(CraftOptions):
             for name in ("probe_epochs", "probe_lr"):
                 if getattr(self, name) is not None:
                     yield f"{flag(name)} belongs to --probe sgd; a solved probe has none"
+
+    def _adapter_conflicts(self) -> Iterator[str]:
+        if self.train is not None and (not isinstance(self.phases, str) or self.phases in ("probe", "gradual")):
+            told = "a list of phases says it itself" if isinstance(self.phases, list) else f"not of {self.phases}"
+            yield f"--train is of --phases finetune, probe-finetune and auto, {told} - leave it out"
+        if self.adapter == "none":
+            for name in ("adapter_rank", "adapter_alpha", "adapter_targets"):
+                if getattr(self, name) != getattr(TrainingOptions, name):
+                    yield f"{flag(name)} is of --adapter lora and dora - pass --adapter, or leave it out"
+            return
+        if self.phases == "gradual":
+            yield "--phases gradual unfreezes whole layer groups, which --adapter leaves frozen - choose one"
+        for name in ("interpolate", "snapshots", "l2_sp"):
+            if getattr(self, name):
+                yield f"{flag(name)} works on the weights that --adapter leaves frozen - choose one"
 
     @property
     def solves_probe(self) -> bool:

@@ -33,6 +33,9 @@ from transferkit.training.unlike import fit_on_training, hold_out
 
 __all__ = ["conclude"]
 
+MERGED_ON = 16
+"""Pictures by which it is checked that a merged model computes the same, at most."""
+
 
 @by_first
 def conclude(
@@ -41,6 +44,7 @@ def conclude(
     """Make the product of the weights that were trained, and say what it is worth. `metrics.json` comes last."""
     _pick(training, recorder)
     started = time.perf_counter()
+    merged = _merge(training)
     splits = [split for split in measured if training.data.index.split(split)]
     craft = _finish(run, training, recorder.selection.best_epoch)
     figures, calibration, rows = _measure(training, splits, fit_on_training(training))
@@ -54,6 +58,7 @@ def conclude(
         **figures,
         "selection": recorder.chosen(tested="test" in splits),
         **craft,
+        **merged,
         "phases": recorder.history.phases(),
         "time_s": sum(recorder.history.phase_seconds.values()) + time.perf_counter() - started,
         "environment": {**environment(training.device), **dataclasses.asdict(training.machine)},
@@ -70,6 +75,19 @@ def _pick(training: Training[FinetuneConfig], recorder: RunRecorder) -> None:
             training.module.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:  # other names, shapes, or no tensors
             raise foreign_checkpoint(recorder.checkpoints.best, error) from error
+
+
+def _merge(training: Training[FinetuneConfig]) -> dict[str, Any]:
+    """Make a plain model of one with an adapter; return how well it computes the same, for `metrics.json`."""
+    module, data = training.module, training.data
+    if module.adapter is None:
+        return {}
+    adapter = module.adapter.to_dict()
+    split = "val" if data.index.split("val") else "train"
+    images, _ = next(iter(data.evaluation_loader(split)))
+    difference = module.cpu().merge_adapter(normalise(images[:MERGED_ON], data.data_config))
+    return {"adapter": {**adapter, "merged_on": f"{min(len(images), MERGED_ON)} {split} pictures",
+                        "difference": difference}}  # fmt: skip
 
 
 def _finish(run: Path, training: Training[FinetuneConfig], best_epoch: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transferkit.models.artifact import load_model, save_model
 from transferkit.models.backbones.registry import require_memory
 from transferkit.models.freezing import restored_modes
 from transferkit.models.module import TransferModule
+from transferkit.models.tuning.adapters import rehearse_merging
 from transferkit.options.sizes import train_sizes
 from transferkit.options.training import TrainingOptions
 
@@ -34,6 +35,9 @@ def rehearse_saving(run: Path, module: TransferModule) -> None:
         ConfigError: It cannot be read back as it was.
         StorageError: The disk is full or read-only.
     """
+    if module.adapter is not None:  # it is merged at the end, and computes nothing yet
+        module = copy.deepcopy(module)
+        module.merge_adapter(torch.zeros(1, 3, *module.data_config.image_size))
     with tempfile.TemporaryDirectory(prefix=".rehearsal.", dir=run) as folder, undisturbed(0, "cpu"):
         try:
             info = save_model(Path(folder), module)
@@ -58,11 +62,14 @@ def rehearse_saving(run: Path, module: TransferModule) -> None:
 def rehearse(config: TrainingOptions, module: TransferModule) -> None:
     """Run pictures of each size through a model, as it is used and as it is trained; it is as before afterwards.
 
+    An adapter is merged in a copy, with random weights.
+
     Args:
         config: With the sizes and the batch size.
         module: On the CPU.
 
     Raises:
+        TrainingError: An adapter cannot be merged.
         ConfigError: The model does not take a size, or cannot be trained on a batch of one picture.
     """
     own = module.data_config.image_size
@@ -83,6 +90,8 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
                     network, remedy = f"--batch-size 1: {module.backbone.name}", "pass --batch-size 2 or more"
                 message = f"{network} with this head cannot be trained on such batches"
                 _run(module.train().learn, images, message, remedy)
+            if module.adapter is not None:
+                rehearse_merging(module.backbone, module.feed)
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)

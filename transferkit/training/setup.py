@@ -39,7 +39,7 @@ from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.amount import Choice, by_amount
-from transferkit.training.plan.options import lacks_solver, resolve_phases, usual_lr
+from transferkit.training.plan.options import adapter_of, lacks_solver, resolve_phases, usual_lr
 from transferkit.training.plan.phases import Phase
 from transferkit.training.plan.plan import Plan
 from transferkit.training.plan.sizes import epoch_sizes
@@ -198,6 +198,14 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         print_lines(output_console(), lines)
     module = _module(config, task, backbone, data)
     module.keeps_statistics = config.batch_norm == "keep"
+    taken: tuple[str, ...] = ()
+    if config.init_from is not None and fresh:
+        taken = load_weights_from(Path(config.init_from), module)
+    if (adapter := adapter_of(config)) is not None:
+        words = module.adapt(adapter)  # on the weights that training starts from: DoRA takes their lengths
+        log.info("%s: %s", adapter.kind, words)
+        if not quiet and is_writer():
+            print_lines(output_console(), [("adapter", f"{adapter.kind}, {words}")])
     rehearse(config, module)
     phases = resolve_phases(config, layout_of(module))
     if isinstance(config.phases, str) and phases[0].head_alone and lacks_solver(config):
@@ -207,9 +215,6 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
             console.print(trained)
     _require_val(config, data, phases)
     _warn_of_seen(config, data)
-    taken: tuple[str, ...] = ()
-    if config.init_from is not None and fresh:
-        taken = load_weights_from(Path(config.init_from), module)
     layout = config.memory_format  # of runs that were begun before there was a choice, it is the usual one
     layout = "channels_last" if layout == AUTO and not fresh else layout
     with waiting(console, "timing steps"):

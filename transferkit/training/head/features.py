@@ -21,6 +21,7 @@ from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.heads.solver import Array, LabelledRows, ProbeOptions
 from transferkit.models.module import TransferModule
+from transferkit.models.tuning.adapters import without_adapter
 
 __all__ = ["HeadRows", "PooledRows", "Progress", "SplitFeatures", "row_groups", "training_rows", "units_of"]
 
@@ -31,7 +32,7 @@ class SplitFeatures:
     """The features of the splits of a data set, from the store as far as they are there.
 
     Args:
-        module: Its backbone computes them; it must not change meanwhile.
+        module: Its backbone computes them, without an adapter that is on it; it must not change meanwhile.
         data: The pictures; those that are kept decoded are not decoded again.
         store: Where features are stored.
         compute: What to compute them with.
@@ -48,7 +49,7 @@ class SplitFeatures:
         self.module, self.data, self.store, self.compute, self.seed = module, data, store, compute, seed
         self.computed = 0
         self.precision = ""
-        self._frozen = FrozenBackbone(module.backbone)
+        self._frozen = FrozenBackbone(without_adapter(module.backbone))
 
     def table(self, split: str, *, views: int = 0, progress: Progress | None = None) -> FeatureTable:
         """Return the features of a split's pictures.
@@ -63,7 +64,7 @@ class SplitFeatures:
         """
         index = self.data.index
         pictures = self.pictures(index.split(split))
-        extraction = self.extract(pictures, find_taps(self.module.backbone), views=views, progress=progress)
+        extraction = self.extract(pictures, find_taps(self._frozen.backbone), views=views, progress=progress)
         return table_of(index, pictures, extraction, {}, splits=(split,))
 
     def extract(

@@ -13,7 +13,8 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.data.augment.custom import carried_problems, step_problems
 from transferkit.models.task import Task, task_of
-from transferkit.models.tuning.selectors import Groups, as_layout
+from transferkit.models.tuning.adapters import Adapter
+from transferkit.models.tuning.selectors import ADAPTER, ALL, Groups, Layout, as_layout, parse_selector
 from transferkit.options.fields import make_config
 from transferkit.options.sizes import train_sizes
 from transferkit.options.training import AUTO, OF_MEANS, SOLVABLE, FinetuneConfig, TrainingOptions
@@ -22,7 +23,7 @@ from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.phases import HEAD, Phase, check_phases, make_phases, preset_phases, snapshot_problems
 from transferkit.training.schedules.schedules import Cosine, Schedule, make_schedule
 
-__all__ = ["lacks_solver", "monitor_of", "replace_lr", "resolve_options", "resolve_phases", "usual_lr"]
+__all__ = ["adapter_of", "lacks_solver", "monitor_of", "replace_lr", "resolve_options", "resolve_phases", "usual_lr"]
 
 RESUMABLE = frozenset({"accelerator", "batch_size", "devices", "num_nodes", "out", "overwrite", "quiet", "resume",
                        "strategy", "workers"})  # fmt: skip
@@ -101,7 +102,14 @@ def resolve_phases(config: TrainingOptions, groups: Groups | None) -> tuple[Phas
         epochs = config.probe_epochs or (config.epochs if config.phases == "probe" else PROBE_EPOCHS)
         probe = Phase("probe", 0 if solve else epochs, train=HEAD, lr=config.probe_lr or task.head_kinds.probe_lr,
                       solve=solve)  # fmt: skip
-        tuning = Phase("finetune", config.epochs, lr=lr, schedule=_schedule(config), layer_decay=config.layer_decay)
+        tuning = Phase(
+            "finetune",
+            config.epochs,
+            train=_tuned(config),
+            lr=lr,
+            schedule=_schedule(config),
+            layer_decay=config.layer_decay,
+        )
         phases = preset_phases(config.phases, probe, tuning, as_layout(groups or ("backbone", HEAD)).names)
     else:
         phases = make_phases(config.phases)
@@ -109,7 +117,7 @@ def resolve_phases(config: TrainingOptions, groups: Groups | None) -> tuple[Phas
         # A recipe that a run wrote has the phase spelled out already.
         phases += (Phase("fixres", epochs=config.fixres_epochs, train=HEAD, lr=FIXRES_LR * lr, schedule=Cosine(),
                          test_view=True),)  # fmt: skip
-    problems = check_phases(phases, groups)
+    problems = check_phases(phases, groups) + _adapter_problems(config, phases, groups)
     if any(phase.solve for phase in phases):
         task.require("solver", "a solved phase")
         if config.head not in SOLVABLE:
@@ -122,6 +130,38 @@ def resolve_phases(config: TrainingOptions, groups: Groups | None) -> tuple[Phas
     if problems:
         raise ConfigError(gather(problems))
     return phases
+
+
+def adapter_of(config: TrainingOptions) -> Adapter | None:
+    """Return the adapter that options ask for. Raises `ConfigError`."""
+    if config.adapter == "none":
+        return None
+    alpha = 2.0 * config.adapter_rank if config.adapter_alpha is None else config.adapter_alpha
+    return Adapter(config.adapter, config.adapter_rank, alpha, config.adapter_targets)
+
+
+def _tuned(config: TrainingOptions) -> str:
+    """Return what ready-made phases fine-tune."""
+    text = config.train or (ALL if config.adapter == "none" else ADAPTER)
+    return ALL if text == ALL else f"{HEAD}, {parse_selector(text)}"
+
+
+def _adapter_problems(config: TrainingOptions, phases: Sequence[Phase], groups: Groups | None) -> list[str]:
+    """Return which phases train what an adapter leaves frozen, or that none trains the adapter."""
+    if config.adapter == "none":
+        return []
+    adapter_of(config)  # which says what is wrong with it
+    problems: list[str] = []
+    if not isinstance(groups, Layout):
+        return problems
+    for phase in phases:
+        frozen = [leaf for leaf in phase.parts(groups) if ".base_layer." in leaf.name and not leaf.kinds]
+        if frozen:
+            problems.append(f"phase {phase.name!r} trains {frozen[0].library_name} and {len(frozen) - 1} more weights "
+                         f"that --adapter {config.adapter} leaves frozen - train 'head, adapter' in it")  # fmt: skip
+    if not any(ADAPTER in leaf.kinds for phase in phases for leaf in phase.parts(groups)):
+        problems.append(f"--adapter {config.adapter} learns in none of the phases - train 'head, adapter' in one")
+    return problems
 
 
 def lacks_solver(config: TrainingOptions) -> bool:
