@@ -254,8 +254,10 @@ ASIDE = (
 """What one verb or another can do without, and takes a tenth of a second or more."""
 
 
-TRAINING = {"albumentations", "lightning", "matplotlib.pyplot", "scipy.optimize", "scipy.stats", "torchmetrics"}
-"""Lightning loads torchmetrics, and that the rest."""
+TRAINING = {
+    "albumentations", "lightning", "matplotlib.pyplot", "scipy.optimize", "scipy.stats", "torchmetrics", "transformers",
+}  # fmt: skip
+"""Lightning loads torchmetrics, and that the rest; transformers where it is installed, which peft needs."""
 
 AT_FIRST_STEP = """
 import os, sys

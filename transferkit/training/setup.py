@@ -33,6 +33,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
 from transferkit.models.tuning.layout import layout_of
+from transferkit.models.tuning.selectors import HEAD, Layout
 from transferkit.options.augment import augment_words
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
@@ -208,6 +209,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
             print_lines(output_console(), [("adapter", f"{adapter.kind}, {words}")])
     rehearse(config, module)
     phases = resolve_phases(config, layout_of(module))
+    _warn_of_head(config, phases, layout_of(module))
     if isinstance(config.phases, str) and phases[0].head_alone and lacks_solver(config):
         trained = f"the head is trained for {phases[0].epochs} epochs: {task.name} has no solver for it"
         log.info(trained)
@@ -268,6 +270,14 @@ def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
                 TransferkitWarning,
                 stacklevel=3,
             )
+
+
+def _warn_of_head(config: TrainingOptions, phases: Sequence[Phase], layout: Layout) -> None:
+    """Warn where a head that is new stays what it was drawn as."""
+    learns = any(leaf.group == HEAD and not leaf.kinds for phase in phases for leaf in phase.parts(layout))
+    if not learns and config.init_from is None:
+        warnings.warn("no phase trains the weights of the head, which are drawn at random - add head to `train` of one",
+                      TransferkitWarning, stacklevel=3)  # fmt: skip
 
 
 def _data(

@@ -12,7 +12,10 @@ from torch import nn
 from transferkit.core.errors import ConfigError
 from transferkit.models.heads import registry
 from transferkit.models.heads.flat import CosineHead, LinearHead, MLPHead
+from transferkit.models.heads.metric import ArcFaceHead, MarginLoss
 from transferkit.models.heads.registry import build_head, check_head, list_heads, register_head, takes_maps
+from transferkit.models.module import TransferModule
+from transferkit.models.task import task_named
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +101,8 @@ def test_a_registered_head_is_built_and_listed():
     def build(in_features, num_classes):
         return nn.Linear(in_features, num_classes, bias=False)
 
-    assert list_heads() == ["bias-free", "cosine", "linear", "mlp"]
+    built_in = ["arcface", "attention-pool", "avgmax", "cosine", "linear", "mlp", "prototype"]
+    assert list_heads() == sorted(["bias-free", *built_in])
     head = build_head("bias-free", 8, 3)
     assert head.weight.shape == (3, 8)
     assert build(8, 3) is not None  # the decorator gives the builder back
@@ -169,7 +173,10 @@ class Pair(nn.Module):
         (Classes(), r"Classes returns \(2, 3\) of torch.int64"),
         (Pair(), "Pair returns tuple for"),
         ("nothing", r"head 'nothing' built a NoneType - it must return an nn\.Module"),
-        ("liner", r"unknown head 'liner'\. Did you mean 'linear'\? Known: cosine, linear, mlp"),
+        (
+            "liner",
+            r"unknown head 'liner'\. Did you mean 'linear'\? Known: arcface, attention-pool, avgmax, cosine",
+        ),
         (nn.Linear(9, 3), r"head Linear fails on features of shape \(2, 8\): RuntimeError: .* - a head must accept"),
         (nn.Linear(8, 4), r"head Linear returns \(2, 4\) of torch.float32 for features .* float logits \(2, 3\)"),
         (nn.Unflatten(1, (8, 1)), r"head Unflatten returns \(2, 8, 1\)"),
@@ -191,3 +198,93 @@ def test_a_builder_function_of_a_map_head_must_say_so():
         build_head("maps", 8, 3)
     build.takes_maps = True
     assert isinstance(build_head("maps", 8, 3), MapHead)
+
+
+# --- attention pool, avgmax, prototypes, ArcFace -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 3, 4), (5, 12, 8)])
+@pytest.mark.parametrize("name", ["attention-pool", "avgmax"])
+def test_heads_of_maps_pool_every_place_of_any_size(name, shape):
+    head = build_head(name, 8, 3).eval()
+    assert takes_maps(head)
+    assert takes_maps(name)
+    maps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    logits = head(maps)
+    assert logits.shape == (5, 3)
+    logits.square().sum().backward()
+    silent = [key for key, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    # a query of 0 looks at all places alike, whatever their keys say
+    assert silent == (["key.weight", "key.bias"] if name == "attention-pool" else [])
+    flat = maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(flat[:, order]), logits)
+
+
+def test_avgmax_by_hand():
+    head = build_head("avgmax", 2, 1)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+    maps = torch.tensor([[[[1.0, 3.0]], [[-2.0, 4.0]]]])  # means 2 and 1, maxima 3 and 4
+    assert head(maps).item() == pytest.approx(2 + 10 + 300 + 4000)
+
+
+def test_attention_pool_is_torchs_attention():
+    head = build_head("attention-pool", 128, 3).eval()
+    torch.nn.init.normal_(head.query)
+    reference = nn.MultiheadAttention(128, head.heads, batch_first=True)
+    assert head.heads == 2
+    with torch.no_grad():
+        eye = torch.eye(128)
+        reference.in_proj_weight.copy_(torch.cat([eye, head.key.weight, head.value.weight]))
+        reference.in_proj_bias.copy_(torch.cat([torch.zeros(128), head.key.bias, head.value.bias]))
+        reference.out_proj.weight.copy_(eye)
+        places = head.norm_in(torch.randn(4, 9, 128, generator=torch.Generator().manual_seed(0)))
+        gathered, _ = reference(head.query.expand(4, 1, 128), places, places)
+        expected = head.linear(head.norm_out(gathered[:, 0]))
+        torch.testing.assert_close(head(places), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prototypes_are_squared_distances():
+    head, x = build_head("prototype", 8, 3), features()
+    expected = -torch.cdist(x.double(), head.weight.double()).square() / 8
+    torch.testing.assert_close(head(x), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 0.5])
+def test_arcface_by_angles(margin):
+    head, targets = ArcFaceHead(8, 3, scale=10.0, margin=margin), torch.tensor([0, 1, 2, 0, 1])
+    logits = head(features())
+    angles = (logits.double() / 10).acos()
+    wider = torch.where(angles < math.pi - margin, (angles + margin).cos(), angles.cos() - margin * math.sin(margin))
+    expected = torch.where(nn.functional.one_hot(targets, 3).bool(), 10 * wider, logits.double())
+    loss = MarginLoss(nn.CrossEntropyLoss(), 10.0, margin)
+    torch.testing.assert_close(loss(logits, targets), nn.functional.cross_entropy(expected, targets).float())
+    shares = nn.functional.one_hot(targets, 3).float()
+    torch.testing.assert_close(loss(logits, shares), loss(logits, targets))
+
+
+def test_the_margin_gives_numbers_at_every_angle():  # the root's slope at an angle of 0, in many an ArcFace
+    logits = torch.tensor([[16.0, -16.0], [-16.0, 16.0], [0.0, 0.0]], requires_grad=True)
+    MarginLoss(nn.CrossEntropyLoss(), 16.0, 0.5)(logits, torch.tensor([0, 0, 1])).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_model_learns_with_the_margin_and_answers_without():
+    module = TransferModule("test_resnet", 3, "arcface", weights="random", image_size=32, label_smoothing=0.1)
+    images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    assert isinstance(module.loss, MarginLoss)
+    assert not [name for name in module.state_dict() if name.startswith("loss")]
+    outputs = module(images)
+    assert module.learn(images).equal(outputs)
+    assert module.loss(outputs, targets) > nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("head", ["prototype", "arcface"])
+def test_heads_of_classes_are_for_one_class_a_picture(task, head):
+    facts = {"mean": [0.0] * 2, "std": [1.0] * 2} if task == "regression" else None
+    message = f"head '{head}' tells classes apart.*pass one of attention-pool, avgmax, cosine, linear, mlp"
+    with pytest.raises(ConfigError, match=message):
+        TransferModule("test_resnet", 2, head, weights="random", image_size=32, task=task, target_facts=facts)
+    assert head not in task_named(task).head_kinds.names()
