@@ -42,3 +42,13 @@ def test_phases_written_out_run(folder, tmp_path):
     recipe = RECIPES[[path.stem for path in RECIPES].index("gradual")]
     assert main(["finetune", "--config", str(recipe), *map(str, words)]) == 0
     assert (tmp_path / "r" / "model.json").exists()
+
+
+def test_lora_runs(folder, tmp_path):
+    recipe = next(path for path in RECIPES if path.stem == "lora")
+    words = (
+        "--backbone transferkit/mini --weights bundled --image-size 32 --epochs 1 --batch-size 8 --precision 32 --quiet"
+    )
+    out = ["--data", str(folder), "--out", str(tmp_path / "r")]
+    assert main(["finetune", "--config", str(recipe), *words.split(), *out]) == 0
+    assert (tmp_path / "r" / "model.json").exists()
