@@ -46,9 +46,7 @@ def test_phases_written_out_run(folder, tmp_path):
 
 def test_lora_runs(folder, tmp_path):
     recipe = next(path for path in RECIPES if path.stem == "lora")
-    words = (
-        "--backbone transferkit/mini --weights bundled --image-size 32 --epochs 1 --batch-size 8 --precision 32 --quiet"
-    )
+    words = "--backbone transferkit/mini --weights bundled --image-size 32 --epochs 1 --batch-size 8 --precision 32"
     out = ["--data", str(folder), "--out", str(tmp_path / "r")]
-    assert main(["finetune", "--config", str(recipe), *words.split(), *out]) == 0
+    assert main(["finetune", "--config", str(recipe), *words.split(), "--quiet", *out]) == 0
     assert (tmp_path / "r" / "model.json").exists()
