@@ -48,7 +48,7 @@ def test_every_citation_has_its_place():
     [
         ("# fault 11, trap 4 and rule 10", []),
         ("# faults 12, 893 and 894", ["a.py:1: fault 893", "a.py:1: fault 894"]),
-        ("# Trap 31, rule 11", ["a.py:1: Trap 30", "a.py:1: rule 11"]),
+        ("# Trap 31, rule 11", ["a.py:1: Trap 31", "a.py:1: rule 11"]),
         ("# kept by content (DESIGN.md 4); HOUSE 3", ["a.py:1: DESIGN.md", "a.py:1: HOUSE 3"]),
     ],
 )
