@@ -79,9 +79,10 @@ def distill(teacher: str | os.PathLike[str], **options: Any) -> Run:
         CheckpointError: The teacher's directory holds no finished run.
     """
     run = user_path(os.fspath(teacher))
-    resumed = bool(options.get("resume"))
-    stated = {} if resumed else data_of_run(options, RunFiles(Path(run)).config)
-    return finetune(**{**stated, **options, **({} if resumed else {"teacher": run})})
+    if options.get("resume"):  # all is in the directory
+        return finetune(**options)
+    stated = {} if options.get("data") else data_of_run(options, RunFiles(Path(run)).config)
+    return finetune(**{**stated, **options, "teacher": run})
 
 
 def _named_and_made(logger: object) -> tuple[list[str] | None, list[Any]]:

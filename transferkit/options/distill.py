@@ -24,14 +24,12 @@ class DistillConfig(FinetuneConfig):
 
 
 def data_of_run(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pictures and splits of a run, where `options` name none.
+    """Return the pictures and splits of a run; the seed that they were split by becomes ``split_seed``.
 
     Args:
-        options: Of the command line; what they say of pictures goes before.
+        options: Of the command line; what they say goes before.
         config: The `config.yaml` of the run.
     """
-    if options.get("data"):
-        return {}
     known = {item.name: default_of(item) for item in fields(DataOptions)}
     stated = {name: config[name] for name, default in known.items() if config.get(name, default) != default}
     if stated.get("split_seed") is None:

@@ -47,7 +47,7 @@ from transferkit.training.ranks.strategies import quiet_lightning
 from transferkit.training.rehearsal import rehearse_saving
 from transferkit.training.setup import Training, prepare
 from transferkit.training.steps import CompileChoice, step_lines
-from transferkit.training.teaching import teach
+from transferkit.training.teaching import check_teacher, teach
 
 __all__ = ["Run", "finetune"]
 
@@ -142,6 +142,7 @@ def _tell(
         if not config.quiet:
             print_summary(run, note="already complete")
         return Run(run, metrics)
+    check_teacher(config)
     training = teach(prepare(config, quiet=config.quiet, fresh=not config.resume), quiet=config.quiet)
     training = with_batch_size(training)
     solved = _solve(training)

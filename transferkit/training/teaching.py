@@ -25,7 +25,7 @@ from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.store.store import FeatureStore
 from transferkit.models.answers.teaching import SoftenedLoss, Teaching
 from transferkit.models.artifact import ModelInfo, load_model, read_info
-from transferkit.models.task import Task
+from transferkit.models.task import task_of
 from transferkit.options.training import TrainingOptions
 from transferkit.runs.summary import print_lines
 from transferkit.show.progress import counting_bar, output_console
@@ -33,7 +33,7 @@ from transferkit.training.head.features import Progress, different_views
 from transferkit.training.ranks.parallel import is_writer
 from transferkit.training.setup import Options, Training
 
-__all__ = ["Lessons", "ask_teacher", "teach", "teacher_facts"]
+__all__ = ["Lessons", "ask_teacher", "check_teacher", "teach", "teacher_facts"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ class Lessons:
         return f"{self.info.backbone} at {self.info.preprocessing.image_size[1]} px answers for {shown}{known}"
 
 
+def check_teacher(config: TrainingOptions) -> None:
+    """Refuse a teacher that cannot teach, before any picture is read.
+
+    Raises:
+        ConfigError: It gives another kind of answers, or those of this kind cannot be taught.
+        CheckpointError: Its directory holds no model.
+        DataError: The manifest cannot be read.
+    """
+    if config.teacher is None:
+        return
+    task, info = task_of(config), read_info(Path(config.teacher))
+    task.require("teaching", "distill")
+    if info.task != task.name:
+        raise ConfigError(
+            f"{config.teacher} answers {info.task}, and these pictures are of {task.name} - name another teacher"
+        )
+
+
 def teach(training: Training[Options], *, quiet: bool = False) -> Training[Options]:
     """Let a training learn from the run that its options name; leave it as it is where they name none.
 
@@ -76,7 +94,7 @@ def teach(training: Training[Options], *, quiet: bool = False) -> Training[Optio
     if config.teacher is None:
         return training
     with counting_bar(training.console, "asking the teacher") as progress:
-        lessons = ask_teacher(config, training.data, module.task, training.compute, progress=progress)
+        lessons = ask_teacher(config, training.data, training.compute, progress=progress)
     training.data.teach(lessons.answers)
     teaching: Teaching = module.task.require("teaching", "distill")
     if teaching.softens and config.teacher_temperature > 1:
@@ -87,7 +105,7 @@ def teach(training: Training[Options], *, quiet: bool = False) -> Training[Optio
 
 
 def ask_teacher(
-    config: TrainingOptions, data: ImageData, task: Task, compute: Compute, *, progress: Progress | None = None
+    config: TrainingOptions, data: ImageData, compute: Compute, *, progress: Progress | None = None
 ) -> Lessons:
     """Return what a teacher says of the views of the training pictures.
 
@@ -96,7 +114,6 @@ def ask_teacher(
     Args:
         config: Names the teacher, and says how its answers are mixed with the true ones.
         data: The pictures.
-        task: Of the student.
         compute: What to compute with.
         progress: Called with pictures computed and pictures to compute.
 
@@ -105,7 +122,7 @@ def ask_teacher(
     """
     run = Path(str(config.teacher))
     module, info = load_model(run)
-    order = _order(run, info, data, task)
+    order = _order(run, info, data)
     count = different_views(data, config.teacher_views)
     views = make_views(info.preprocessing, count, data.augment, data.seed, flip=data.flip)
     pictures = [Picture(record.path, record.sha256) for record in data.index.split("train")]
@@ -131,11 +148,8 @@ def teacher_facts(config: TrainingOptions) -> dict[str, Any]:
     return {"teacher": {"run": config.teacher, "model_sha256": read_info(Path(config.teacher)).sha256, **values}}
 
 
-def _order(run: Path, info: ModelInfo, data: ImageData, task: Task) -> list[int]:
+def _order(run: Path, info: ModelInfo, data: ImageData) -> list[int]:
     """Return where each answer of the student stands among those of the teacher."""
-    task.require("teaching", "distill")
-    if info.task != task.name:
-        raise ConfigError(f"{run} answers {info.task}, and these pictures are of {task.name} - name another teacher")
     names, known = data.index.targets.spec.names, info.class_names
     if set(names) != set(known):
         missing, other = (sorted(set(a) - set(b)) for a, b in ((names, known), (known, names)))
