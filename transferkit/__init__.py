@@ -24,7 +24,6 @@ _HOMES = {
     "TransferModule": "transferkit.models.module",
     "TransferkitError": "transferkit.core.errors",
     "check_gradients": "transferkit.training.checks.gradcheck",
-    "distill": "transferkit.cli.job",
     "extract_features": "transferkit.features.extract.extract",
     "find_lr": "transferkit.training.lr.find",
     "finetune": "transferkit.cli.job",
@@ -48,7 +47,6 @@ __all__ = [
     "TransferModule",
     "TransferkitError",
     "check_gradients",
-    "distill",
     "extract_features",
     "find_lr",
     "finetune",
@@ -59,7 +57,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from transferkit.cli.job import distill, finetune
+    from transferkit.cli.job import finetune
     from transferkit.core.errors import TransferkitError
     from transferkit.data.batches.datamodule import ImageData
     from transferkit.features.extract.extract import extract_features

@@ -13,6 +13,7 @@ from small_runs import SignalAt
 from torch.nn import functional
 
 import transferkit as tk
+from transferkit.cli.job import distill
 from transferkit.cli.main import main
 from transferkit.core.errors import CheckpointError, ConfigError, Interrupted, TransferkitWarning
 from transferkit.core.records import DataConfig
@@ -230,11 +231,11 @@ def test_distill_writes_a_run_that_agrees_with_its_teacher(pictures, teacher, tm
              "--out", str(out)]  # fmt: skip
     assert main(words) == 0
     assert "answers for 4 augmented views of" in capsys.readouterr().out
-    facts = json.loads((out / "metrics.json").read_text())["teacher"]
+    facts = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["teacher"]
     assert facts["run"] == str(teacher)
     assert (facts["views"], facts["share"], facts["temperature"]) == (4, 1.0, 1.0)
-    assert facts["model_sha256"] == json.loads((teacher / "model.json").read_text())["sha256"]
-    digests = [json.loads((run / "data.json").read_text())["digest"] for run in (out, teacher)]
+    assert facts["model_sha256"] == json.loads((teacher / "model.json").read_text(encoding="utf-8"))["sha256"]
+    digests = [json.loads((run / "data.json").read_text(encoding="utf-8"))["digest"] for run in (out, teacher)]
     assert digests[0] == digests[1]  # the seed of the student is another one
     paths = sorted(pictures.rglob("*.png"))
     said, learnt = ([one.label for one in tk.load(run).predict(paths)] for run in (teacher, out))
@@ -250,7 +251,7 @@ def test_a_resume_goes_on_with_the_same_answers(pictures, teacher, tmp_path):
     whole = tk.finetune(out=str(tmp_path / "whole"), **options)
     with pytest.raises(Interrupted):
         tk.finetune(out=str(tmp_path / "part"), callbacks=[SignalAt(12)], **options)
-    resumed = tk.distill(teacher, out=str(tmp_path / "part"), resume=True, quiet=True)
+    resumed = distill(teacher, out=str(tmp_path / "part"), resume=True, quiet=True)
     for one, other in zip(whole.path.glob("model.safetensors"), resumed.path.glob("model.safetensors"), strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -264,11 +265,11 @@ def test_labels_and_numbers_are_taught_too(kind, tmp_path):
         split = "train" if len(rows) < 20 else "val"
         labels = "|".join(name for name, least in (("light", 120), ("visible", 60)) if level > least)
         rows.append((f"{number}.png", split, labels if kind == "labels" else float(level)))
-    with (tmp_path / "list.csv").open("w", newline="") as stream:
+    with (tmp_path / "list.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("path", "split", "labels" if kind == "labels" else "target"), *rows])
     options = {**TINY, "augment": "none"}
     first = tk.finetune(data=str(tmp_path / "list.csv"), phases="probe", out=str(tmp_path / "first"), **options)
-    student = tk.distill(first.path, phases="finetune", epochs=1, out=str(tmp_path / "student"), **options)
+    student = distill(first.path, phases="finetune", epochs=1, out=str(tmp_path / "student"), **options)
     assert student.metrics["teacher"]["run"] == str(first.path)
     config = make_config(FinetuneConfig, {"data": str(tmp_path / "list.csv"), "teacher": str(first.path), **options})
     training = teach(prepare(config, quiet=True))
@@ -288,7 +289,7 @@ def test_labels_and_numbers_are_taught_too(kind, tmp_path):
 def test_a_teacher_of_other_classes_is_refused(pictures, teacher, tmp_path):  # fault 219
     other = draw_folder(tmp_path / "other", classes=("circle", "square", "waves"), per_class=14, seed=9)
     with pytest.raises(ConfigError, match="does not know 'waves' and knows 'stripes' besides"):
-        tk.distill(teacher, data=str(other), seed=3, val_split=0.3, out=str(tmp_path / "out"), **TINY)
+        distill(teacher, data=str(other), seed=3, val_split=0.3, out=str(tmp_path / "out"), **TINY)
     assert not (tmp_path / "out").exists()
 
 
@@ -298,16 +299,16 @@ def test_what_means_nothing_is_refused_at_once(pictures, teacher):
     assert "--teacher-views, --teacher-share would mean nothing" in str(caught.value)
     assert "(0, 1]" in str(caught.value)
     with pytest.raises(ConfigError, match="the teacher never saw"):
-        tk.distill(teacher, mixup=0.2, **TINY)
+        distill(teacher, mixup=0.2, **TINY)
     with pytest.raises(ConfigError, match="at least 1"):
-        tk.distill(teacher, teacher_temperature=0.5, **TINY)
+        distill(teacher, teacher_temperature=0.5, **TINY)
 
 
 def test_no_run_is_no_teacher(pictures, tmp_path):
     with pytest.raises(CheckpointError, match="no config.yaml, expected one of a run"):
-        tk.distill(tmp_path, **TINY)
+        distill(tmp_path, **TINY)
     with pytest.raises(CheckpointError, match="missing"):
-        tk.distill(tmp_path, data=str(pictures), out=str(tmp_path / "out"), **TINY)
+        distill(tmp_path, data=str(pictures), out=str(tmp_path / "out"), **TINY)
 
 
 def test_the_verb_needs_a_teacher(capsys):
@@ -317,7 +318,7 @@ def test_the_verb_needs_a_teacher(capsys):
 
 def test_a_teacher_that_met_the_held_out_pictures_is_told_of(pictures, teacher, tmp_path):  # fault 220
     with pytest.warns(TransferkitWarning, match="was trained on"):
-        tk.distill(teacher, data=str(pictures), seed=8, phases="probe", out=str(tmp_path / "out"), **TINY)
+        distill(teacher, data=str(pictures), seed=8, phases="probe", out=str(tmp_path / "out"), **TINY)
 
 
 def test_masks_have_no_teacher(teacher, tmp_path):
@@ -326,10 +327,10 @@ def test_masks_have_no_teacher(teacher, tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "a.png").write_bytes(b"")
     with pytest.raises(ConfigError, match="distill has no teaching for segmentation"):
-        tk.distill(teacher, data=str(tmp_path), **TINY)
+        distill(teacher, data=str(tmp_path), **TINY)
 
 
 def test_a_teacher_answers_the_question_of_the_pictures(teacher, tmp_path):
-    (tmp_path / "list.csv").write_text("path,target\na.png,1\n")
+    (tmp_path / "list.csv").write_text("path,target\na.png,1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="answers classification, and these pictures are of regression"):
-        tk.distill(teacher, data=str(tmp_path / "list.csv"), **TINY)
+        distill(teacher, data=str(tmp_path / "list.csv"), **TINY)

@@ -306,10 +306,7 @@ class ImageData(L.LightningDataModule):
         self._plain_epochs = frozenset(epochs)
 
     def teach(self, answers: Tensor) -> None:
-        """Let training go by what a teacher says of each view, ``(1 + K, N, ...)``: as in evaluation, then K augmented.
-
-        The epochs take the K views in turn, instead of a new one each.
-        """
+        """Let training go by answers ``(1 + K, N, ...)`` to the evaluation view and to K that epochs take in turn."""
         self._taught = answers.share_memory_()  # type: ignore[no-untyped-call]
 
     def in_batches_of(self, size: int) -> ImageData:
