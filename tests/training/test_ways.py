@@ -113,6 +113,7 @@ def test_an_optimizer_that_holds_groups_whole_is_refused_for_parts_of_them(folde
         ({"adapter": "lora", "interpolate": True}, "--interpolate works on the weights that --adapter leaves frozen"),
         ({"adapter": "lora", "phases": "gradual"}, "--phases gradual unfreezes whole layer groups"),
         ({"adapter": "lora", "adapter_targets": "a b"}, "have nothing between them"),
+        ({"head": "arcface", "teacher": "runs/a"}, "--head arcface learns true classes with a margin"),
         ({"train": "head,,bias"}, "has no name before ','"),
         ({"head": "cosine", "probe": "solve", "task": "multilabel"}, "a picture has no one class in multilabel"),
     ],

@@ -8,6 +8,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.labels import LabelReader
 from transferkit.features.linear.labels import LabelSolver
 from transferkit.models.answers.multilabel import LabelCalibrator, LabelHeads, LabelObjective, LabelScores
+from transferkit.models.answers.teaching import LabelTeaching
 from transferkit.models.heads.registry import FlatHeads
 from transferkit.models.task import Task
 from transferkit.results.details.labels import LabelDetails
@@ -33,5 +34,6 @@ TASK = Task(
     solver=LabelSolver(),
     details=LabelDetails(),
     head_kinds=FlatHeads(classes=False),
+    teaching=LabelTeaching(),
     bind=_with_thresholds,
 )

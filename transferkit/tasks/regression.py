@@ -8,6 +8,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.numbers import NumberReader
 from transferkit.features.linear.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
+from transferkit.models.answers.teaching import NumberTeaching
 from transferkit.models.heads.registry import FlatHeads
 from transferkit.models.task import Task
 from transferkit.results.details.numbers import NumberDetails
@@ -25,6 +26,7 @@ def _in_units(task: Task, spec: TargetSpec) -> Task:
         output=NumberOutput(units),
         calibrator=NumberCalibrator(units=units),
         solver=RidgeSolver(units=units),
+        teaching=NumberTeaching(units),
     )
 
 
@@ -39,5 +41,6 @@ TASK = Task(
     solver=RidgeSolver(),
     details=NumberDetails(),
     head_kinds=FlatHeads(classes=False),
+    teaching=NumberTeaching(),
     bind=_in_units,
 )

@@ -131,7 +131,7 @@ class Odd(nn.Module):
         return self.again(self.tied(x)).mean(1)
 
 
-def test_layers_that_cannot_be_adapted_rightly_stay_as_they_are(own_backbone):  # fault 220, trap 30
+def test_layers_that_cannot_be_adapted_rightly_stay_as_they_are(own_backbone):  # fault 222, trap 30
     module = own_backbone(Odd)
     words = module.adapt(Adapter())
     assert words.startswith("rank 8 on 1 layers; as they are: ")
@@ -159,7 +159,7 @@ def own_backbone(monkeypatch):
     return build
 
 
-def test_a_merge_that_computes_something_else_is_refused_and_undone(monkeypatch):  # fault 221, trap 30
+def test_a_merge_that_computes_something_else_is_refused_and_undone(monkeypatch):  # fault 223, trap 30
     from peft.tuners.lora import Conv2d
 
     module = small().eval()

@@ -80,7 +80,7 @@ def test_what_words_reach(text, places):
         ("head - all", "'head - all' leaves nothing"),
     ],
 )
-def test_what_reaches_nothing_is_refused(text, message):  # fault 219
+def test_what_reaches_nothing_is_refused(text, message):  # fault 221
     (problem,) = parse_selector(text).problems(LAYOUT)
     assert message in problem
 
