@@ -68,14 +68,14 @@ def similar(run: str | os.PathLike[str], pictures: Iterable[Source] | Source, **
     sources: list[Any] = [pictures] if single else list(pictures)  # type: ignore[arg-type]
     if not sources:
         raise ConfigError("there is no picture, expected a path, a picture, or a list of them")
-    on_disk = [isinstance(source, str | os.PathLike) for source in sources]
-    named = [source if on_disk[at] else f"pictures[{at}]" for at, source in enumerate(sources)]
+    paths = {at: os.fspath(one) for at, one in enumerate(sources) if isinstance(one, str | os.PathLike)}
+    named = [paths.get(at, f"pictures[{at}]") for at in range(len(sources))]
     config = make_config(SimilarConfig, {"quiet": True, "run": run, "paths": named, **options})
     if config.out is not None:
         raise ConfigError("`out` is of the command line - use the records that are returned")
     listed: list[Source] = []
-    for source, path, is_path in zip(sources, config.paths, on_disk, strict=True):
-        listed += find_pictures([path]) if is_path else [source]
+    for at, path in enumerate(config.paths):
+        listed += find_pictures([path]) if at in paths else [sources[at]]
     return _find(config, listed)
 
 
