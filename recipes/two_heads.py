@@ -47,12 +47,11 @@ class KindAndWeight(tk.TransferModule):
 
 def main(manifest, uncertainty=False, epochs=(3, 10), backbone="resnet18", weights="pretrained", size=224, **trainer):
     data = tk.ImageData(manifest, size, reader=RowReader(classes=("kind",), numbers=("weight",)))
-    outputs = len(data.index.targets.classes["kind"]) + 1
-    model = KindAndWeight(backbone, outputs, "kind-and-weight", weights=weights, image_size=size)
-    model.uncertainty, (model.mean, model.scale) = uncertainty, data.index.targets.units["weight"]
+    kinds, units = data.index.targets.classes["kind"], data.index.targets.units["weight"]
+    model = KindAndWeight(backbone, len(kinds) + 1, "kind-and-weight", weights=weights, image_size=size)
+    model.uncertainty, (model.mean, model.scale) = uncertainty, units
     phases = [tk.Phase("heads", epochs[0], train="head", lr=1e-2), tk.Phase("all", epochs[1], lr=1e-3)]
-    fit = L.Trainer(callbacks=[tk.PhaseSchedule(phases)], **trainer)
-    fit.fit(model, data)
+    (fit := L.Trainer(callbacks=[tk.PhaseSchedule(phases)], **trainer)).fit(model, data)
     return model, fit.callback_metrics
 
 
