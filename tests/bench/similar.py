@@ -56,7 +56,7 @@ class DrawnFeatures:
         from transferkit.features.store.store import FeatureStore
 
         self.spec = FeatureSpec("drawn", "0" * 64, "pooled", "own", {}, None, "32", {})
-        self.store, self.width, self.key = FeatureStore(store), width, row_key
+        self.store, self.width, self.key = FeatureStore(store, stays_open=True), width, row_key
 
     def write(self, hashes: list[str]) -> None:
         generator = np.random.default_rng(0)

@@ -183,7 +183,7 @@ class ModelFeatures:
         self._frozen = FrozenBackbone(module.backbone)
         self._taps = find_taps(module.backbone)
         self._views = make_views(config, 0, "none", 0)
-        self._store = FeatureStore(store)
+        self._store = FeatureStore(store, stays_open=True)
         self.words = "penultimate features" if self._embedding is None else "embeddings of its head"
 
     def of(self, pictures: Sequence[Picture], progress: Progress | None = None) -> tuple[Rows, dict[int, str]]:

@@ -53,7 +53,7 @@ def retrieval_figures(found: Sequence[Retrieval], *, seed: int = 0) -> tuple[lis
         seed: Of the bootstrap.
     """
     known = [one for one in found if one.relevant]
-    rows = np.array([[*(one.recall(k) for k in KS), one.average_precision] for one in known]).reshape(len(known), -1)
+    rows = np.array([[*(one.recall(k) for k in KS), one.average_precision] for one in known])
     meanings = [
         *(
             (f"recall_{k}", f"Recall@{k}", f"share of pictures with one of their class among the {k} nearest")
