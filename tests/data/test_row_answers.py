@@ -54,7 +54,7 @@ def test_targets_units_and_splits(manifest):
         ("cow,in,1,val", r"classes of 'kind' without training pictures: 'cow'"),
     ],
 )
-def test_rows_that_cannot_be_used(manifest, row, message):  # fault 6
+def test_rows_that_cannot_be_used(manifest, row, message):  # fault 224
     with pytest.raises(DataError, match=message):
         tk.ImageData(manifest(row, *ROWS), 32, reader=READER).index  # noqa: B018
 

@@ -146,7 +146,7 @@ def test_pictures_in_memory_are_like_their_files(similar, folder):
 # ---- the picture itself -----------------------------------------------------------------------------------------
 
 
-def test_the_picture_itself_is_said_and_left_out(similar, folder):
+def test_the_picture_itself_is_said_and_left_out(similar, folder):  # fault 221
     path = pictures_of(folder, "train")[5]
     (without,) = similar(path, top=3)
     assert without.same == (str(path),)
@@ -186,7 +186,7 @@ def text_chunk(number):
 # ---- what can be wrong ------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_gone_changed_or_no_pictures(own, similar):
+def test_files_that_are_gone_changed_or_no_pictures(own, similar):  # fault 222
     run, data = own
     train = pictures_of(data, "train")
     train[0].unlink()
@@ -264,7 +264,7 @@ def test_masks_are_compared_by_pooled_features(tmp_path, similar, folder):
     assert [match.label for match in one.matches] == ["", ""]
 
 
-def test_windows_are_refused_in_a_sentence(tmp_path, similar, folder):
+def test_windows_are_refused_in_a_sentence(tmp_path, similar, folder):  # fault 223
     run = make_mask_run(tmp_path / "run", side=32, crop_mode="tile")
     with pytest.raises(ConfigError, match=r"compared as a whole, and this model sees them in windows \(--tile\)"):
         similar(pictures_of(folder, "test")[0], run=run, data=str(folder))
