@@ -21,9 +21,9 @@ def directions(rows: Rows) -> Rows:
     """Return rows ``(N, D)`` of length 1; a row of zeros stays one."""
     # In two steps: the square of a number above 1.8e19 is no float32, and that of one below 1e-23 is 0.
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    scaled: Rows = rows / np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
+    scaled = rows / np.where(largest > 0, largest, 1)
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    made: Rows = scaled / np.where(lengths > 0, lengths, np.float32(1)).astype(np.float32)
+    made: Rows = (scaled / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return made
 
 
