@@ -51,7 +51,7 @@ def main(manifest, uncertainty=False, epochs=(3, 10), backbone="resnet18", weigh
     model = KindAndWeight(backbone, len(kinds) + 1, "kind-and-weight", weights=weights, image_size=size)
     model.uncertainty, (model.mean, model.scale) = uncertainty, units
     phases = [tk.Phase("heads", epochs[0], train="head", lr=1e-2), tk.Phase("all", epochs[1], lr=1e-3)]
-    (fit := L.Trainer(callbacks=[tk.PhaseSchedule(phases)], **trainer)).fit(model, data)
+    (fit := L.Trainer(max_epochs=-1, callbacks=[tk.PhaseSchedule(phases)], **trainer)).fit(model, data)
     return model, fit.callback_metrics
 
 

@@ -86,9 +86,11 @@ def search(count: int, width: int) -> None:
             for places, rows in Gallery(entries, features).blocks():  # type: ignore[arg-type]
                 nearest.see(places, rows)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            seconds = time.process_time() - started
-            print(f"{count:,} rows of {width}, {order}: {seconds:.1f} s of the processor for 100 pictures, peak "
-                  f"{peak / 1024:,.0f} MB ({(peak - before) / 1024:+,.0f}), all rows {count * width * 4 / 2**20:,.0f} MB")  # fmt: skip
+            seconds, size = time.process_time() - started, count * width / 2**18
+            print(
+                f"{count:,} rows of {width} ({size:,.0f} MB), {order}: {seconds:.1f} s of the processor for 100 pictures"
+            )
+            print(f"  peak {peak / 1024:,.0f} MB, {(peak - before) / 1024:+,.0f} by the search")
 
 
 if __name__ == "__main__":
