@@ -87,9 +87,7 @@ def search(count: int, width: int) -> None:
                 nearest.see(places, rows)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             seconds, size = time.process_time() - started, count * width / 2**18
-            print(
-                f"{count:,} rows of {width} ({size:,.0f} MB), {order}: {seconds:.1f} s of the processor for 100 pictures"
-            )
+            print(f"{count:,} rows of {width} ({size:,.0f} MB), {order}: {seconds:.1f} s of the processor for 100")
             print(f"  peak {peak / 1024:,.0f} MB, {(peak - before) / 1024:+,.0f} by the search")
 
 
