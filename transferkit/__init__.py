@@ -30,6 +30,7 @@ _HOMES = {
     "load": "transferkit.results.predict.predictor",
     "register_backbone": "transferkit.models.backbones.registry",
     "register_head": "transferkit.models.heads.registry",
+    "similar": "transferkit.results.similar.similar",
     "solve_head": "transferkit.training.head.solve",
 }
 
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "register_backbone",
     "register_head",
+    "similar",
     "solve_head",
 ]
 
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from transferkit.models.heads.registry import register_head
     from transferkit.models.module import TransferModule
     from transferkit.results.predict.predictor import load
+    from transferkit.results.similar.similar import similar
     from transferkit.training.checks.gradcheck import check_gradients
     from transferkit.training.head.solve import solve_head
     from transferkit.training.loop.phase_schedule import PhaseSchedule

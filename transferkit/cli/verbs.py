@@ -22,6 +22,7 @@ from transferkit.options.results import (
     PredictConfig,
     ReportConfig,
     ServeConfig,
+    SimilarConfig,
 )
 from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
 
@@ -145,6 +146,10 @@ VERBS = {
         Verb(
             "explain", ExplainConfig, "transferkit.results.explain.explain.explain",
             "heat maps of pictures, and the training pictures nearest to them", ("run", "paths"), keeps_features=True,
+        ),
+        Verb(
+            "similar", SimilarConfig, "transferkit.results.similar.similar.find_similar",
+            "the pictures of a run's data that its model finds most like others", ("run", "paths"), keeps_features=True,
         ),
         Verb(
             "report", ReportConfig, "transferkit.results.report.report.report",

@@ -282,6 +282,8 @@ class TransferModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log ``train_loss`` and the task's running figures, such as ``train_acc``."""
+        if self._has_own("training_step"):
+            return
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
         names = ("loss", *self.task.objective.running)
@@ -294,7 +296,8 @@ class TransferModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
-        self._log(self.val_metrics)
+        if not self._has_own("validation_step"):
+            self._log(self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Update ``test_loss`` and the others, as on `val`."""
@@ -302,13 +305,18 @@ class TransferModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
-        self._log(self.test_metrics)
+        if not self._has_own("test_step"):
+            self._log(self.test_metrics)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Return predictions, not calibrated; of classification, probabilities ``(B, C)``."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         predictions: Tensor = self.task.output.activate(self(images).float())
         return predictions
+
+    def _has_own(self, step: str) -> bool:
+        """Whether a subclass has this step of its own, and logs for itself: then there is nothing to log here."""
+        return getattr(type(self), step) is not getattr(TransferModule, step)
 
     def _update(self, metrics: MetricCollection, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch

@@ -14,7 +14,6 @@ from transferkit.data.augment.normalise import normalise
 from transferkit.models.artifact import ModelInfo
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.module import TransferModule
-from transferkit.results.explain import neighbours
 from transferkit.results.explain.neighbours import TrainingNeighbours
 from transferkit.results.predict.predictor import Predictor
 
@@ -166,26 +165,3 @@ def test_runs_that_do_not_say(tmp_path, predictor, table, message):
         (tmp_path / "pictures.csv").write_text(table, encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         TrainingNeighbours(tmp_path, predictor, tmp_path / "store")
-
-
-# ---- the search -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("block", [1, 3, 100])
-def test_search_in_blocks(monkeypatch, block):
-    monkeypatch.setattr(neighbours, "BLOCK", block)
-    # Cosines with (1, 0): 0, 1, 0.6, 1, -1, 0.6, 0.6
-    rows = np.array([[0, 1], [1, 0], [0.6, 0.8], [1, 0], [-1, 0], [0.6, -0.8], [0.6, 0.8]], dtype=np.float32)
-    query = np.array([[1, 0], [1, 0]], dtype=np.float32)
-    first, second = neighbours._top(query, rows, 3, [[], [1, 2]])
-    assert [at for at, _ in first] == [1, 3, 2]  # of equals the first
-    assert [at for at, _ in second] == [3, 5, 6]
-    assert [cosine for _, cosine in first] == pytest.approx([1.0, 1.0, 0.6])
-    everything = neighbours._top(query, rows, 10, [[], [4]])
-    assert [at for at, _ in everything[0]] == [1, 3, 2, 5, 6, 0, 4]
-    assert [at for at, _ in everything[1]] == [1, 3, 2, 5, 6, 0]
-
-
-def test_a_row_of_zeros_is_like_nothing():
-    directions = neighbours._directions(np.array([[0, 0], [3, 4]], dtype=np.float32))
-    assert directions.tolist() == [[0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]

@@ -24,14 +24,18 @@ class FeatureStore:
 
     Args:
         root: The directory; ``None`` for ``features`` in the user's cache.
+        stays_open: Give the same object for the same spec each time, whose keys are read once: for one thread.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, stays_open: bool = False) -> None:
         self.root = user_cache() / "features" if root is None else Path(user_path(os.fspath(root)))
+        self._open: dict[str, FeatureSet] | None = {} if stays_open else None
 
     def open(self, spec: FeatureSpec) -> FeatureSet:
         """Return the set of a spec. Creates nothing before the first write."""
-        return FeatureSet(self.root / spec.folder, spec)
+        if self._open is None:
+            return FeatureSet(self.root / spec.folder, spec)
+        return self._open.setdefault(spec.key, FeatureSet(self.root / spec.folder, spec))
 
     def sets(self) -> list[FeatureSet]:
         """Return every readable set, sorted by folder name.

@@ -93,7 +93,13 @@ def explain(config: ExplainConfig) -> Path:
         )
     console = progress_console(config.quiet)
     neighbours = None
-    if config.neighbours:
+    if config.neighbours and predictor.info.preprocessing.tiled:
+        warnings.warn(
+            "pages without nearest training pictures: those are compared as a whole, and this model sees windows",
+            TransferkitWarning,
+            stacklevel=2,
+        )
+    elif config.neighbours:
         with counting_bar(console, "training pictures") as progress:
             neighbours = TrainingNeighbours(config.run, predictor, config.store, progress, config.rescan)
     with storage_errors("create", out):
