@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
 from transferkit.machine.cores import free_memory
 from transferkit.models.backbones import mini, registered, timm, torchvision
-from transferkit.models.backbones.facts import MINI, Request
+from transferkit.models.backbones.facts import MINI, Request, multiply_adds, parameter_count
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
@@ -37,6 +40,8 @@ class _Source:
         names: Its names that match a shell pattern; with ``True`` only those with pretrained weights.
         build: Builds a backbone.
         pretrained: Where the pretrained weights come from, and their licence; ``None`` twice where there are none.
+        whole: Builds the network with the classifier of its weights, random; ``None`` where it has none.
+        abstract: Whether its networks can be built on the ``meta`` device, without a number in them.
     """
 
     prefix: str
@@ -44,6 +49,8 @@ class _Source:
     names: Callable[[str, bool], list[str]]
     build: Callable[[Request], Backbone]
     pretrained: Callable[[Request], tuple[str | None, str | None]]
+    whole: Callable[[Request], nn.Module | None] = lambda request: None
+    abstract: bool = False
 
 
 _SOURCES = (
@@ -67,6 +74,8 @@ _SOURCES = (
         names=timm.list_timm,
         build=timm.build_timm,
         pretrained=timm.pretrained_timm,
+        whole=timm.whole_timm,
+        abstract=True,
     ),
     _Source(
         prefix=torchvision.PREFIX,
@@ -74,6 +83,8 @@ _SOURCES = (
         names=lambda pattern, pretrained_only: torchvision.list_torchvision(pattern),
         build=torchvision.build_torchvision,
         pretrained=torchvision.pretrained_torchvision,
+        whole=torchvision.whole_torchvision,
+        abstract=True,
     ),
 )
 
@@ -154,11 +165,15 @@ def is_backbone(name: str) -> bool:
 def describe_backbone(name: str) -> dict[str, Any]:
     """Return what is known of a backbone, as plain values. It is built with random weights; nothing is fetched.
 
+    Networks of timm and torchvision are built without numbers, so that large ones take neither memory nor time.
+
     Returns:
-        ``name``, ``parameters`` (count), ``num_features``, ``map_channels``, ``image_size``, ``mean``, ``std``,
-        ``interpolation``, ``crop_pct``, ``crop_mode``, ``license`` and ``pretrained`` (where the weights come from)
-        of the pretrained weights, ``None`` where there are none, and ``layer_groups``: name -> count of parameters,
-        from input to output.
+        ``name``, ``parameters`` (count), ``parameters_with_classifier`` (``None`` where there is none),
+        ``multiply_adds`` (of one picture of the size below, without the classifier), ``num_features``,
+        ``map_channels``, ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
+        ``license`` and ``pretrained`` (where the weights come from) of the pretrained weights, ``None`` where there are
+        none, ``layer_groups``: name -> count of parameters, from input to output, and ``levels``: the pyramid, from
+        fine to coarse, ``name``, ``stride`` and ``channels`` of each; empty where there is none.
 
     Raises:
         BackboneError: The name is unknown.
@@ -166,17 +181,27 @@ def describe_backbone(name: str) -> dict[str, Any]:
     source, request = _find(name)
     origin, license_ = source.pretrained(request)
     # A builder that loads weights itself builds no random network.
-    backbone = create_backbone(name, weights="pretrained" if origin == registered.BUILDER else "random")
+    weights = "pretrained" if origin == registered.BUILDER else "random"
+    with torch.device("meta") if source.abstract else contextlib.nullcontext():
+        backbone = create_backbone(name, weights=weights)
+        whole = source.whole(request)
+        try:
+            levels = backbone.pyramid()
+        except BackboneError:  # a network without one is no worse for classification
+            levels = ()
     groups = backbone.layer_groups()
     return {
         "name": name,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "parameters": parameter_count(backbone),
+        "parameters_with_classifier": None if whole is None else parameter_count(whole),
+        "multiply_adds": multiply_adds(backbone, backbone.data_config.image_size),
         "num_features": backbone.num_features,
         "map_channels": backbone.map_channels,
         **backbone.data_config.to_dict(),
         "license": license_,
         "pretrained": origin,
         "layer_groups": {group.name: sum(p.numel() for _, p in group.parameters) for group in groups},
+        "levels": [dataclasses.asdict(level) for level in levels],
     }
 
 

@@ -20,12 +20,12 @@ from transferkit.models.backbones.timm_import import (
     group_parameters,
     timm,
 )
-from transferkit.models.backbones.timm_loading import build_network, load_network
+from transferkit.models.backbones.timm_loading import build_network, load_network, whole_network
 from transferkit.models.weights import downloads, hub
 from transferkit.models.weights.checkpoint import read_fetched
 from transferkit.models.weights.downloads import WeightsFile
 
-__all__ = ["PREFIX", "TimmBackbone", "build_timm", "list_timm", "pretrained_timm"]
+__all__ = ["PREFIX", "TimmBackbone", "build_timm", "list_timm", "pretrained_timm", "whole_timm"]
 
 PREFIX = "timm/"
 """May stand before a name; without it a name is timm's too."""
@@ -146,6 +146,12 @@ def build_timm(request: Request) -> TimmBackbone:
     if checkpoint is not None:
         load_network(model, cfg, arguments, checkpoint)
     return TimmBackbone(model, facts)
+
+
+def whole_timm(request: Request) -> nn.Module | None:
+    """Build the network with the classifier of its pretrained weights; ``None`` where they have none."""
+    cfg = _config_of(request.name, request.architecture)
+    return whole_network(cfg) if cfg.num_classes else None
 
 
 def _config_of(name: str, architecture: str) -> PretrainedCfg:

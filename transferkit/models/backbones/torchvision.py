@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -23,7 +23,8 @@ from transferkit.models.weights import downloads
 from transferkit.models.weights.checkpoint import Checkpoint, read_fetched
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvision", "pretrained_torchvision"]
+__all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvision", "pretrained_torchvision",
+           "whole_torchvision"]  # fmt: skip
 
 PREFIX = "torchvision/"
 
@@ -153,6 +154,11 @@ def build_torchvision(request: Request) -> TorchvisionBackbone:
     return TorchvisionBackbone(model, facts, request.architecture)
 
 
+def whole_torchvision(request: Request) -> nn.Module:
+    """Build the network with its classifier, without the auxiliary ones that only training has."""
+    return _whole(request.architecture, request.arguments)
+
+
 def _data_config(architecture: str) -> DataConfig:
     """Return the preprocessing of the default weights, which random ones share."""
     preset = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
@@ -179,12 +185,18 @@ def _network(request: Request, image_size: tuple[int, int]) -> tuple[nn.Module, 
         if image_size[0] != image_size[1]:
             raise BackboneError(f"backbone {name!r} takes square pictures only, not {image_size[0]}x{image_size[1]}")
         options["image_size"] = image_size[0]
+    with construction(name, options):
+        model = _whole(architecture, options)
+    return model, (_cut(model), "AuxLogits", "aux1", "aux2")
+
+
+def _whole(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    fixed: dict[str, Any] = {}
     if architecture in ("googlenet", "inception_v3"):
         # As with their pretrained weights: pictures arrive in ImageNet's normalisation and are rescaled inside.
-        options |= {"aux_logits": False, "transform_input": True, "init_weights": False}
-    with construction(name, options):
-        model: nn.Module = torchvision.models.get_model(architecture, weights=None, **options)
-    return model, (_cut(model), "AuxLogits", "aux1", "aux2")
+        fixed = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    model: nn.Module = torchvision.models.get_model(architecture, weights=None, **options, **fixed)
+    return model
 
 
 def _last_part(model: nn.Module) -> tuple[str, nn.Module]:
