@@ -84,6 +84,7 @@ class TestTorchvision(BackboneContract):
 
 class TestRegistered(BackboneContract):
     widths = {"own": 12, "own-vector": 12}  # noqa: RUF012
+    least_groups = 3
     without_maps = frozenset({"own-vector"})
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from transferkit.core.errors import BackboneError
@@ -126,25 +126,23 @@ class Request:
         return BackboneFacts(self.name, data_config, checkpoint.license, checkpoint.source, checkpoint.sha256)
 
 
-def multiply_adds(network: nn.Module, image_size: tuple[int, int]) -> int:
+def multiply_adds(network: nn.Module, picture: Tensor) -> int:
     """Return the multiply-adds of a forward pass of one picture, in eval mode.
 
     Those of convolutions and of matrix products, attention's among them, as papers count; norms, activations, pooling
     and sums are left out. A network on the ``meta`` device is counted without computing anything.
 
     Args:
-        network: Takes images ``(1, 3, H, W) float32``.
-        image_size: ``(height, width)``.
+        network: Takes images ``(B, 3, H, W) float32``.
+        picture: ``(1, 3, H, W) float32``; its values do not matter.
     """
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    images = torch.zeros(1, 3, *image_size, device=device)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with evaluation_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             # torch's counter stumbles over parameters that modules are called with, such as class tokens.
             for parameter in learning:
                 parameter.requires_grad_(False)
-            network(images)
+            network(picture)
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)

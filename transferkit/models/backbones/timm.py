@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import BackboneError, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones.facts import BackboneFacts, Request
-from transferkit.models.backbones.groups import LayerGroup, child_groups, named_groups
+from transferkit.models.backbones.groups import LEAST, LayerGroup, child_groups, named_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import (
     PretrainedCfg,
@@ -86,8 +86,8 @@ class TimmBackbone(Backbone):
             matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
             groups = group_parameters(self.model, matcher)
         except (AttributeError, NotImplementedError, AssertionError):  # what timm's networks without groups raise
-            return child_groups(self.model, prefix="model.")
-        return named_groups(self.model, [groups[key] for key in sorted(groups)], prefix="model.")
+            return child_groups(self.model, prefix="model.", least=LEAST)
+        return named_groups(self.model, [groups[key] for key in sorted(groups)], prefix="model.", least=LEAST)
 
     def _before_logits(self, maps: Any) -> Tensor:
         features: Tensor = self.model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
