@@ -1,12 +1,12 @@
 """AmoebaNet-A (Real, Aggarwal, Huang and Le 2019, *Regularized Evolution for Image Classifier Architecture Search*).
 
 As in the paper: the normal and the reduction cell of figure 5, in the skeleton of NASNet for CIFAR-10: a convolution,
-three stacks of N normal cells with a reduction cell that doubles the width between them; each cell sees the two before
-it. A separable convolution is applied twice, each with ReLU before and batch norm behind.
+three stacks of N normal cells with a reduction cell that doubles the width between them; each cell sees the two
+before it. A separable convolution is applied twice, each with ReLU before and batch norm behind.
 
-What differs: the auxiliary classifier and the scheduled drop-path of training are left out; and where the two inputs of a
-cell differ in size, the larger one is halved as in NASNet, by two paths of which one is shifted by a pixel. The paper
-gives 2.6 M parameters for N = 6 and F = 32, and 3.2 M for F = 36.
+What differs: the auxiliary classifier and the scheduled drop-path of training are left out; and where the two inputs
+of a cell differ in size, the larger one is halved as in NASNet, by two paths of which one is shifted by a pixel. The
+paper gives 2.6 M parameters for N = 6 and F = 32, and 3.2 M for F = 36.
 """
 
 import torch
@@ -118,7 +118,7 @@ class Stack(nn.Module):
 
 @tk.register_backbone("amoebanet_a", data_config=CIFAR)
 class AmoebaNetA(nn.Module):
-    """Pictures ``(B, 3, H, W)`` to a map ``(B, C, H / 4, W / 4)``: `normal` cells a stack, of `width` filters at first."""
+    """Pictures ``(B, 3, H, W)`` to a map ``(B, C, H / 4, W / 4)``: `normal` cells a stack, `width` filters at first."""
 
     def __init__(self, normal=6, width=36):
         super().__init__()

@@ -2,8 +2,8 @@
 #
 #   python recipes/architectures/digits_lenet5.py
 #
-# First all ten digits, from random weights. Then a network is trained on 0 to 4 alone, and its weights are the start for
-# 5 to 9, of which there are ten pictures each to learn from; beside it the same ten pictures from random weights.
+# First all ten digits, from random weights. Then a network is trained on 0 to 4 alone, and its weights are the start
+# for 5 to 9, of which there are ten pictures each to learn from; beside it the same ten from random weights.
 #
 # Measured: MEASURED
 """LeNet-5 on small handwritten digits, through transferkit's own calls; everything offline."""

@@ -1,14 +1,14 @@
 """FractalNet (Larsson, Maire and Shakhnarovich 2017, *FractalNet: Ultra-Deep Neural Networks without Residuals*).
 
 As in the paper: five blocks with 2 x 2 max pooling after each; in a block of C columns the k-th has 2^(k-1) layers of
-3 x 3 convolution, batch norm and ReLU, and where columns end together their mean is taken (the expansion rule
-f(C+1) = f(C) after f(C), joined with one convolution). Drop-path: for half of the pictures local (each input of a join is
+3 x 3 convolution, batch norm and ReLU, and where columns end together their mean is taken (the expansion rule f(C+1)
+= f(C) after f(C), joined with one convolution). Drop-path: for half of the pictures local (each input of a join is
 dropped with probability 0.15, and one always stays), for the other half global (one column, the same in all blocks).
 Dropout of 0, 0.1, 0.2, 0.3, 0.4 after the blocks.
 
-Parameters agree with the paper's table of ultra-deep networks for CIFAR-100 (widths 16, 32, 64, 128, 128): 0.3, 0.8, 2.1,
-4.8, 10.2 and 21.1 M for one to six columns. What differs: drop-path is drawn per picture instead of per batch, the first
-layer of a column may stand at any width, and the network takes any multiple of 32 pixels.
+Parameters agree with the paper's table of ultra-deep networks for CIFAR-100 (widths 16, 32, 64, 128, 128): 0.3, 0.8,
+2.1, 4.8, 10.2 and 21.1 M for one to six columns. What differs: drop-path is drawn per picture instead of per batch,
+the first layer of a column may stand at any width, and the network takes any multiple of 32 pixels.
 """
 
 import torch

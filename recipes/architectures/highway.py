@@ -1,12 +1,13 @@
 """Highway networks (Srivastava, Greff and Schmidhuber 2015, *Training Very Deep Networks*), the convolutional ones.
 
 As in the paper: a layer gives H(x) T(x) + x (1 - T(x)); both H and the gate T are convolutions of 3 x 3 that keep the
-size, T with a sigmoid and a bias that begins below zero, so that at first the layer hands its input on. Nine layers of
-convolution, the first one plain, as its input is of another width.
+size, T with a sigmoid and a bias that begins below zero, so that at first the layer hands its input on. Nine layers
+of convolution, the first one plain, as its input is of another width.
 
-Parameters with a linear head of ten classes agree with the paper's table for MNIST: 39 K at width 16, 151 K at 32. The
-paper does not say where it pools, nor how the last map reaches the softmax: three times 2 x 2 (28 to 14 to 7 to 3 pixels)
-and the whole map of 3 x 3 are what gives those counts. What else differs: the three channels of a picture are averaged.
+Parameters with a linear head of ten classes agree with the paper's table for MNIST: 39 K at width 16, 151 K at 32.
+The paper does not say where it pools, nor how the last map reaches the softmax: three times 2 x 2 (28 to 14 to 7 to 3
+pixels) and the whole map of 3 x 3 are what gives those counts. What else differs: the three channels of a picture are
+averaged.
 """
 
 import torch

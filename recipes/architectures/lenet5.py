@@ -1,12 +1,14 @@
 """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, *Gradient-Based Learning Applied to Document Recognition*, II.B).
 
-As in the paper: 32 x 32 grey pictures, ink up to 1.175 on a ground of -0.1; C3 connected to S2 by table I; subsampling
-that sums 2 x 2 values and learns a factor and a shift per map; the squashing function 1.7159 tanh(2/3 a) after every
-layer; weights drawn evenly from -2.4 to 2.4 over the number of inputs. 60,000 parameters, as the paper counts them.
+As in the paper: 32 x 32 grey pictures, ink up to 1.175 on a ground of -0.1; C3 connected to S2 by table I;
+subsampling that sums 2 x 2 values and learns a factor and a shift per map; the squashing function 1.7159 tanh(2/3 a)
+after every layer; weights drawn evenly from -2.4 to 2.4 over the number of inputs. 60,000 parameters, as the paper
+counts them.
 
 What differs: the output layer of Euclidean radial basis functions on drawn characters is left out, and a head of
-transferkit stands in its place: the backbone ends with the 84 values of F6. The three channels of a picture are averaged
-to one; and it is trained by gradient descent with momentum or Adam instead of a stochastic Levenberg-Marquardt.
+transferkit stands in its place: the backbone ends with the 84 values of F6. The three channels of a picture are
+averaged to one; and it is trained by gradient descent with momentum or Adam instead of a stochastic Levenberg-
+Marquardt.
 """
 
 import torch

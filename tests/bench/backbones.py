@@ -16,8 +16,10 @@ import argparse
 import csv
 import fnmatch
 import json
+import resource
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -35,8 +37,8 @@ COLUMNS = (
 FILE = Path(__file__).parents[2] / "recipes" / "backbones.csv"
 LEAST_GROUPS = 4
 AT_ONCE = 100
-SECONDS = 30
-"""For one network, on average over those of a process."""
+SECONDS = 60
+"""Of a processor, for one network."""
 
 
 def problems(backbone: Any) -> list[str]:
@@ -144,33 +146,36 @@ def names_of_all() -> list[str]:
 
 
 def work(names: Iterable[str]) -> None:
-    """Print the rows of some networks, one a line, as they are done."""
+    """Print the rows of some networks, one a line, as they are done; a network may take `SECONDS` of a processor."""
     warnings.simplefilter("ignore")
     for name in names:
+        limit = int(time.process_time()) + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         print(json.dumps(row_of(name)), flush=True)
 
 
 def rows_in_processes(names: list[str], file: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Add the rows of some networks to `rows`, and write the file after each process."""
+    """Add the rows of some networks to `rows`, and write the file as they come."""
     order = {name: place for place, name in enumerate(names_of_all())}
-    left = [name for name in names]
+    left = list(names)
     while left:
         batch = left[:AT_ONCE]
-        command = [sys.executable, str(Path(__file__)), "--work", *batch]
-        reason = ""
-        try:
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, encoding="utf-8", timeout=SECONDS * len(batch), check=False
-            )
-            text, reason = done.stdout, f"its process ended with status {done.returncode}"
-        except subprocess.TimeoutExpired as error:
-            text, reason = str((error.stdout or b"").decode()), f"it took more than {SECONDS} seconds"
-        made = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        rows |= {row["name"]: row for row in made}
-        left = left[len(made) :]
-        if len(made) < len(batch):  # the next one killed the process
+        with subprocess.Popen(
+            [sys.executable, str(Path(__file__)), "--work", *batch], stdout=subprocess.PIPE, encoding="utf-8"
+        ) as process:
+            assert process.stdout is not None
+            made = 0
+            for line in process.stdout:
+                row = json.loads(line)
+                rows[row["name"]] = row
+                made += 1
+                if made % 10 == 0:
+                    write(file, sorted(rows.values(), key=lambda row: order.get(row["name"], len(order))))
+        left = left[made:]
+        if made < len(batch):  # the next one ended the process
             name, left = left[0], left[1:]
             library = "torchvision" if name.startswith("torchvision/") else "timm"
+            reason = f"its process ended with status {process.returncode}"
             rows[name] = dict.fromkeys(COLUMNS, "") | {"name": name, "library": library, "held": "no", "reason": reason}
         write(file, sorted(rows.values(), key=lambda row: order.get(row["name"], len(order))))
         print(f"{len(rows)} of {len(order)}, {sum(row['held'] == 'no' for row in rows.values())} refused", flush=True)
@@ -198,7 +203,9 @@ def print_counts(rows: Iterable[dict[str, Any]]) -> None:
     """Print how many were held and refused, and why."""
     rows = list(rows)
     held = [row for row in rows if row["held"] == "yes"]
-    print(f"{len(rows)} networks: {len(held)} held, {sum(not row['strides'] for row in held)} of them without a pyramid;")
+    print(
+        f"{len(rows)} networks: {len(held)} held, {sum(not row['strides'] for row in held)} of them without a pyramid;"
+    )
     print(f"{len(rows) - len(held)} refused:")
     for row in rows:
         if row["held"] != "yes":
@@ -210,7 +217,9 @@ def print_families(rows: Iterable[dict[str, Any]]) -> None:
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault((row["family"], row["library"]), []).append(row)
-    print("| family | library | held | refused | parameters | multiply-adds | features |\n|---|---|---|---|---|---|---|")
+    print(
+        "| family | library | held | refused | parameters | multiply-adds | features |\n|---|---|---|---|---|---|---|"
+    )
     for (family, library), members in sorted(families.items()):
         held = sum(row["held"] == "yes" for row in members)
         figures = [spread(members, "parameters", 1e6, "M"), spread(members, "multiply_adds", 1e9, "G")]

@@ -223,7 +223,9 @@ class BackboneContract:
         with torch.no_grad():
             expected = backbone(self.pictures(backbone))
             other = self.build(backbone.name, seed=1).eval()
-            assert not torch.equal(other(self.pictures(backbone)), expected), "two random backbones agree: the test proves nothing"
+            assert not torch.equal(other(self.pictures(backbone)), expected), (
+                "two random backbones agree: the test proves nothing"
+            )
             other.load_state_dict(backbone.state_dict())
             assert torch.equal(other(self.pictures(backbone)), expected)
 

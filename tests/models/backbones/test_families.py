@@ -1,4 +1,4 @@
-"""Every family of architectures that the lectures teach, and those that came after, under the contract of all backbones.
+"""Every family of architectures that the lectures teach, and later ones, under the contract of all backbones.
 
 The widths are those of the papers' tables; where the network was narrowed or widened, of the authors' rule for it.
 """
@@ -145,7 +145,9 @@ class TestAllExports(ExportContract):
         **dict.fromkeys(("torchvision/squeezenet1_0", "legacy_seresnet18", "mobilenetv1_100", "mobilenetv2_035"), 64),
         **dict.fromkeys(("mobilenetv3_large_100", "mobilenetv4_conv_small", "nasnetalarge", "pnasnet5large"), 64),
         **dict.fromkeys(("mnasnet_100", "efficientnet_b0", "tf_efficientnetv2_b0", "regnety_002", "resnest14d"), 64),
-        **dict.fromkeys(("convnext_atto", "convnextv2_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"), 64),
+        **dict.fromkeys(
+            ("convnext_atto", "convnextv2_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"), 64
+        ),
         **dict.fromkeys(("vit_small_patch16_dinov3", "maxvit_rmlp_pico_rw_256", "mobileone_s0", "fastvit_t8"), 64),
         **dict.fromkeys(("levit_128s", "mixer_s32_224", "caformer_s18"), 64),
         **dict.fromkeys(("vit_small_patch14_dinov2", "eva02_tiny_patch14_224"), 56),

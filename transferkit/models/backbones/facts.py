@@ -137,7 +137,12 @@ def multiply_adds(network: nn.Module, picture: Tensor) -> int:
         picture: ``(1, 3, H, W) float32``; its values do not matter.
     """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    with evaluation_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        evaluation_mode(network),
+        torch.inference_mode(False),  # in which torch's counter sees nothing
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
         try:
             # torch's counter stumbles over parameters that modules are called with, such as class tokens.
             for parameter in learning:

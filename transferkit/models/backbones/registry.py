@@ -218,8 +218,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
         "license": license_,
         "pretrained": origin,
         "layer_groups": {
-            group.name: sum(parameter.numel() for _, parameter in group.parameters)
-            for group in backbone.layer_groups()
+            group.name: sum(parameter.numel() for _, parameter in group.parameters) for group in backbone.layer_groups()
         },
     }
 

@@ -29,7 +29,16 @@ __all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvisi
 PREFIX = "torchvision/"
 
 _LICENSE, _SWAG_LICENSE = "BSD-3-Clause", "CC-BY-NC-4.0"
-_OURS = ("aux_logits", "image_size", "input_size", "num_classes", "progress", "transform_input", "weights", "weights_backbone")
+_OURS = (
+    "aux_logits",
+    "image_size",
+    "input_size",
+    "num_classes",
+    "progress",
+    "transform_input",
+    "weights",
+    "weights_backbone",
+)
 # Modules that only hold the stages, and are opened to find the layer groups.
 _HOLDERS = frozenset({"blocks", "encoder", "encoder.layers", "features", "trunk_output"})
 _RESNET_LIKE = ("resnet", "resnext", "wide_resnet")
@@ -94,11 +103,15 @@ class TorchvisionBackbone(Backbone):
     def pool(self, maps: Tensor) -> Tensor:
         """Return features ``(B, D)`` from a feature map, through what the network has before its last layer."""
         net: Any = self.model
-        if self.architecture.startswith(("densenet", "mobilenet_v2", "shufflenet")):  # these pool in `forward`, without a module
+        if self.architecture.startswith(
+            ("densenet", "mobilenet_v2", "shufflenet")
+        ):  # these pool in `forward`, without a module
             maps = functional.adaptive_avg_pool2d(maps, (1, 1))
         elif not self.architecture.startswith(("maxvit", "squeezenet")):  # which pool in their classifiers
             maps = net.avgpool(maps)
-        if not self.architecture.startswith(("convnext", "maxvit", "squeezenet")):  # their classifiers want the map's shape
+        if not self.architecture.startswith(
+            ("convnext", "maxvit", "squeezenet")
+        ):  # their classifiers want the map's shape
             maps = maps.flatten(1)
         features: Tensor = _last_part(self.model)[1](maps)
         return features.flatten(1)
