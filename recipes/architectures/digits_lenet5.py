@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 
 import transferkit as tk
 
-SCRATCH = {"backbone": "lenet5", "weights": "random", "phases": "finetune", "augment": "none", "batch_size": 32}
+SHAKEN = [{"Affine": {"rotate": [-12, 12], "translate_percent": [-0.08, 0.08], "scale": [0.88, 1.12], "p": 1.0}}]
+SCRATCH = {"backbone": "lenet5", "weights": "random", "phases": "finetune", "augment": SHAKEN, "batch_size": 32}
 
 
 def write(folder: Path, digits: range, per_class: int | None = None) -> Path:
@@ -47,7 +48,7 @@ def write(folder: Path, digits: range, per_class: int | None = None) -> Path:
     return folder
 
 
-def main(folder: Path | None = None, epochs: int = 30) -> dict[str, float]:
+def main(folder: Path | None = None, epochs: int = 40) -> dict[str, float]:
     """Train three times and transfer once; return the accuracies on the test digits."""
     root = folder or Path(tempfile.mkdtemp(prefix="digits-"))
     everything, first = write(root / "all", range(10)), write(root / "first", range(5))

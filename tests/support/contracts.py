@@ -113,7 +113,8 @@ class BackboneContract:
 
     Attributes:
         widths: Of the features.
-        maps: Widths of the pyramid by name, from fine to coarse; an empty tuple where there is none.
+        maps: Widths of the pyramid by name, from fine to coarse; an empty tuple where there is none. Of the others it
+            is only proven that the maps are as `pyramid` says.
         sides: Of pictures, for those that do not take `SIDE`.
         without_maps: Names of those that give no feature map.
         least_groups: Layer groups, without the head.
@@ -256,19 +257,18 @@ class BackboneContract:
 
     def test_the_pyramid_has_the_promised_widths(self, backbone):
         expected = self.maps.get(backbone.name)
-        if expected is None:
-            pytest.skip("no widths are written down")
-        if not expected:
+        if expected == ():
             with pytest.raises(BackboneError, match=r"has no pyramid|no .*feature map"):
                 backbone.pyramid()
             return
         levels = backbone.pyramid()
-        assert tuple(level.channels for level in levels) == expected
+        widths = tuple(level.channels for level in levels)
+        assert expected in (None, widths)
         strides = [level.stride for level in levels]
         assert strides == sorted(set(strides)), "levels are not from fine to coarse"
         with torch.no_grad():
             maps = backbone.forward_pyramid(self.pictures(backbone, 2))
-        assert [made.shape[:2] for made in maps] == [(2, width) for width in expected]
+        assert [made.shape[:2] for made in maps] == [(2, width) for width in widths]
         side = self.side(backbone.name)
         assert [round(side / made.shape[2]) for made in maps] == strides
 
