@@ -87,6 +87,16 @@ def test_one_backbone_is_described(command):
         assert part in " ".join(out.split())
 
 
+def test_the_cost_and_the_stages_of_a_backbone_are_told(command):
+    _, out, _ = command("backbones", "mobilenetv3_small_050")
+    words = " ".join(out.split())
+    # 1024 features of 1000 classes. A stem of 3 px and stride 2, then 3 px depthwise, with squeeze-and-excitation.
+    assert "568,224 without the classifier, 1,593,224 with it" in words
+    assert "23 M multiply-adds" in words
+    assert "stride 4, 8 channels (blocks.0), receptive field 7 px, and the whole picture through gates" in words
+    assert command("backbones", "test_vit")[1].count("receptive field the whole picture") == 1
+
+
 def test_no_backbone_matches(command):
     status, _, err = command("backbones", "resnet81")
     assert status == 4

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import lightning
+import onnxruntime
 import pytest
 import torch
+from export_runs import make_run
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from transferkit.core.errors import BackboneError
+from transferkit.models.artifact import load_model, save_model
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.freezing import frozen_modules, frozen_state_digest, keep_frozen_eval, set_trainable
+from transferkit.models.module import TransferModule
+from transferkit.options.results import ExportConfig
+from transferkit.results.export.export import export
 
 SIDE = 64
 
 
-def images(count: int = 3, *, seed: int = 0) -> torch.Tensor:
-    """Pictures as a backbone gets them, normalised: (count, 3, SIDE, SIDE)."""
-    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+def images(count: int = 3, *, seed: int = 0, side: int = SIDE) -> torch.Tensor:
+    """Pictures as a backbone gets them, normalised: (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def build(name, **options):
+def build(name, *, side: int = SIDE, seed: int = 0, **options):
     """A random backbone, the same at every call."""
-    torch.manual_seed(0)
-    return create_backbone(name, weights="random", image_size=SIDE, **options)
+    torch.manual_seed(seed)
+    return create_backbone(name, weights="random", image_size=side, **options)
 
 
 class MapHead(nn.Module):
@@ -72,7 +80,9 @@ def train_a_little(model, steps=2):
     for step in range(steps):
         model.train()
         optimizer.zero_grad(set_to_none=False)  # zeros, not None, where a gradient ever was: the harder case
-        nn.functional.cross_entropy(model(images(4, seed=step)), torch.tensor([0, 1, 0, 1])).backward()
+        side = model.backbone.data_config.image_size[0]
+        pictures = images(4, seed=step, side=side)
+        nn.functional.cross_entropy(model(pictures), torch.tensor([0, 1, 0, 1])).backward()
         optimizer.step()
     return optimizer
 
@@ -99,10 +109,22 @@ def check_frozen_prefix(model, count):
 
 
 class BackboneContract:
-    """Inherit, and set `widths`: name -> D, written down by hand from the library's or the paper's own table."""
+    """Inherit, and set `widths`: name -> D, written down by hand from the library's or the paper's own table.
+
+    Attributes:
+        widths: Of the features.
+        maps: Widths of the pyramid by name, from fine to coarse; an empty tuple where there is none. Of the others it
+            is only proven that the maps are as `pyramid` says.
+        sides: Of pictures, for those that do not take `SIDE`.
+        without_maps: Names of those that give no feature map.
+        least_groups: Layer groups, without the head.
+    """
 
     widths: dict[str, int]
+    maps: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
+    sides: dict[str, int] = {}  # noqa: RUF012
     without_maps: frozenset[str] = frozenset()
+    least_groups: int = 4
 
     def pytest_generate_tests(self, metafunc):
         metafunc.parametrize("backbone", list(self.widths), indirect=True, scope="class")
@@ -110,7 +132,18 @@ class BackboneContract:
     @pytest.fixture(scope="class")
     @classmethod
     def backbone(cls, request):
-        return build(request.param)
+        return cls.build(request.param)
+
+    @classmethod
+    def build(cls, name, **options):
+        return build(name, side=cls.side(name), **options)
+
+    @classmethod
+    def side(cls, name):
+        return cls.sides.get(name, SIDE)
+
+    def pictures(self, backbone, count=3):
+        return images(count, side=self.side(backbone.name))
 
     @pytest.fixture(autouse=True)
     def evaluating(self, backbone):
@@ -118,7 +151,7 @@ class BackboneContract:
 
     def test_features_have_the_promised_width(self, backbone):
         with torch.no_grad():
-            features = backbone(images())
+            features = backbone(self.pictures(backbone))
         assert features.shape == (3, backbone.num_features)
         assert backbone.num_features == self.widths[backbone.name]
         assert features.dtype == torch.float32
@@ -130,17 +163,17 @@ class BackboneContract:
             if backbone.name in self.without_maps:
                 assert backbone.map_channels is None
                 with pytest.raises(BackboneError, match=r"no .*feature map - use a head that takes features"):
-                    backbone.forward_maps(images())
+                    backbone.forward_maps(self.pictures(backbone))
                 return
-            maps = backbone.forward_maps(images())
+            maps = backbone.forward_maps(self.pictures(backbone))
             assert maps.ndim in (3, 4)
             assert maps.shape[1 if maps.ndim == 4 else 2] == backbone.map_channels
-            assert torch.equal(backbone.pool(maps), backbone(images()))
+            assert torch.equal(backbone.pool(maps), backbone(self.pictures(backbone)))
 
     def test_groups_partition_the_parameters_in_order(self, backbone):
         groups = backbone.layer_groups()
         names = [group.name for group in groups]
-        assert len(set(names)) == len(names) > 1
+        assert len(set(names)) == len(names) >= self.least_groups
         assert "head" not in names
         listed = [(name, id(parameter)) for group in groups for name, parameter in group.parameters]
         own = [(name, id(parameter)) for name, parameter in backbone.named_parameters()]
@@ -163,7 +196,7 @@ class BackboneContract:
             if list(module.parameters()):
                 hooks.append(module.register_forward_hook(note(name)))
         with torch.no_grad():
-            backbone(images(1))
+            backbone(self.pictures(backbone, 1))
         for hook in hooks:
             hook.remove()
         first_run = [
@@ -176,7 +209,7 @@ class BackboneContract:
 
     def test_data_config_is_valid(self, backbone):
         config = backbone.data_config
-        assert config.image_size == (SIDE, SIDE)
+        assert config.image_size == (self.side(backbone.name),) * 2
         assert all(0 <= value <= 1 for value in config.mean)
         assert all(0 < value <= 1 for value in config.std)
         assert config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
@@ -189,33 +222,116 @@ class BackboneContract:
 
     def test_state_dict_round_trip(self, backbone):
         with torch.no_grad():
-            expected = backbone(images())
-            other = create_backbone(backbone.name, weights="random", image_size=SIDE).eval()
-            assert not torch.equal(other(images()), expected), "two random backbones agree: the test proves nothing"
+            expected = backbone(self.pictures(backbone))
+            other = self.build(backbone.name, seed=1).eval()
+            assert not torch.equal(other(self.pictures(backbone)), expected), (
+                "two random backbones agree: the test proves nothing"
+            )
             other.load_state_dict(backbone.state_dict())
-            assert torch.equal(other(images()), expected)
+            assert torch.equal(other(self.pictures(backbone)), expected)
 
     def test_a_picture_does_not_depend_on_its_batch(self, backbone):
         with torch.no_grad():
-            together = backbone(images(4))
-            alone = torch.cat([backbone(images(4)[row : row + 1]) for row in range(4)])
+            together = backbone(self.pictures(backbone, 4))
+            alone = torch.cat([backbone(self.pictures(backbone, 4)[row : row + 1]) for row in range(4)])
         torch.testing.assert_close(alone, together, rtol=0, atol=1e-5 * max(1.0, float(together.abs().max())))
 
     def test_evaluation_is_deterministic(self, backbone):
         with torch.no_grad():
-            assert torch.equal(backbone(images()), backbone(images()))
+            assert torch.equal(backbone(self.pictures(backbone)), backbone(self.pictures(backbone)))
 
     def test_a_frozen_backbone_is_the_same_function_in_train_mode(self, backbone):  # fault 49, fault 50
-        model = Model(build(backbone.name))
+        model = Model(self.build(backbone.name))
         freeze_first(model, len(model.backbone.layer_groups()))
         with torch.no_grad():
-            expected = model.eval().backbone(images())
+            expected = model.eval().backbone(self.pictures(backbone))
             digest = frozen_state_digest(model)
             for _ in range(2):
-                assert torch.equal(model.train().backbone(images()), expected)
+                assert torch.equal(model.train().backbone(self.pictures(backbone)), expected)
         assert model.head.training and model.training
         assert frozen_state_digest(model) == digest
 
     def test_a_frozen_prefix_does_not_move(self, backbone):  # fault 49
-        model = Model(build(backbone.name))
+        model = Model(self.build(backbone.name))
         check_frozen_prefix(model, max(1, len(model.backbone.layer_groups()) // 2))
+
+    def test_the_pyramid_has_the_promised_widths(self, backbone):
+        expected = self.maps.get(backbone.name)
+        if expected == ():
+            with pytest.raises(BackboneError, match=r"has no pyramid|no .*feature map"):
+                backbone.pyramid()
+            return
+        levels = backbone.pyramid()
+        widths = tuple(level.channels for level in levels)
+        assert expected in (None, widths)
+        strides = [level.stride for level in levels]
+        assert strides == sorted(set(strides)), "levels are not from fine to coarse"
+        with torch.no_grad():
+            maps = backbone.forward_pyramid(self.pictures(backbone, 2))
+        assert [made.shape[:2] for made in maps] == [(2, width) for width in widths]
+        side = self.side(backbone.name)
+        assert [round(side / made.shape[2]) for made in maps] == strides
+
+    def test_a_head_of_any_size_fits(self, backbone):
+        for classes, head in ((3, "linear"), (7, "mlp")):
+            module = TransferModule(backbone, classes, head).eval()
+            with torch.no_grad():
+                logits = module(self.pictures(backbone, 2))
+            assert logits.shape == (2, classes)
+            assert [name for name, _ in module.groups()][-1] == "head"
+            own = [id(parameter) for parameter in module.parameters()]
+            assert sorted(id(p) for _, members in module.groups() for _, p in members) == sorted(own)
+
+    def test_a_training_step_reaches_every_parameter(self, backbone):
+        module = TransferModule(self.build(backbone.name), 2)
+        half = module.group_names()[len(module.groups()) // 2 :]
+        for names in (module.group_names(), half):
+            module.train_groups(names)
+            module.train()
+            module.zero_grad()
+            loss = nn.functional.cross_entropy(module(self.pictures(backbone, 4)), torch.tensor([0, 1, 0, 1]))
+            loss.backward()
+            trained = {id(p) for name, members in module.groups() if name in names for _, p in members}
+            idle = [name for name, p in module.named_parameters() if id(p) in trained and p.grad is None]
+            assert idle == [], "no gradient reaches a parameter that is to learn"
+            assert not [name for name, p in module.named_parameters() if id(p) not in trained and p.grad is not None]
+            assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+    def test_a_trained_network_comes_back(self, backbone, tmp_path):
+        """From the checkpoint of a Trainer after a step, and from the product's two files."""
+        torch.manual_seed(0)
+        module = TransferModule(backbone.name, 2, "mlp", weights="random", image_size=self.side(backbone.name))
+        data = TensorDataset(self.pictures(backbone, 4), torch.tensor([0, 1, 0, 1]))
+        trainer = lightning.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(data, batch_size=4))
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        save_model(tmp_path, module.eval())
+        torch.manual_seed(1)
+        for other in (TransferModule.load_from_checkpoint(tmp_path / "a.ckpt"), load_model(tmp_path)[0]):
+            assert other.group_names() == module.group_names()
+            with torch.no_grad():
+                assert torch.equal(other.eval()(self.pictures(backbone)), module(self.pictures(backbone)))
+
+
+class ExportContract:
+    """Inherit, and set `sides`: name -> side of pictures. A run with the backbone is exported to ONNX."""
+
+    sides: dict[str, int]
+
+    def pytest_generate_tests(self, metafunc):
+        metafunc.parametrize("name", list(self.sides))
+
+    def test_the_exported_file_gives_the_same_labels(self, name, tmp_path):
+        run = make_run(tmp_path / "run", backbone=name, image_size=self.sides[name])
+        # `export` itself refuses a file whose labels differ; here they are compared once more, from outside.
+        made = export(ExportConfig(run=str(run), out=str(tmp_path / "a.onnx"), quiet=True))
+        pictures = images(8, side=self.sides[name])
+        session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+        (probs, *_) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+        with torch.no_grad():
+            expected = load_model(run)[0].eval()(pictures).softmax(dim=1)
+        assert probs.argmax(axis=1).tolist() == expected.argmax(dim=1).tolist()
+        assert abs(probs - expected.numpy()).max() < 1e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transferkit.core.errors import BackboneError, did_you_mean
 from transferkit.models.backbones.registry import describe_backbone, list_backbones
 from transferkit.options.features import BackbonesConfig
@@ -34,7 +36,8 @@ def print_backbones(config: BackbonesConfig) -> None:
         console.print(name, style="bold")
         height, width = facts["image_size"]
         rows = {
-            "parameters": f"{facts['parameters']:,}",
+            "parameters": _parameters(facts),
+            "operations": f"{facts['multiply_adds'] / 1e6:,.0f} M multiply-adds for a picture of this input",
             "features": f"{facts['num_features']:,} (penultimate, pooled)",
             "input": f"{height} x {width} px, {facts['interpolation']}, centre crop {facts['crop_pct']:.3g}",
             "mean, std": f"{facts['mean']}, {facts['std']}",
@@ -42,5 +45,24 @@ def print_backbones(config: BackbonesConfig) -> None:
             "licence": facts["license"] or "not stated",
             "groups": ", ".join(f"{group} ({size:,})" for group, size in facts["layer_groups"].items()),
         }
-        for title, text in rows.items():
-            console.print(f"  {title:<12}{text}", soft_wrap=True)
+        lines = [*rows.items(), *(("stages", _stage(stage)) for stage in facts["stages"])]
+        for place, (title, text) in enumerate(lines):
+            shown = "" if place and lines[place - 1][0] == title else title
+            console.print(f"  {shown:<12}{text}", soft_wrap=True)
+
+
+def _parameters(facts: dict[str, Any]) -> str:
+    """Say how many parameters a backbone has, without and with the classifier."""
+    text, whole = f"{facts['parameters']:,}", facts["parameters_with_classifier"]
+    return text if whole is None else f"{text} without the classifier, {whole:,} with it"
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    """Say what a stage gives: stride, width and receptive field."""
+    if stage["field"] is None:
+        field = "the whole picture" if stage["sees_all"] else "not one number (windows)"
+    else:
+        gates = ", and the whole picture through gates or norms" if stage["sees_all"] else ""
+        field = f"{stage['field']:,} px{gates}"
+    name = f" ({stage['name']})" if stage["name"] else ""
+    return f"stride {stage['stride']}, {stage['channels']:,} channels{name}, receptive field {field}"

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import contracts
 import pytest
 import timm
 import torch
@@ -18,6 +19,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from transferkit.core.errors import BackboneError, ConfigError
 from transferkit.core.files import sha256_of_file
 from transferkit.core.records import DataConfig
+from transferkit.models.artifact import load_model
 from transferkit.models.backbones import (
     mini,
     registered,
@@ -84,6 +86,8 @@ class TestTorchvision(BackboneContract):
 
 class TestRegistered(BackboneContract):
     widths = {"own": 12, "own-vector": 12}  # noqa: RUF012
+    maps = {"own-vector": ()}  # noqa: RUF012
+    least_groups = 3
     without_maps = frozenset({"own-vector"})
 
 
@@ -102,9 +106,96 @@ def test_the_contract_can_fail():
     backbone.num_features = 11
     with pytest.raises(AssertionError):
         contract.test_features_have_the_promised_width(backbone)
+    backbone.num_features = 12
+    contract.maps = {"own": (8, 13)}
+    with pytest.raises(AssertionError):
+        contract.test_the_pyramid_has_the_promised_widths(backbone)
+    contract.maps = {"own": ()}
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        contract.test_the_pyramid_has_the_promised_widths(backbone)
     backbone.forward_maps = lambda pictures: 2 * backbone.model(pictures)
     with pytest.raises(AssertionError):
         contract.test_features_are_the_pooled_maps(backbone)
+
+
+class Idle(Own):
+    """A network with a layer that nothing is computed with."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Conv2d(8, 8, 1)
+
+
+class Shaken(Own):
+    """A network whose features are drawn at random, whatever its weights are."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(1)
+
+
+class Lost(Own):
+    """A network with a number that is in no state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = float(torch.rand(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("network", "check", "message"),
+    [
+        (Idle, "test_a_training_step_reaches_every_parameter", "no gradient reaches a parameter"),
+        (Shaken, "test_a_frozen_backbone_is_the_same_function_in_train_mode", "assert"),
+        (Lost, "test_a_trained_network_comes_back", "assert"),
+    ],
+)
+def test_a_network_that_breaks_the_contract_is_seen(network, check, message, tmp_path):
+    register_backbone(f"broken-{network.__name__}")(network)
+    contract = BackboneContract()
+    options = {"tmp_path": tmp_path} if check == "test_a_trained_network_comes_back" else {}
+    with pytest.raises(AssertionError, match=message):
+        getattr(contract, check)(build(f"broken-{network.__name__}"), **options)
+
+
+def test_an_exported_file_of_other_labels_is_seen(tmp_path, monkeypatch):
+    """The comparison from outside: what `export` wrote is run beside another network."""
+    monkeypatch.setattr(contracts, "load_model", lambda run: (Swapped(load_model(run)[0]), None))
+    contract = contracts.ExportContract()
+    contract.sides = {"test_resnet": 32}
+    with pytest.raises(AssertionError):
+        contract.test_the_exported_file_gives_the_same_labels("test_resnet", tmp_path)
+
+
+class Swapped(nn.Module):
+    """A model whose classes are in another order."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images).roll(1, dims=1)
+
+
+def test_few_groups_are_opened_at_their_largest_sequence():
+    net = nn.Sequential()
+    net.stem = nn.Conv2d(3, 4, 1)
+    net.body = nn.ModuleDict({"first": nn.Linear(2, 2), "stages": nn.Sequential(*(nn.Linear(9, 9) for _ in range(3)))})
+    net.body["last"] = nn.LayerNorm(2)
+    listed = [[name for name, _ in net.named_parameters() if name.startswith(part)] for part in ("stem", "body")]
+    names = [[name for name, _ in group.parameters] for group in named_groups(net, listed, least=4)]
+    assert names == [
+        ["stem.weight", "stem.bias"],
+        ["body.first.weight", "body.first.bias"],
+        ["body.stages.0.weight", "body.stages.0.bias"],
+        ["body.stages.1.weight", "body.stages.1.bias"],
+        ["body.stages.2.weight", "body.stages.2.bias", "body.last.weight", "body.last.bias"],
+    ]
+    assert len(named_groups(net, listed, least=2)) == 2
+    assert len(named_groups(nn.Linear(2, 2), [["weight"], ["bias"]], least=4)) == 2  # nothing is left to open
 
 
 # --- names -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The request for a backbone, and the facts about one besides its layers."""
+"""The request for a backbone, and the facts about one besides its layers: preparation, weights, cost of a picture."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
 from transferkit.core.text import first_line
+from transferkit.models.freezing import evaluation_mode
 from transferkit.models.weights.checkpoint import Checkpoint, read_file
 
-__all__ = ["MINI", "BackboneFacts", "Request", "construction"]
+__all__ = ["MINI", "BackboneFacts", "Request", "construction", "multiply_adds", "parameter_count"]
 
 MINI = "transferkit/mini"
 """The backbone whose weights come with the package."""
@@ -119,3 +124,36 @@ class Request:
         if checkpoint is None:
             return BackboneFacts(self.name, data_config)
         return BackboneFacts(self.name, data_config, checkpoint.license, checkpoint.source, checkpoint.sha256)
+
+
+def multiply_adds(network: nn.Module, picture: Tensor) -> int:
+    """Return the multiply-adds of a forward pass of one picture, in eval mode.
+
+    Those of convolutions and of matrix products, attention's among them, as papers count; norms, activations, pooling
+    and sums are left out. A network on the ``meta`` device is counted without computing anything.
+
+    Args:
+        network: Takes images ``(B, 3, H, W) float32``.
+        picture: ``(1, 3, H, W) float32``; its values do not matter.
+    """
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    with (
+        evaluation_mode(network),
+        torch.inference_mode(False),  # in which torch's counter sees nothing
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        try:
+            # torch's counter stumbles over parameters that modules are called with, such as class tokens.
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            network(picture)
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Return how many numbers the parameters of a network hold, each parameter once."""
+    return sum(parameter.numel() for parameter in network.parameters())

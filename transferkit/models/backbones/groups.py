@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["STEM", "LayerGroup", "child_groups", "named_groups"]
+__all__ = ["LEAST", "STEM", "LayerGroup", "child_groups", "named_groups"]
 
 NamedParameters = tuple[tuple[str, nn.Parameter], ...]
 
@@ -16,6 +16,10 @@ _RESERVED = "head"
 
 STEM = "stem"
 """The first group, where it is not one module or is called so."""
+
+
+LEAST = 4
+"""Groups of a library's network, where its layers can be told apart: with fewer there is nothing to thaw gradually."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class LayerGroup:
     parameters: NamedParameters
 
 
-def named_groups(module: nn.Module, groups: Sequence[Sequence[str]], *, prefix: str = "") -> tuple[LayerGroup, ...]:
+def named_groups(
+    module: nn.Module, groups: Sequence[Sequence[str]], *, prefix: str = "", least: int = 1
+) -> tuple[LayerGroup, ...]:
     """Name groups of parameters after the modules they make up.
 
     A group is called by the shortest module path that holds most of its weights and nothing of another group
@@ -43,8 +49,11 @@ def named_groups(module: nn.Module, groups: Sequence[Sequence[str]], *, prefix: 
         groups: Parameter names of `module`, from input to output. A parameter that is in none of them joins the
             group of the parameter registered before it; empty groups are left out.
         prefix: Put in front of the parameter names, not of the group names.
+        least: How many groups there shall be; with fewer, the largest sequence of layers is opened.
     """
     owner = _owners(module, groups)
+    while len(set(owner.values())) < least and (finer := _opened(module, owner)) is not None:
+        owner = finer
     order = sorted(set(owner.values()))
     parameters = dict(module.named_parameters())
     names: list[str] = []
@@ -57,11 +66,14 @@ def named_groups(module: nn.Module, groups: Sequence[Sequence[str]], *, prefix: 
     )
 
 
-def child_groups(module: nn.Module, *, prefix: str = "") -> tuple[LayerGroup, ...]:
-    """Make a group of each top-level child with parameters; those of the root itself come first, as ``stem``."""
+def child_groups(module: nn.Module, *, prefix: str = "", least: int = 1) -> tuple[LayerGroup, ...]:
+    """Make a group of each top-level child with parameters; those of the root itself come first, as ``stem``.
+
+    Prefix and least are those of `named_groups`.
+    """
     direct = [name for name, _ in module.named_parameters(recurse=False)]
     children = [[f"{name}.{key}" for key, _ in child.named_parameters()] for name, child in module.named_children()]
-    return named_groups(module, [direct, *children], prefix=prefix)
+    return named_groups(module, [direct, *children], prefix=prefix, least=least)
 
 
 def _owners(module: nn.Module, groups: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -73,6 +85,46 @@ def _owners(module: nn.Module, groups: Sequence[Sequence[str]]) -> dict[str, int
         nearest = listed.get(name, nearest)
         owner[name] = nearest
     return owner
+
+
+def _opened(module: nn.Module, owner: dict[str, int]) -> dict[str, int] | None:
+    """Divide the largest group that has a sequence of layers in it; ``None`` where none has."""
+    parameters = dict(module.named_parameters())
+    sizes = {group: sum(parameters[name].numel() for name in owner if owner[name] == group) for group in owner.values()}
+    for group in sorted(sizes, key=lambda group: -sizes[group]):
+        mine = [name for name in owner if owner[name] == group]
+        sequence = _sequence(module, mine, parameters)
+        if sequence is None:
+            continue
+        # What is registered before the sequence is a part of its own, and what comes after goes with its last layer.
+        parts: dict[str, list[str]] = {}
+        part = ""
+        for name in mine:
+            if name.startswith(sequence):
+                part = name[len(sequence) :].partition(".")[0]
+            parts.setdefault(part, []).append(name)
+        groups = [[name for name in owner if owner[name] == other] for other in sorted(sizes) if other < group]
+        groups += parts.values()
+        groups += [[name for name in owner if owner[name] == other] for other in sorted(sizes) if other > group]
+        return _owners(module, groups)
+    return None
+
+
+def _sequence(module: nn.Module, names: Sequence[str], parameters: dict[str, nn.Parameter]) -> str | None:
+    """Return the path, with a dot, of the sequence of layers that holds most of some parameters; ``None`` if none."""
+    path, modules = "", dict(module.named_modules())
+    while True:
+        sizes: dict[str, int] = {}
+        for name in names:
+            if name.startswith(path):
+                step = path + name[len(path) :].partition(".")[0]
+                sizes[step] = sizes.get(step, 0) + parameters[name].numel()
+        if isinstance(modules[path.removesuffix(".")], nn.Sequential | nn.ModuleList) and len(sizes) > 1:
+            return path
+        best = max(sizes, key=lambda step: sizes[step])
+        if best in parameters:
+            return None
+        path = f"{best}."
 
 
 def _group_name(position: int, owner: dict[str, int], parameters: dict[str, nn.Parameter], *, first: bool) -> str:

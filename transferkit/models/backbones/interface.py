@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,12 @@ class Backbone(nn.Module, abc.ABC):
         """
         if self._levels is None:
             size = self.data_config.image_size
-            images = torch.zeros(1, 3, *size)
-            with evaluation_mode(self), torch.no_grad():
-                levels = choose_levels(self._maps(images, self.stages()), size)
-                finer = choose_levels(self._maps(images, finer_stages(self.model)), size)
+            images = self.blank_picture()
+            stages, parts = self.stages(), finer_stages(self.model)
+            with evaluation_mode(self), torch.no_grad(), recorded({**parts, **stages}) as outputs:
+                end = self._laid_out(self.forward_maps(images), images)
+            levels = choose_levels(self._trunk(outputs, stages, end, images), size)
+            finer = choose_levels(self._trunk(outputs, parts, end, images), size)
             if len(levels) < _USUAL_LEVELS:
                 levels = max(levels, finer, key=len)
             if len(levels) > 1:  # the stem is no stage, and its map is the finest
@@ -160,22 +162,34 @@ class Backbone(nn.Module, abc.ABC):
         return as_map(end, size, channels_last=False, prefix_tokens=self.prefix_tokens)
 
     def _maps(self, images: Tensor, stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """Return the feature maps of some stages, in the order in which they are computed, and the one at the end.
+        """Return the feature maps of some stages, and the one at the end, see `_trunk`."""
+        with recorded(stages) as outputs:
+            end = self._laid_out(self.forward_maps(images), images)
+        return self._trunk(outputs, stages, end, images)
+
+    def _trunk(
+        self, outputs: Mapping[str, object], stages: Container[str], end: Tensor | None, images: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the feature maps of some stages, in the order in which they were computed, and the one at the end.
 
         Where the end is no map there are none: what the stages gave is no trunk then.
         """
-        height, width = images.shape[2:]
-        with recorded(stages) as outputs:
-            end = self._laid_out(self.forward_maps(images), images)
         if end is None:
             return {}
+        size = images.shape[2], images.shape[3]
         maps = {
-            name: as_map(output, (height, width), channels_last=self.channels_last, prefix_tokens=self.prefix_tokens)
+            name: as_map(output, size, channels_last=self.channels_last, prefix_tokens=self.prefix_tokens)
             for name, output in outputs.items()
+            if name in stages
         }
         trunk = {name: made for name, made in maps.items() if made is not None}
         # A stage of the last stride is what heads are used to; what follows it (a norm, a wider convolution) is not.
         return trunk if any(made.shape[2:] == end.shape[2:] for made in trunk.values()) else {**trunk, LAST: end}
+
+    def blank_picture(self) -> Tensor:
+        """Return zeros ``(1, 3, H, W) float32`` of the data config's size, where the network's parameters are."""
+        device = next((parameter.device for parameter in self.parameters()), None)
+        return torch.zeros(1, 3, *self.data_config.image_size, device=device)
 
     def measure(self) -> None:
         """Set `num_features` and `map_channels` by a dry forward. An adapter's constructor ends with this.
@@ -186,7 +200,7 @@ class Backbone(nn.Module, abc.ABC):
         Raises:
             BackboneError: The network fails on one picture of the data config's size, or does not return one vector.
         """
-        images = torch.zeros(1, 3, *self.data_config.image_size)
+        images = self.blank_picture()
         size = "x".join(map(str, self.data_config.image_size))
         try:
             with evaluation_mode(self), torch.no_grad():

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
 from transferkit.machine.cores import free_memory
 from transferkit.models.backbones import mini, registered, timm, torchvision
-from transferkit.models.backbones.facts import MINI, Request
+from transferkit.models.backbones.facts import MINI, Request, multiply_adds, parameter_count
+from transferkit.models.backbones.field import receptive_fields
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
 
-__all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "is_backbone", "list_backbones",
-           "register_backbone", "require_memory"]  # fmt: skip
+__all__ = ["Backbone", "LayerGroup", "blank_backbone", "create_backbone", "describe", "describe_backbone",
+           "is_backbone", "list_backbones", "register_backbone", "require_memory"]  # fmt: skip
 
 BYTES_OF_A_PIXEL = 200
 """What a network needs for a pixel: 64 maps of half the sides in float32, going into and out of a layer, and copies."""
@@ -37,6 +41,8 @@ class _Source:
         names: Its names that match a shell pattern; with ``True`` only those with pretrained weights.
         build: Builds a backbone.
         pretrained: Where the pretrained weights come from, and their licence; ``None`` twice where there are none.
+        whole: Builds the network with the classifier of its weights, random; ``None`` where it has none.
+        abstract: Whether its networks can be built on the ``meta`` device, without a number in them.
     """
 
     prefix: str
@@ -44,6 +50,8 @@ class _Source:
     names: Callable[[str, bool], list[str]]
     build: Callable[[Request], Backbone]
     pretrained: Callable[[Request], tuple[str | None, str | None]]
+    whole: Callable[[Request], nn.Module | None] = lambda request: None
+    abstract: bool = False
 
 
 _SOURCES = (
@@ -67,6 +75,8 @@ _SOURCES = (
         names=timm.list_timm,
         build=timm.build_timm,
         pretrained=timm.pretrained_timm,
+        whole=timm.whole_timm,
+        abstract=True,
     ),
     _Source(
         prefix=torchvision.PREFIX,
@@ -74,6 +84,8 @@ _SOURCES = (
         names=lambda pattern, pretrained_only: torchvision.list_torchvision(pattern),
         build=torchvision.build_torchvision,
         pretrained=torchvision.pretrained_torchvision,
+        whole=torchvision.whole_torchvision,
+        abstract=True,
     ),
 )
 
@@ -155,29 +167,69 @@ def describe_backbone(name: str) -> dict[str, Any]:
     """Return what is known of a backbone, as plain values. It is built with random weights; nothing is fetched.
 
     Returns:
-        ``name``, ``parameters`` (count), ``num_features``, ``map_channels``, ``image_size``, ``mean``, ``std``,
-        ``interpolation``, ``crop_pct``, ``crop_mode``, ``license`` and ``pretrained`` (where the weights come from)
-        of the pretrained weights, ``None`` where there are none, and ``layer_groups``: name -> count of parameters,
-        from input to output.
+        What `describe` does, and ``stages``, from input to output, where there is a pyramid, else none. Of each
+        ``name``, ``stride``, ``channels``, ``field`` (pixels along a side of its receptive field, ``None`` where it is
+        not one number) and ``sees_all`` (whether every position depends on the whole picture besides).
+
+    Raises:
+        BackboneError: The name is unknown.
+    """
+    backbone = blank_backbone(name)
+    return {**describe(backbone), "stages": _stages(backbone)}
+
+
+def blank_backbone(name: str) -> Backbone:
+    """Build a backbone to look at: of timm and torchvision on the ``meta`` device, without a number in it.
+
+    So large ones take neither memory nor time.
 
     Raises:
         BackboneError: The name is unknown.
     """
     source, request = _find(name)
-    origin, license_ = source.pretrained(request)
     # A builder that loads weights itself builds no random network.
-    backbone = create_backbone(name, weights="pretrained" if origin == registered.BUILDER else "random")
-    groups = backbone.layer_groups()
+    weights = "pretrained" if source.pretrained(request)[0] == registered.BUILDER else "random"
+    with torch.device("meta") if source.abstract else contextlib.nullcontext():
+        return create_backbone(name, weights=weights)
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """Return what is known of a backbone as a whole, as plain values; its weights do not matter.
+
+    Returns:
+        ``name``, ``parameters`` (count), ``parameters_with_classifier`` (``None`` where there is none),
+        ``multiply_adds`` (of one picture of the size below, without the classifier), ``num_features``,
+        ``map_channels``, ``image_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
+        ``license`` and ``pretrained`` (where the weights come from) of the pretrained weights, ``None`` where there are
+        none, and ``layer_groups``: name -> count of parameters, from input to output.
+    """
+    source, request = _find(backbone.name)
+    origin, license_ = source.pretrained(request)
+    with torch.device("meta"):
+        whole = source.whole(request)
     return {
-        "name": name,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "name": backbone.name,
+        "parameters": parameter_count(backbone),
+        "parameters_with_classifier": None if whole is None else parameter_count(whole),
+        "multiply_adds": multiply_adds(backbone, backbone.blank_picture()),
         "num_features": backbone.num_features,
         "map_channels": backbone.map_channels,
         **backbone.data_config.to_dict(),
         "license": license_,
         "pretrained": origin,
-        "layer_groups": {group.name: sum(p.numel() for _, p in group.parameters) for group in groups},
+        "layer_groups": {
+            group.name: sum(parameter.numel() for _, parameter in group.parameters) for group in backbone.layer_groups()
+        },
     }
+
+
+def _stages(backbone: Backbone) -> list[dict[str, Any]]:
+    """Return the stages of a backbone, with their fields; none where it has no pyramid."""
+    try:
+        stages = receptive_fields(backbone)
+    except BackboneError:  # a network without a pyramid is no worse for classification
+        return []
+    return [{**dataclasses.asdict(level), "field": field.size, "sees_all": field.whole} for level, field in stages]
 
 
 def _find(

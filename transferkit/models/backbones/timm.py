@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transferkit.core.errors import BackboneError, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones.facts import BackboneFacts, Request
-from transferkit.models.backbones.groups import LayerGroup, child_groups, named_groups
+from transferkit.models.backbones.groups import LEAST, LayerGroup, child_groups, named_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import (
     PretrainedCfg,
@@ -20,12 +20,12 @@ from transferkit.models.backbones.timm_import import (
     group_parameters,
     timm,
 )
-from transferkit.models.backbones.timm_loading import build_network, load_network
+from transferkit.models.backbones.timm_loading import build_network, load_network, whole_network
 from transferkit.models.weights import downloads, hub
 from transferkit.models.weights.checkpoint import read_fetched
 from transferkit.models.weights.downloads import WeightsFile
 
-__all__ = ["PREFIX", "TimmBackbone", "build_timm", "list_timm", "pretrained_timm"]
+__all__ = ["PREFIX", "TimmBackbone", "build_timm", "list_timm", "pretrained_timm", "whole_timm"]
 
 PREFIX = "timm/"
 """May stand before a name; without it a name is timm's too."""
@@ -86,8 +86,8 @@ class TimmBackbone(Backbone):
             matcher = self.model.group_matcher(coarse=True)  # type: ignore[operator]
             groups = group_parameters(self.model, matcher)
         except (AttributeError, NotImplementedError, AssertionError):  # what timm's networks without groups raise
-            return child_groups(self.model, prefix="model.")
-        return named_groups(self.model, [groups[key] for key in sorted(groups)], prefix="model.")
+            return child_groups(self.model, prefix="model.", least=LEAST)
+        return named_groups(self.model, [groups[key] for key in sorted(groups)], prefix="model.", least=LEAST)
 
     def _before_logits(self, maps: Any) -> Tensor:
         features: Tensor = self.model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
@@ -146,6 +146,12 @@ def build_timm(request: Request) -> TimmBackbone:
     if checkpoint is not None:
         load_network(model, cfg, arguments, checkpoint)
     return TimmBackbone(model, facts)
+
+
+def whole_timm(request: Request) -> nn.Module | None:
+    """Build the network with the classifier of its pretrained weights; ``None`` where they have none."""
+    cfg = _config_of(request.name, request.architecture)
+    return whole_network(cfg) if cfg.num_classes else None
 
 
 def _config_of(name: str, architecture: str) -> PretrainedCfg:

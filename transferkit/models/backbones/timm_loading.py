@@ -21,7 +21,7 @@ from transferkit.models.backbones.timm_import import PretrainedCfg, timm
 from transferkit.models.weights.checkpoint import Checkpoint
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["build_network", "load_network"]
+__all__ = ["build_network", "load_network", "whole_network"]
 
 _FOREIGN_CLASSIFIERS = ("head", "fc", "classifier", "heads.head", "head.fc")
 _COUNTER = "num_batches_tracked"  # of batch norm; evaluation does not use it
@@ -35,6 +35,11 @@ def build_network(name: str, cfg: PretrainedCfg, arguments: Mapping[str, Any]) -
     """
     with construction(name, arguments):
         return _create(cfg, arguments, num_classes=0)
+
+
+def whole_network(cfg: PretrainedCfg) -> nn.Module:
+    """Build the network of `cfg` with its own classifier and random weights."""
+    return _create(cfg, {}, num_classes=cfg.num_classes)
 
 
 def load_network(model: nn.Module, cfg: PretrainedCfg, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> None:

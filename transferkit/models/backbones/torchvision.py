@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -17,21 +17,32 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from transferkit.core.errors import BackboneError
 from transferkit.core.records import DataConfig
 from transferkit.models.backbones.facts import BackboneFacts, Request, construction
-from transferkit.models.backbones.groups import LayerGroup, named_groups
+from transferkit.models.backbones.groups import LEAST, LayerGroup, named_groups
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.weights import downloads
 from transferkit.models.weights.checkpoint import Checkpoint, read_fetched
 from transferkit.models.weights.loading import load_backbone_weights
 
-__all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvision", "pretrained_torchvision"]
+__all__ = ["PREFIX", "TorchvisionBackbone", "build_torchvision", "list_torchvision", "pretrained_torchvision",
+           "whole_torchvision"]  # fmt: skip
 
 PREFIX = "torchvision/"
 
 _LICENSE, _SWAG_LICENSE = "BSD-3-Clause", "CC-BY-NC-4.0"
-_OURS = ("aux_logits", "image_size", "num_classes", "progress", "transform_input", "weights", "weights_backbone")
+_OURS = (
+    "aux_logits",
+    "image_size",
+    "input_size",
+    "num_classes",
+    "progress",
+    "transform_input",
+    "weights",
+    "weights_backbone",
+)
 # Modules that only hold the stages, and are opened to find the layer groups.
 _HOLDERS = frozenset({"blocks", "encoder", "encoder.layers", "features", "trunk_output"})
 _RESNET_LIKE = ("resnet", "resnext", "wide_resnet")
+_POOLED_LATE = ("googlenet", "inception_v3")
 _FEATURES_FIRST = ("alexnet", "convnext", "efficientnet", "mobilenet", "squeezenet", "vgg")
 # Names in densenet files from before torch 0.4.1.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -43,7 +54,7 @@ class TorchvisionBackbone(Backbone):
 
     VGG and AlexNet keep their first two fully connected layers (4096 features). The dropout right before the last
     layer goes with it: the new head has its own. Feature maps exist for the families built as stages and pooling:
-    ResNets, RegNets, DenseNets, Swin and those with a ``features`` stage.
+    ResNets, RegNets, DenseNets, Inceptions, ShuffleNets, Swin and those with a ``features`` stage.
     """
 
     def __init__(self, model: nn.Module, facts: BackboneFacts, architecture: str) -> None:
@@ -72,6 +83,16 @@ class TorchvisionBackbone(Backbone):
             maps = net.permute(net.norm(net.features(images)))
         elif self.architecture.startswith(_FEATURES_FIRST):
             maps = net.features(images)
+        elif self.architecture.startswith("shufflenet"):
+            maps = net.maxpool(net.conv1(images))
+            for stage in (net.stage2, net.stage3, net.stage4, net.conv5):
+                maps = stage(maps)
+        elif self.architecture.startswith("maxvit"):
+            maps = net.stem(images)
+            for block in net.blocks:
+                maps = block(maps)
+        elif self.architecture.startswith(_POOLED_LATE):
+            maps = _input_of(net.avgpool, net, images)
         else:
             raise BackboneError(
                 f"backbone {self.name!r} gives no feature map - use a head that takes features, such as 'linear', or a "
@@ -82,11 +103,15 @@ class TorchvisionBackbone(Backbone):
     def pool(self, maps: Tensor) -> Tensor:
         """Return features ``(B, D)`` from a feature map, through what the network has before its last layer."""
         net: Any = self.model
-        if self.architecture.startswith(("densenet", "mobilenet_v2")):  # these pool in `forward`, without a module
+        if self.architecture.startswith(
+            ("densenet", "mobilenet_v2", "shufflenet")
+        ):  # these pool in `forward`, without a module
             maps = functional.adaptive_avg_pool2d(maps, (1, 1))
-        elif not self.architecture.startswith("squeezenet"):  # which pools in its classifier
+        elif not self.architecture.startswith(("maxvit", "squeezenet")):  # which pool in their classifiers
             maps = net.avgpool(maps)
-        if not self.architecture.startswith(("convnext", "squeezenet")):  # their classifiers want the map's shape
+        if not self.architecture.startswith(
+            ("convnext", "maxvit", "squeezenet")
+        ):  # their classifiers want the map's shape
             maps = maps.flatten(1)
         features: Tensor = _last_part(self.model)[1](maps)
         return features.flatten(1)
@@ -106,7 +131,7 @@ class TorchvisionBackbone(Backbone):
             else:
                 groups.append(list(names))
             stem_open = stem_open and loose
-        return named_groups(self.model, groups, prefix="model.")
+        return named_groups(self.model, groups, prefix="model.", least=LEAST)
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
@@ -153,6 +178,11 @@ def build_torchvision(request: Request) -> TorchvisionBackbone:
     return TorchvisionBackbone(model, facts, request.architecture)
 
 
+def whole_torchvision(request: Request) -> nn.Module:
+    """Build the network with its classifier, without the auxiliary ones that only training has."""
+    return _whole(request.architecture, request.arguments)
+
+
 def _data_config(architecture: str) -> DataConfig:
     """Return the preprocessing of the default weights, which random ones share."""
     preset = torchvision.models.get_model_weights(architecture).DEFAULT.transforms()
@@ -179,12 +209,20 @@ def _network(request: Request, image_size: tuple[int, int]) -> tuple[nn.Module, 
         if image_size[0] != image_size[1]:
             raise BackboneError(f"backbone {name!r} takes square pictures only, not {image_size[0]}x{image_size[1]}")
         options["image_size"] = image_size[0]
+    if architecture.startswith("maxvit"):  # its positions are those of windows that divide the picture
+        options["input_size"] = image_size
+    with construction(name, options):
+        model = _whole(architecture, options)
+    return model, (_cut(model), "AuxLogits", "aux1", "aux2")
+
+
+def _whole(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    fixed: dict[str, Any] = {}
     if architecture in ("googlenet", "inception_v3"):
         # As with their pretrained weights: pictures arrive in ImageNet's normalisation and are rescaled inside.
-        options |= {"aux_logits": False, "transform_input": True, "init_weights": False}
-    with construction(name, options):
-        model: nn.Module = torchvision.models.get_model(architecture, weights=None, **options)
-    return model, (_cut(model), "AuxLogits", "aux1", "aux2")
+        fixed = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    model: nn.Module = torchvision.models.get_model(architecture, weights=None, **options, **fixed)
+    return model
 
 
 def _last_part(model: nn.Module) -> tuple[str, nn.Module]:
@@ -202,6 +240,9 @@ def _cut(model: nn.Module) -> str:
     name, part = _last_part(model)
     if not isinstance(part, nn.Sequential):
         setattr(model, name, nn.Identity())
+        for place, child in list(model.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(model, place, nn.Identity())
         return name
     layers = list(part.named_children())
     last = max(index for index, (_, layer) in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
@@ -211,6 +252,17 @@ def _cut(model: nn.Module) -> str:
     rest += [entry for entry in layers[last + 1 :] if isinstance(entry[1], nn.AdaptiveAvgPool2d)]
     setattr(model, name, nn.Sequential(OrderedDict(rest)))
     return f"{name}.{layers[last][0]}"
+
+
+def _input_of(module: nn.Module, network: nn.Module, images: Tensor) -> Tensor:
+    """Run a network, and return what one of its modules was given."""
+    inputs: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    try:
+        network(images)
+    finally:
+        handle.remove()
+    return inputs[-1]
 
 
 def _adapted(
