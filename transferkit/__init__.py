@@ -23,6 +23,7 @@ _HOMES = {
     "OneCycle": "transferkit.training.schedules.schedules",
     "TransferModule": "transferkit.models.module",
     "TransferkitError": "transferkit.core.errors",
+    "advise": "transferkit.results.advise.advise",
     "check_gradients": "transferkit.training.checks.gradcheck",
     "extract_features": "transferkit.features.extract.extract",
     "find_lr": "transferkit.training.lr.find",
@@ -46,6 +47,7 @@ __all__ = [
     "PhaseSchedule",
     "TransferModule",
     "TransferkitError",
+    "advise",
     "check_gradients",
     "extract_features",
     "find_lr",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from transferkit.models.backbones.registry import Backbone, register_backbone
     from transferkit.models.heads.registry import register_head
     from transferkit.models.module import TransferModule
+    from transferkit.results.advise.advise import advise
     from transferkit.results.predict.predictor import load
     from transferkit.training.checks.gradcheck import check_gradients
     from transferkit.training.head.solve import solve_head
