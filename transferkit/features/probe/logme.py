@@ -30,8 +30,8 @@ def logme(features: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]) 
 
     Different from the paper, the maximum is not looked for by a fixed-point iteration, which may stop beside it (the
     issue that You et al. 2022 treat): for a given ratio alpha / beta the best beta is known, and what is left is a
-    curve of one number, whose highest point a grid finds, three times refined. Targets have their mean taken off, as a
-    classifier has a bias, and features likewise.
+    curve of one number, whose highest point a grid finds, three times refined. And there is a bias, as in a classifier:
+    targets and features have their mean taken off, and what is left has N - 1 dimensions.
 
     Args:
         features: ``(N, D)``, at least two rows.
@@ -56,7 +56,7 @@ def logme(features: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]) 
     best = np.full(y.shape[1], -np.inf)
     for _ in range(ZOOMS):
         grid = np.linspace(*ends, POINTS)  # (P, T)
-        values = _evidence(strengths / scale, projected, outside, 10.0**grid, len(y))
+        values = _evidence(strengths / scale, projected, outside, 10.0**grid, len(y) - 1)
         place = values.argmax(axis=0)
         columns = np.arange(y.shape[1])
         best = np.maximum(best, values[place, columns])

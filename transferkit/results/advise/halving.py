@@ -120,8 +120,8 @@ def race(
     """Measure candidates on rung after rung, and drop those that are clearly behind.
 
     A candidate that cannot be measured (its features are not finite, memory runs out) is out, with its reason; where
-    that is true of all, the last reason is raised. The limit is one-sided and simultaneous: `LEVEL` shared out between
-    all comparisons that the race may make (Bonferroni).
+    that is true of all, the last reason is raised. The limit is simultaneous: `LEVEL` shared out between all pairs on
+    all rungs (Bonferroni), and not between those that are compared, as the leader is the luckiest of many.
 
     Args:
         candidates: How many.
@@ -138,7 +138,8 @@ def race(
         TrainingError: Memory ran out for the last one.
     """
     places: list[Place[Measured]] = [Place(number) for number in range(candidates)]
-    limit = NormalDist().inv_cdf(1 - LEVEL / max(1, (candidates - 1) * len(sizes)))
+    pairs = candidates * (candidates - 1) * len(sizes)
+    limit = NormalDist().inv_cdf(1 - LEVEL / max(1, pairs))
     running = list(range(candidates))
     for rung, size in enumerate(sizes):
         results: dict[int, Measured] = {}
