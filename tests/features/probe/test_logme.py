@@ -1,4 +1,4 @@
-"""LogME against the evidence written down as it stands in the paper: a normal distribution over all pictures at once."""
+"""LogME against the evidence as it stands in the paper: a normal distribution over all pictures at once."""
 
 import numpy as np
 import pytest

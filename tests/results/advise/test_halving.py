@@ -1,6 +1,7 @@
 """The race: who is measured on what, who is dropped, and that the best one never is."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_rungs_double_and_the_last_one_is_all():
     for total in range(1, 5000, 137):
         sizes = rungs(total, 3)
         assert sizes[-1] == total
-        assert all(size == after // 2 for size, after in zip(sizes, sizes[1:], strict=False))
+        assert all(size == after // 2 for size, after in pairwise(sizes))
 
 
 def test_few_pictures_have_one_rung():
