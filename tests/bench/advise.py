@@ -37,7 +37,7 @@ def manifest(data: Path, labels: int | None, out: Path) -> Path:
             label = path.parent.name
             counts[f"{split} {label}"] += 1
             if split == "val" or labels is None or counts[f"{split} {label}"] <= labels:
-                rows.append((str(path.resolve()), label, name))
+                rows.append((path.relative_to(data).as_posix(), label, name))
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("path", "label", "split"), *rows])
@@ -51,13 +51,14 @@ def call(words: list[str]) -> None:
         raise SystemExit(status)
 
 
-def advised(table: Path, candidates: list[dict[str, Any]], out: Path, *, halving: bool) -> dict[str, Any]:
+def advised(data: Path, table: Path, candidates: list[dict[str, Any]], out: Path, *, halving: bool) -> dict[str, Any]:
     """Return what `advise` writes down, with early dropping or without."""
     if not (out / "advice.json").exists():
         listed = out.parent / "candidates.json"
         listed.write_text(json.dumps(candidates), encoding="utf-8")
-        call(["advise", "--data", str(table), "--backbones", str(listed), "--out", str(out), "--store",
-              str(out / ".." / f"store-{out.name}"), "--halving", str(halving).lower()])  # fmt: skip
+        store = str(out.parent / f"store-{out.name}")
+        call(["advise", "--data", str(table), "--root", str(data), "--backbones", str(listed), "--out", str(out),
+              "--store", store, "--halving", str(halving).lower()])  # fmt: skip
     advice: dict[str, Any] = json.loads((out / "advice.json").read_text(encoding="utf-8"))
     return advice
 
@@ -90,8 +91,8 @@ def compare() -> None:
     networks = ({"backbone": "resnet18", "weights": weights}, {"backbone": "transferkit/mini", "weights": "bundled"})
     candidates = [{**network, "image_size": size} for network in networks for size in options.sizes]
     table = manifest(options.data, options.labels, options.out / "photos.csv")
-    whole = advised(table, candidates, options.out / "whole", halving=False)
-    early = advised(table, candidates, options.out / "halving", halving=True)
+    whole = advised(options.data, table, candidates, options.out / "whole", halving=False)
+    early = advised(options.data, table, candidates, options.out / "halving", halving=True)
     named = {(row["backbone"], tuple(row["image_size"])): row for row in whole["candidates"]}
     foretold, reached, spent = [], [], 0.0
     print(f"{machine()}\n")
@@ -110,8 +111,9 @@ def compare() -> None:
         reached.append(statistics.mean(accuracies))
         spent += sum(run["time_s"] for run in runs)
         low, high = figure["ci"]
+        each = ", ".join(f"{acc:.1%}" for acc in accuracies)
         print(f"| {row['name']} | {figure['value']:.1%} ({low:.1%} to {high:.1%}) | {row['logme']:.3f} | "
-              f"{row['cost']['images_per_s']:,.0f} | {reached[-1]:.1%} | {', '.join(f'{acc:.1%}' for acc in accuracies)} | "
+              f"{row['cost']['images_per_s']:,.0f} | {reached[-1]:.1%} | {each} | "
               f"{probe['test']['acc']:.1%} | {sum(run['time_s'] for run in runs):.0f} |", flush=True)  # fmt: skip
     best = max(range(len(candidates)), key=foretold.__getitem__)
     print(f"\nKendall's tau of foretold and reached {kendalltau(foretold, reached).statistic:+.2f}; the one advised is "

@@ -10,11 +10,12 @@ from pathlib import Path
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.features.engine.compute import Compute, FrozenBackbone
+from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import frozen_backbone
 from transferkit.models.backbones.registry import is_backbone, list_backbones
 from transferkit.models.task import Task
 from transferkit.options.advise import AdviseConfig, Candidate
-from transferkit.results.advise.cost import Cost, measure_cost
+from transferkit.results.advise.cost import Cost, measure_cost, with_speeds
 
 __all__ = ["Contender", "check_names", "display_names", "load_candidates"]
 
@@ -76,19 +77,22 @@ def load_candidates(
         BackboneError: None of them can be had; the message has each reason.
     """
     candidates = config.candidates
-    contenders: list[Contender] = []
+    built: list[tuple[Candidate, str, FrozenBackbone, DataConfig]] = []
+    measured: list[tuple[Cost, Engine]] = []
     refused: dict[str, str] = {}
     for number, (candidate, name) in enumerate(zip(candidates, display_names(candidates), strict=True), 1):
         try:
             frozen = frozen_backbone(candidate.backbone, candidate.weights, candidate.image_size, config.seed)
             usual = frozen.backbone.data_config  # of a network that others may use, too
             prepared = task.targets.framing(dataclasses.replace(usual, decoding=config.decoding(usual.decoding)))
-            contenders.append(Contender(candidate, name, frozen, prepared, measure_cost(frozen, compute)))
+            measured.append(measure_cost(frozen, compute))
+            built.append((candidate, name, frozen, prepared))
         except (BackboneError, ConfigError) as error:  # weights that cannot be had; a size that the network cannot take
             refused[name] = str(error)
         if progress is not None:
             progress(number, len(candidates))
-    if not contenders:
+    if not built:
         problems = [f"{name}: {reason}" for name, reason in refused.items()]
         raise BackboneError(f"none of the candidates can be had: {gather(problems)}")
-    return contenders, refused
+    costs = with_speeds(measured, compute)
+    return [Contender(*one, cost) for one, cost in zip(built, costs, strict=True)], refused

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -16,16 +18,13 @@ from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.engine.trial import draw_pictures
 
-__all__ = ["BATCH", "Cost", "measure_cost"]
+__all__ = ["BATCH", "Cost", "measure_cost", "with_speeds"]
 
 BATCH: Final = 32
 """Pictures of the training step whose memory is told."""
 
-ROUNDS: Final = 3
-"""Batches that are timed; the quickest counts, as others disturb and none helps."""
-
-LIMIT_S: Final = 3.0
-"""Seconds after which no other batch is timed."""
+ROUNDS: Final = 5
+"""Batches of each that are timed; the quickest counts, as others disturb and none helps."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Cost:
     image_size: tuple[int, int]
 
 
-def measure_cost(frozen: FrozenBackbone, compute: Compute) -> Cost:
-    """Measure a backbone.
+def measure_cost(frozen: FrozenBackbone, compute: Compute) -> tuple[Cost, Engine]:
+    """Return what a backbone costs, its speed not known yet, and the engine to time it by.
 
     Args:
         frozen: The backbone.
@@ -65,7 +64,6 @@ def measure_cost(frozen: FrozenBackbone, compute: Compute) -> Cost:
     try:
         precision = frozen.choose_precision(taps, compute).precision
         engine = Engine(backbone, taps, device=compute.device, precision=precision, compiling="off")
-        rate = _rate(engine, compute, backbone.data_config.image_size)
         memory = _step_memory(frozen)
     except RuntimeError as error:  # whatever layers of any network say of a map that is too small for them
         size = " x ".join(map(str, backbone.data_config.image_size))
@@ -73,31 +71,43 @@ def measure_cost(frozen: FrozenBackbone, compute: Compute) -> Cost:
             f"{backbone.name} fails on a picture of {size} pixels ({first_line(error)}) - name another image_size"
         ) from error
     tensors = list(backbone.state_dict().values())
-    return Cost(
+    cost = Cost(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         disk=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         memory=memory,
-        images_per_s=rate,
+        images_per_s=0.0,
         precision=precision,
         image_size=backbone.data_config.image_size,
     )
+    return cost, engine
 
 
-def _rate(engine: Engine, compute: Compute, size: tuple[int, int]) -> float:
-    """Return the pictures per second of the quickest of some batches, after one that warms up."""
-    drawn = draw_pictures(size)
-    images = drawn.repeat(-(-compute.batch // len(drawn)), 1, 1, 1)[: compute.batch]
-    quickest, began = float("inf"), time.perf_counter()
+def with_speeds(measured: Sequence[tuple[Cost, Engine]], compute: Compute) -> list[Cost]:
+    """Return costs with the pictures per second of each engine: the quickest of `ROUNDS` batches after one to warm up.
+
+    The engines take turns, so that other work on the machine disturbs all of them alike.
+
+    Args:
+        measured: What `measure_cost` returns for each candidate.
+        compute: What they run on.
+    """
+    batches = []
+    for cost, _ in measured:
+        drawn = draw_pictures(cost.image_size)
+        batches.append(drawn.repeat(-(-compute.batch // len(drawn)), 1, 1, 1)[: compute.batch])
+    quickest = [math.inf] * len(measured)
     for number in range(1 + ROUNDS):
-        started = time.perf_counter()
-        engine.rows(images)
-        if compute.device == "cuda":
-            torch.cuda.synchronize()
-        if number or time.perf_counter() - began > LIMIT_S:
-            quickest = min(quickest, time.perf_counter() - started)
-        if time.perf_counter() - began > LIMIT_S:
-            break
-    return len(images) / quickest
+        for at, ((_, engine), images) in enumerate(zip(measured, batches, strict=True)):
+            started = time.perf_counter()
+            engine.rows(images)
+            if compute.device == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                quickest[at] = min(quickest[at], time.perf_counter() - started)
+    return [
+        replace(cost, images_per_s=compute.batch / seconds)
+        for (cost, _), seconds in zip(measured, quickest, strict=True)
+    ]
 
 
 def _step_memory(frozen: FrozenBackbone) -> int:
