@@ -38,7 +38,7 @@ __all__ = [
 
 _PLACES = frozenset(
     {"add", "against", "data", "fix", "init_from", "out", "palette", "paths", "root", "run", "runs", "source", "store"}
-    | {"to", "weights"}
+    | {"teacher", "to", "weights"}
 )
 """Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 
