@@ -22,9 +22,9 @@ from transferkit.options.results import (
 from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
 
 KINDS = (
-    AdviseConfig, BackbonesConfig, CalibrateConfig, CheckConfig, EvaluateConfig, ExplainConfig, ExportConfig, FeaturesConfig,
-    FinetuneConfig, LRFindConfig, PlanConfig, PredictConfig, ProbeConfig, ReportConfig, SearchConfig, SelftestConfig,
-    ServeConfig, StoreConfig,
+    AdviseConfig, BackbonesConfig, CalibrateConfig, CheckConfig, EvaluateConfig, ExplainConfig, ExportConfig,
+    FeaturesConfig, FinetuneConfig, LRFindConfig, PlanConfig, PredictConfig, ProbeConfig, ReportConfig, SearchConfig,
+    SelftestConfig, ServeConfig, StoreConfig,
 )  # fmt: skip
 PRESENT = {"data": "x", "run": "x", "runs": ["x"], "paths": ["x"], "out": "x", "resume": True}
 
