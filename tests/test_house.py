@@ -315,7 +315,7 @@ def test_the_start_up_test_can_fail():
 
 def test_one_door():
     assert sorted(transferkit.__all__) == sorted(transferkit._HOMES)
-    assert len(transferkit.__all__) <= 21
+    assert len(transferkit.__all__) <= 20
     for name in transferkit.__all__:
         assert getattr(transferkit, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'finetun'"):

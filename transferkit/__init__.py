@@ -18,11 +18,10 @@ _HOMES = {
     "Phase": "transferkit.training.plan.phases",
     "PhaseSchedule": "transferkit.training.loop.phase_schedule",
     "SGDR": "transferkit.training.schedules.schedules",
-    "Constant": "transferkit.training.schedules.schedules",
     "Cosine": "transferkit.training.schedules.schedules",
-    "OneCycle": "transferkit.training.schedules.schedules",
     "TransferModule": "transferkit.models.module",
     "TransferkitError": "transferkit.core.errors",
+    "advise": "transferkit.results.advise.advise",
     "check_gradients": "transferkit.training.checks.gradcheck",
     "extract_features": "transferkit.features.extract.extract",
     "find_lr": "transferkit.training.lr.find",
@@ -37,16 +36,15 @@ _HOMES = {
 __all__ = [
     "SGDR",
     "Backbone",
-    "Constant",
     "Cosine",
     "FeatureExtractor",
     "ImageData",
     "ImageProbe",
-    "OneCycle",
     "Phase",
     "PhaseSchedule",
     "TransferModule",
     "TransferkitError",
+    "advise",
     "check_gradients",
     "extract_features",
     "find_lr",
@@ -67,6 +65,7 @@ if TYPE_CHECKING:
     from transferkit.models.backbones.registry import Backbone, register_backbone
     from transferkit.models.heads.registry import register_head
     from transferkit.models.module import TransferModule
+    from transferkit.results.advise.advise import advise
     from transferkit.results.predict.predictor import load
     from transferkit.results.similar.similar import similar
     from transferkit.training.checks.gradcheck import check_gradients
@@ -74,7 +73,7 @@ if TYPE_CHECKING:
     from transferkit.training.loop.phase_schedule import PhaseSchedule
     from transferkit.training.lr.find import find_lr
     from transferkit.training.plan.phases import Phase
-    from transferkit.training.schedules.schedules import SGDR, Constant, Cosine, OneCycle
+    from transferkit.training.schedules.schedules import SGDR, Cosine
 
 
 def __getattr__(name: str) -> Any:

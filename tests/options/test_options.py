@@ -7,6 +7,7 @@ import pytest
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.records import Decoding
+from transferkit.options.advise import AdviseConfig
 from transferkit.options.features import BackbonesConfig, CheckConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import default_of, flag, make_config
 from transferkit.options.results import (
@@ -21,9 +22,9 @@ from transferkit.options.results import (
 from transferkit.options.training import FinetuneConfig, LRFindConfig, PlanConfig, SearchConfig, SelftestConfig
 
 KINDS = (
-    BackbonesConfig, CalibrateConfig, CheckConfig, EvaluateConfig, ExplainConfig, ExportConfig, FeaturesConfig,
-    FinetuneConfig, LRFindConfig, PlanConfig, PredictConfig, ProbeConfig, ReportConfig, SearchConfig, SelftestConfig,
-    ServeConfig, StoreConfig,
+    AdviseConfig, BackbonesConfig, CalibrateConfig, CheckConfig, EvaluateConfig, ExplainConfig, ExportConfig,
+    FeaturesConfig, FinetuneConfig, LRFindConfig, PlanConfig, PredictConfig, ProbeConfig, ReportConfig, SearchConfig,
+    SelftestConfig, ServeConfig, StoreConfig,
 )  # fmt: skip
 PRESENT = {"data": "x", "run": "x", "runs": ["x"], "paths": ["x"], "out": "x", "resume": True}
 

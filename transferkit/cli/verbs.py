@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from transferkit.core.errors import Interrupted
+from transferkit.options.advise import AdviseConfig
 from transferkit.options.distill import DistillConfig
 from transferkit.options.features import BackbonesConfig, CheckConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import make_config
@@ -106,6 +107,10 @@ def _plan(config: PlanConfig) -> None:
 VERBS = {
     verb.name: verb
     for verb in (
+        Verb(
+            "advise", AdviseConfig, "transferkit.results.advise.advise.run_advise",
+            "which backbone suits the pictures, and how to tune it; a recipe that runs", keeps_features=True,
+        ),
         Verb(
             "finetune", FinetuneConfig, _finetune,
             "fine-tune a pretrained backbone on a folder of pictures", by_name=True,

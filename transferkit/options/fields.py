@@ -32,12 +32,13 @@ __all__ = [
     "option",
     "option_problems",
     "read_value",
+    "same_option",
     "type_problem",
 ]
 
 _PLACES = frozenset(
-    {"add", "against", "data", "fix", "init_from", "out", "palette", "paths", "root", "run", "runs", "store", "teacher"}
-    | {"to", "weights"}
+    {"add", "against", "data", "fix", "init_from", "out", "palette", "paths", "root", "run", "runs", "source", "store"}
+    | {"teacher", "to", "weights"}
 )
 """Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 
@@ -93,6 +94,16 @@ def option(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def same_option(kind: type[Options], name: str) -> Any:
+    """Declare an option that another verb has, too: the same default, help and range.
+
+    Args:
+        kind: The other verb's options.
+        name: Of the field.
+    """
+    return next(field(default=item.default, metadata=item.metadata) for item in fields(kind) if item.name == name)
 
 
 @dataclass(frozen=True, kw_only=True)

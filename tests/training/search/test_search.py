@@ -657,3 +657,40 @@ def test_the_table_counts_trials_and_sorts_options(capsys):
     assert shown.index("augment") < shown.index("lr")
     assert "0.123" in shown and "80%" in shown
     assert "1 finished, 1 pruned; 1 min 11 s of work" in shown
+
+
+# ---- backbones in the space --------------------------------------------------------------------------------------
+
+
+def test_features_of_each_backbone_are_extracted_once(folder, tmp_path, monkeypatch):
+    extracted, extract = [], module._HeadTrials._extract
+
+    def counting(trials, config):
+        extracted.append(config.image_size)
+        return extract(trials, config)
+
+    monkeypatch.setattr(module._HeadTrials, "_extract", counting)
+    options = {"data": str(folder), "phases": "probe", "weights": "bundled", "epochs": 2,
+               "augment": "none", "accelerator": "cpu", "precision": "32", "workers": 0}  # fmt: skip
+    small, large = (
+        {"backbone": "transferkit/mini", "image_size": 32},
+        {"backbone": "transferkit/mini", "image_size": 48},
+    )
+    space = {"backbone": [small, large], "probe_lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    result = run_search(options, trials=8, space=space, search_sampler="random", out=tmp_path / "study", quiet=True)
+    assert sorted(extracted) == [32, 48]
+    assert {row.params["backbone"]["image_size"] for row in result.trials} == {32, 48}
+    recipe = yaml.safe_load((tmp_path / "study" / "best.yaml").read_text(encoding="utf-8"))
+    assert recipe["backbone"] == "transferkit/mini"
+    assert recipe["image_size"] == result.params["backbone"]["image_size"]
+
+
+def test_a_backbone_whose_weights_cannot_be_had_fails_its_trials_alone(short, tmp_path):
+    space = {"backbone": [{"backbone": "test_resnet", "weights": "random"},
+                          {"backbone": "test_resnet", "weights": str(tmp_path / "gone.safetensors")}]}  # fmt: skip
+    options = {key: value for key, value in short.items() if key not in ("backbone", "weights")}
+    result = run_search(options, trials=4, space=space, search_sampler="random", out=tmp_path / "study", quiet=True)
+    states = {(row.params["backbone"]["weights"] == "random", row.state) for row in result.trials}
+    assert (True, "finished") in states
+    assert states <= {(True, "finished"), (True, "pruned"), (False, "failed")}
+    assert result.params["backbone"]["weights"] == "random"

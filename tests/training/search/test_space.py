@@ -286,3 +286,35 @@ def test_where_it_runs_and_what_is_default_anyway_makes_no_difference(tmp_path):
     older = {"options": {**before["options"]}, "space": before["space"]}
     del older["options"]["mixup"]  # a study of a release that did not have it
     assert differences(older, before) == []
+
+
+# ---- backbones --------------------------------------------------------------------------------------------------
+
+
+def test_backbones_may_have_weights_and_sizes_of_their_own():
+    mini = {"backbone": "transferkit/mini", "weights": "bundled", "image_size": 64}
+    plan = plan_search({**BASE, "weights": "random"}, {"backbone": [mini, "test_resnet", "test_vit@32"]})
+    assert plan.space.axes["backbone"] == Choices((mini, "test_resnet", "test_vit@32"))
+    assert plan.recipe({"backbone": mini}) == {"data": "sample", **mini}
+    assert plan.recipe({"backbone": "test_resnet"})["weights"] == "random"
+    assert plan.recipe({"backbone": "test_vit@32"})["image_size"] == 32
+
+
+def test_features_of_several_backbones_answer_a_search_over_heads():
+    space = {"backbone": ["transferkit/mini@32", "transferkit/mini@64"], "probe_lr": {"low": 1e-3, "high": 1e-1}}
+    assert plan_search({**BASE, "phases": "probe"}, space).head_only
+    assert not plan_search(BASE, {"backbone": ["transferkit/mini@32", "transferkit/mini@64"]}).head_only
+
+
+@pytest.mark.parametrize(
+    ("choices", "more", "words"),
+    [
+        (["resnet18", "resnt18"], {}, "unknown backbone 'resnt18'. Did you mean 'resnet18'"),
+        (["resnet18", {"backbone": "resnet34", "wieght": "x"}], {}, "unknown key 'wieght'"),
+        (["resnet18", {"weights": "x"}], {}, "a candidate is a name, or"),
+        (["resnet18@64", "resnet18"], {"image_size": [32, 64]}, "image_size is searched, and a backbone of the space"),
+        (["resnet18", "resnet18"], {}, "at least two choices, each of them once"),
+    ],
+)
+def test_mistakes_in_backbones(choices, more, words):
+    assert words in refusal({"backbone": choices, **more})

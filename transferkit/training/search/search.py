@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
-from transferkit.core.errors import ConfigError, DataError, Interrupted, TrainingError
+from transferkit.core.errors import BackboneError, ConfigError, DataError, Interrupted, TrainingError
 from transferkit.core.files import storage_errors
 from transferkit.core.text import one_line
 from transferkit.features.engine.taps import POOLED
@@ -40,6 +40,7 @@ from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.loop.trainer import is_out_of_memory
 from transferkit.training.plan.options import resolve_phases
+from transferkit.training.search.backbones import OF_A_NETWORK, flat
 from transferkit.training.search.plots import ENDED, SearchBar, short_text
 from transferkit.training.search.space import SearchPlan, plan_search
 from transferkit.training.search.study import SearchResult, Study
@@ -68,11 +69,13 @@ def search(config: SearchConfig, options: Mapping[str, Any]) -> SearchResult:
     of their weights on val: the best value is optimistic, as it was chosen. Test is never measured; `finetune` with the
     recipe does it.
 
-    Where only a head is trained and nothing is searched that would change its features, the backbone runs once, and a
-    trial trains its head on cached features, which takes moments and leaves no run. `finetune` with the recipe then has
-    the same options and slightly other figures: it draws a new augmented view of each picture in every epoch, where a
-    trial draws among the plain view and ``probe_views`` cached ones; it clips gradients; and it takes the best epoch,
-    not the last one.
+    Backbones may be searched, too: names, or mappings with weights and size. One whose weights cannot be had fails the
+    trials that have it, and not the search.
+
+    Where only a head is trained, each backbone runs once, and a trial trains its head on cached features, which takes
+    moments and leaves no run. `finetune` with the recipe then has the same options and slightly other figures: it draws
+    a new augmented view of each picture in every epoch, where a trial draws among the plain view and ``probe_views``
+    cached ones; it clips gradients; and it takes the best epoch, not the last one.
 
     Args:
         config: The verb's options, checked.
@@ -128,6 +131,10 @@ def _outcome(run: TrialRun, trial: optuna.Trial, params: Mapping[str, Any], bar:
         return {"value": run(trial, params, bar)}
     except TrialPruned:
         return {"pruned": True}
+    except BackboneError as error:
+        if OF_A_NETWORK.isdisjoint(params):  # no other trial would have another network
+            raise
+        return {"note": one_line(error)}
     except (TrainingError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
@@ -211,7 +218,7 @@ class _FinetuneTrials:
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
         """Train, and return the value of the weights that the run chose."""
         monitor, out = self.plan.monitor, self.root / "trials" / str(trial.number)
-        options = {**self.plan.options, **params, "out": str(out), "quiet": True}
+        options = {**self.plan.options, **flat(params), "out": str(out), "quiet": True}
         watch = TrialReport(trial, monitor.name, bar)
         with RunLoggers(label=f"{self.root.name}-trial-{trial.number}", group=self.root.name) as loggers:
             # The test split is not measured: it is used once, for the options that the search chose.
@@ -228,17 +235,21 @@ class _FinetuneTrials:
 
 
 class _HeadTrials:
-    """Trials that train a head on features that were computed once."""
+    """Trials that train a head on features that were computed once for each network."""
 
     def __init__(self, plan: SearchPlan, console: Console | None) -> None:
         self.plan, self.console = plan, console
-        self._ready: tuple[Training[FinetuneConfig], FeatureTable, FeatureTable] | None = None
+        self._ready: dict[tuple[Any, ...], tuple[Training[FinetuneConfig], FeatureTable, FeatureTable]] = {}
 
     def run(self, trial: optuna.Trial, params: Mapping[str, Any], bar: SearchBar) -> float:
         """Train a head, and return its value."""
-        training, train, val = self._ready = self._ready or self._extract()
+        config = make_config(FinetuneConfig, {**self.plan.options, **flat(params)})
+        network = (config.backbone, config.weights, str(config.image_size))
+        if network not in self._ready:
+            of_network = {name: getattr(config, name) for name in OF_A_NETWORK}
+            self._ready[network] = self._extract(dataclasses.replace(self.plan.config, **of_network))
+        training, train, val = self._ready[network]
         task = training.module.task
-        config = make_config(FinetuneConfig, {**self.plan.options, **params})
         config = dataclasses.replace(config, clip=None)
         (phase,) = resolve_phases(config, None)
         rows = training_rows(train, POOLED, "sample")
@@ -259,8 +270,7 @@ class _HeadTrials:
             return float(task.picture_losses(outputs, targets).mean())
         return values[self.plan.monitor.key]
 
-    def _extract(self) -> tuple[Training[FinetuneConfig], FeatureTable, FeatureTable]:
-        config = self.plan.config
+    def _extract(self, config: FinetuneConfig) -> tuple[Training[FinetuneConfig], FeatureTable, FeatureTable]:
         ready = prepare(config, quiet=config.quiet)
         if not ready.data.index.split("val"):
             raise DataError(NO_VAL)

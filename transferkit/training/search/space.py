@@ -26,6 +26,7 @@ from transferkit.runs.files import followed_figures
 from transferkit.runs.write import NOT_SAVED, PATHS, absolute
 from transferkit.training.plan.options import monitor_of, resolve_options
 from transferkit.training.schedules.schedules import make_schedule
+from transferkit.training.search.backbones import BACKBONE, OF_A_NETWORK, backbone_problems, flat
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -232,7 +233,7 @@ class SearchPlan:
 
     def recipe(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that repeat a trial anywhere; paths absolute."""
-        values = {key: value for key, value in {**self.options, **params}.items() if key not in NOT_SAVED}
+        values = {key: value for key, value in {**self.options, **flat(params)}.items() if key not in NOT_SAVED}
         return {key: absolute(value) if key in PATHS else value for key, value in values.items()}
 
 
@@ -272,6 +273,7 @@ def plan_search(options: Mapping[str, Any], space: Mapping[str, Any] | None = No
         problems += own
         if axis is not None:
             axes[key] = axis
+    problems += backbone_problems(axes[BACKBONE].extremes(), axes) if BACKBONE in axes else []
     trained = sorted(OF_A_TRAINED_HEAD.intersection(axes))
     if probing and trained and config.probe == "solve":
         problems.append(f"a solved probe has no {', '.join(trained)} to search - pass --probe sgd")
@@ -360,10 +362,10 @@ def _bad_values(space: Space, options: Mapping[str, Any]) -> list[str]:
     """Return the problems of extreme values: of each on its own and, if there are none, of combinations."""
     before = _refused(options)  # what the other options lack may be in the space
     values = ((name, value) for name, axis in space.axes.items() for value in axis.extremes())
-    refused = ((name, _refused({**options, name: value})) for name, value in values)
+    refused = ((name, _refused({**options, **flat({name: value})})) for name, value in values)
     problems = [f"space: {name}: {problem}" for name, problem in refused if problem not in (None, before)]
     if not problems:
-        corners = [(corner, _refused({**options, **corner})) for corner in space.corners()]
+        corners = [(corner, _refused({**options, **flat(corner)})) for corner in space.corners()]
         problems = [f"space: {corner}: {problem}" for corner, problem in corners if problem is not None][:1]
         if before is not None and all(problem == before for _, problem in corners):
             problems = [before]  # whatever is searched
@@ -388,7 +390,7 @@ def _head_only(config: FinetuneConfig, axes: Mapping[str, Range | Choices]) -> b
     plain = not any(curve.needs_values or curve.momentum(0, 2, 1) is not None for curve in schedules)
     heads, kinds = axes["head"].extremes() if "head" in axes else [config.head], task_of(config).head_kinds
     on_maps = any(kinds.feed(str(head)) is not Feed.FEATURES for head in heads)
-    fits = OF_A_TRAINED_HEAD.issuperset(axes) and config.batch_size != "auto"
+    fits = (OF_A_TRAINED_HEAD | OF_A_NETWORK).issuperset(axes) and config.batch_size != "auto"
     return fits and plain and not on_maps and not others
 
 
