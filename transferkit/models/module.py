@@ -24,6 +24,7 @@ from transferkit.models.optimizers import NamedParameters, Window, build_optimiz
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_named
 from transferkit.models.unlike.distance import TrainingDistance
+from transferkit.options.sizes import ImageSize
 
 __all__ = ["HEAD", "TransferModule"]
 
@@ -76,7 +77,7 @@ class TransferModule(L.LightningModule):
         head: str | nn.Module = "linear",
         *,
         weights: str = "pretrained",
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize = None,
         class_names: Sequence[str] | None = None,
         task: str | Task = "classification",
         target_facts: Mapping[str, Any] | None = None,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from transferkit.core.records import DEEPEST, USUAL, Decoding
+from transferkit.core.records import DEEPEST, FITS, USUAL, DataConfig, Decoding
 from transferkit.core.text import bytes_of, listing, shown
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, flag, option
+from transferkit.options.sizes import image_size_of, image_size_problem
 
 __all__ = ["MANIFEST_EXTENSIONS", "PIXEL_STORE", "SEED", "BackboneOptions", "DataOptions", "disk_bytes",
            "pixel_store_problems"]  # fmt: skip
@@ -93,6 +94,10 @@ class DataOptions(Options):
     grey_bits: int | None = option(
         None, "bits that the values of 16-bit grey pictures use, 8 to 16, such as 10; default: 16", BITS
     )
+    fit: Literal["crop", "squash", "pad"] | None = option(
+        None, "how a picture fills the model's input: crop (its middle), squash (all of it, stretched) or pad (all of "
+        "it, on the mean colour); default: the backbone's own, of masks and boxes pad",
+    )  # fmt: skip
     rescan: bool = option(
         False, "read and hash every file again, instead of trusting what is known of files whose size, times and "
         "inode are as they were"
@@ -136,6 +141,8 @@ class DataOptions(Options):
             yield f"--group-by {self.group_by!r} is no pattern ({error}) - such as 'patient(\\d+)', or folder"
         if self.ground is not None and Decoding(ground=_colour(self.ground)).problems():
             yield f"--ground is {self.ground!r}, expected {', '.join(GROUNDS)} or #rrggbb, such as #808080"
+        if self.fit is not None and getattr(self, "tile", False):
+            yield f"--fit {self.fit} is of whole pictures, and --tile sees windows of them - leave one of them out"
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
             yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
 
@@ -144,6 +151,16 @@ class DataOptions(Options):
         values: dict[str, Any] = {"grey_bits": self.grey_bits, "max_pixels": self.max_pixels}
         values["ground"] = None if self.ground is None else _colour(self.ground)
         return replace(base, **{name: value for name, value in values.items() if value is not None})
+
+    def prepared(self, usual: DataConfig) -> DataConfig:
+        """Return how pictures are decoded and fill the model's input: as these options say, else as is usual."""
+        config = replace(usual, decoding=self.decoding(usual.decoding))
+        return config if self.fit is None else replace(config, crop_mode=FITS[self.fit])
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether all of a picture is asked for, at the edges too: training shows it as evaluation does."""
+        return self.fit in ("squash", "pad")
 
 
 def _colour(text: str) -> str:
@@ -156,12 +173,19 @@ class BackboneOptions(DataOptions):
 
     backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
     weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
-    image_size: int | None = option(
-        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
-    )
+    image_size: int | str | list[int] | None = option(
+        None, "model's input in pixels: the side of a square, or HEIGHTxWIDTH such as 224x320; default: the backbone's "
+        "own"
+    )  # fmt: skip
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the model's input; ``None`` for the backbone's own."""
+        return image_size_of(self.image_size)
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from image_size_problem(self.image_size)
         if self.weights in WEIGHT_WORDS and Path(self.weights).is_file():
             yield (
                 f"--weights {self.weights} has a meaning of its own, and there is a file "

@@ -21,7 +21,7 @@ from transferkit.options.fields import (
     option,
 )
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
-from transferkit.options.sizes import train_size_problems
+from transferkit.options.sizes import image_size_problem, train_size_problems
 
 __all__ = [
     "FinetuneConfig",
@@ -308,7 +308,7 @@ class SelftestConfig(Options):
     data: str = option("sample", "pictures to run on")
     backbone: str = option("transferkit/mini", "backbone to run with")
     weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
-    image_size: int | None = option(32, "side of the model's input in pixels", at_least(1))
+    image_size: int | str | list[int] | None = option(32, "model's input in pixels: a side, or HEIGHTxWIDTH")
     tile: bool = option(False, "of masks: in windows of --image-size")
     kills: int = option(20, "how often to kill", at_least(1))
     seed: int = option(0, "of the points", SEED)
@@ -316,5 +316,6 @@ class SelftestConfig(Options):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from image_size_problem(self.image_size)
         if not self.resume:
             yield "nothing to test - pass --resume"

@@ -123,7 +123,7 @@ def compiled_seconds(training: Training[Options], step_s: float) -> list[float]:
         training: What will be trained.
         step_s: Seconds of one batch at the model's own size.
     """
-    side = training.module.data_config.image_size[0]
+    side = max(training.module.data_config.image_size)
     names = training.module.group_names()
     sizes = epoch_sizes(training.phases, training.config.train_size, names)
     stretches: dict[tuple[int, int], float] = {}

@@ -82,7 +82,7 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
     arguments = config.classifier_args or {}
     if "." in config.classifier:  # a wrong name or argument is an error now, not after the features
         build_estimator(config.classifier, arguments, class_weight=weight, seed=config.seed)
-    backbone = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed).backbone
+    backbone = frozen_backbone(config.backbone, config.weights, config.size, config.seed).backbone
     (tap,) = find_taps(backbone, config.layer, config.pool)
     layers = dataclasses.replace(config, layer=ALL) if config.depth else config
     with counting_bar(console, "extracting features") as progress:

@@ -21,6 +21,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
 from transferkit.data.batches.tryout import try_augmentation
 from transferkit.data.images.reading import ReadResult
+from transferkit.data.index.targets import framed
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
@@ -99,7 +100,7 @@ class Training(Generic[Options]):
         return {
             **self.plan.to_dict(sizes),
             "choices": [asdict(choice) for choice in self.choices],
-            "train_sizes": [side or self.module.data_config.image_size[0] for side in sides],
+            "train_sizes": [side or max(self.module.data_config.image_size) for side in sides],
             "steps": {
                 "precision": self.machine.precision, "memory_format": self.machine.memory_format,
                 "reason": self.machine.reason, "compile": self.config.compile,
@@ -175,14 +176,12 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     console = progress_console(quiet)
     task = task_of(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
+    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.size)
     usual = backbone.data_config
     if config.tile and not task.targets.tiles:
         resolve_phases(config, None)  # which refuses it, with all else that is wrong
-    mode = "tile" if config.tile else usual.crop_mode
-    backbone.data_config = task.targets.framing(
-        replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
-    )
+    prepared = config.prepared(usual)
+    backbone.data_config = framed(task.targets, prepared.in_windows() if config.tile else prepared, config.fit)
     measured = config.workers is None and workers > 0 and accelerator != "cpu"
     data = _data(config, task, backbone, None if measured else workers, console)
     place = data.place(device_of(accelerator))
@@ -276,6 +275,7 @@ def _data(
             train_size=config.train_size,
             tile=config.tile,
             augment=config.augment,
+            fit=config.fit,
             augment_on=config.augment_on,
             flip=not config.no_flip,
             sampler=config.sampler,

@@ -56,7 +56,7 @@ Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carri
 _MIRRORED: Mapping[str, Any] = {"border_mode": cv2.BORDER_REFLECT_101}  # no black wedge gives a rotation away
 
 
-def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool) -> list[Step]:
+def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool, whole: bool = False) -> list[Step]:
     """Return the steps of a preset.
 
     Args:
@@ -64,9 +64,12 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool) ->
         config: Size and interpolation.
         flip: Whether a picture may be its mirror image.
         objects: Whether pictures have objects: borders are of the mean colour then, and not mirrored.
+        whole: Whether crops have about the picture's own shape, and fill the target as a whole picture does.
     """
     plain = {"border_mode": cv2.BORDER_CONSTANT, "fill": mean_colour(config)}
     steps = _PRESETS[name](config, plain if objects else _MIRRORED)
+    if whole:
+        steps = [RandomPart(config, step.scale) if isinstance(step, RandomBox) else step for step in steps]
     return [step for step in steps if flip or not isinstance(step, A.HorizontalFlip)]
 
 
@@ -150,6 +153,29 @@ class RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
         keypoints = keypoints.copy()
         keypoints[:, :2] = ((keypoints[:, :2] + 0.5).clip(low, high) - low) * scale - 0.5
         return keypoints
+
+
+class RandomPart(A.DualTransform):  # type: ignore[misc]  # an untyped base
+    """Random crop of about the picture's own shape, which fills the target as a whole picture does in evaluation."""
+
+    def __init__(self, config: DataConfig, scale: tuple[float, float]) -> None:
+        super().__init__(p=1.0)
+        self.config, self.scale = config, scale
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the box."""
+        height, width = params["shape"][:2]
+        ratio = (0.75 * width / height, width / height / 0.75)
+        return {"crop_coords": random_box(height, width, scale=self.scale, ratio=ratio, rng=self.py_random)}
+
+    def apply(self, img: Pixels, crop_coords: tuple[int, int, int, int], **params: Any) -> Pixels:
+        """Cut a picture, and show what is left."""
+        left, top, right, bottom = crop_coords
+        return fit(img[top:bottom, left:right], self.config)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Return what `repr` shows."""
+        return ("config", "scale")
 
 
 class RandomWindow(A.DualTransform):  # type: ignore[misc]  # an untyped base
@@ -293,7 +319,7 @@ def draw_of(pipeline: Step, size: tuple[int, int], target: tuple[int, int]) -> D
     crop, flip, matrix = (0, 0, size[1], size[0]), False, np.eye(3)
     factors, order = (1.0, 1.0, 1.0, 0.0), tuple(range(len(JITTER)))
     for step, numbers in _drawn(pipeline, [size, target]):
-        if isinstance(step, RandomBox):
+        if isinstance(step, RandomBox | RandomPart):
             crop = numbers["crop_coords"]
         elif isinstance(step, A.HorizontalFlip):
             flip = True

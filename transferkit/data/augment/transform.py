@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Frame
 from transferkit.core.text import first_line
 from transferkit.data.augment.custom import OWN, certain, definitions_of, own_steps
 from transferkit.data.augment.draws import DRAWABLE, Piece
@@ -36,6 +36,7 @@ from transferkit.data.augment.presets import (
     AUGMENTATIONS,
     Blots,
     RandomBox,
+    RandomPart,
     Step,
     composed,
     draw_of,
@@ -49,6 +50,8 @@ from transferkit.data.images.resize import (
     fit,
     fit_boxes,
     fit_mask,
+    frame,
+    mean_colour,
     resize,
     resize_mask,
 )
@@ -178,10 +181,13 @@ class Transform:
         left, top, right, bottom = draw.crop
         box = image[top:bottom, left:right]
         height, width = self.config.image_size
+        place = Frame(0, 0, height, width)
+        if self.config.crop_mode == "pad" and any(isinstance(step, RandomPart) for step in self._steps):
+            place = frame((box.shape[0], box.shape[1]), self.config)
         if box.shape[0] * box.shape[1] > _LARGEST * height * width:
             cv2.setNumThreads(0)
-            box = resize(box, self.config.image_size, INTERPOLATIONS[self.config.interpolation])
-        return Piece(box, draw, self.config.image_size, self.config.interpolation)
+            box = resize(box, (place.height, place.width), INTERPOLATIONS[self.config.interpolation])
+        return Piece(box, draw, self.config.image_size, self.config.interpolation, place, mean_colour(self.config))
 
     def certain(self) -> Transform:
         """Return the same with every step that may happen happening, to be tried out."""
@@ -304,7 +310,7 @@ def mirror_transform(config: DataConfig) -> Transform:
     return Transform(_MIRROR, mirror_steps(config), config)
 
 
-def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Transform:
+def train_transform(name: Any, config: DataConfig, *, flip: bool = True, whole: bool = False) -> Transform:
     """Build a training transform by preset, or of own steps.
 
     Args:
@@ -315,6 +321,8 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Tran
         config: Size and interpolation. Crops are drawn from the whole picture: `crop_pct` is evaluation's.
         flip: Whether a picture may be its mirror image; not where that is another class: arrows, digits, text.
             Own steps say so themselves.
+        whole: Whether crops have about the picture's own shape, and fill the target as `config` says of a whole
+            picture: stretched or padded. Own steps are what they are.
 
     Raises:
         ConfigError: `name` is unknown, a step is wrong, or a value of `config` is out of range.
@@ -328,7 +336,8 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Tran
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
         )
     check_config(config)
-    steps, objects = (preset_steps(name, config, flip=flip, objects=objects) for objects in (False, True))
+    steps, objects = (preset_steps(name, config, flip=flip, objects=objects, whole=whole and not objects)
+                      for objects in (False, True))  # fmt: skip
     return Transform(name, steps, config, objects=objects)
 
 

@@ -28,12 +28,12 @@ from transferkit.data.batches.sizes import TrainSizes, size_problems
 from transferkit.data.batches.threads import choose_makers
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
-from transferkit.data.index.targets import TargetReader
+from transferkit.data.index.targets import TargetReader, framed
 from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
-from transferkit.options.sizes import TrainSize, train_sizes
+from transferkit.options.sizes import ImageSize, TrainSize, image_size_of, image_size_problem, train_sizes
 
 __all__ = ["ImageData"]
 
@@ -50,10 +50,11 @@ class ImageData(L.LightningDataModule):
 
     Args:
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
-        image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
-        train_size: Side of training pictures in pixels; that of the model's input when ``None``. Of several, such as
-            ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which; without one it is the last.
-        tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
+        image_size: Model's input in pixels: a side, ``(224, 320)`` or ``"224x320"``. Default: that of `data_config`.
+        fit: How a picture fills it: ``"crop"``, ``"squash"`` or ``"pad"``. Default: as `data_config` says.
+        train_size: Side (of a rectangle the longer one) of training pictures in pixels; that of the model's input when
+            ``None``. Of several, such as ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which.
+        tile: See pictures at their own resolution, in windows of `image_size`, each a row of a data set.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"``, ``"heavy"``, or own steps: see `train_transform`.
         augment_on: ``"cpu"``, ``"device"`` (`light` and `standard` of whole pictures) or ``"auto"``: a Trainer's GPU.
@@ -99,8 +100,9 @@ class ImageData(L.LightningDataModule):
     def __init__(
         self,
         data: str | os.PathLike[str],
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize = None,
         *,
+        fit: Literal["crop", "squash", "pad"] | None = None,
         batch_size: int = 32,
         train_size: TrainSize = None,
         tile: bool = False,
@@ -139,23 +141,23 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         config = data_config or DataConfig()
-        if image_size is not None:
-            size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        problems = image_size_problem(image_size, "image_size")
+        size = None if problems else image_size_of(image_size)
+        if size is not None:
             config = dataclasses.replace(config, image_size=size)
         self._options = DataOptions(
             data=os.fspath(data), val_split=val_split, test_split=test_split, group_by=group_by, group_near=group_near,
             skip_bad=skip_bad, rescan=rescan, allow_empty_classes=allow_empty_classes, allow_leaks=allow_leaks,
-            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, seed=seed, split_seed=split_seed,
+            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, fit=fit, seed=seed, split_seed=split_seed,
             targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
             root=root, mask_values=mask_values, palette=palette,
         )  # fmt: skip
         sizes = size_problems(train_size, config, tile=tile)
-        problems = [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
+        problems += [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
             f"{name} is {value}, expected a whole number of at least {low}"
             for name, value, low in (
                 ("batch_size", batch_size, 1),
                 ("workers", workers or 0, 0),
-                ("image_size", min(config.image_size), 1),
             )
             if value < low
         ]
@@ -169,13 +171,13 @@ class ImageData(L.LightningDataModule):
             raise ConfigError(gather(problems))
         if tile and not reader.tiles:
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
-        config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
-        config = reader.framing(config.in_windows() if tile else config)
+        config = self._options.prepared(config)
+        config = framed(reader, config.in_windows() if tile else config, fit)
         augment = augment if isinstance(augment, str) else definitions_of(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip, self.augment_on = augment, flip, augment_on
-        self.data_config = config
+        self.data_config, self.whole = config, self._options.keeps_whole
         self.adopts_config = data_config is None
         self.seed = seed
         self._sampler = sampler
@@ -237,9 +239,9 @@ class ImageData(L.LightningDataModule):
         """Prepare pictures as a model would have them, but for what was asked for here."""
         if not self.adopts_config:
             return
-        decoding = self._options.decoding(config.decoding)
-        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
-        self.data_config = self._reader.framing(own.in_windows() if self.data_config.tiled else own)
+        own = dataclasses.replace(self._options.prepared(config), image_size=self.data_config.image_size)
+        own = own.in_windows() if self.data_config.tiled else own
+        self.data_config = framed(self._reader, own, self._options.fit)
         if "pixels" in self.__dict__ and not self.pixels.serves(self.data_config):
             del self.pixels  # they were decoded otherwise
 
@@ -256,10 +258,10 @@ class ImageData(L.LightningDataModule):
             eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs,
             hands_over=train and self.place().on_device,
         )  # fmt: skip
-        views = (
-            self.train_sizes.views(plain, partial(train_transform, self.augment, flip=self.flip)) if train else plain
-        )
         annotations = self.annotations(split)
+        whole = self.whole and annotations is None
+        augmented = partial(train_transform, self.augment, flip=self.flip, whole=whole)
+        views = self.train_sizes.views(plain, augmented) if train else plain
         if train and annotations is not None and not isinstance(self.augment, str):
             problems = carried_problems(
                 self.augment, self.train_sizes.last(self.data_config), boxes=not self._reader.tiles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -112,11 +111,13 @@ def extract_table(
             )
         reader = task.targets
     make_views(DataConfig(), config.views, config.augment, config.seed)  # wrong steps are an error before all else
-    frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
+    frozen = frozen_backbone(config.backbone, config.weights, config.size, config.seed)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     usual = frozen.backbone.data_config  # of a network that others may use, too
-    prepared = dataclasses.replace(usual, decoding=config.decoding(usual.decoding))
-    views = make_views(prepared, config.views, config.augment, config.seed, flip=not config.no_flip)
+    prepared = config.prepared(usual)
+    views = make_views(
+        prepared, config.views, config.augment, config.seed, flip=not config.no_flip, whole=config.keeps_whole
+    )
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     scan = scan_data(config.data, reader.columns_of(config))
     total, cores, book = len(scan.files), available_cores(), Sketchbook(prepared.decoding)
@@ -179,9 +180,11 @@ def build_once(
     return FrozenBackbone(backbone.eval().requires_grad_(False))
 
 
-def make_views(config: DataConfig, count: int, augment: Any, seed: int, *, flip: bool = True) -> Views:
-    """Return the views of a picture: the evaluation view and `count` augmented ones."""
-    augmented = train_transform(augment, config, flip=flip) if count else None
+def make_views(
+    config: DataConfig, count: int, augment: Any, seed: int, *, flip: bool = True, whole: bool = False
+) -> Views:
+    """Return the views of a picture: the evaluation view and `count` augmented ones; see `train_transform`."""
+    augmented = train_transform(augment, config, flip=flip, whole=whole) if count else None
     return Views(eval_transform(config), augmented, count, seed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -214,10 +214,10 @@ def make_setup(extractor: FeatureExtractor) -> Setup:
     config = make_config(FeaturesConfig, {"data": SAMPLE, "store": options.pop("cache"), **options})
     if config.layer == ALL:
         raise ConfigError("layer is 'all', expected one layer - join several extractors by a FeatureUnion")
-    frozen = frozen_backbone(config.backbone, config.weights, config.image_size)
+    frozen = frozen_backbone(config.backbone, config.weights, config.size)
     tap = find_taps(frozen.backbone, config.layer, config.pool)[0]
     usual = frozen.backbone.data_config
-    views = make_views(replace(usual, decoding=config.decoding(usual.decoding)), 0, "none", 0)
+    views = make_views(config.prepared(usual), 0, "none", 0)
     return Setup(frozen, tap, views, FeatureStore(config.store), _compute(config))
 
 

@@ -17,6 +17,7 @@ from transferkit.models.backbones.facts import MINI, Request
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
+from transferkit.options.sizes import ImageSize, image_size_of
 
 __all__ = ["Backbone", "LayerGroup", "create_backbone", "describe_backbone", "is_backbone", "list_backbones",
            "register_backbone", "require_memory"]  # fmt: skip
@@ -113,7 +114,7 @@ def create_backbone(
     name: str,
     *,
     weights: str = "pretrained",
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize = None,
     backbone_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone with weights that are known to fit, tensor by tensor; never silently a random one.
@@ -123,7 +124,7 @@ def create_backbone(
             registered name.
         weights: ``"pretrained"`` (fetched once, then from the cache), ``"bundled"`` (with the package), ``"random"``,
             ``"hf-hub:ID"`` or a file.
-        image_size: Side in pixels, or ``(height, width)``; the backbone's own by default.
+        image_size: Side in pixels, or height and width, ``(224, 320)`` or ``"224x320"``; the backbone's own by default.
         backbone_args: Passed to the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -184,7 +185,7 @@ def _find(
     name: str,
     *,
     weights: str = "random",
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[_Source, Request]:
     """Return the source that knows a name, and the request to it. Raises `BackboneError` and `ConfigError`."""
@@ -201,12 +202,13 @@ def _find(
     )
 
 
-def _image_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if image_size is None:
+def _image_size(image_size: ImageSize) -> tuple[int, int] | None:
+    try:
+        size = image_size_of(image_size)
+    except ValueError as error:
+        raise ConfigError(f"image_size is {error}") from error
+    if size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    if min(size) < 1:
-        raise ConfigError(f"image_size is {image_size}, expected pixels: a number or (height, width), each at least 1")
     require_memory(size, "image_size (--image-size)")
     return size
 

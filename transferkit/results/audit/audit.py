@@ -237,7 +237,7 @@ def _window_issues(config: CheckConfig, frozen: FrozenBackbone | None, index: Im
     if index is None or not config.tile:
         return []
     own = None if frozen is None else frozen.backbone.data_config.image_size
-    size = own if config.image_size is None else (config.image_size, config.image_size)
+    size = config.size or own
     if size is None:
         raise ConfigError("--tile needs the side of windows, and no backbone tells it here - pass --image-size")
     return [window_issue(index, size)]

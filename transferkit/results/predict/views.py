@@ -22,7 +22,7 @@ from transferkit.data.batches.loader import BatchLoader
 from transferkit.data.batches.workers import worker_errors
 from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
-from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
+from transferkit.data.images.resize import fit, mean_colour
 from transferkit.data.images.windows import cut, middle_window, window_count, windows
 from transferkit.features.engine.whole import NOT_FINITE, Output, Rows, outputs_of
 from transferkit.machine.device import compute_threads
@@ -106,7 +106,8 @@ class PredictionViews:
             raise ConfigError(
                 f"tta is {tta!r}, expected {', '.join(KINDS)} or a number of views from 1 to {MOST_VIEWS}"
             )
-        return cls(evaluation, "light", train_transform("light", config), 1 + int(text), seed)
+        augmented = train_transform("light", config, whole=config.crop_mode == "pad")
+        return cls(evaluation, "light", augmented, 1 + int(text), seed)
 
     @property
     def mirrored(self) -> tuple[int, ...]:
@@ -143,18 +144,15 @@ class PredictionViews:
         config = self.evaluation.config
         (height, width), (target_height, target_width) = pixels.shape[:2], config.image_size
         share = min(config.crop_pct, CORNER_SHARE)
-        if config.crop_mode == "squash":
+        if config.crop_mode in ("squash", "pad"):
             box_height, box_width = share * height, share * width
         else:
             unit = share * min(height / target_height, width / target_width)
             box_height, box_width = unit * target_height, unit * target_width
         rows, columns = max(1, round(box_height)), max(1, round(box_width))
         places = [(top, left) for top in (0, height - rows) for left in (0, width - columns)]
-        return [
-            resize(pixels[top : top + rows, left : left + columns], config.image_size,
-                   INTERPOLATIONS[config.interpolation])
-            for top, left in places
-        ]  # fmt: skip
+        shown = config if config.crop_mode == "pad" else replace(config, crop_mode="squash")
+        return [fit(pixels[top : top + rows, left : left + columns], shown) for top, left in places]
 
 
 # ---- sources ----------------------------------------------------------------------------------------------------

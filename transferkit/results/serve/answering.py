@@ -24,7 +24,7 @@ from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_
 from transferkit.features.engine.whole import Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heat_of_windows, heatmaps
-from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
+from transferkit.results.explain.pictures import enlarged, on_picture, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.files import files_of
 from transferkit.results.predict.lines import unlike_values
@@ -344,6 +344,7 @@ class Answerer:
             heat = await asyncio.get_running_loop().run_in_executor(self._model, explain)
         else:
             heat = await self._heat.submit((view.pixels, target))
+            heat = on_picture(heat, view.shown, self.predictor.info.preprocessing)
         return await self._in_thread(lambda: data_uri(overlay(view.shown, heat), "png"))
 
     async def _similar(self, search: Awaitable[list[Neighbour]]) -> list[Similar]:
