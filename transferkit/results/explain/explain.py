@@ -59,9 +59,10 @@ def explain(config: ExplainConfig) -> Path:
     """Write, for every picture, a PNG that shows why the model says what it says, and `explain.csv` about all.
 
     A page shows what the network sees of the picture, neither stretched nor padded, where in it the evidence for the
-    target lies (see `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a row per picture:
-    ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then ``neighbour_1,
-    label_1, similarity_1`` and so on, then ``error``. Masks lie beside their pages, and the table names them.
+    target lies (see `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a
+    row per picture: ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then
+    ``neighbour_1, label_1, similarity_1`` and so on, then ``error``. Masks lie beside their pages, and the table names
+    them.
 
     Args:
         config: The options.
