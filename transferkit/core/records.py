@@ -243,6 +243,10 @@ class DataConfig:
     crop_mode: str = "center"
     decoding: Decoding = USUAL
 
+    def __post_init__(self) -> None:
+        if self.decoding.channels != len(self.mean):  # there is one number of channels, and this is it
+            object.__setattr__(self, "decoding", replace(self.decoding, channels=len(self.mean)))
+
     @property
     def decode_side(self) -> int | None:
         """Short side, in pixels, that a decoded picture keeps at least: twice the longer side of the input.
@@ -271,6 +275,18 @@ class DataConfig:
     def shown_shape(self) -> tuple[int, int, int]:
         """``(height, width, channels)`` of a picture before it is normalised."""
         return (*self.image_size, self.channels)
+
+    def of_channels(self, channels: int) -> DataConfig:
+        """Return it for so many channels; of fewer than there are each has their average, else they come in turn."""
+        own = self.channels
+        if channels == own:
+            return self
+
+        def of(values: tuple[float, ...]) -> tuple[float, ...]:
+            mean = sum(values) / own
+            return (mean,) * channels if channels < own else tuple(values[at % own] for at in range(channels))
+
+        return replace(self, mean=of(self.mean), std=of(self.std))
 
     def in_windows(self) -> DataConfig:
         """Return it for windows of pictures."""
@@ -316,7 +332,7 @@ class DataConfig:
         sound = (
             1 <= min(config.image_size) <= max(config.image_size) <= MAX_SIDE
             and all(map(math.isfinite, (*config.mean, *config.std)))
-            and len(config.mean) == len(config.std) == config.decoding.channels and min(config.std) > 0
+            and 1 <= len(config.mean) == len(config.std) <= MOST_CHANNELS and min(config.std) > 0
             and config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos") and 0 < config.crop_pct <= 1
             and config.crop_mode in CROP_MODES
         )  # fmt: skip

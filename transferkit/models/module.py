@@ -43,6 +43,7 @@ class TransferModule(L.LightningModule):
         head: ``"linear"``, ``"mlp"``, ``"cosine"``, a registered name, or any ``nn.Module``.
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, a file or ``"hf-hub:ID"``; for a backbone given by name.
         image_size: Side of the input in pixels, or ``(height, width)``; the backbone's own when ``None``.
+        channels: Of the pictures; the backbone's own when ``None``.
         class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
         task: The kind of answer: a name for `task_named`, or a task.
         target_facts: What else travels with the names, see `TargetSpec`.
@@ -78,6 +79,7 @@ class TransferModule(L.LightningModule):
         *,
         weights: str = "pretrained",
         image_size: ImageSize = None,
+        channels: int | None = None,
         class_names: Sequence[str] | None = None,
         task: str | Task = "classification",
         target_facts: Mapping[str, Any] | None = None,
@@ -99,7 +101,9 @@ class TransferModule(L.LightningModule):
         self.task = (task if isinstance(task, Task) else task_named(task)).of(self.target_spec)
         _check(self.task, self.target_spec, num_classes, label_smoothing, lr)
         if isinstance(backbone, str):
-            backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)
+            backbone = create_backbone(
+                backbone, weights=weights, image_size=image_size, channels=channels, backbone_args=backbone_args
+            )
         self.backbone = backbone
         self.num_classes = num_classes
         self.class_names = names
@@ -127,6 +131,7 @@ class TransferModule(L.LightningModule):
                     "head": head,
                     "weights": "random",
                     "image_size": list(backbone.data_config.image_size),
+                    "channels": backbone.data_config.channels if backbone.adapted else None,
                     "class_names": list(self.class_names),
                     "task": self.task.name,
                     "target_facts": dict(self.target_spec.facts),

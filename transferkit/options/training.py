@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from transferkit.options.augment import augment_option, no_flip_problem
-from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, pixel_store_problems
+from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, fit_problems, pixel_store_problems
 from transferkit.options.fields import (
     BELOW_ONE,
     EPOCHS,
@@ -191,6 +191,7 @@ class TrainingOptions(CraftOptions):
         yield from super()._conflicts()
         yield from pixel_store_problems(self.pixel_store)
         yield from train_size_problems(self.train_size, tile=self.tile)
+        yield from fit_problems(self.fit, tile=self.tile)
         yield from no_flip_problem(self.augment, self.no_flip)
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"

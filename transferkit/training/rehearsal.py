@@ -75,7 +75,7 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
     with restored_modes(module), undisturbed(config.seed, "cpu"), torch.no_grad():
         try:
             for flag, (height, width) in sizes:
-                images = torch.zeros(batch, 3, height, width)
+                images = torch.zeros(batch, module.data_config.channels, height, width)
                 asked = f"{height}" if height == width else f"{height}x{width}"
                 remedy = "pass another" if flag == "--image-size" else f"leave it out, or pass --image-size {asked}"
                 network = f"{flag} {asked}: {module.backbone.name}, set up for {own[0]} x {own[1]} pixels,"

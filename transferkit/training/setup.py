@@ -19,6 +19,7 @@ from transferkit.core.errors import gather as gather_problems
 from transferkit.data.augment.place import Place
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.statistics import measured, ranged
 from transferkit.data.batches.tryout import try_augmentation
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.targets import framed
@@ -175,15 +176,21 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
     console = progress_console(quiet)
     task = task_of(config)
+    config = ranged(config, task.targets)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.size)
+    backbone = create_backbone(
+        config.backbone, weights=config.weights, image_size=config.size, channels=config.channels
+    )
     usual = backbone.data_config
     if config.tile and not task.targets.tiles:
         resolve_phases(config, None)  # which refuses it, with all else that is wrong
     prepared = config.prepared(usual)
     backbone.data_config = framed(task.targets, prepared.in_windows() if config.tile else prepared, config.fit)
-    measured = config.workers is None and workers > 0 and accelerator != "cpu"
-    data = _data(config, task, backbone, None if measured else workers, console)
+    timed = config.workers is None and workers > 0 and accelerator != "cpu"
+    data = _data(config, task, backbone, None if timed else workers, console)
+    if backbone.measures:
+        pictures = {record.sha256: record.path for record in data.index.split("train")}
+        backbone.data_config = data.data_config = measured(data.data_config, pictures)
     place = data.place(device_of(accelerator))
     data.augment_on = "device" if place.on_device else "cpu"
     try_augmentation(data)
@@ -240,7 +247,10 @@ def _window_lines(data: ImageData) -> list[tuple[str, str]]:
 def _augment_lines(data: ImageData, place: Place) -> list[tuple[str, str]]:
     """Return where pictures are augmented, and why."""
     where = "on the device" if place.on_device else "on the CPU"
-    return [] if data.augment == "none" else [("augment", f"{augment_words(data.augment)}, {where}: {place.reason}")]
+    text = f"{augment_words(data.augment)}, {where}: {place.reason}"
+    if data.data_config.channels != len("RGB") and isinstance(data.augment, str):
+        text += "; hue, saturation and grey are of RGB, light and contrast alone change here"
+    return [] if data.augment == "none" else [("augment", text)]
 
 
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
@@ -276,6 +286,8 @@ def _data(
             tile=config.tile,
             augment=config.augment,
             fit=config.fit,
+            channels=config.channels,
+            value_range=config.value_range,
             augment_on=config.augment_on,
             flip=not config.no_flip,
             sampler=config.sampler,

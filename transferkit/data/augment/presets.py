@@ -68,6 +68,8 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool, wh
     """
     plain = {"border_mode": cv2.BORDER_CONSTANT, "fill": mean_colour(config)}
     steps = _PRESETS[name](config, plain if objects else _MIRRORED)
+    if config.channels != len("RGB"):
+        steps = [step for step in map(_without_colour, steps) if step is not None]
     if whole:
         steps = [RandomPart(config, step.scale) if isinstance(step, RandomBox) else step for step in steps]
     return [step for step in steps if flip or not isinstance(step, A.HorizontalFlip)]
@@ -193,7 +195,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]  # an untyped base
 
     def apply(self, img: Pixels, part: Frame, place: Frame, **params: Any) -> Pixels:
         """Show the part in its place, on the mean colour."""
-        shown: Pixels = np.empty((*self.config.image_size, 3), dtype=np.uint8)
+        shown: Pixels = np.empty(self.config.shown_shape, dtype=np.uint8)
         shown[:] = mean_colour(self.config)
         interpolation = INTERPOLATIONS[self.config.interpolation]
         shown[place.slices] = resize(img[part.slices], (place.height, place.width), interpolation)
@@ -288,6 +290,14 @@ def _heavy(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
         # Random erasing (Zhong et al. 2020; DeVries & Taylor 2017).
         dropout((1, 3), (0.08, 0.25), (0.08, 0.25), fill="random_uniform", fill_mask=IGNORED if mirrored else 0, p=0.5),
     ]
+
+
+def _without_colour(step: Step) -> Step | None:
+    """Return what a step is to pictures that are not RGB: colours move no more, light and contrast do."""
+    if isinstance(step, A.ColorJitter):
+        limits = {"brightness_limit": step.brightness[1] - 1, "contrast_limit": step.contrast[1] - 1}
+        return A.RandomBrightnessContrast(**limits, p=step.p)
+    return None if isinstance(step, A.ToGray) else step
 
 
 _PRESETS: dict[str, Callable[[DataConfig, Mapping[str, Any]], list[Step]]] = {

@@ -97,18 +97,18 @@ class Transform:
         """Transform one picture.
 
         Args:
-            image: ``(H, W, 3)`` uint8, RGB, any size from 1x1; left unchanged.
+            image: ``(H, W, C)`` uint8, any size from 1x1; left unchanged.
             seed: The only source of randomness, any whole number. Ignored where nothing is random.
             whole: See `transferkit.data.images.resize.fit`.
             part: Likewise; of the evaluation view alone, others draw their windows.
 
         Returns:
-            ``(h, w, 3)`` uint8, RGB, contiguous, at ``config.image_size``.
+            ``(h, w, C)`` uint8, contiguous, at ``config.image_size``.
 
         Raises:
             DataError: `image` is not such an array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         # OpenCV's own threads on top of the loader's workers only fight over the cores. Said here, where the work is
         # done and at half a microsecond, because neither an import nor a fork carries it safely.
         cv2.setNumThreads(0)
@@ -139,7 +139,7 @@ class Transform:
         Raises:
             DataError: `image` or the annotation is no such array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         if annotation.boxes is not None:
             check_objects(annotation)
             cv2.setNumThreads(0)
@@ -176,7 +176,7 @@ class Transform:
         Raises:
             DataError: `image` is not such an array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         draw = draw_of(self._pipeline(seed), (image.shape[0], image.shape[1]), self.config.image_size)
         left, top, right, bottom = draw.crop
         box = image[top:bottom, left:right]
@@ -270,10 +270,10 @@ class Transform:
                 f"--augment cannot be done to a picture of {height} x {width} pixels: {first_line(error)}"
             ) from error
         image = result["image"]
-        if image.shape != (*self.config.image_size, 3) or image.dtype != np.uint8:
+        if image.shape != self.config.shown_shape or image.dtype != np.uint8:
             raise ConfigError(
                 f"--augment makes of a picture of {height} x {width} pixels {image.shape} of {image.dtype}, expected "
-                f"{(*self.config.image_size, 3)} of uint8 - leave out what changes the kind of its values or channels"
+                f"{self.config.shown_shape} of uint8 - leave out what changes the kind of its values or channels"
             )
         return result
 
@@ -347,13 +347,13 @@ def _boxes(annotation: Annotation) -> npt.NDArray[np.float64]:
     return annotation.boxes.astype(np.float64)
 
 
-def _check_image(image: Any) -> None:
+def _check_image(image: Any, channels: int) -> None:
     array = isinstance(image, np.ndarray)
-    if not (array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+    if not (array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == channels and image.size):
         kind = f"{image.shape} {image.dtype}" if array else type(image).__name__
         raise DataError(
-            f"a picture must be an (H, W, 3) uint8 RGB array with at least one pixel, got {kind} - decode files with "
-            "transferkit.data.images.decode"
+            f"a picture must be an (H, W, {channels}) uint8 array with at least one pixel, got {kind} - decode files "
+            "with transferkit.data.images.decode"
         )
 
 

@@ -25,6 +25,7 @@ from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.sizes import TrainSizes, size_problems
+from transferkit.data.batches.statistics import ranged
 from transferkit.data.batches.threads import choose_makers
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
@@ -32,7 +33,7 @@ from transferkit.data.index.targets import TargetReader, framed
 from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
-from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
+from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, fit_problems, pixel_store_problems
 from transferkit.options.sizes import ImageSize, TrainSize, image_size_of, image_size_problem, train_sizes
 
 __all__ = ["ImageData"]
@@ -43,7 +44,7 @@ SAMPLERS = ("shuffle", "balanced")
 class ImageData(L.LightningDataModule):
     """Pictures of a folder, a manifest or the bundled sample set, split, augmented and batched.
 
-    Loaders give pictures as ``(B, H, W, 3) uint8``, which is four times less to move than floats; on the device
+    Loaders give pictures as ``(B, H, W, C) uint8``, which is four times less to move than floats; on the device
     `on_after_batch_transfer` makes them ``(B, 3, H, W) float32, normalised``, in channels-last memory format. A Trainer
     calls it by itself; elsewhere use `normalise`. With `augment_on` the device, training pictures come as `Packed`, and
     are augmented there, too.
@@ -80,8 +81,9 @@ class ImageData(L.LightningDataModule):
         allow_leaks: Go on although a picture is in two splits.
         max_pixels: The largest picture that is decoded, in pixels.
         ground: The colour that shows through transparent pixels: ``"white"``, ``"black"`` or ``"#rrggbb"``.
-        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16. Of all three ``None`` leaves it as
-            `data_config` has it; the model that a Trainer fits is told, so that it travels with it.
+        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16.
+        value_range: Instead: what is black and what is white, ``[low, high]``; or ``"auto"``, the set's own range.
+        channels: Of a picture. Of all five ``None`` leaves it as `data_config` has it, or a Trainer's model.
         reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
         targets: Columns of a manifest that hold the answers, a list or separated by commas: 0/1 for labels, or numbers.
         path_column: Column of a manifest with the paths.
@@ -129,6 +131,8 @@ class ImageData(L.LightningDataModule):
         max_pixels: int | None = None,
         ground: str | None = None,
         grey_bits: int | None = None,
+        value_range: str | list[float] | None = None,
+        channels: int | None = None,
         reader: TargetReader = CLASSES,
         targets: str | list[str] | None = None,
         path_column: str = "path",
@@ -148,31 +152,27 @@ class ImageData(L.LightningDataModule):
         self._options = DataOptions(
             data=os.fspath(data), val_split=val_split, test_split=test_split, group_by=group_by, group_near=group_near,
             skip_bad=skip_bad, rescan=rescan, allow_empty_classes=allow_empty_classes, allow_leaks=allow_leaks,
-            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, fit=fit, seed=seed, split_seed=split_seed,
-            targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
-            root=root, mask_values=mask_values, palette=palette,
+            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, value_range=value_range, channels=channels,
+            fit=fit, seed=seed, split_seed=split_seed, targets=targets, path_column=path_column, palette=palette,
+            label_column=label_column, label_separator=label_separator, root=root, mask_values=mask_values,
         )  # fmt: skip
-        sizes = size_problems(train_size, config, tile=tile)
-        problems += [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
-            f"{name} is {value}, expected a whole number of at least {low}"
-            for name, value, low in (
-                ("batch_size", batch_size, 1),
-                ("workers", workers or 0, 0),
-            )
-            if value < low
-        ]
+        problems += [*self._options.problems(), *pixel_store_problems(pixel_store)]
+        problems += [*size_problems(train_size, config, tile=tile), *fit_problems(fit, tile=tile)]
+        problems += [f"{name} is {value}, expected a whole number of at least {low}"
+                     for name, value, low in (("batch_size", batch_size, 1), ("workers", workers or 0, 0))
+                     if value < low]  # fmt: skip
         if sampler not in SAMPLERS:
-            problems.append(
-                f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}"
-            )
+            known = ", ".join(SAMPLERS)
+            problems.append(f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {known}")
         if augment_on not in PLACES:
             problems.append(f"augment_on is {augment_on!r}, expected one of {', '.join(PLACES)}")
         if problems:
             raise ConfigError(gather(problems))
         if tile and not reader.tiles:
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
-        config = self._options.prepared(config)
-        config = framed(reader, config.in_windows() if tile else config, fit)
+        self._options = ranged(self._options, reader)
+        config = self._options.prepared(config.in_windows() if tile else config)
+        config = framed(reader, config, fit)
         augment = augment if isinstance(augment, str) else definitions_of(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
@@ -287,8 +287,7 @@ class ImageData(L.LightningDataModule):
             ConfigError: On the device, by `augment_on`, and it cannot be done there.
         """
         answers = self.annotations("train") is not None
-        device = device or self._device()
-        return choose_place(self.augment_on, self.augment, device, answers=answers, windows=self.data_config.tiled)
+        return choose_place(self.augment_on, self.augment, device or self._device(), self.data_config, answers=answers)
 
     def windows(self, split: str) -> Rows | None:
         """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""

@@ -13,6 +13,7 @@ from transferkit.core.errors import BackboneError, ConfigError, did_you_mean
 from transferkit.core.records import DataConfig
 from transferkit.machine.cores import free_memory
 from transferkit.models.backbones import mini, registered, timm, torchvision
+from transferkit.models.backbones.channels import adapt_channels
 from transferkit.models.backbones.facts import MINI, Request
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
@@ -115,6 +116,7 @@ def create_backbone(
     *,
     weights: str = "pretrained",
     image_size: ImageSize = None,
+    channels: int | None = None,
     backbone_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone with weights that are known to fit, tensor by tensor; never silently a random one.
@@ -125,6 +127,8 @@ def create_backbone(
         weights: ``"pretrained"`` (fetched once, then from the cache), ``"bundled"`` (with the package), ``"random"``,
             ``"hf-hub:ID"`` or a file.
         image_size: Side in pixels, or height and width, ``(224, 320)`` or ``"224x320"``; the backbone's own by default.
+        channels: Of the pictures; the backbone's own by default, mostly 3. For others its first convolution is adapted,
+            see `transferkit.models.backbones.channels`.
         backbone_args: Passed to the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -132,7 +136,10 @@ def create_backbone(
         ConfigError: The image size is not positive.
     """
     source, request = _find(name, weights=weights, image_size=image_size, arguments=backbone_args)
-    return source.build(request)
+    backbone = source.build(request)
+    if channels is not None:
+        adapt_channels(backbone, channels)
+    return backbone
 
 
 def list_backbones(pattern: str = "*", *, pretrained_only: bool = False) -> list[str]:

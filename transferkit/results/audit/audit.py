@@ -32,6 +32,7 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import storage_errors, write_json
 from transferkit.core.records import Finding
+from transferkit.data.batches.statistics import ranged
 from transferkit.data.images.known_files import read_files
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult
 from transferkit.data.images.sketchbook import Sketchbook
@@ -95,6 +96,7 @@ def check(config: CheckConfig) -> None:
         StorageError: What is written cannot be.
     """
     reader = _reader(config)
+    config = ranged(config, reader)
     columns = reader.columns_of(config)
     scan = scan_data(config.data, columns)
     if config.tile and not reader.tiles:
