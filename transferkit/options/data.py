@@ -185,21 +185,19 @@ def _ends(value: str | list[float]) -> tuple[float, float]:
     """Return the ends of a range of values. Raises `ValueError`."""
     parts = value.split(":") if isinstance(value, str) else list(value)
     if len(parts) != 2:
-        raise ValueError("expected LOW:HIGH, two numbers, or auto")
+        raise ValueError("expected two numbers")
     return float(parts[0]), float(parts[1])
 
 
 def _range_problems(value: str | list[float] | None, grey_bits: int | None) -> Iterator[str]:
     """Yield what is wrong with a range of values."""
-    if value is None or value == AUTO_RANGE:
-        problems = []
-    else:
+    if value is not None and value != AUTO_RANGE:
         try:
-            problems = Decoding(value_range=_ends(value)).problems()
+            wrong = Decoding(value_range=_ends(value)).problems()
         except (TypeError, ValueError):
-            problems = ["expected LOW:HIGH, two numbers such as 0:4095, or auto"]
-    if problems:
-        yield f"--value-range is {shown(value)}, {problems[0].rpartition(', ')[2]}"
+            wrong = [""]
+        if wrong:
+            yield f"--value-range is {shown(value)}, expected LOW:HIGH, a number and a larger one such as 0:4095, or auto"
     if value is not None and grey_bits is not None:
         yield "--value-range and --grey-bits both say what is white - give one of them"
 

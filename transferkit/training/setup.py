@@ -35,6 +35,7 @@ from transferkit.models.module import TransferModule
 from transferkit.models.parts import LossOptions
 from transferkit.models.task import Task, task_of
 from transferkit.options.augment import augment_words
+from transferkit.options.sizes import train_sizes
 from transferkit.options.training import AUTO, TrainingOptions
 from transferkit.runs.seen import run_splits
 from transferkit.runs.summary import data_lines, print_lines
@@ -179,7 +180,11 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     config = ranged(config, task.targets)
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone = create_backbone(
-        config.backbone, weights=config.weights, image_size=config.size, channels=config.channels
+        config.backbone,
+        weights=config.weights,
+        image_size=config.size,
+        channels=config.channels,
+        any_size=bool(train_sizes(config.train_size)),
     )
     usual = backbone.data_config
     if config.tile and not task.targets.tiles:

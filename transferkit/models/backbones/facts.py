@@ -63,6 +63,7 @@ class Request:
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, ``"hf-hub:ID"`` or a file.
         image_size: ``(height, width)`` in place of the weights' own.
         arguments: Of the network's constructor.
+        any_size: Whether pictures of other sizes will come, too, as `train_size` has them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Request:
     weights: str
     image_size: tuple[int, int] | None
     arguments: Mapping[str, Any]
+    any_size: bool = False
 
     @property
     def hub_id(self) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -117,6 +117,7 @@ def create_backbone(
     weights: str = "pretrained",
     image_size: ImageSize = None,
     channels: int | None = None,
+    any_size: bool = False,
     backbone_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone with weights that are known to fit, tensor by tensor; never silently a random one.
@@ -129,6 +130,8 @@ def create_backbone(
         image_size: Side in pixels, or height and width, ``(224, 320)`` or ``"224x320"``; the backbone's own by default.
         channels: Of the pictures; the backbone's own by default, mostly 3. For others its first convolution is adapted,
             see `transferkit.models.backbones.channels`.
+        any_size: Have it take pictures of other sizes, too, where it can: timm's transformers resize their position
+            embeddings to each batch then.
         backbone_args: Passed to the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -136,7 +139,7 @@ def create_backbone(
         ConfigError: The image size is not positive.
     """
     source, request = _find(name, weights=weights, image_size=image_size, arguments=backbone_args)
-    backbone = source.build(request)
+    backbone = source.build(replace(request, any_size=any_size))
     if channels is not None:
         adapt_channels(backbone, channels)
     return backbone

@@ -27,7 +27,8 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import listing
-from transferkit.data.images.decode import Pixels, decode_image, read_bytes
+from transferkit.data.images.channels import Pixels, as_rgb
+from transferkit.data.images.decode import decode_image, read_bytes
 from transferkit.data.scan.named import find_pictures, warn_of_unread
 from transferkit.models.parts import Request
 from transferkit.options.results import ExplainConfig
@@ -214,7 +215,7 @@ class _Explainer:
         if heat is not None and shown is not None:
             heat = on_picture(heat, shown, self.predictor.info.preprocessing)
         evidence = Evidence(
-            path, picture.view if shown is None else shown, self._output.answer(record, self._spec),
+            path, as_rgb(picture.view) if shown is None else shown, self._output.answer(record, self._spec),
             self._output.shares(record, self._spec), picture.target, heat,
             [(one, self._thumbnail(one.path)) for one in near],
             self._output.compared.share,

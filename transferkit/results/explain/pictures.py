@@ -14,7 +14,8 @@ from matplotlib import colormaps
 
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.core.records import USUAL, DataConfig, Decoding
-from transferkit.data.images.decode import Pixels, decode_image
+from transferkit.data.images.channels import Pixels, as_rgb
+from transferkit.data.images.decode import decode_image
 from transferkit.data.images.resize import INTERPOLATIONS, fit, frame, resize
 from transferkit.results.report.page import data_uri
 
@@ -56,11 +57,11 @@ def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | 
         pixels = decode_image(source, min_side=2 * side, decoding=config.decoding, name=name)
         scale = side / max(pixels.shape[:2])
         shown = max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
-        return resize(pixels, shown, INTERPOLATIONS[config.interpolation])
+        return as_rgb(resize(pixels, shown, INTERPOLATIONS[config.interpolation]))
     times = max(1.0, side / max(config.image_size))
     height, width = (round(length * times) for length in config.image_size)
     large = dataclasses.replace(config, image_size=(height, width))
-    return fit(decode_image(source, min_side=large.decode_side, decoding=large.decoding, name=name), large)
+    return as_rgb(fit(decode_image(source, min_side=large.decode_side, decoding=large.decoding, name=name), large))
 
 
 def on_picture(heat: Heat, shown: Pixels, config: DataConfig) -> Heat:
@@ -94,7 +95,7 @@ def overlay(image: Pixels, heat: npt.NDArray[np.floating]) -> Pixels:
 
 def thumbnail(path: str, decoding: Decoding = USUAL) -> str | None:
     """Return the centre square of a picture as a ``data:`` address; ``None`` where it cannot be read."""
-    square = DataConfig(image_size=(SAMPLE_SIDE, SAMPLE_SIDE), crop_pct=1.0)
+    square = DataConfig(image_size=(SAMPLE_SIDE, SAMPLE_SIDE), crop_pct=1.0).of_channels(decoding.channels)
     try:
         return data_uri(fit(decode_image(path, min_side=2 * SAMPLE_SIDE, decoding=decoding), square))
     except DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +21,10 @@ from transferkit.data.augment.views import sample_seed
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import BatchLoader
 from transferkit.data.batches.workers import worker_errors
+from transferkit.data.images.channels import from_array
 from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
+from transferkit.data.images.readers import Refused
 from transferkit.data.images.resize import fit, mean_colour
 from transferkit.data.images.windows import cut, middle_window, window_count, windows
 from transferkit.features.engine.whole import NOT_FINITE, Output, Rows, outputs_of
@@ -84,6 +87,8 @@ class PredictionViews:
             corruptions: Kinds and strengths.
             seed: Of their chance.
         """
+        if config.channels != len("RGB"):
+            raise ConfigError(f"corruptions are of RGB pictures, and this model's have {config.channels} channel(s)")
         ways = tuple(corruptions)
         return cls(eval_transform(config), "spoilt", count=1 + len(ways), seed=seed, corruptions=ways)
 
@@ -187,13 +192,12 @@ def _picture(name: str, source: Source, decoding: Decoding) -> Picture:
             except UnreadableImage as error:
                 return Picture(name, error=error)
         case np.ndarray() if source.dtype == np.uint8 and source.size:
-            if source.ndim == 2:
-                source = np.repeat(source[:, :, None], 3, axis=2)
-            if source.ndim == 3 and source.shape[2] == 3:
-                return Picture(name, content=np.ascontiguousarray(source))
+            with contextlib.suppress(Refused):
+                return Picture(name, content=from_array(source, decoding))
     kind = f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
     raise ConfigError(
-        f"{name} is {kind}, expected a path, the bytes of a picture file, a Pillow image, or a uint8 array (H, W, 3)"
+        f"{name} is {kind}, expected a path, the bytes of a picture file, a Pillow image, or a uint8 array "
+        f"(H, W, {decoding.channels})"
     )
 
 
