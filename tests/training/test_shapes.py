@@ -1,4 +1,4 @@
-"""From training to the exported file: rectangles, whole pictures, bands, sizes of transformers; nothing is said twice."""
+"""From training to the exported file: rectangles, whole pictures, bands, sizes of transformers."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import transferkit as tk
-from transferkit.core.errors import ConfigError
+from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
 from transferkit.models.artifact import load_model, read_info
 from transferkit.models.backbones.registry import create_backbone
@@ -101,7 +101,7 @@ def test_bands_and_their_range_to_the_end(tmp_path):
     export(ExportConfig(run=str(run.path), format="onnx", out=str(tmp_path / "model.onnx"), quiet=True))
 
 
-def test_masks_and_boxes_lie_on_all_of_a_picture(pets):
+def test_masks_and_boxes_lie_on_all_of_a_picture(pets):  # fault 221
     from transferkit.data.batches.datamodule import ImageData
     from transferkit.data.index.boxes import BoxReader
 
@@ -137,3 +137,8 @@ def test_position_embeddings_of_rectangles_are_rows_and_columns():
 def test_old_models_know_nothing_of_this():
     values = DataConfig().to_dict()
     assert DataConfig.from_dict({key: value for key, value in values.items() if key != "decoding"}) == DataConfig()
+
+
+def test_a_range_that_is_none(pets):  # fault 222
+    with pytest.raises(DataError, match="no picture of .* is deeper than 8 bits"):
+        tk.ImageData(pets, value_range="auto")

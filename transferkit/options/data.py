@@ -197,7 +197,7 @@ def _range_problems(value: str | list[float] | None, grey_bits: int | None) -> I
         except (TypeError, ValueError):
             wrong = [""]
         if wrong:
-            yield f"--value-range is {shown(value)}, expected LOW:HIGH, a number and a larger one such as 0:4095, or auto"
+            yield f"--value-range is {shown(value)}, expected LOW:HIGH, a number and a larger one, or auto"
     if value is not None and grey_bits is not None:
         yield "--value-range and --grey-bits both say what is white - give one of them"
 
