@@ -116,7 +116,7 @@ def test_transformers_take_the_sizes_of_training(tmp_path):
     run = run_of(root, tmp_path, backbone="test_vit", weights="random", image_size="32x96", train_size="48,96",
                  phases="finetune", epochs=2)  # fmt: skip
     assert read_info(run.path).preprocessing.image_size == (32, 96)
-    with pytest.raises(ConfigError, match="--train-size 50"):
+    with pytest.raises(ConfigError, match="--train-size 17x50"):
         run_of(root, tmp_path, backbone="test_vit", weights="random", image_size="32x96", train_size=50,
                phases="finetune", epochs=1, out=tmp_path / "odd")  # fmt: skip
 

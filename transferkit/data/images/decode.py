@@ -124,7 +124,7 @@ class ImageInfo:
     @property
     def grey(self) -> bool:
         """Whether the picture is stored without colour."""
-        return self.mode in {"1", "L", "LA", "La"} or self.mode.startswith("I;16")
+        return self.mode in {"1", "L", "LA", "La", "I", "F"} or self.mode.startswith(("I;16", "1 x "))
 
 
 def decode_image(

@@ -38,8 +38,8 @@ HOME = "transferkit.features.sklearn"
 
 ON_ERROR = ("raise", "nan")
 SHARED = (
-    "backbone", "weights", "image_size", "framing", "layer", "pool", "cache", "max_pixels", "ground", "grey_bits", "precision",
-    "accelerator",
+    "backbone", "weights", "image_size", "framing", "layer", "pool", "cache", "max_pixels", "ground", "grey_bits",
+    "precision", "accelerator",
 )  # fmt: skip
 """Arguments that the probe hands on to its extractor."""
 
@@ -215,9 +215,8 @@ def make_setup(extractor: FeatureExtractor) -> Setup:
         hint = did_you_mean(str(extractor.on_error), ON_ERROR)
         raise ConfigError(f"on_error is {extractor.on_error!r}.{hint} Expected 'raise' or 'nan'")
     options = {name: _plain(getattr(extractor, name)) for name in (*SHARED, "batch_size")}
-    config = make_config(
-        FeaturesConfig, {"data": SAMPLE, "store": options.pop("cache"), "fit": options.pop("framing"), **options}
-    )
+    renamed = {"store": options.pop("cache"), "fit": options.pop("framing")}
+    config = make_config(FeaturesConfig, {"data": SAMPLE, **renamed, **options})
     if config.layer == ALL:
         raise ConfigError("layer is 'all', expected one layer - join several extractors by a FeatureUnion")
     frozen = frozen_backbone(config.backbone, config.weights, config.size)
