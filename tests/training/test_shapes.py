@@ -101,7 +101,7 @@ def test_bands_and_their_range_to_the_end(tmp_path):
     export(ExportConfig(run=str(run.path), format="onnx", out=str(tmp_path / "model.onnx"), quiet=True))
 
 
-def test_masks_and_boxes_lie_on_all_of_a_picture(pets):  # fault 221
+def test_masks_and_boxes_lie_on_all_of_a_picture(pets):  # fault 223
     from transferkit.data.batches.datamodule import ImageData
     from transferkit.data.index.boxes import BoxReader
 
@@ -139,6 +139,6 @@ def test_old_models_know_nothing_of_this():
     assert DataConfig.from_dict({key: value for key, value in values.items() if key != "decoding"}) == DataConfig()
 
 
-def test_a_range_that_is_none(pets):  # fault 222
+def test_a_range_that_is_none(pets):  # fault 224
     with pytest.raises(DataError, match="no picture of .* is deeper than 8 bits"):
         tk.ImageData(pets, value_range="auto")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transferkit.core.files import user_path
+from transferkit.options.distill import data_of_run
 from transferkit.options.features import ProbeConfig
 from transferkit.options.loggers import logger_names
 from transferkit.results.report.report import report_on
+from transferkit.runs.files import RunFiles
 from transferkit.training.finetune import Run
 from transferkit.training.finetune import finetune as train
 from transferkit.training.loggers.run_loggers import RunLoggers
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import Logger
 
-__all__ = ["finetune", "probe"]
+__all__ = ["distill", "finetune", "probe"]
 
 
 def finetune(
@@ -57,6 +61,28 @@ def finetune(
             report_on(run.path, quiet=options.get("quiet", False))
         loggers.log_files()
     return run
+
+
+def distill(teacher: str | os.PathLike[str], **options: Any) -> Run:
+    """Fine-tune a backbone on what a finished run says of its pictures: `finetune` with a ``teacher``.
+
+    Args:
+        teacher: The run directory of the teacher.
+        options: As for `finetune`; ``data`` and the options of splits are those of the teacher where no ``data`` are
+            named.
+
+    Returns:
+        The run of the student.
+
+    Raises:
+        TransferkitError: As `finetune` says.
+        CheckpointError: The teacher's directory holds no finished run.
+    """
+    run = user_path(os.fspath(teacher))
+    if options.get("resume"):  # all is in the directory
+        return finetune(**options)
+    stated = {} if options.get("data") else data_of_run(options, RunFiles(Path(run)).config)
+    return finetune(**{**stated, **options, "teacher": run})
 
 
 def _named_and_made(logger: object) -> tuple[list[str] | None, list[Any]]:

@@ -61,7 +61,7 @@ def build_parser(verb: Verb) -> ArgumentParser:
         else:
             metavar = item.name.rsplit("_", 1)[-1].upper()
             if default == REQUIRED:
-                default, text = SUPPRESS, f"{text} (required)"
+                default, text = SUPPRESS, f"{text} (required)" if item.metadata["missing"] else text
             parser.add_argument(flag(item.name), type=hint, default=default, help=text, metavar=metavar)
     return parser
 

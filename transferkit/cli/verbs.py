@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from transferkit.core.errors import Interrupted
+from transferkit.options.distill import DistillConfig
 from transferkit.options.features import BackbonesConfig, CheckConfig, FeaturesConfig, ProbeConfig, StoreConfig
 from transferkit.options.fields import make_config
 from transferkit.options.results import (
@@ -83,6 +84,12 @@ def _finetune(options: Mapping[str, Any]) -> None:
     finetune(**options)
 
 
+def _distill(options: Mapping[str, Any]) -> None:
+    from transferkit.cli.job import distill
+
+    distill(**options)
+
+
 def _search(options: Mapping[str, Any]) -> None:
     from transferkit.training.search.search import search
 
@@ -101,6 +108,10 @@ VERBS = {
         Verb(
             "finetune", FinetuneConfig, _finetune,
             "fine-tune a pretrained backbone on a folder of pictures", by_name=True,
+        ),
+        Verb(
+            "distill", DistillConfig, _distill,
+            "fine-tune a backbone on what a finished run says of its pictures", ("teacher",), by_name=True,
         ),
         Verb("plan", PlanConfig, _plan, "what finetune would do: phases, learning rates, predicted time and memory"),
         Verb(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from transferkit.models.heads.registry import FLAT, HeadKinds
 from transferkit.models.heads.solver import Heads, Solver
 from transferkit.models.parts import Calibrator, Epochs, FittedCalibration, Objective, Output, Scores
 from transferkit.options.data import DataOptions
+
+if TYPE_CHECKING:
+    from transferkit.models.answers.teaching import Teaching
 
 __all__ = [
     "CLASSIFICATION",
@@ -55,6 +58,7 @@ class Task:
         head_kinds: See `HeadKinds`; by default heads that return a row per picture.
         extent: See `Extent`; by default an output is of a picture as a whole.
         epochs: See `Epochs`; by default there is nothing to say of curves.
+        teaching: See `Teaching`; ``None`` where a model of this kind teaches no other one.
         bind: Makes the task of a spec: parts that know, say, the units of a target. By default the task itself.
     """
 
@@ -70,6 +74,7 @@ class Task:
     head_kinds: HeadKinds = FLAT
     extent: Extent = WHOLE_PICTURE
     epochs: Epochs = Epochs()
+    teaching: Teaching | None = None
     bind: Callable[[Task, TargetSpec], Task] = _as_it_is
 
     def of(self, spec: TargetSpec) -> Task:
@@ -151,6 +156,7 @@ _REGISTERED: dict[str, Task] = {}
 
 _INSTEAD: Final = {
     "calibrator": "predictions and figures: predict, evaluate",
+    "teaching": "finetune the small backbone on the labels",
     "solver": "train the head by steps: finetune --probe sgd",
 }
 """The ways around a part that is ``None``."""

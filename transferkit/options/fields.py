@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 _PLACES = frozenset(
-    {"add", "against", "data", "fix", "init_from", "out", "palette", "paths", "root", "run", "runs", "store", "to"}
-    | {"weights"}
+    {"add", "against", "data", "fix", "init_from", "out", "palette", "paths", "root", "run", "runs", "store", "teacher"}
+    | {"to", "weights"}
 )
 """Options that are paths, or may be: ``~`` and environment variables stand for what they mean to the user."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from transferkit.core.text import listing
 from transferkit.options.augment import augment_option, no_flip_problem
 from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, fit_problems, pixel_store_problems
 from transferkit.options.fields import (
@@ -64,6 +65,19 @@ class ModelOptions(BackboneOptions):
 class CraftOptions(ModelOptions):
     """Additions to a training; everything here is off by default."""
 
+    teacher: str | None = option(
+        None, "learn the answers of this finished run instead of the labels; it is asked once, about every view"
+    )
+    teacher_views: int = option(
+        4, "augmented views of each picture that a teacher answers for; the epochs take them in turn", at_least(1)
+    )
+    teacher_share: float = option(
+        1.0, "share of the teacher in what is learnt, the rest is of the labels, (0, 1]", RATIO
+    )
+    teacher_temperature: float = option(
+        2.0, "what softens the probabilities of a teacher, and those that learn from it, at least 1",
+        Range("a finite number of at least 1", lambda value: 1.0 <= value < float("inf")),
+    )  # fmt: skip
     loss: str = option(
         "auto",
         "the training loss: cross_entropy or focal; of labels bce, asymmetric or focal; of numbers mse, huber or l1",
@@ -193,6 +207,13 @@ class TrainingOptions(CraftOptions):
         yield from train_size_problems(self.train_size, tile=self.tile)
         yield from fit_problems(self.fit, tile=self.tile)
         yield from no_flip_problem(self.augment, self.no_flip)
+        if self.teacher is None:
+            said = [flag(name) for name in ("teacher_views", "teacher_share", "teacher_temperature")
+                    if getattr(self, name) != getattr(CraftOptions, name)]  # fmt: skip
+            if said:
+                yield f"{listing(said, quote=False)} would mean nothing without --teacher RUN - leave it out"
+        elif self.mixup or self.cutmix:
+            yield "--mixup and --cutmix make pictures that the teacher never saw, and it is asked once - leave them out"
         if self.batch_norm == "keep" and self.recalibrate_bn:
             yield "--batch-norm keep trains on the statistics that --recalibrate-bn would replace - choose one"
         if self.sampler == self.class_weights == "balanced":

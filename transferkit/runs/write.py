@@ -31,7 +31,7 @@ NOT_SAVED = frozenset({
 })  # fmt: skip
 """Options that say where and how to run, not what: left out of `config.yaml`, so that it repeats the run elsewhere."""
 
-PATHS = ("add", "data", "init_from", "root", "to", "weights")
+PATHS = ("add", "data", "init_from", "root", "teacher", "to", "weights")
 """Options that may be paths."""
 
 

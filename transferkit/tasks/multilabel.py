@@ -8,6 +8,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.labels import LabelReader
 from transferkit.features.linear.labels import LabelSolver
 from transferkit.models.answers.multilabel import LabelCalibrator, LabelHeads, LabelObjective, LabelScores
+from transferkit.models.answers.teaching import LabelTeaching
 from transferkit.models.task import Task
 from transferkit.results.details.labels import LabelDetails
 from transferkit.results.predict.labels import LabelOutput
@@ -31,5 +32,6 @@ TASK = Task(
     calibrator=LabelCalibrator(),
     solver=LabelSolver(),
     details=LabelDetails(),
+    teaching=LabelTeaching(),
     bind=_with_thresholds,
 )

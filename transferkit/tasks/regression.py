@@ -8,6 +8,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.numbers import NumberReader
 from transferkit.features.linear.ridge import RidgeSolver
 from transferkit.models.answers.regression import NumberCalibrator, NumberHeads, NumberObjective, NumberScores, Units
+from transferkit.models.answers.teaching import NumberTeaching
 from transferkit.models.task import Task
 from transferkit.results.details.numbers import NumberDetails
 from transferkit.results.predict.numbers import NumberOutput
@@ -24,6 +25,7 @@ def _in_units(task: Task, spec: TargetSpec) -> Task:
         output=NumberOutput(units),
         calibrator=NumberCalibrator(units=units),
         solver=RidgeSolver(units=units),
+        teaching=NumberTeaching(units),
     )
 
 
@@ -37,5 +39,6 @@ TASK = Task(
     calibrator=NumberCalibrator(),
     solver=RidgeSolver(),
     details=NumberDetails(),
+    teaching=NumberTeaching(),
     bind=_in_units,
 )

@@ -28,6 +28,7 @@ from transferkit.training.loop.checkpoints import foreign_checkpoint, load_check
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.ranks.parallel import by_first
 from transferkit.training.setup import Training
+from transferkit.training.teaching import teacher_facts
 from transferkit.training.unlike import fit_on_training, hold_out
 
 __all__ = ["conclude"]
@@ -53,6 +54,7 @@ def conclude(
         **figures,
         "selection": recorder.chosen(tested="test" in splits),
         **craft,
+        **teacher_facts(training.config),
         "phases": recorder.history.phases(),
         "time_s": sum(recorder.history.phase_seconds.values()) + time.perf_counter() - started,
         "environment": {**environment(training.device), **dataclasses.asdict(training.machine)},

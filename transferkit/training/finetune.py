@@ -1,7 +1,7 @@
 """The main job as one story: a folder of pictures goes in, a run directory with a working model comes out.
 
-`_fine_tune` tells it: claim the directory, prepare, choose, solve, tune, settle how steps run, describe, soften, train.
-Then, in the first of several processes, `conclude`. Each step takes a `Training` and does one thing.
+`_fine_tune` tells it: claim the directory, prepare, ask a teacher, choose, solve, tune, settle how steps run, describe,
+soften, train. Then, in the first of several processes, `conclude`. Each step takes a `Training` and does one thing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from transferkit.training.ranks.strategies import quiet_lightning
 from transferkit.training.rehearsal import rehearse_saving
 from transferkit.training.setup import Training, prepare
 from transferkit.training.steps import CompileChoice, step_lines
+from transferkit.training.teaching import check_teacher, teach
 
 __all__ = ["Run", "finetune"]
 
@@ -141,7 +142,9 @@ def _tell(
         if not config.quiet:
             print_summary(run, note="already complete")
         return Run(run, metrics)
-    training = with_batch_size(prepare(config, quiet=config.quiet, fresh=not config.resume))
+    check_teacher(config)
+    training = teach(prepare(config, quiet=config.quiet, fresh=not config.resume), quiet=config.quiet)
+    training = with_batch_size(training)
     solved = _solve(training)
     training = _settle_phases(training, solved)
     search, training = _tune(training, solved)
@@ -296,11 +299,8 @@ def _train(
                     raise
             last = run / "checkpoints" / "last.ckpt"
             checkpoint = resume_point(run, training.data.index) if last.is_file() else None
-            training = prepare(
-                halved(training.settled_config, training.data.batch_size),
-                quiet=training.config.quiet,
-                fresh=checkpoint is None,
-            )
+            smaller = halved(training.settled_config, training.data.batch_size)
+            training = teach(prepare(smaller, quiet=smaller.quiet, fresh=checkpoint is None), quiet=smaller.quiet)
             if checkpoint is None:
                 solved = _solve(training)
                 _soften(training, solved)

@@ -260,7 +260,7 @@ def _augment_lines(data: ImageData, place: Place) -> list[tuple[str, str]]:
 
 def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
     """Warn where the weights to start from were trained on pictures that this run will be measured on."""
-    for place in (Path(name) for name in (config.init_from, config.weights) if name is not None):
+    for place in (Path(name) for name in (config.init_from, config.weights, config.teacher) if name is not None):
         folders = (place, *place.parents[:2]) if place.exists() else ()
         run = next((folder for folder in folders if (folder / "pictures.csv").is_file()), None)
         if run is None:
@@ -365,7 +365,7 @@ def loss_options(config: TrainingOptions, task: Task, data: ImageData | None = N
     Raises:
         ConfigError: Weights are wanted, and the answers cannot be balanced.
     """
-    usual = task.objective.smoothing or 0.0
+    usual = 0.0 if config.teacher is not None else task.objective.smoothing or 0.0
     smoothing = usual if config.label_smoothing is None else config.label_smoothing
     weights = None
     if config.class_weights == "balanced" and data is not None:

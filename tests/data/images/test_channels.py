@@ -107,7 +107,7 @@ def test_arrays_are_pictures(noise, tmp_path):
         (np.zeros((6, 9), np.complex64), Decoding(value_range=(0, 1)), "complex64 is no kind of pixels"),
     ],
 )  # fmt: skip
-def test_arrays_that_are_none(array, decoding, words):  # fault 219
+def test_arrays_that_are_none(array, decoding, words):  # fault 221
     with pytest.raises(UnreadableImage, match=words):
         decode_image(npy(array), decoding=decoding)
 
@@ -124,7 +124,7 @@ def test_bands_of_a_tiff(planar, noise):
         decode_image(tiff(planes, 16, planar), decoding=Decoding(channels=4))
 
 
-def test_bands_without_the_package(noise, monkeypatch):  # fault 223
+def test_bands_without_the_package(noise, monkeypatch):  # fault 225
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     with pytest.raises(UnreadableImage, match=r"needs tifffile \(pip install 'transferkit\[tiff\]'\)") as caught:
         decode_image(tiff(noise.integers(0, 256, (6, 5, 9))), decoding=Decoding(channels=6))

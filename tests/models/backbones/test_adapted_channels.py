@@ -109,7 +109,7 @@ class Norms(nn.Module):
 
 
 @pytest.mark.parametrize("builder", [Patches, Norms])
-def test_what_cannot_be_adapted_is_refused(own, builder):  # fault 220
+def test_what_cannot_be_adapted_is_refused(own, builder):  # fault 222
     name = own(builder, data_config=DataConfig(image_size=(16, 16)))
     assert create_backbone(name, weights="random").num_features == 4
     with pytest.raises(BackboneError, match="cannot be adapted to 5 channels"):

@@ -1,5 +1,7 @@
 """What is kept of logits on pixels, and how they come back to the picture: by hand, from torch's own resizing."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional
 from transferkit.core.targets import IGNORED
 from transferkit.data.masks.annotation import Annotation
 from transferkit.models.dense.extent import MaskExtent
-from transferkit.models.extent import WHOLE_PICTURE, Truth
+from transferkit.models.extent import WHOLE_PICTURE, Joined, Truth
 
 EXTENT = MaskExtent()
 FRAME = (2, 0, 12, 16)  # a picture of 24 x 32 on a canvas of 16 x 16
@@ -76,3 +78,23 @@ def test_of_a_whole_picture_all_is_kept():
     assert torch.equal(WHOLE_PICTURE.table(entries), outputs)
     assert WHOLE_PICTURE.upright(outputs.numpy(), (1,), (32, 32)).shape == (3, 2)
     assert len(WHOLE_PICTURE.table([])) == len(WHOLE_PICTURE.join([])) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 11])
+def test_parts_are_joined_in_blocks_and_do_not_live_on(count):
+    rows = [torch.randn(1, 3) for _ in range(count)]
+    joined, expected = Joined(WHOLE_PICTURE, block=4), torch.cat(rows) if rows else torch.zeros(0, 0)
+    alive = [weakref.ref(row) for row in rows]
+    while rows:
+        joined.add(rows.pop(0))
+    assert sum(one() is not None for one in alive) == count % 4
+    assert torch.equal(joined.whole(), expected)
+
+
+def test_tallies_are_joined_in_blocks_too(logits):
+    targets = logits.argmax(dim=1).to(torch.uint8)
+    tallies = [one for _ in range(3) for one in EXTENT.entries(logits, targets)[0]]
+    joined = Joined(EXTENT, block=2)
+    for one in tallies:
+        joined.add(EXTENT.table([one]))
+    assert [id(one) for one in joined.whole()] == [id(one) for one in tallies]

@@ -67,6 +67,8 @@ class Views:
         seed: Of the augmentation.
         plain: Numbers of the views that are shown as in evaluation, below `REPEAT`.
         hands_over: Whether `render` leaves augmentation to the device, where `augmented` can be drawn for it.
+        cycle: Augmented views that come again and again in training, those of each picture whose features are taken;
+            0 where every epoch has one of its own.
     """
 
     evaluation: Transform
@@ -75,16 +77,28 @@ class Views:
     seed: int = 0
     plain: frozenset[int] = frozenset({EVALUATION})
     hands_over: bool = False
+    cycle: int = 0
+
+    def number(self, view: int) -> int:
+        """Return which view of a picture is shown by this number."""
+        return view if not self.cycle else 1 + (view % REPEAT + view // REPEAT) % self.cycle
+
+    def row(self, view: int) -> int:
+        """Return which one it is among those of a `cycle`, after the evaluation view, which is 0."""
+        return self.number(view) if self.cycle and view % REPEAT not in self.plain else EVALUATION
 
     def seed_of(self, sha256: str, view: int) -> int:
         """Return the seed of one view of one picture; where it is shown as in evaluation, the number of its window."""
-        return view // PART if view % REPEAT in self.plain else sample_seed(self.seed, view, sha256)
+        return view // PART if view % REPEAT in self.plain else self._seed(view, sha256)
+
+    def _seed(self, view: int, sha256: str) -> int:
+        return sample_seed(self.seed, self.number(view), sha256)
 
     def carry(self, pixels: Pixels, annotation: Annotation, sha256: str, view: int) -> tuple[Pixels, Annotation]:
         """Return one view of a picture with the answers on its pixels, by its number; see `Transform.carry`."""
         if self.augmented is None or view % REPEAT in self.plain:
             return self.evaluation.carry(pixels, annotation, part=view // PART)
-        return self.augmented.carry(pixels, annotation, sample_seed(self.seed, view, sha256))
+        return self.augmented.carry(pixels, annotation, self._seed(view, sha256))
 
     def render(
         self, pixels: Pixels, sha256: str, views: Sequence[int], whole: tuple[int, int] | None = None
@@ -96,5 +110,5 @@ class Views:
                 shown.append(self.evaluation(pixels, whole=whole, part=view // PART))
                 continue
             show = self.augmented.draw if self.hands_over and self.augmented.drawable else self.augmented
-            shown.append(show(pixels, sample_seed(self.seed, view, sha256)))
+            shown.append(show(pixels, self._seed(view, sha256)))
         return shown

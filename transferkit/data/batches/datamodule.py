@@ -184,6 +184,7 @@ class ImageData(L.LightningDataModule):
         self._mixing = (mixup, cutmix)
         self.train_sizes = TrainSizes(train_sizes(train_size))
         self._plain_epochs: frozenset[int] = frozenset()
+        self._taught: Tensor | None = None
         self._workers = workers
         self._keep_bytes = free_memory() // 4 if keep_bytes is None else keep_bytes
         self._disk_bytes = disk_bytes(pixel_store)
@@ -254,31 +255,26 @@ class ImageData(L.LightningDataModule):
         records = self.index.split(split)
         if not records:
             raise DataError(f"the data have no {split} pictures - add a {split} folder, or a --{split}-split above 0")
+        taught = self._taught if train else None
         plain = Views(
             eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs,
-            hands_over=train and self.place().on_device,
+            hands_over=train and self.place().on_device, cycle=0 if taught is None else len(taught) - 1,
         )  # fmt: skip
         annotations = self.annotations(split)
         whole = self.whole and annotations is None
         augmented = partial(train_transform, self.augment, flip=self.flip, whole=whole)
         views = self.train_sizes.views(plain, augmented) if train else plain
         if train and annotations is not None and not isinstance(self.augment, str):
-            problems = carried_problems(
-                self.augment, self.train_sizes.last(self.data_config), boxes=not self._reader.tiles
-            )
-            if problems:
+            last = self.train_sizes.last(self.data_config)
+            if problems := carried_problems(self.augment, last, boxes=not self._reader.tiles):
                 raise ConfigError(gather(problems))
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)
         return ImageDataset(
-            pictures,
-            views,
-            targets=self.targets(split) if annotations is None else None,
-            annotations=annotations,
-            pixels=self.pixels,
-            threads=available_cores(),
-        )
+            pictures, views, targets=self.targets(split) if annotations is None else None, taught=taught,
+            annotations=annotations, pixels=self.pixels, threads=available_cores(),
+        )  # fmt: skip
 
     def place(self, device: str | None = None) -> Place:
         """Return where training pictures are augmented, with torch's name of a `device`, or the Trainer's.
@@ -310,6 +306,10 @@ class ImageData(L.LightningDataModule):
     def show_as_evaluated(self, epochs: Iterable[int]) -> None:
         """Leave augmentation, and the size of training, out in these epochs, from 0; of loaders made from now on."""
         self._plain_epochs = frozenset(epochs)
+
+    def teach(self, answers: Tensor) -> None:
+        """Let training go by answers ``(1 + K, N, ...)`` to the evaluation view and to K that epochs take in turn."""
+        self._taught = answers.share_memory_()  # type: ignore[no-untyped-call]
 
     def in_batches_of(self, size: int) -> ImageData:
         """Return the same data in batches of `size` pictures per process; the pictures are shared."""

@@ -126,6 +126,8 @@ class ImageDataset(Dataset[Loaded]):
         pictures: What can be named by its position.
         views: How they are shown; all views of a batch are of one size.
         targets: ``(N, ...)``, a row per picture.
+        taught: ``(1 + K, N, ...)`` instead: a row per view and picture, of the evaluation view and the K of the
+            `Views.cycle` of `views`.
         annotations: The answers on pixels of the same pictures, which go through their views with them: `views` is a
             `Views`, and pictures are named by their positions.
         pixels: Where decoded pictures are kept: those that were indexed are decoded once. It is left out where it keeps
@@ -143,16 +145,20 @@ class ImageDataset(Dataset[Loaded]):
         views: Renderer,
         *,
         targets: Tensor | None = None,
+        taught: Tensor | None = None,
         annotations: Annotations | None = None,
         pixels: PixelStore | None = None,
         threads: int = 1,
         sketches: bool = False,
     ) -> None:
+        if taught is not None and not (isinstance(views, Views) and len(taught) == 1 + views.cycle):
+            raise ValueError("answers to views need a row for each of them")
         if annotations is not None and not (isinstance(views, Views) and len(annotations) == len(pictures)):
             raise ValueError("answers on pixels need a picture each, and views that carry them along")
         self.pictures = pictures
         self.views = views
         self.targets = targets
+        self.taught = taught
         self.annotations = annotations
         self.pixels = pixels if pixels is not None and pixels.serves(views.evaluation.config) else None
         self.threads = threads
@@ -180,6 +186,16 @@ class ImageDataset(Dataset[Loaded]):
                 raise
             return error
 
+    def _targets(self, jobs: Sequence[Job]) -> Tensor | None:
+        """Return the targets of pictures, by what a teacher says of their views where there is one."""
+        rows = self.targets if self.taught is None else self.taught
+        if rows is None:
+            return None
+        places = torch.tensor([job.picture for job in jobs], dtype=torch.int64)  # targets are of numbered pictures
+        if self.taught is None or not isinstance(self.views, Views):
+            return rows[places]
+        return rows[torch.tensor([self.views.row(job.views[0]) for job in jobs]), places]
+
     def batch(self, keys: Sequence[int | Job], *, threads: int | None = None) -> Loaded:
         """Return the views of some pictures; a position alone stands for its view 0.
 
@@ -192,7 +208,7 @@ class ImageDataset(Dataset[Loaded]):
         """
         jobs = [Job(key) if isinstance(key, int) else key for key in keys]
         pictures = [self.pictures[job.picture] if isinstance(job.picture, int) else job.picture for job in jobs]
-        targets: Tensor | Boxes | None = None if self.targets is None else self.targets[[job.picture for job in jobs]]
+        targets: Tensor | Boxes | None = self._targets(jobs)
         names = [picture.name for picture in pictures]
         if self._rows is not None:
             rows = self._rows[[job.picture for job in jobs]]

@@ -79,7 +79,7 @@ class TrainSizes:
         }
         return SizedViews(
             plain.evaluation, last.augmented, seed=plain.seed, plain=plain.plain, hands_over=plain.hands_over,
-            epochs=tuple(each[side] for side in self.epochs),
+            cycle=plain.cycle, epochs=tuple(each[side] for side in self.epochs),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from transferkit.core.targets import TargetSpec
 from transferkit.data.index.targets import Targets
 from transferkit.features.engine.whole import Gathered, Output
 from transferkit.models.details import Answered
+from transferkit.models.extent import Joined
 from transferkit.models.task import Task
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.outputs import measuring, readable_outputs
@@ -88,8 +89,8 @@ class Paired:
         )
         bad: list[SkippedFile] = []
         rows: list[int] = []
-        theirs: list[Any] = []
         info, extent = self._predictor.info, self._task.extent
+        theirs = Joined(extent)
         truths = truths_of(known, [one.label for one in shared], [one.path for one in shared], info.preprocessing)
         title = "the other run"
 
@@ -98,11 +99,11 @@ class Paired:
 
         for picture, _, prediction in readable_outputs(shared, outputs, begin, bad, title=title, quiet=config.quiet):
             rows.append(places[picture.path])
-            theirs.append(prediction)
+            theirs.add(extent.table([prediction]))
         if rows and self._task.details is not None:
             labels = [pictures[row].label for row in rows]
             mine = extent.table([predictions[row] for row in rows])
-            sides = (mine, self._targets, self._spec), (extent.table(theirs), known, info.target_spec)
+            sides = (mine, self._targets, self._spec), (theirs.whole(), known, info.target_spec)
             first, second = (
                 Answered(made, answers_of(meaning, labels, made, truths), spec) for made, meaning, spec in sides
             )

@@ -24,6 +24,7 @@ from transferkit.features.engine.whole import Alone, Gathered, Output, Predictio
 from transferkit.models.artifact import load_model, read_info, save_info
 from transferkit.models.calibration.calibration import Calibration
 from transferkit.models.calibration.labels import NEVER
+from transferkit.models.extent import Joined
 from transferkit.models.parts import FittedCalibration
 from transferkit.options.results import CalibrateConfig
 from transferkit.results.evaluate.outputs import readable_outputs
@@ -183,8 +184,7 @@ def _ask(
         targets, [one.label for one in pictures], [one.path for one in pictures], predictor.info.preprocessing
     )
     labels = {one.path: one.label for one in pictures}
-    rows: list[Any] = []
-    answers: list[Any] = []
+    rows, answers = Joined(extent), Joined(extent)
     bad: list[SkippedFile] = []
     outputs = predictor.outputs(
         [picture.path for picture in pictures], batch_size=config.batch_size, workers=config.workers
@@ -206,9 +206,9 @@ def _ask(
         pictures, outputs, begin, bad, title="computing logits", quiet=config.quiet
     ):
         row, answer = made if output.window is None else ([made], [made])
-        rows.append(row)
-        answers.append(answer)
-    return extent.join(rows), extent.join(answers), bad
+        rows.add(row)
+        answers.add(answer)
+    return rows.whole(), answers.whole(), bad
 
 
 # ---- what is printed --------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from transferkit.core.files import atomic_write, sha256_of_file, write_json
 from transferkit.core.records import Decoding, SkippedFile
 from transferkit.data.index.targets import Targets
 from transferkit.features.engine.whole import Output
+from transferkit.models.extent import Joined
 from transferkit.options.results import EvaluateConfig
 from transferkit.results.evaluate.against import Paired
 from transferkit.results.evaluate.corruptions import corruption_rows, figures_spoilt, require_views
@@ -242,8 +243,7 @@ def _ask(
     """Return the N readable pictures, their predictions, and those without calibration where there is one."""
     predictor = likeness.predictor
     task = predictor.module.task
-    predictions: list[Any] = []
-    plain: list[Any] = []
+    predictions, plain = Joined(task.extent), Joined(task.extent)
     calibrated = predictor.info.calibration.method != "none"
     good: list[LabelledPicture] = []
     outputs = predictor.outputs(
@@ -263,10 +263,11 @@ def _ask(
         pictures, outputs, begin, bad, title="evaluating", quiet=config.quiet
     ):
         likeness.add(split, output)
-        predictions.append(prediction)
-        plain += rest
+        predictions.add(task.extent.table([prediction]))
+        for one in rest:
+            plain.add(task.extent.table([one]))
         good.append(picture)
-    return good, task.extent.table(predictions), task.extent.table(plain) if calibrated else None
+    return good, predictions.whole(), plain.whole() if calibrated else None
 
 
 def _describe_data(out: Path, labelled: Labelled, targets: Targets, rows: Sequence[Row]) -> None:

@@ -17,6 +17,7 @@ from transferkit.training.lr.result import LRSearch
 from transferkit.training.lr.start import peak_lr, search_phase
 from transferkit.training.plan.phases import Phase
 from transferkit.training.setup import prepare
+from transferkit.training.teaching import check_teacher, teach
 
 __all__ = ["CURVE", "PLOT", "run_lr_find"]
 
@@ -33,7 +34,8 @@ def run_lr_find(config: LRFindConfig) -> LRSearch:
         TrainingError: Nothing can be suggested; the curve is written all the same.
         StorageError: The directory cannot be written to.
     """
-    training = prepare(config, quiet=config.quiet)
+    check_teacher(config)
+    training = teach(prepare(config, quiet=config.quiet), quiet=config.quiet)
     phase = _chosen(training.phases, config.phase)
     training = with_batch_size(training)
     solved = None
