@@ -83,7 +83,7 @@ def main() -> None:
                         epochs=options.epochs, augment="light", report="off", calibrate="none", quiet=True,
                         store=root / "store", out=root / f"{way}-{phases}-{seed}", pixel_store="off", **size,
                     )  # fmt: skip
-                    metrics = json.loads((run.path / "metrics.json").read_text())
+                    metrics = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
                     columns[phases].append(metrics["test"]["acc"])
                 columns["time"].append(metrics["phases"][-1]["time_s"])
             cells = [f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"

@@ -45,7 +45,7 @@ def run_of(root, tmp_path, **options):
 
 
 def accuracy(run):
-    return json.loads((run.path / "metrics.json").read_text())["test"]["acc"]
+    return json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["test"]["acc"]
 
 
 def test_what_a_crop_does_not_see(tmp_path):
@@ -63,10 +63,10 @@ def test_a_padded_rectangle_to_the_end(tmp_path):
                  augment="light")  # fmt: skip
     config = read_info(run.path).preprocessing
     assert (config.image_size, config.crop_mode) == ((48, 80), "pad")
-    plan = json.loads((run.path / "plan.json").read_text())
+    plan = json.loads((run.path / "plan.json").read_text(encoding="utf-8"))
     assert plan["train_sizes"] == [40, 80]
     evaluate(EvaluateConfig(run=str(run.path), data=str(root), out=str(tmp_path / "again"), quiet=True))
-    again = json.loads((tmp_path / "again/metrics.json").read_text())
+    again = json.loads((tmp_path / "again/metrics.json").read_text(encoding="utf-8"))
     assert again["test"]["acc"] == accuracy(run)
     path = root / "test/left/0.png"
     picture = tk.load(run.path).decode(path)

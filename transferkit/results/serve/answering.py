@@ -339,12 +339,12 @@ class Answerer:
         return await self._in_thread(partial(self.predictor.told, output, placed, request))
 
     async def _heatmap(self, view: _View, target: str) -> str:
-        if self.predictor.info.preprocessing.tiled:
+        config = self.predictor.info.preprocessing
+        if config.tiled:
             explain = partial(heat_of_windows, self.predictor, view.pixels, target)
             heat = await asyncio.get_running_loop().run_in_executor(self._model, explain)
         else:
-            heat = await self._heat.submit((view.pixels, target))
-            heat = on_picture(heat, view.shown, self.predictor.info.preprocessing)
+            heat = on_picture(await self._heat.submit((view.pixels, target)), view.shown, config)
         return await self._in_thread(lambda: data_uri(overlay(view.shown, heat), "png"))
 
     async def _similar(self, search: Awaitable[list[Neighbour]]) -> list[Similar]:
@@ -359,9 +359,7 @@ class Answerer:
 
     def _open(self, data: bytes, *, explain: bool) -> _View:
         config = self.predictor.info.preprocessing
-        decoded, info = decode_with_info(
-            data, min_side=config.decode_side, decoding=config.decoding, name="picture"
-        )  # fmt: skip
+        decoded, info = decode_with_info(data, min_side=config.decode_side, decoding=config.decoding, name="picture")
         size = info.height, info.width
         pixels = decoded if config.tiled else self._transform(decoded, 0, whole=size)
         if not explain:
