@@ -162,7 +162,7 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
         ``(height, width, C)`` uint8; a new, contiguous array.
     """
     height, width = size
-    if image.shape[2] > _AT_ONCE:  # OpenCV's Lanczos and nearest filters take no more
+    if image.shape[2:] > (_AT_ONCE,):  # OpenCV's Lanczos and nearest filters take no more
         parts = [resize(image[..., at : at + _AT_ONCE], size, interpolation)
                  for at in range(0, image.shape[2], _AT_ONCE)]  # fmt: skip
         return np.ascontiguousarray(np.concatenate(parts, axis=2))
@@ -172,7 +172,9 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
         result = cv2.resize(result, shrunk[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     if shrunk != size:
         result = cv2.resize(result, (width, height), interpolation=interpolation)  # type: ignore[assignment]
-    return image.copy(order="C") if result is image else shaped(result)
+    if result is image:
+        return image.copy(order="C")
+    return shaped(result) if image.ndim > 2 else result  # own steps of augmentation may leave no channels
 
 
 def resize_mask(mask: _Numbers, size: tuple[int, int]) -> _Numbers:
