@@ -13,6 +13,7 @@ from transferkit.data.batches.datamodule import ImageData
 from transferkit.models import task as tasks
 from transferkit.options.fields import make_config
 from transferkit.options.training import FinetuneConfig
+from transferkit.runs.seen import warn_of_seen
 from transferkit.runs.write import write_data
 from transferkit.training.loop.early_stop import ByFigure, Selection
 from transferkit.training.loop.interruption import SignalFlag
@@ -20,7 +21,7 @@ from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.loop.recorder import RunRecorder
 from transferkit.training.plan.options import resolve_options
 from transferkit.training.plan.phases import Phase
-from transferkit.training.setup import _warn_of_seen, prepare
+from transferkit.training.setup import prepare
 
 
 @pytest.fixture
@@ -73,8 +74,8 @@ def test_weights_that_were_trained_on_what_is_measured_are_said(pets, tmp_path, 
     with pytest.warns(
         TransferkitWarning, match=f"was trained on {sum(held)} of these {len(held)} val and test pictures"
     ):
-        _warn_of_seen(config, data)
-    _warn_of_seen(config, ImageData(pets, image_size=32, seed=0))  # the same splits
+        warn_of_seen([config.init_from, None], data.index)
+    warn_of_seen([config.init_from, None], ImageData(pets, image_size=32, seed=0).index)  # the same splits
 
 
 def saved_again(path, folder):

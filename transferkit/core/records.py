@@ -11,7 +11,9 @@ from typing import Any, Final
 __all__ = [
     "CROP_MODES",
     "DEEPEST",
+    "FITS",
     "MAX_SIDE",
+    "MOST_CHANNELS",
     "USUAL",
     "DataConfig",
     "Decoding",
@@ -30,6 +32,12 @@ DEEPEST: Final = 16
 
 CROP_MODES: Final = ("center", "squash", "pad", "tile")
 """See `DataConfig`."""
+
+FITS: Final[Mapping[str, str]] = {"crop": "center", "squash": "squash", "pad": "pad"}
+"""The crop modes of whole pictures, by the words that options have for them."""
+
+MOST_CHANNELS: Final = 512
+"""Channels of a picture at most: OpenCV resizes no more."""
 
 _COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 
@@ -98,11 +106,17 @@ class Decoding:
             file that names its own depth, as TIFF can, goes by that.
         max_pixels: The largest picture that is decoded, in pixels of three bytes. Of a JPEG that is decoded at a
             fraction of its size that fraction counts, and the whole may be ten times as large.
+        channels: Of a decoded picture: 1 for grey, 3 for RGB, 4 for RGBA or four bands; others are bands of a TIFF or
+            of an array.
+        value_range: What is black and what is white in pixels deeper than 8 bits, in the file's own values; beyond
+            them there is no more. ``None``: as `grey_bits` says.
     """
 
     ground: str = "#ffffff"
     grey_bits: int = DEEPEST
     max_pixels: int = 100_000_000
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values, a sentence each."""
@@ -112,15 +126,29 @@ class Decoding:
         for name, value, low, high in (
             ("grey_bits", self.grey_bits, 8, DEEPEST),
             ("max_pixels", self.max_pixels, 1, None),
+            ("channels", self.channels, 1, MOST_CHANNELS),
         ):
             if value < low or (high is not None and value > high):
                 problems.append(f"{name} is {value}, expected at least {low}{f' and at most {high}' if high else ''}")
+        if self.value_range is not None:
+            low_value, high_value = self.value_range
+            if not (math.isfinite(low_value) and math.isfinite(high_value) and low_value < high_value):
+                problems.append(f"value_range is {low_value:g} to {high_value:g}, expected a number and a larger one")
         return problems
 
     def key_values(self) -> dict[str, Any]:
         """Return what pixels depend on, as JSON values: without the limit, and nothing where all is as usual."""
-        return {name: value for name, value in (("ground", self.ground), ("grey_bits", self.grey_bits))
-                if value != getattr(USUAL, name)}  # fmt: skip
+        return {name: value for name, value in self.to_dict().items()
+                if name != "max_pixels" and value != getattr(USUAL, name)}  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; what models of before do not know is there only where it is chosen."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("ground", "grey_bits", "max_pixels")}
+        if self.channels != USUAL.channels:
+            values["channels"] = self.channels
+        if self.value_range is not None:
+            values["value_range"] = list(self.value_range)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
@@ -129,10 +157,13 @@ class Decoding:
         Raises:
             ValueError: A value is out of range.
         """
+        ends = values.get("value_range")
         decoding = cls(
             ground=str(values.get("ground", USUAL.ground)),
             grey_bits=int(values.get("grey_bits", USUAL.grey_bits)),
             max_pixels=int(values.get("max_pixels", USUAL.max_pixels)),
+            channels=int(values.get("channels", USUAL.channels)),
+            value_range=None if ends is None else (float(ends[0]), float(ends[1])),
         )
         if problems := decoding.problems():
             raise ValueError("; ".join(problems))
@@ -192,8 +223,8 @@ class DataConfig:
 
     Attributes:
         image_size: ``(height, width)`` in pixels.
-        mean: Per channel, on [0, 1].
-        std: Per channel, on [0, 1].
+        mean: Per channel, on [0, 1]; as many as `decoding` has channels.
+        std: Likewise.
         interpolation: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, for enlarging; pictures are
             always made smaller by area averaging.
         crop_pct: Share of the short side that the centre crop of evaluation keeps, in (0, 1].
@@ -205,12 +236,16 @@ class DataConfig:
     """
 
     image_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     crop_pct: float = 0.875
     crop_mode: str = "center"
     decoding: Decoding = USUAL
+
+    def __post_init__(self) -> None:
+        if self.decoding.channels != len(self.mean):  # there is one number of channels, and this is it
+            object.__setattr__(self, "decoding", replace(self.decoding, channels=len(self.mean)))
 
     @property
     def decode_side(self) -> int | None:
@@ -226,6 +261,33 @@ class DataConfig:
         """Whether the network sees windows of a picture."""
         return self.crop_mode == "tile"
 
+    @property
+    def channels(self) -> int:
+        """Channels of a picture."""
+        return len(self.mean)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of what the network takes."""
+        return (self.channels, *self.image_size)
+
+    @property
+    def shown_shape(self) -> tuple[int, int, int]:
+        """``(height, width, channels)`` of a picture before it is normalised."""
+        return (*self.image_size, self.channels)
+
+    def of_channels(self, channels: int) -> DataConfig:
+        """Return it for so many channels; of fewer than there are each has their average, else they come in turn."""
+        own = self.channels
+        if channels == own:
+            return self
+
+        def of(values: tuple[float, ...]) -> tuple[float, ...]:
+            mean = sum(values) / own
+            return (mean,) * channels if channels < own else tuple(values[at % own] for at in range(channels))
+
+        return replace(self, mean=of(self.mean), std=of(self.std))
+
     def in_windows(self) -> DataConfig:
         """Return it for windows of pictures."""
         return replace(self, crop_mode="tile")
@@ -236,7 +298,8 @@ class DataConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**values, "decoding": self.decoding.to_dict()}
 
     def key_values(self) -> dict[str, Any]:
         """Return what the pixels that a network sees depend on, as JSON values; see `Decoding.key_values`."""
@@ -255,12 +318,10 @@ class DataConfig:
         """
         try:
             height, width = map(int, values["image_size"])
-            red, green, blue = map(float, values["mean"])
-            deviations = tuple(map(float, values["std"]))
             config = cls(
                 image_size=(height, width),
-                mean=(red, green, blue),
-                std=(deviations[0], deviations[1], deviations[2]),
+                mean=tuple(map(float, values["mean"])),
+                std=tuple(map(float, values["std"])),
                 interpolation=str(values["interpolation"]),
                 crop_pct=float(values["crop_pct"]),
                 crop_mode=str(values["crop_mode"]),
@@ -270,7 +331,8 @@ class DataConfig:
             raise ValueError(f"preprocessing lacks a value, or has one of another type ({error})") from error
         sound = (
             1 <= min(config.image_size) <= max(config.image_size) <= MAX_SIDE
-            and all(map(math.isfinite, (*config.mean, *deviations))) and len(deviations) == 3 and min(deviations) > 0
+            and all(map(math.isfinite, (*config.mean, *config.std)))
+            and 1 <= len(config.mean) == len(config.std) <= MOST_CHANNELS and min(config.std) > 0
             and config.interpolation in ("nearest", "bilinear", "bicubic", "lanczos") and 0 < config.crop_pct <= 1
             and config.crop_mode in CROP_MODES
         )  # fmt: skip

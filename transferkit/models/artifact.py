@@ -224,7 +224,11 @@ def load_model(
     if chosen is None:
         raise CheckpointError(f"{folder}: the head is a module of your own - pass it: load_model(run, head=...)")
     backbone = create_backbone(
-        info.backbone, weights="random", image_size=config.image_size, backbone_args=info.backbone_args
+        info.backbone,
+        weights="random",
+        image_size=config.image_size,
+        channels=config.channels,
+        backbone_args=info.backbone_args,
     )
     backbone.data_config = config
     if chosen == KNN:

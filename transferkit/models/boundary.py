@@ -45,7 +45,7 @@ class Boundary:
     def __init__(self, backbone: Backbone, stage: str, run: Callable[[Tensor], Tensor]) -> None:
         self.stage = stage
         self._run = run
-        self._size = backbone.data_config.image_size
+        self._shape = backbone.data_config.input_shape
         self._output: Tensor | None = None
         self._entry: Tensor | None = None
         self._handle = backbone.stages()[stage].register_forward_hook(self._hook) if stage else None
@@ -71,7 +71,7 @@ class Boundary:
         """Return features (or maps) of the pictures that `activations` belong to, with gradients where layers learn."""
         if not self.stage:
             return activations
-        blank = torch.zeros(1, 3, *self._size, device=activations.device)
+        blank = torch.zeros(1, *self._shape, device=activations.device)
         self._entry = activations
         try:
             return self._run(blank.contiguous(memory_format=torch.channels_last))

@@ -16,6 +16,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.models.answers.running import RunningSums
+from transferkit.models.answers.teaching import SoftenedLoss
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.freezing import keep_frozen_eval, keep_statistics, set_trainable
 from transferkit.models.heads.feed import pooled
@@ -27,6 +29,7 @@ from transferkit.models.tuning.adapters import Adapter, add_adapter, merge_adapt
 from transferkit.models.tuning.layout import cut_groups, layout_of, train_parts
 from transferkit.models.tuning.selectors import ADAPTER, HEAD, Selector, parse_selector
 from transferkit.models.unlike.distance import TrainingDistance
+from transferkit.options.sizes import ImageSize
 
 __all__ = ["HEAD", "TransferModule"]
 
@@ -43,6 +46,7 @@ class TransferModule(L.LightningModule):
         head: A name for the task's `HeadKinds`, such as ``"linear"`` or ``"attention-pool"``; or any ``nn.Module``.
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, a file or ``"hf-hub:ID"``; for a backbone given by name.
         image_size: Side of the input in pixels, or ``(height, width)``; the backbone's own when ``None``.
+        channels: Of the pictures; the backbone's own when ``None``.
         class_names: In index order; ``"0"``, ``"1"``, ... when ``None``.
         task: The kind of answer: a name for `task_named`, or a task.
         target_facts: What else travels with the names, see `TargetSpec`.
@@ -79,7 +83,8 @@ class TransferModule(L.LightningModule):
         head: str | nn.Module = "linear",
         *,
         weights: str = "pretrained",
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize = None,
+        channels: int | None = None,
         class_names: Sequence[str] | None = None,
         task: str | Task = "classification",
         target_facts: Mapping[str, Any] | None = None,
@@ -102,13 +107,15 @@ class TransferModule(L.LightningModule):
         self.task = (task if isinstance(task, Task) else task_named(task)).of(self.target_spec)
         _check(self.task, self.target_spec, num_classes, label_smoothing, lr)
         if isinstance(backbone, str):
-            backbone = create_backbone(backbone, weights=weights, image_size=image_size, backbone_args=backbone_args)
+            backbone = create_backbone(
+                backbone, weights=weights, image_size=image_size, channels=channels, backbone_args=backbone_args
+            )
         self.backbone = backbone
         self.num_classes, self.class_names = num_classes, names
         self.feed = self.task.head_kinds.feed(head)
         self.head = self.task.head_kinds.build(head, backbone, num_classes, drop_rate=drop_rate)
-        options = LossOptions(loss, focal_gamma, class_weights, label_smoothing)
-        self.loss = self.task.head_kinds.loss(self.head, self.task.objective.loss(options, self.num_classes))
+        self._loss_options = LossOptions(loss, focal_gamma, class_weights, label_smoothing)
+        self.loss = self._loss()
         self.optimizer_options = {"name": optimizer, "lr": lr, "momentum": momentum, "nesterov": nesterov}
         self.weight_decay = weight_decay
         self.val_metrics = self._metrics("val_", self.task.objective.watched)
@@ -118,34 +125,23 @@ class TransferModule(L.LightningModule):
         self.compiled: Callable[[Tensor], Any] | None = None
         self.to_loggers, self.keeps_statistics = True, False
         self.lr_cuts: tuple[Selector, ...] = ()
-        self._window = Window()
-        self._sums = self._no_sums()  # of the epoch's pictures, on the device: loss, the running figures, count
+        self._window, self._running = Window(), RunningSums(self.task.objective.running)
         if isinstance(head, str):
             # The weights of a checkpoint come from its own state dict, so rebuilding needs no pretrained file.
+            config, weights_of_classes = backbone.data_config, None if class_weights is None else list(class_weights)
             self.save_hyperparameters(
                 {
-                    "backbone": backbone.name,
-                    "num_classes": num_classes,
-                    "head": head,
-                    "weights": "random",
-                    "image_size": list(backbone.data_config.image_size),
-                    "class_names": list(self.class_names),
-                    "task": self.task.name,
-                    "target_facts": dict(self.target_spec.facts),
-                    "drop_rate": drop_rate,
-                    "label_smoothing": label_smoothing,
-                    "loss": loss,
-                    "focal_gamma": focal_gamma,
-                    "class_weights": None if class_weights is None else list(class_weights),
-                    "optimizer": optimizer,
-                    "lr": lr,
-                    "weight_decay": weight_decay,
-                    "momentum": momentum,
-                    "nesterov": nesterov,
+                    "backbone": backbone.name, "num_classes": num_classes, "head": head, "weights": "random",
+                    "image_size": list(config.image_size), "channels": config.channels if backbone.adapted else None,
+                    "class_names": list(self.class_names), "task": self.task.name,
+                    "target_facts": dict(self.target_spec.facts), "drop_rate": drop_rate,
+                    "label_smoothing": label_smoothing, "loss": loss, "focal_gamma": focal_gamma,
+                    "class_weights": weights_of_classes, "optimizer": optimizer, "lr": lr,
+                    "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
                     "backbone_args": dict(backbone_args or {}),
                 },
                 logger=False,
-            )
+            )  # fmt: skip
         self.adapter: Adapter | None = None
         if adapter is not None:
             self.adapt(Adapter.of(adapter))
@@ -160,6 +156,15 @@ class TransferModule(L.LightningModule):
         theirs = getattr(getattr(self.trainer, "datamodule", None), "data_config", None)
         if stage == "fit" and isinstance(theirs, DataConfig):
             self.backbone.data_config = self.data_config.shown_as(theirs)
+
+    def soften(self, temperature: float) -> None:
+        """Divide outputs by a temperature, at least 1, in the training loss: what a softened teacher is learnt by."""
+        self.loss = self._loss(temperature)
+
+    def _loss(self, temperature: float = 1.0) -> nn.Module:
+        """Return the training loss: a head may make that of the task harder."""
+        loss = self.task.objective.loss(self._loss_options, self.num_classes)
+        return self.task.head_kinds.loss(self.head, SoftenedLoss(loss, temperature) if temperature > 1 else loss)
 
     def _metrics(self, prefix: str, names: Sequence[str]) -> MetricCollection:
         return MetricCollection(
@@ -245,7 +250,8 @@ class TransferModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
-        self._sums, self._window = self._no_sums(), Window()
+        self._running.begin(self.device)
+        self._window = Window()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; nothing here waits for the device."""
@@ -254,10 +260,8 @@ class TransferModule(L.LightningModule):
         outputs = (self.learn(images) if boundary is None else self.head(boundary.leave(images))).float()
         loss: Tensor = self.loss(outputs, targets)
         with torch.no_grad():
-            size = len(targets)
-            running = self.task.objective.running_sums(outputs, targets)
-            self._sums += torch.cat(((loss.detach() * size).reshape(1), running, running.new_full((1,), size)))
-        return self._window.weigh(loss, size)
+            self._running.add(loss, self.task.objective.running_sums(outputs, targets), len(targets))
+        return self._window.weigh(loss, len(targets))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradients of accumulated batches those of one large batch, before they are clipped."""
@@ -269,25 +273,19 @@ class TransferModule(L.LightningModule):
 
     def train_sums(self) -> Tensor:
         """Return sums over the running epoch's pictures, ``(R + 2,) float32``: loss, R running figures, pictures."""
-        return self._sums
+        return self._running.sums
 
     def running_figures(self, sums: Tensor) -> dict[str, float]:
         """Return the means that `train_sums` stand for, by name: ``loss`` and the task's running figures."""
-        *values, count = sums.tolist()
-        names = ("loss", *self.task.objective.running)
-        return {name: value / max(count, 1) for name, value in zip(names, values, strict=True)}
-
-    def _no_sums(self) -> Tensor:
-        return torch.zeros(len(self.task.objective.running) + 2, device=self.device)
+        return {name: float(mean) for name, mean in self._running.means(sums.double().cpu()).items()}
 
     def on_train_epoch_end(self) -> None:
         """Log ``train_loss`` and the task's running figures, such as ``train_acc``."""
         if self._has_own("training_step"):
             return
-        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        sums = self.trainer.strategy.reduce(self._running.sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
-        names = ("loss", *self.task.objective.running)
-        figures = {f"train_{name}": sums[number] / sums[-1] for number, name in enumerate(names)}
+        figures = {f"train_{name}": mean for name, mean in self._running.means(sums).items()}
         self.log_dict(figures, logger=None if self.to_loggers else False)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -351,19 +349,16 @@ class TransferModule(L.LightningModule):
 
         In fp16 a fused optimizer takes the loss scale off within its step, so there is nothing yet to clip.
         """
-        if gradient_clip_val is None:
-            return
-        if self.trainer.precision == "16-mixed":
+        if gradient_clip_val is not None and self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val is not None:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the running epoch's sums, so that a resume in mid-epoch reports the same loss, and the data config."""
         checkpoint["transferkit_data_config"] = self.data_config.to_dict()
-        checkpoint["transferkit_train_sums"] = self._sums.detach().cpu().clone()
+        checkpoint["transferkit_train_sums"] = self._running.sums.detach().cpu().clone()
         checkpoint["transferkit_lr_cuts"] = list(map(str, self.lr_cuts))
         if "hyper_parameters" in checkpoint and self.adapter is not None:
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "adapter": self.adapter.to_dict()}
@@ -373,7 +368,7 @@ class TransferModule(L.LightningModule):
         if "transferkit_data_config" in checkpoint:
             self.backbone.data_config = DataConfig.from_dict(checkpoint["transferkit_data_config"])
         if "transferkit_train_sums" in checkpoint:
-            self._sums = checkpoint["transferkit_train_sums"].to(self.device)
+            self._running.sums = checkpoint["transferkit_train_sums"].to(self.device)
         self.lr_cuts = tuple(map(parse_selector, checkpoint.get("transferkit_lr_cuts", ())))
         for state in checkpoint.get("optimizer_states", ()):
             check_optimizer_state(self.configure_optimizers(), state)
@@ -396,9 +391,7 @@ class TransferModule(L.LightningModule):
 
 
 def _check(task: Task, spec: TargetSpec, num_classes: int, label_smoothing: float, lr: float) -> None:
-    problems = task.heads.problems(num_classes)
-    if task.heads.width(spec) != max(0, num_classes):
-        problems.append(f"class_names holds {len(spec.names)} names, expected num_classes = {num_classes}")
+    problems = task.width_problems(spec, num_classes)
     if not 0.0 <= label_smoothing < 1.0:
         problems.append(f"label_smoothing is {label_smoothing}, expected a number in [0, 1)")
     if not (math.isfinite(lr) and lr > 0):

@@ -99,6 +99,13 @@ class Task:
             raise ConfigError(f"{verb} has no {part} for {self.name} - {_INSTEAD[part]}")
         return value
 
+    def width_problems(self, spec: TargetSpec, width: int) -> list[str]:
+        """Return what is wrong with a model of this spec that has so many outputs, a sentence each."""
+        problems = self.heads.problems(width)
+        if self.heads.width(spec) != max(0, width):
+            problems.append(f"class_names holds {len(spec.names)} names, expected num_classes = {width}")
+        return problems
+
     def calibration_problem(self, method: str) -> str | None:
         """Return that there is no such way to calibrate, for a message; ``None`` where there is one."""
         methods = () if self.calibrator is None else self.calibrator.methods

@@ -14,6 +14,7 @@ from transferkit.core.text import one_line, shown
 from transferkit.options.data import BackboneOptions, DataOptions
 from transferkit.options.features import ComputeOptions
 from transferkit.options.fields import at_least, option, option_problems, same_option
+from transferkit.options.sizes import image_size_of
 
 __all__ = ["SMALL", "AdviseConfig", "Candidate", "read_backbones"]
 
@@ -36,17 +37,22 @@ class Candidate:
     Attributes:
         backbone: Its name.
         weights: As ``--weights`` has them.
-        image_size: As ``--image-size`` has it; ``None`` for the backbone's own.
+        image_size: As ``--image-size`` has it, a side or ``"224x320"``; ``None`` for the backbone's own.
     """
 
     backbone: str
     weights: str
-    image_size: int | None
+    image_size: int | str | None
 
     @property
     def name(self) -> str:
         """The backbone, with ``@`` and the size where one was named."""
         return self.backbone if self.image_size is None else f"{self.backbone}@{self.image_size}"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the model's input; ``None`` for the backbone's own."""
+        return image_size_of(self.image_size)
 
     def options(self) -> dict[str, Any]:
         """Return it as options of the verbs that take one backbone."""
@@ -109,6 +115,11 @@ def _entries(entries: Any, where: str) -> list[dict[str, Any]]:
     return read
 
 
+def _written(size: int | str | list[int] | None) -> int | str | None:
+    """Return a size as it is written: a list of height and width with an ``x`` between them."""
+    return "x".join(map(str, size)) if isinstance(size, list | tuple) else size
+
+
 def _size(text: str) -> int | str:
     """Return the size behind ``@``: a number where it is one."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else text
@@ -127,9 +138,9 @@ class AdviseConfig(DataOptions):
     weights: str = option(
         "pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID} of candidates that name none of their own"
     )
-    image_size: int | None = option(
-        None, "side of the model's input in pixels, of candidates that name none; default: the backbone's own",
-        at_least(1),
+    image_size: int | str | list[int] | None = option(
+        None, "model's input in pixels of candidates that name none: a side, or HEIGHTxWIDTH; default: the backbone's "
+        "own",
     )  # fmt: skip
     source: str | None = option(
         None, "folder of pictures like those the weights were trained on: how unlike them the data are is tested"
@@ -155,7 +166,9 @@ class AdviseConfig(DataOptions):
         """The candidates, each with weights and size."""
         shared = {"weights": self.weights, "image_size": self.image_size}
         read = [{**shared, **entry} for entry in read_backbones(self.backbones)]
-        return [Candidate(entry["backbone"], user_path(entry["weights"]), entry["image_size"]) for entry in read]
+        return [
+            Candidate(entry["backbone"], user_path(entry["weights"]), _written(entry["image_size"])) for entry in read
+        ]
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()

@@ -8,16 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from transferkit.core.records import DEEPEST, USUAL, Decoding
+from transferkit.core.records import DEEPEST, FITS, MOST_CHANNELS, USUAL, DataConfig, Decoding
 from transferkit.core.text import bytes_of, listing, shown
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, flag, option
+from transferkit.options.sizes import image_size_of, image_size_problem
 
-__all__ = ["MANIFEST_EXTENSIONS", "PIXEL_STORE", "SEED", "BackboneOptions", "DataOptions", "disk_bytes",
-           "pixel_store_problems"]  # fmt: skip
+__all__ = ["AUTO_RANGE", "MANIFEST_EXTENSIONS", "PIXEL_STORE", "SEED", "BackboneOptions", "DataOptions", "disk_bytes",
+           "fit_problems", "pixel_store_problems"]  # fmt: skip
 
 SEED = Range("a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32)
 BITS = Range(f"bits from 8 to {DEEPEST}", lambda value: 8 <= value <= DEEPEST)
 
+AUTO_RANGE: Final = "auto"
+"""Of ``value_range``: the set's own."""
 GROUNDS: Final[Mapping[str, str]] = {"white": "#ffffff", "black": "#000000"}
 """Colours that have a name."""
 MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
@@ -93,6 +96,18 @@ class DataOptions(Options):
     grey_bits: int | None = option(
         None, "bits that the values of 16-bit grey pictures use, 8 to 16, such as 10; default: 16", BITS
     )
+    value_range: str | list[float] | None = option(
+        None, "LOW:HIGH, what is black and what is white in pixels deeper than 8 bits, in the files' own values; auto: "
+        "from the set's smallest to its largest; default: by --grey-bits"
+    )  # fmt: skip
+    channels: int | None = option(
+        None, "of a picture: 1 is grey, 3 RGB, 4 RGBA, others are bands of a TIFF or an array .npy; default: the "
+        "backbone's own, mostly 3", at_least(1, most=MOST_CHANNELS)
+    )  # fmt: skip
+    fit: Literal["crop", "squash", "pad"] | None = option(
+        None, "how a picture fills the model's input: crop (its middle), squash (all of it, stretched) or pad (all of "
+        "it, on the mean colour); default: the backbone's own, of masks and boxes pad",
+    )  # fmt: skip
     rescan: bool = option(
         False, "read and hash every file again, instead of trusting what is known of files whose size, times and "
         "inode are as they were"
@@ -136,14 +151,55 @@ class DataOptions(Options):
             yield f"--group-by {self.group_by!r} is no pattern ({error}) - such as 'patient(\\d+)', or folder"
         if self.ground is not None and Decoding(ground=_colour(self.ground)).problems():
             yield f"--ground is {self.ground!r}, expected {', '.join(GROUNDS)} or #rrggbb, such as #808080"
+        yield from _range_problems(self.value_range, self.grey_bits)
         if max(self.val_split, self.test_split) < 1.0 <= self.val_split + self.test_split:
             yield f"--val-split {self.val_split} and --test-split {self.test_split} leave nothing to train on"
 
     def decoding(self, base: Decoding = USUAL) -> Decoding:
         """Return how pictures are decoded: as these options say, and where they say nothing, as `base` does."""
-        values: dict[str, Any] = {"grey_bits": self.grey_bits, "max_pixels": self.max_pixels}
+        values: dict[str, Any] = {name: getattr(self, name) for name in ("grey_bits", "max_pixels", "channels")}
+        if self.value_range is not None and self.value_range != AUTO_RANGE:
+            values["value_range"] = _ends(self.value_range)
         values["ground"] = None if self.ground is None else _colour(self.ground)
         return replace(base, **{name: value for name, value in values.items() if value is not None})
+
+    def prepared(self, usual: DataConfig) -> DataConfig:
+        """Return how pictures are decoded and fill the model's input: as these options say, else as is usual."""
+        usual = usual if self.channels is None else usual.of_channels(self.channels)
+        config = replace(usual, decoding=self.decoding(usual.decoding))
+        return config if self.fit is None else replace(config, crop_mode=FITS[self.fit])
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether all of a picture is asked for, at the edges too: training shows it as evaluation does."""
+        return self.fit in ("squash", "pad")
+
+
+def fit_problems(fit: str | None, *, tile: bool) -> Iterator[str]:
+    """Yield what is wrong with how pictures fill the model's input, where that may be windows of them."""
+    if fit is not None and tile:
+        yield f"--fit {fit} is of whole pictures, and --tile sees windows of them - leave one of them out"
+
+
+def _ends(value: str | list[float]) -> tuple[float, float]:
+    """Return the ends of a range of values. Raises `ValueError`."""
+    parts = value.split(":") if isinstance(value, str) else list(value)
+    if len(parts) != 2:
+        raise ValueError("expected two numbers")
+    return float(parts[0]), float(parts[1])
+
+
+def _range_problems(value: str | list[float] | None, grey_bits: int | None) -> Iterator[str]:
+    """Yield what is wrong with a range of values."""
+    if value is not None and value != AUTO_RANGE:
+        try:
+            wrong = Decoding(value_range=_ends(value)).problems()
+        except (TypeError, ValueError):
+            wrong = [""]
+        if wrong:
+            yield f"--value-range is {shown(value)}, expected LOW:HIGH, a number and a larger one, or auto"
+    if value is not None and grey_bits is not None:
+        yield "--value-range and --grey-bits both say what is white - give one of them"
 
 
 def _colour(text: str) -> str:
@@ -156,12 +212,19 @@ class BackboneOptions(DataOptions):
 
     backbone: str = option("transferkit/mini", "a timm name, torchvision/NAME, transferkit/mini or a registered name")
     weights: str = option("pretrained", "{pretrained|bundled|random|FILE|hf-hub:ID}; never random unless asked for")
-    image_size: int | None = option(
-        None, "side of the model's input in pixels; default: the backbone's own", at_least(1)
-    )
+    image_size: int | str | list[int] | None = option(
+        None, "model's input in pixels: the side of a square, or HEIGHTxWIDTH such as 224x320; default: the backbone's "
+        "own"
+    )  # fmt: skip
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the model's input; ``None`` for the backbone's own."""
+        return image_size_of(self.image_size)
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from image_size_problem(self.image_size)
         if self.weights in WEIGHT_WORDS and Path(self.weights).is_file():
             yield (
                 f"--weights {self.weights} has a meaning of its own, and there is a file "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transferkit.core.errors import did_you_mean
 from transferkit.core.text import shown
 from transferkit.options.augment import augment_option, no_flip_problem
-from transferkit.options.data import BackboneOptions
+from transferkit.options.data import BackboneOptions, fit_problems
 from transferkit.options.fields import NOT_NEGATIVE, Options, at_least, option
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
 
@@ -83,6 +83,7 @@ class CheckConfig(ComputeOptions):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from fit_problems(self.fit, tile=self.tile)
         if self.fix_labels != "keep" and self.fix is None:
             yield f"--fix-labels {self.fix_labels} changes nothing without --fix: name the manifest to write"
         if self.fix_labels != "keep" and self.quick:

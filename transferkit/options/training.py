@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transferkit.core.text import listing
 from transferkit.options.augment import augment_option, no_flip_problem
-from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, pixel_store_problems
+from transferkit.options.data import PIXEL_STORE, SEED, BackboneOptions, fit_problems, pixel_store_problems
 from transferkit.options.fields import (
     BELOW_ONE,
     EPOCHS,
@@ -22,7 +22,7 @@ from transferkit.options.fields import (
     option,
 )
 from transferkit.options.loggers import logger_args_option, logger_option, logger_problems
-from transferkit.options.sizes import train_size_problems
+from transferkit.options.sizes import image_size_problem, train_size_problems
 
 __all__ = [
     "FinetuneConfig",
@@ -224,6 +224,7 @@ class TrainingOptions(CraftOptions):
         yield from super()._conflicts()
         yield from pixel_store_problems(self.pixel_store)
         yield from train_size_problems(self.train_size, tile=self.tile)
+        yield from fit_problems(self.fit, tile=self.tile)
         yield from no_flip_problem(self.augment, self.no_flip)
         if self.teacher is None:
             said = [flag(name) for name in ("teacher_views", "teacher_share", "teacher_temperature")
@@ -366,7 +367,7 @@ class SelftestConfig(Options):
     data: str = option("sample", "pictures to run on")
     backbone: str = option("transferkit/mini", "backbone to run with")
     weights: str = option("bundled", "{pretrained|bundled|random|FILE|hf-hub:ID}")
-    image_size: int | None = option(32, "side of the model's input in pixels", at_least(1))
+    image_size: int | str | list[int] | None = option(32, "model's input in pixels: a side, or HEIGHTxWIDTH")
     tile: bool = option(False, "of masks: in windows of --image-size")
     kills: int = option(20, "how often to kill", at_least(1))
     seed: int = option(0, "of the points", SEED)
@@ -374,5 +375,6 @@ class SelftestConfig(Options):
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
+        yield from image_size_problem(self.image_size)
         if not self.resume:
             yield "nothing to test - pass --resume"

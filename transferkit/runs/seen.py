@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from transferkit.core.errors import TransferkitWarning
 from transferkit.core.records import USUAL, Decoding
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import equal_pictures
+from transferkit.data.index.index import ImageIndex
 from transferkit.machine.cores import available_cores
 from transferkit.runs.files import RunFiles
 
-__all__ = ["run_splits"]
+__all__ = ["run_splits", "warn_of_seen"]
 
 
 def run_splits(
@@ -49,6 +52,35 @@ def run_splits(
         own = [ReadResult(row["path"], row["sha256"]) for row in files.pictures]
         splits |= _copies(splits, [*own, *others], Sketchbook(decoding), progress)
     return splits
+
+
+def warn_of_seen(places: Iterable[str | None], index: ImageIndex, decoding: Decoding = USUAL) -> None:
+    """Warn where runs that a training starts from were trained on pictures that it will be measured on.
+
+    Args:
+        places: Runs, or files in them; what is none, or ``None``, is passed over.
+        index: The pictures of the training.
+        decoding: How they are decoded.
+
+    Warns:
+        TransferkitWarning: With how many they are.
+    """
+    for place in (Path(name) for name in places if name is not None):
+        folders = (place, *place.parents[:2]) if place.exists() else ()
+        run = next((folder for folder in folders if (folder / "pictures.csv").is_file()), None)
+        if run is None:
+            continue
+        held = [record for record in index.records if record.split != "train"]
+        pictures = [ReadResult(one.path, one.sha256, sketch=index.sketches.get(one.sha256)) for one in held]
+        splits = run_splits(run, pictures, decoding=decoding) or {}
+        seen = sum(splits.get(record.sha256) == "train" for record in held)
+        if seen:
+            warnings.warn(
+                f"{run} was trained on {seen:,} of these {len(held):,} val and test pictures, so their figures say "
+                "little about new ones - give the pictures their splits, or that run's seed as --split-seed",
+                TransferkitWarning,
+                stacklevel=3,
+            )
 
 
 def _copies(

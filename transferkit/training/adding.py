@@ -24,7 +24,7 @@ from transferkit.runs.seen import run_splits
 
 __all__ = ["Base"]
 
-SHARED = ("backbone", "weights", "image_size", "layer", "pool")
+SHARED = ("backbone", "weights", "image_size", "fit", "channels", "layer", "pool")
 """Options that make the features; those of the run hold."""
 
 SAME = ("weights_sha256", "data_config", "layers")

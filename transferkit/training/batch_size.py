@@ -153,7 +153,7 @@ class _Trial:
         return round(sum(saved.values()) / 2 * size * 2) + 3 * weights
 
     def _loss(self, size: int) -> torch.Tensor:
-        images = torch.zeros(size, 3, *self.module.data_config.image_size, device=self.device)
+        images = torch.zeros(size, *self.module.data_config.input_shape, device=self.device)
         targets = self.targets[torch.arange(size) % len(self.targets)].to(self.device)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half):
             outputs = self.module.learn(images)

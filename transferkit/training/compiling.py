@@ -124,7 +124,7 @@ def compiled_seconds(training: Training[Options], step_s: float) -> list[float]:
         training: What will be trained.
         step_s: Seconds of one batch at the model's own size.
     """
-    side = training.module.data_config.image_size[0]
+    side = max(training.module.data_config.image_size)
     layout = layout_of(training.module)
     sizes = epoch_sizes(training.phases, training.config.train_size, layout)
     stretches: dict[tuple[int, int], float] = {}

@@ -12,6 +12,7 @@ import torch
 
 from transferkit.core.errors import ConfigError, DataError, gather
 from transferkit.core.records import DataConfig
+from transferkit.data.batches.statistics import ranged
 from transferkit.data.index.targets import ClassReader
 from transferkit.features.engine.taps import ALL, OWN, POOLED, Tap, find_taps
 from transferkit.features.extract.extract import extract_table, frozen_backbone
@@ -70,6 +71,7 @@ def run_probe(config: ProbeConfig) -> Path:
 def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
     started = time.perf_counter()
     task = task_of(config)
+    config = ranged(config, task.targets)
     task.require("solver", "probe")
     if task.head_kinds.feed("linear").on_pixels:
         raise ConfigError(
@@ -82,7 +84,7 @@ def _probe(config: ProbeConfig, run: Path, base: Base | None) -> Path:
     arguments = config.classifier_args or {}
     if "." in config.classifier:  # a wrong name or argument is an error now, not after the features
         build_estimator(config.classifier, arguments, class_weight=weight, seed=config.seed)
-    backbone = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed).backbone
+    backbone = frozen_backbone(config.backbone, config.weights, config.size, config.seed, config.channels).backbone
     (tap,) = find_taps(backbone, config.layer, config.pool)
     layers = dataclasses.replace(config, layer=ALL) if config.depth else config
     with counting_bar(console, "extracting features") as progress:

@@ -18,7 +18,7 @@ from transferkit.models.backbones.registry import require_memory
 from transferkit.models.freezing import restored_modes
 from transferkit.models.module import TransferModule
 from transferkit.models.tuning.adapters import rehearse_merging
-from transferkit.options.sizes import train_sizes
+from transferkit.options.sizes import scaled_to, train_sizes
 from transferkit.options.training import TrainingOptions
 
 __all__ = ["rehearse", "rehearse_saving"]
@@ -37,7 +37,7 @@ def rehearse_saving(run: Path, module: TransferModule) -> None:
     """
     if module.adapter is not None:  # it is merged at the end, and computes nothing yet
         module = copy.deepcopy(module)
-        module.merge_adapter(torch.zeros(1, 3, *module.data_config.image_size))
+        module.merge_adapter(module.backbone.blank_picture())
     with tempfile.TemporaryDirectory(prefix=".rehearsal.", dir=run) as folder, undisturbed(0, "cpu"):
         try:
             info = save_model(Path(folder), module)
@@ -74,7 +74,7 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
     """
     own = module.data_config.image_size
     sizes = [("--image-size", own)]
-    sizes += [("--train-size", (side, side)) for side in dict.fromkeys(train_sizes(config.train_size))]
+    sizes += [("--train-size", scaled_to(side, own)) for side in dict.fromkeys(train_sizes(config.train_size))]
     batch = 1 if config.batch_size == 1 else 2
     for flag, size in sizes:
         require_memory(size, flag, batch)
@@ -82,9 +82,10 @@ def rehearse(config: TrainingOptions, module: TransferModule) -> None:
     with restored_modes(module), undisturbed(config.seed, "cpu"), torch.no_grad():
         try:
             for flag, (height, width) in sizes:
-                images = torch.zeros(batch, 3, height, width)
-                remedy = "pass another" if flag == "--image-size" else f"leave it out, or pass --image-size {height}"
-                network = f"{flag} {height}: {module.backbone.name}, set up for {own[0]} x {own[1]} pixels,"
+                images = torch.zeros(batch, module.data_config.channels, height, width)
+                asked = f"{height}" if height == width else f"{height}x{width}"
+                remedy = "pass another" if flag == "--image-size" else f"leave it out, or pass --image-size {asked}"
+                network = f"{flag} {asked}: {module.backbone.name}, set up for {own[0]} x {own[1]} pixels,"
                 _run(module.eval().forward, images, f"{network} does not take {height} x {width}", remedy)
                 if batch == 1:
                     network, remedy = f"--batch-size 1: {module.backbone.name}", "pass --batch-size 2 or more"

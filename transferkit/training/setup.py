@@ -19,8 +19,9 @@ from transferkit.core.errors import gather as gather_problems
 from transferkit.data.augment.place import Place
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.samplers import EpochSampler
+from transferkit.data.batches.statistics import measured, ranged
 from transferkit.data.batches.tryout import try_augmentation
-from transferkit.data.images.reading import ReadResult
+from transferkit.data.index.targets import framed
 from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
@@ -35,8 +36,9 @@ from transferkit.models.task import Task, task_of
 from transferkit.models.tuning.layout import layout_of
 from transferkit.models.tuning.selectors import HEAD, Layout
 from transferkit.options.augment import augment_words
+from transferkit.options.sizes import train_sizes
 from transferkit.options.training import AUTO, TrainingOptions
-from transferkit.runs.seen import run_splits
+from transferkit.runs.seen import warn_of_seen
 from transferkit.runs.summary import data_lines, print_lines
 from transferkit.show.progress import counting_bar, output_console, progress_console, waiting
 from transferkit.training.plan.amount import Choice, by_amount
@@ -100,7 +102,7 @@ class Training(Generic[Options]):
         return {
             **self.plan.to_dict(),
             "choices": [asdict(choice) for choice in self.choices],
-            "train_sizes": [side or self.module.data_config.image_size[0] for side in sides],
+            "train_sizes": [side or max(self.module.data_config.image_size) for side in sides],
             "steps": {
                 "precision": self.machine.precision, "memory_format": self.machine.memory_format,
                 "reason": self.machine.reason, "compile": self.config.compile,
@@ -175,17 +177,25 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
     console = progress_console(quiet)
     task = task_of(config)
+    config = ranged(config, task.targets)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = create_backbone(config.backbone, weights=config.weights, image_size=config.image_size)
+    backbone = create_backbone(
+        config.backbone,
+        weights=config.weights,
+        image_size=config.size,
+        channels=config.channels,
+        any_size=bool(train_sizes(config.train_size)),
+    )
     usual = backbone.data_config
     if config.tile and not task.targets.tiles:
         resolve_phases(config, None)  # which refuses it, with all else that is wrong
-    mode = "tile" if config.tile else usual.crop_mode
-    backbone.data_config = task.targets.framing(
-        replace(usual, decoding=config.decoding(usual.decoding), crop_mode=mode)
-    )
-    measured = config.workers is None and workers > 0 and accelerator != "cpu"
-    data = _data(config, task, backbone, None if measured else workers, console)
+    prepared = config.prepared(usual)
+    backbone.data_config = framed(task.targets, prepared.in_windows() if config.tile else prepared, config.fit)
+    timed = config.workers is None and workers > 0 and accelerator != "cpu"
+    data = _data(config, task, backbone, None if timed else workers, console)
+    if backbone.measures:
+        pictures = {record.sha256: record.path for record in data.index.split("train")}
+        backbone.data_config = data.data_config = measured(data.data_config, pictures)
     place = data.place(device_of(accelerator))
     data.augment_on = "device" if place.on_device else "cpu"
     try_augmentation(data)
@@ -216,7 +226,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
         if console is not None:
             console.print(trained)
     _require_val(config, data, phases)
-    _warn_of_seen(config, data)
+    warn_of_seen([config.init_from, config.weights, config.teacher], data.index, config.decoding())
     layout = config.memory_format  # of runs that were begun before there was a choice, it is the usual one
     layout = "channels_last" if layout == AUTO and not fresh else layout
     with waiting(console, "timing steps"):
@@ -248,28 +258,10 @@ def _window_lines(data: ImageData) -> list[tuple[str, str]]:
 def _augment_lines(data: ImageData, place: Place) -> list[tuple[str, str]]:
     """Return where pictures are augmented, and why."""
     where = "on the device" if place.on_device else "on the CPU"
-    return [] if data.augment == "none" else [("augment", f"{augment_words(data.augment)}, {where}: {place.reason}")]
-
-
-def _warn_of_seen(config: TrainingOptions, data: ImageData) -> None:
-    """Warn where the weights to start from were trained on pictures that this run will be measured on."""
-    for place in (Path(name) for name in (config.init_from, config.weights, config.teacher) if name is not None):
-        folders = (place, *place.parents[:2]) if place.exists() else ()
-        run = next((folder for folder in folders if (folder / "pictures.csv").is_file()), None)
-        if run is None:
-            continue
-        held = [record for record in data.index.records if record.split != "train"]
-        sketches = data.index.sketches
-        pictures = [ReadResult(record.path, record.sha256, sketch=sketches.get(record.sha256)) for record in held]
-        splits = run_splits(run, pictures, decoding=config.decoding()) or {}
-        seen = sum(splits.get(record.sha256) == "train" for record in held)
-        if seen:
-            warnings.warn(
-                f"{run} was trained on {seen:,} of these {len(held):,} val and test pictures, so their figures say "
-                "little about new ones - give the pictures their splits, or that run's seed as --split-seed",
-                TransferkitWarning,
-                stacklevel=3,
-            )
+    text = f"{augment_words(data.augment)}, {where}: {place.reason}"
+    if data.data_config.channels != len("RGB") and isinstance(data.augment, str):
+        text += "; hue, saturation and grey are of RGB, light and contrast alone change here"
+    return [] if data.augment == "none" else [("augment", text)]
 
 
 def _warn_of_head(config: TrainingOptions, phases: Sequence[Phase], layout: Layout) -> None:
@@ -291,6 +283,9 @@ def _data(
             train_size=config.train_size,
             tile=config.tile,
             augment=config.augment,
+            fit=config.fit,
+            channels=config.channels,
+            value_range=config.value_range,
             augment_on=config.augment_on,
             flip=not config.no_flip,
             sampler=config.sampler,

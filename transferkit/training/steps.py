@@ -216,7 +216,7 @@ class StepTrial:
 
     def images(self, way: Way, pictures: int) -> Tensor:
         """Return blank pictures."""
-        images = torch.zeros(pictures, 3, *self.size, device=self.device)
+        images = torch.zeros(pictures, *self.module.data_config.input_shape, device=self.device)
         return images.contiguous(memory_format=layout_of(way.memory_format))
 
     def step(self, module: TransferModule, way: Way, images: Tensor) -> None:

@@ -23,7 +23,7 @@ from transferkit.features.engine.whole import WholeNetwork
 from transferkit.features.extract.extract import make_views
 from transferkit.features.extract.extraction import extract_pictures
 from transferkit.features.store.store import FeatureStore
-from transferkit.models.answers.teaching import SoftenedLoss, Teaching
+from transferkit.models.answers.teaching import Teaching
 from transferkit.models.artifact import ModelInfo, load_model, read_info
 from transferkit.models.task import task_of
 from transferkit.options.training import TrainingOptions
@@ -98,7 +98,7 @@ def teach(training: Training[Options], *, quiet: bool = False) -> Training[Optio
     training.data.teach(lessons.answers)
     teaching: Teaching = module.task.require("teaching", "distill")
     if teaching.softens and config.teacher_temperature > 1:
-        module.loss = SoftenedLoss(module.loss, config.teacher_temperature)
+        module.soften(config.teacher_temperature)
     if not quiet and is_writer():
         print_lines(output_console(), [("teacher", lessons.sentence)])
     return training
@@ -124,7 +124,7 @@ def ask_teacher(
     module, info = load_model(run)
     order = _order(run, info, data)
     count = different_views(data, config.teacher_views)
-    views = make_views(info.preprocessing, count, data.augment, data.seed, flip=data.flip)
+    views = make_views(info.preprocessing, count, data.augment, data.seed, flip=data.flip, whole=data.whole)
     pictures = [Picture(record.path, record.sha256) for record in data.index.split("train")]
     tap = Tap(POOLED, OWN)
     extraction = extract_pictures(

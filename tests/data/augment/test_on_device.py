@@ -216,6 +216,10 @@ def test_a_picture_that_is_none_is_refused():
         train_transform("light", DataConfig()).draw(np.zeros((4, 4), np.uint8), 0)
 
 
+def prepared(windows):
+    return DataConfig().in_windows() if windows else DataConfig()
+
+
 @pytest.mark.parametrize(("where", "name", "on", "answers", "windows", "expected"), [
     ("auto", "light", "cuda", False, False, True),
     ("auto", "standard", "cuda", False, False, True),
@@ -229,7 +233,7 @@ def test_a_picture_that_is_none_is_refused():
     ("device", "none", "cuda", True, True, False),
 ])  # fmt: skip
 def test_where_augmentation_runs(where, name, on, answers, windows, expected):
-    place = choose_place(where, name, on, answers=answers, windows=windows)
+    place = choose_place(where, name, on, prepared(windows), answers=answers)
     assert place.on_device is expected and place.reason
 
 
@@ -240,7 +244,7 @@ def test_where_augmentation_runs(where, name, on, answers, windows, expected):
 ])  # fmt: skip
 def test_what_the_device_cannot_do(name, answers, windows, words):
     with pytest.raises(ConfigError, match=f"^--augment-on device: {words} - pass --augment-on cpu or auto$"):
-        choose_place("device", name, "cuda", answers=answers, windows=windows)
+        choose_place("device", name, "cuda", prepared(windows), answers=answers)
 
 
 def test_presets_that_can_be_drawn():

@@ -73,7 +73,7 @@ def test_every_row_must_point_where_that_of_fp32_does(fast_bf16, model, expected
     choice = FrozenBackbone(backbone).choose_precision(taps, Compute())
     assert choice.precision == expected
     assert (choice.cosine >= COSINE) == (expected == "bf16")
-    pictures = draw_pictures(backbone.data_config.image_size)
+    pictures = draw_pictures(backbone.data_config.shown_shape)
     with torch.no_grad():
         exact = Engine(backbone, taps, compiling="off").rows(pictures)[0]
         half = Engine(backbone, taps, precision="bf16", compiling="off").rows(pictures)[0]
@@ -146,9 +146,9 @@ def test_bf16_features_are_close_and_as_good(folder, tmp_path):
 
 
 def test_drawn_pictures_are_bright_and_dark_and_full_of_contrast_and_faint():
-    pictures = draw_pictures((48, 64))
+    pictures = draw_pictures((48, 64, 3))
     assert (pictures.shape, pictures.dtype) == ((PICTURES, 48, 64, 3), torch.uint8)
-    assert torch.equal(pictures, draw_pictures((48, 64)))
+    assert torch.equal(pictures, draw_pictures((48, 64, 3)))
     level, contrast = pictures.float().mean(dim=(1, 2, 3)), pictures.float().std(dim=(1, 2, 3))
     assert level.min() < 60
     assert level.max() > 200

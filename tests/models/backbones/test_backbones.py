@@ -661,7 +661,7 @@ def test_image_size():
     assert create_backbone("test_vit", weights="random", image_size=(64, 96)).model.pos_embed.shape[1] == 25
     assert create_backbone("test_resnet", weights="random").data_config.image_size == (160, 160)
     for size in (0, -3, (64, 0)):
-        with pytest.raises(ConfigError, match=r"image_size is .*, expected pixels"):
+        with pytest.raises(ConfigError, match=r"image_size is .*, expected a side or HEIGHTxWIDTH"):
             create_backbone("test_resnet", weights="random", image_size=size)
     with pytest.raises(BackboneError, match="fails on a picture of 8x8 pixels"):
         create_backbone("torchvision/alexnet", weights="random", image_size=8)

@@ -47,9 +47,10 @@ def _parts(batch: Packed) -> Iterator[slice]:
 
 def _cropped(batch: Packed, part: slice) -> Tensor:
     """Return crops, mirrored or not, at the target's size: areas are averaged as `images.resize.resize` does."""
-    sizes = batch.sizes[part]
+    sizes, spans = batch.sizes[part], batch.spans[part]
     height, width = (max(size[side] for size in sizes) for side in (0, 1))
     starts, heights, widths = batch.places[part].unbind(1)
+    tops, lefts, rows_shown, columns_shown = batch.frames[part].unbind(1)
     # Rows of all crops, each as long as the longest: what is behind the end of a shorter one weighs nothing.
     rows = torch.arange(height, device=batch.device).clamp(max=(heights - 1)[:, None])
     places = starts[:, None] + rows * (3 * widths)[:, None]
@@ -57,30 +58,39 @@ def _cropped(batch: Packed, part: slice) -> Tensor:
     every = batch.pixels.as_strided((len(batch.pixels) - length + 1, length), (1, 1))
     precise = torch.float16 if batch.device.type == "cuda" else torch.float32
     canvas = every.index_select(0, places.flatten()).view(len(sizes), height, length).to(precise)
-    grows = [any(size[side] < batch.target[side] for size in sizes) for side in (0, 1)]
-    down = _weights(heights, height, batch.target[0], batch.interpolation if grows[0] else None)
-    across = _weights(widths, width, batch.target[1], batch.interpolation if grows[1] else None)
+    grows = [any(size[side] < span[side] for size, span in zip(sizes, spans, strict=True)) for side in (0, 1)]
+    kernels = [batch.interpolation if grow else None for grow in grows]
+    down = _weights(heights, height, batch.target[0], tops, rows_shown, kernels[0])
+    across = _weights(widths, width, batch.target[1], lefts, columns_shown, kernels[1])
     across = torch.where(batch.flips[part][:, None, None], across.flip(1), across)
     low = torch.bmm(down.to(precise), canvas).view(len(sizes), batch.target[0], width, 3)
     low = low.permute(0, 3, 1, 2).reshape(len(sizes), 3 * batch.target[0], width)
     images = torch.bmm(low, across.to(precise).transpose(1, 2)).float()
-    return images.view(len(sizes), 3, *batch.target).clamp_(0, 255).round_()
+    images = images.view(len(sizes), 3, *batch.target).clamp_(0, 255).round_()
+    if all(span == batch.target for span in spans):
+        return images
+    covered = down.sum(2).round()[:, None, :, None] * across.sum(2).round()[:, None, None, :]
+    ground = images.new_tensor(batch.ground)[None, :, None, None]
+    return torch.where(covered > 0, images, ground)
 
 
-def _weights(sizes: Tensor, most: int, target: int, interpolation: str | None) -> Tensor:
+def _weights(sizes: Tensor, most: int, target: int, starts: Tensor, spans: Tensor, interpolation: str | None) -> Tensor:
     """Return what each place of a crop's side weighs for each place of the target's: ``(B, target, most) float32``.
 
     Args:
         sizes: ``(B,) int64``, of the crops' sides.
         most: The largest.
         target: Size of the target's side.
+        starts: ``(B,) int64``: the first place there that each crop has; those beside a crop weigh nothing.
+        spans: ``(B,) int64``: how many it has.
         interpolation: For sides that grow; ``None`` where none does.
     """
-    scale = (sizes / target)[:, None, None]
-    at = torch.arange(target, device=sizes.device, dtype=torch.float32)[None, :, None]
+    scale = (sizes / spans)[:, None, None]
+    at = torch.arange(target, device=sizes.device, dtype=torch.float32)[None, :, None] - starts[:, None, None]
+    beside = (at < 0) | (at >= spans[:, None, None])
     place = torch.arange(most, device=sizes.device, dtype=torch.float32)
     inside = torch.minimum((at + 1) * scale, place + 1) - torch.maximum(at * scale, place)
-    weights = inside.clamp_(min=0) / scale
+    weights = (inside.clamp_(min=0) / scale).masked_fill_(beside, 0.0)
     if interpolation is None:
         return weights
     centre = (at + 0.5) * scale - 0.5
@@ -92,7 +102,7 @@ def _weights(sizes: Tensor, most: int, target: int, interpolation: str | None) -
     for offset, tap in zip(offsets, taps, strict=True):
         nearest = (base + offset).clamp(min=0).minimum((sizes - 1)[:, None, None])  # the border goes on as it ends
         grown += torch.where(place == nearest, tap / total, 0.0)
-    return torch.where((sizes < target)[:, None, None], grown, weights)
+    return torch.where((sizes < spans)[:, None, None], grown.masked_fill_(beside, 0.0), weights)
 
 
 def _taps(interpolation: str) -> tuple[float, range]:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.core.records import Frame
 from transferkit.data.images.decode import Pixels
 
 __all__ = ["DRAWABLE", "HUES", "JITTER", "Draw", "Piece"]
@@ -49,9 +50,13 @@ class Piece(NamedTuple):
         draw: The numbers.
         target: Height and width that the crop is brought to.
         interpolation: See `transferkit.data.images.resize.INTERPOLATIONS`.
+        place: Where on the target it lies; it fills all of it, unless pictures are padded.
+        ground: The colour beside it.
     """
 
     pixels: Pixels
     draw: Draw
     target: tuple[int, int]
     interpolation: str
+    place: Frame
+    ground: tuple[int, ...]

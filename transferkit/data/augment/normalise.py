@@ -18,7 +18,7 @@ __all__ = ["normalise"]
 
 
 def normalise(images: Tensor | Packed, config: DataConfig) -> Tensor:
-    """Return ``(B, 3, H, W) float32, normalised``, channels-last, for ``(B, H, W, 3) uint8`` pictures or `Packed` ones.
+    """Return ``(B, C, H, W) float32, normalised``, channels-last, of ``(B, H, W, C) uint8`` pictures or `Packed` ones.
 
     Pictures that are floating-point already are taken to be normalised and returned as they are.
     """
@@ -38,6 +38,6 @@ def _shift_and_scale(config: DataConfig, device: torch.device) -> tuple[Tensor, 
     Kept per device: sending these few numbers to a GPU anew for every batch would make the host wait for it.
     """
     with torch.inference_mode(False):  # ordinary tensors, whoever asks first
-        mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(config.std, device=device).view(1, 3, 1, 1)
+        mean = torch.tensor(config.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(config.std, device=device).view(1, -1, 1, 1)
         return -mean / std, 1.0 / (255.0 * std)

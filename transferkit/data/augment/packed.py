@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Packed:
         pixels: ``(N,) uint8``: the crops, row after row, one after the other; a longest row more at the end, so that
             every row of every crop can be read at that length.
         places: ``(B, 3) int64``: where each begins, its height and its width.
+        frames: ``(B, 4) int64``: where on the target each lies: top, left, height, width.
         matrices: ``(B, 3, 3) float32``, see `Draw`.
         flips: ``(B,) bool``.
         factors: ``(B, 4) float32``, see `Draw`.
@@ -31,6 +32,8 @@ class Packed:
         hued: For each place in the order the rows ``(n,) int64`` whose hue is moved there.
         sizes: Height and width of each crop, known to the host.
         target: Height and width that they are brought to.
+        spans: Height and width of each of `frames`, known to the host.
+        ground: The colour beside them.
         interpolation: The word for what enlarges.
         warps: Whether any is turned, sheared or seen from elsewhere.
         jitters: Whether the colours of any are changed.
@@ -38,6 +41,7 @@ class Packed:
 
     pixels: Tensor
     places: Tensor
+    frames: Tensor
     matrices: Tensor
     flips: Tensor
     factors: Tensor
@@ -45,6 +49,8 @@ class Packed:
     hued: tuple[Tensor, ...]
     sizes: tuple[tuple[int, int], ...]
     target: tuple[int, int]
+    spans: tuple[tuple[int, int], ...]
+    ground: tuple[int, ...]
     interpolation: str
     warps: bool
     jitters: bool
@@ -68,7 +74,7 @@ class Packed:
 
     def _map(self, change: Any) -> Packed:
         parts = {name: change(getattr(self, name))
-                 for name in ("pixels", "places", "matrices", "flips", "factors", "order")}  # fmt: skip
+                 for name in ("pixels", "places", "frames", "matrices", "flips", "factors", "order")}  # fmt: skip
         return replace(self, **parts, hued=tuple(change(part) for part in self.hued))
 
 
@@ -100,6 +106,7 @@ def pack(pieces: Sequence[Piece], memory: Callable[[int], tuple[npt.NDArray[np.u
     return Packed(
         pixels=pixels,
         places=torch.from_numpy(np.column_stack([starts[:-1], np.array(sizes, dtype=np.int64)])),
+        frames=torch.tensor([astuple(piece.place) for piece in pieces]),
         matrices=torch.from_numpy(matrices.astype(np.float32)),
         flips=torch.tensor([draw.flip for draw in draws]),
         factors=torch.from_numpy(factors),
@@ -107,6 +114,8 @@ def pack(pieces: Sequence[Piece], memory: Callable[[int], tuple[npt.NDArray[np.u
         hued=tuple(torch.from_numpy(np.flatnonzero(moved & (order[:, at] == 3))) for at in range(4)),
         sizes=sizes,
         target=pieces[0].target,
+        spans=tuple((piece.place.height, piece.place.width) for piece in pieces),
+        ground=pieces[0].ground,
         interpolation=pieces[0].interpolation,
         warps=bool((matrices != np.eye(3)).any()),
         jitters=bool((factors != (1, 1, 1, 0)).any()),

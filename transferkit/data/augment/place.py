@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from transferkit.core.errors import ConfigError
+from transferkit.core.records import DataConfig
 from transferkit.data.augment.draws import DRAWABLE
 
 __all__ = ["PLACES", "Place", "Where", "choose_place"]
@@ -27,7 +28,7 @@ class Place:
     reason: str
 
 
-def choose_place(where: str, name: Any, device: str, *, answers: bool, windows: bool) -> Place:
+def choose_place(where: str, name: Any, device: str, config: DataConfig, *, answers: bool) -> Place:
     """Return where pictures are augmented.
 
     ``"auto"`` is the device on a GPU of CUDA, and the CPU elsewhere: torch does on a CPU in batches what albumentations
@@ -37,8 +38,8 @@ def choose_place(where: str, name: Any, device: str, *, answers: bool, windows: 
         where: One of `PLACES`.
         name: Of the augmentation, or own steps.
         device: torch's name of the network's device.
+        config: How pictures are prepared.
         answers: Whether answers on pixels are carried along.
-        windows: Whether pictures are seen in windows.
 
     Raises:
         ConfigError: ``"device"``, and the device cannot do it.
@@ -48,8 +49,10 @@ def choose_place(where: str, name: Any, device: str, *, answers: bool, windows: 
     obstacle = None
     if answers:
         obstacle = "masks and boxes are carried along by albumentations"
-    elif windows:
+    elif config.tiled:
         obstacle = "windows are cut by albumentations"
+    elif config.channels != len("RGB"):
+        obstacle = "the device augments RGB alone"
     elif not isinstance(name, str):
         obstacle = f"the device does {' and '.join(DRAWABLE)} alone"
     elif name not in DRAWABLE:

@@ -56,7 +56,7 @@ Step: TypeAlias = Any  # A.BasicTransform or A.BaseCompose; albumentations carri
 _MIRRORED: Mapping[str, Any] = {"border_mode": cv2.BORDER_REFLECT_101}  # no black wedge gives a rotation away
 
 
-def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool) -> list[Step]:
+def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool, whole: bool = False) -> list[Step]:
     """Return the steps of a preset.
 
     Args:
@@ -64,9 +64,14 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool) ->
         config: Size and interpolation.
         flip: Whether a picture may be its mirror image.
         objects: Whether pictures have objects: borders are of the mean colour then, and not mirrored.
+        whole: Whether crops have about the picture's own shape, and fill the target as a whole picture does.
     """
     plain = {"border_mode": cv2.BORDER_CONSTANT, "fill": mean_colour(config)}
     steps = _PRESETS[name](config, plain if objects else _MIRRORED)
+    if config.channels != len("RGB"):
+        steps = [step for step in map(_without_colour, steps) if step is not None]
+    if whole:
+        steps = [RandomPart(config, step.scale) if isinstance(step, RandomBox) else step for step in steps]
     return [step for step in steps if flip or not isinstance(step, A.HorizontalFlip)]
 
 
@@ -152,6 +157,29 @@ class RandomBox(A.RandomResizedCrop):  # type: ignore[misc]  # an untyped base
         return keypoints
 
 
+class RandomPart(A.DualTransform):  # type: ignore[misc]  # an untyped base
+    """Random crop of about the picture's own shape, which fills the target as a whole picture does in evaluation."""
+
+    def __init__(self, config: DataConfig, scale: tuple[float, float]) -> None:
+        super().__init__(p=1.0)
+        self.config, self.scale = config, scale
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the box."""
+        height, width = params["shape"][:2]
+        ratio = (0.75 * width / height, width / height / 0.75)
+        return {"crop_coords": random_box(height, width, scale=self.scale, ratio=ratio, rng=self.py_random)}
+
+    def apply(self, img: Pixels, crop_coords: tuple[int, int, int, int], **params: Any) -> Pixels:
+        """Cut a picture, and show what is left."""
+        left, top, right, bottom = crop_coords
+        return fit(img[top:bottom, left:right], self.config)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Return what `repr` shows."""
+        return ("config", "scale")
+
+
 class RandomWindow(A.DualTransform):  # type: ignore[misc]  # an untyped base
     """A window of the picture at about its own resolution, see `random_window`; masks alone go with it."""
 
@@ -167,7 +195,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]  # an untyped base
 
     def apply(self, img: Pixels, part: Frame, place: Frame, **params: Any) -> Pixels:
         """Show the part in its place, on the mean colour."""
-        shown: Pixels = np.empty((*self.config.image_size, 3), dtype=np.uint8)
+        shown: Pixels = np.empty(self.config.shown_shape, dtype=np.uint8)
         shown[:] = mean_colour(self.config)
         interpolation = INTERPOLATIONS[self.config.interpolation]
         shown[place.slices] = resize(img[part.slices], (place.height, place.width), interpolation)
@@ -264,6 +292,14 @@ def _heavy(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
     ]
 
 
+def _without_colour(step: Step) -> Step | None:
+    """Return what a step is to pictures that are not RGB: colours move no more, light and contrast do."""
+    if isinstance(step, A.ColorJitter):
+        limits = {"brightness_limit": step.brightness[1] - 1, "contrast_limit": step.contrast[1] - 1}
+        return A.RandomBrightnessContrast(**limits, p=step.p)
+    return None if isinstance(step, A.ToGray) else step
+
+
 _PRESETS: dict[str, Callable[[DataConfig, Mapping[str, Any]], list[Step]]] = {
     "none": _none,
     "light": _light,
@@ -293,7 +329,7 @@ def draw_of(pipeline: Step, size: tuple[int, int], target: tuple[int, int]) -> D
     crop, flip, matrix = (0, 0, size[1], size[0]), False, np.eye(3)
     factors, order = (1.0, 1.0, 1.0, 0.0), tuple(range(len(JITTER)))
     for step, numbers in _drawn(pipeline, [size, target]):
-        if isinstance(step, RandomBox):
+        if isinstance(step, RandomBox | RandomPart):
             crop = numbers["crop_coords"]
         elif isinstance(step, A.HorizontalFlip):
             flip = True

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean
-from transferkit.core.records import DataConfig
+from transferkit.core.records import DataConfig, Frame
 from transferkit.core.text import first_line
 from transferkit.data.augment.custom import OWN, certain, definitions_of, own_steps
 from transferkit.data.augment.draws import DRAWABLE, Piece
@@ -36,6 +36,7 @@ from transferkit.data.augment.presets import (
     AUGMENTATIONS,
     Blots,
     RandomBox,
+    RandomPart,
     Step,
     composed,
     draw_of,
@@ -49,6 +50,8 @@ from transferkit.data.images.resize import (
     fit,
     fit_boxes,
     fit_mask,
+    frame,
+    mean_colour,
     resize,
     resize_mask,
 )
@@ -94,18 +97,18 @@ class Transform:
         """Transform one picture.
 
         Args:
-            image: ``(H, W, 3)`` uint8, RGB, any size from 1x1; left unchanged.
+            image: ``(H, W, C)`` uint8, any size from 1x1; left unchanged.
             seed: The only source of randomness, any whole number. Ignored where nothing is random.
             whole: See `transferkit.data.images.resize.fit`.
             part: Likewise; of the evaluation view alone, others draw their windows.
 
         Returns:
-            ``(h, w, 3)`` uint8, RGB, contiguous, at ``config.image_size``.
+            ``(h, w, C)`` uint8, contiguous, at ``config.image_size``.
 
         Raises:
             DataError: `image` is not such an array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         # OpenCV's own threads on top of the loader's workers only fight over the cores. Said here, where the work is
         # done and at half a microsecond, because neither an import nor a fork carries it safely.
         cv2.setNumThreads(0)
@@ -136,7 +139,7 @@ class Transform:
         Raises:
             DataError: `image` or the annotation is no such array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         if annotation.boxes is not None:
             check_objects(annotation)
             cv2.setNumThreads(0)
@@ -173,15 +176,18 @@ class Transform:
         Raises:
             DataError: `image` is not such an array.
         """
-        _check_image(image)
+        _check_image(image, self.config.channels)
         draw = draw_of(self._pipeline(seed), (image.shape[0], image.shape[1]), self.config.image_size)
         left, top, right, bottom = draw.crop
         box = image[top:bottom, left:right]
         height, width = self.config.image_size
+        place = Frame(0, 0, height, width)
+        if self.config.crop_mode == "pad" and any(isinstance(step, RandomPart) for step in self._steps):
+            place = frame((box.shape[0], box.shape[1]), self.config)
         if box.shape[0] * box.shape[1] > _LARGEST * height * width:
             cv2.setNumThreads(0)
-            box = resize(box, self.config.image_size, INTERPOLATIONS[self.config.interpolation])
-        return Piece(box, draw, self.config.image_size, self.config.interpolation)
+            box = resize(box, (place.height, place.width), INTERPOLATIONS[self.config.interpolation])
+        return Piece(box, draw, self.config.image_size, self.config.interpolation, place, mean_colour(self.config))
 
     def certain(self) -> Transform:
         """Return the same with every step that may happen happening, to be tried out."""
@@ -264,10 +270,10 @@ class Transform:
                 f"--augment cannot be done to a picture of {height} x {width} pixels: {first_line(error)}"
             ) from error
         image = result["image"]
-        if image.shape != (*self.config.image_size, 3) or image.dtype != np.uint8:
+        if image.shape != self.config.shown_shape or image.dtype != np.uint8:
             raise ConfigError(
                 f"--augment makes of a picture of {height} x {width} pixels {image.shape} of {image.dtype}, expected "
-                f"{(*self.config.image_size, 3)} of uint8 - leave out what changes the kind of its values or channels"
+                f"{self.config.shown_shape} of uint8 - leave out what changes the kind of its values or channels"
             )
         return result
 
@@ -304,7 +310,7 @@ def mirror_transform(config: DataConfig) -> Transform:
     return Transform(_MIRROR, mirror_steps(config), config)
 
 
-def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Transform:
+def train_transform(name: Any, config: DataConfig, *, flip: bool = True, whole: bool = False) -> Transform:
     """Build a training transform by preset, or of own steps.
 
     Args:
@@ -315,6 +321,8 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Tran
         config: Size and interpolation. Crops are drawn from the whole picture: `crop_pct` is evaluation's.
         flip: Whether a picture may be its mirror image; not where that is another class: arrows, digits, text.
             Own steps say so themselves.
+        whole: Whether crops have about the picture's own shape, and fill the target as `config` says of a whole
+            picture: stretched or padded. Own steps are what they are.
 
     Raises:
         ConfigError: `name` is unknown, a step is wrong, or a value of `config` is out of range.
@@ -328,7 +336,8 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True) -> Tran
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
         )
     check_config(config)
-    steps, objects = (preset_steps(name, config, flip=flip, objects=objects) for objects in (False, True))
+    steps, objects = (preset_steps(name, config, flip=flip, objects=objects, whole=whole and not objects)
+                      for objects in (False, True))  # fmt: skip
     return Transform(name, steps, config, objects=objects)
 
 
@@ -338,13 +347,13 @@ def _boxes(annotation: Annotation) -> npt.NDArray[np.float64]:
     return annotation.boxes.astype(np.float64)
 
 
-def _check_image(image: Any) -> None:
+def _check_image(image: Any, channels: int) -> None:
     array = isinstance(image, np.ndarray)
-    if not (array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+    if not (array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == channels and image.size):
         kind = f"{image.shape} {image.dtype}" if array else type(image).__name__
         raise DataError(
-            f"a picture must be an (H, W, 3) uint8 RGB array with at least one pixel, got {kind} - decode files with "
-            "transferkit.data.images.decode"
+            f"a picture must be an (H, W, {channels}) uint8 array with at least one pixel, got {kind} - decode files "
+            "with transferkit.data.images.decode"
         )
 
 

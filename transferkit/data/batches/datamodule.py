@@ -25,15 +25,16 @@ from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.data.batches.samplers import EpochSampler, EvaluationSampler, even_batch_size
 from transferkit.data.batches.sizes import TrainSizes, size_problems
+from transferkit.data.batches.statistics import ranged
 from transferkit.data.batches.threads import choose_makers
 from transferkit.data.batches.windows import Rows, WindowAnnotations, WindowPictures
 from transferkit.data.index.index import CLASSES, ImageIndex, index_images, warn_of
-from transferkit.data.index.targets import TargetReader
+from transferkit.data.index.targets import TargetReader, framed
 from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
-from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, pixel_store_problems
-from transferkit.options.sizes import TrainSize, train_sizes
+from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, fit_problems, pixel_store_problems
+from transferkit.options.sizes import ImageSize, TrainSize, image_size_of, image_size_problem, train_sizes
 
 __all__ = ["ImageData"]
 
@@ -43,17 +44,18 @@ SAMPLERS = ("shuffle", "balanced")
 class ImageData(L.LightningDataModule):
     """Pictures of a folder, a manifest or the bundled sample set, split, augmented and batched.
 
-    Loaders give pictures as ``(B, H, W, 3) uint8``, which is four times less to move than floats; on the device
+    Loaders give pictures as ``(B, H, W, C) uint8``, which is four times less to move than floats; on the device
     `on_after_batch_transfer` makes them ``(B, 3, H, W) float32, normalised``, in channels-last memory format. A Trainer
     calls it by itself; elsewhere use `normalise`. With `augment_on` the device, training pictures come as `Packed`, and
     are augmented there, too.
 
     Args:
         data: Folder, CSV or Parquet manifest (``path,label[,split][,group]``), or ``"sample"``.
-        image_size: Side of the model's input in pixels, or ``(height, width)``. Default: that of `data_config`.
-        train_size: Side of training pictures in pixels; that of the model's input when ``None``. Of several, such as
-            ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which; without one it is the last.
-        tile: See pictures at their own resolution, in windows of `image_size`; each is a row of a data set.
+        image_size: Model's input in pixels: a side, ``(224, 320)`` or ``"224x320"``. Default: that of `data_config`.
+        fit: How a picture fills it: ``"crop"``, ``"squash"`` or ``"pad"``. Default: as `data_config` says.
+        train_size: Side (of a rectangle the longer one) of training pictures in pixels; that of the model's input when
+            ``None``. Of several, such as ``[128, 160, 224]``, a `PhaseSchedule` says which epoch has which.
+        tile: See pictures at their own resolution, in windows of `image_size`, each a row of a data set.
         batch_size: Pictures per batch and process.
         augment: ``"none"``, ``"light"``, ``"standard"``, ``"heavy"``, or own steps: see `train_transform`.
         augment_on: ``"cpu"``, ``"device"`` (`light` and `standard` of whole pictures) or ``"auto"``: a Trainer's GPU.
@@ -79,8 +81,9 @@ class ImageData(L.LightningDataModule):
         allow_leaks: Go on although a picture is in two splits.
         max_pixels: The largest picture that is decoded, in pixels.
         ground: The colour that shows through transparent pixels: ``"white"``, ``"black"`` or ``"#rrggbb"``.
-        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16. Of all three ``None`` leaves it as
-            `data_config` has it; the model that a Trainer fits is told, so that it travels with it.
+        grey_bits: Bits that the values of 16-bit grey pictures use, 8 to 16.
+        value_range: Instead: what is black and what is white, ``[low, high]``; or ``"auto"``, the set's own range.
+        channels: Of a picture. Of all five ``None`` leaves it as `data_config` has it, or a Trainer's model.
         reader: Says what labels mean: the ``targets`` of a task; names of classes by default.
         targets: Columns of a manifest that hold the answers, a list or separated by commas: 0/1 for labels, or numbers.
         path_column: Column of a manifest with the paths.
@@ -99,8 +102,9 @@ class ImageData(L.LightningDataModule):
     def __init__(
         self,
         data: str | os.PathLike[str],
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize = None,
         *,
+        fit: Literal["crop", "squash", "pad"] | None = None,
         batch_size: int = 32,
         train_size: TrainSize = None,
         tile: bool = False,
@@ -127,6 +131,8 @@ class ImageData(L.LightningDataModule):
         max_pixels: int | None = None,
         ground: str | None = None,
         grey_bits: int | None = None,
+        value_range: str | list[float] | None = None,
+        channels: int | None = None,
         reader: TargetReader = CLASSES,
         targets: str | list[str] | None = None,
         path_column: str = "path",
@@ -139,43 +145,39 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         config = data_config or DataConfig()
-        if image_size is not None:
-            size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        problems = image_size_problem(image_size, "image_size")
+        size = None if problems else image_size_of(image_size)
+        if size is not None:
             config = dataclasses.replace(config, image_size=size)
         self._options = DataOptions(
             data=os.fspath(data), val_split=val_split, test_split=test_split, group_by=group_by, group_near=group_near,
             skip_bad=skip_bad, rescan=rescan, allow_empty_classes=allow_empty_classes, allow_leaks=allow_leaks,
-            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, seed=seed, split_seed=split_seed,
-            targets=targets, path_column=path_column, label_column=label_column, label_separator=label_separator,
-            root=root, mask_values=mask_values, palette=palette,
+            max_pixels=max_pixels, ground=ground, grey_bits=grey_bits, value_range=value_range, channels=channels,
+            fit=fit, seed=seed, split_seed=split_seed, targets=targets, path_column=path_column, palette=palette,
+            label_column=label_column, label_separator=label_separator, root=root, mask_values=mask_values,
         )  # fmt: skip
-        sizes = size_problems(train_size, config, tile=tile)
-        problems = [*self._options.problems(), *pixel_store_problems(pixel_store), *sizes] + [
-            f"{name} is {value}, expected a whole number of at least {low}"
-            for name, value, low in (
-                ("batch_size", batch_size, 1),
-                ("workers", workers or 0, 0),
-                ("image_size", min(config.image_size), 1),
-            )
-            if value < low
-        ]
+        problems += [*self._options.problems(), *pixel_store_problems(pixel_store)]
+        problems += [*size_problems(train_size, config, tile=tile), *fit_problems(fit, tile=tile)]
+        problems += [f"{name} is {value}, expected a whole number of at least {low}"
+                     for name, value, low in (("batch_size", batch_size, 1), ("workers", workers or 0, 0))
+                     if value < low]  # fmt: skip
         if sampler not in SAMPLERS:
-            problems.append(
-                f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}"
-            )
+            known = ", ".join(SAMPLERS)
+            problems.append(f"unknown sampler {sampler!r}.{did_you_mean(sampler, SAMPLERS)} Known: {known}")
         if augment_on not in PLACES:
             problems.append(f"augment_on is {augment_on!r}, expected one of {', '.join(PLACES)}")
         if problems:
             raise ConfigError(gather(problems))
         if tile and not reader.tiles:
             raise ConfigError("tile cuts pictures into windows with the answers on their pixels, which these have not")
-        config = dataclasses.replace(config, decoding=self._options.decoding(config.decoding))
-        config = reader.framing(config.in_windows() if tile else config)
+        self._options = ranged(self._options, reader)
+        config = self._options.prepared(config.in_windows() if tile else config)
+        config = framed(reader, config, fit)
         augment = augment if isinstance(augment, str) else definitions_of(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip, self.augment_on = augment, flip, augment_on
-        self.data_config = config
+        self.data_config, self.whole = config, self._options.keeps_whole
         self.adopts_config = data_config is None
         self.seed = seed
         self._sampler = sampler
@@ -238,9 +240,9 @@ class ImageData(L.LightningDataModule):
         """Prepare pictures as a model would have them, but for what was asked for here."""
         if not self.adopts_config:
             return
-        decoding = self._options.decoding(config.decoding)
-        own = dataclasses.replace(config, image_size=self.data_config.image_size, decoding=decoding)
-        self.data_config = self._reader.framing(own.in_windows() if self.data_config.tiled else own)
+        own = dataclasses.replace(self._options.prepared(config), image_size=self.data_config.image_size)
+        own = own.in_windows() if self.data_config.tiled else own
+        self.data_config = framed(self._reader, own, self._options.fit)
         if "pixels" in self.__dict__ and not self.pixels.serves(self.data_config):
             del self.pixels  # they were decoded otherwise
 
@@ -258,9 +260,10 @@ class ImageData(L.LightningDataModule):
             eval_transform(self.data_config), seed=self.seed, plain=self._plain_epochs,
             hands_over=train and self.place().on_device, cycle=0 if taught is None else len(taught) - 1,
         )  # fmt: skip
-        augmented = partial(train_transform, self.augment, flip=self.flip)
-        views = self.train_sizes.views(plain, augmented) if train else plain
         annotations = self.annotations(split)
+        whole = self.whole and annotations is None
+        augmented = partial(train_transform, self.augment, flip=self.flip, whole=whole)
+        views = self.train_sizes.views(plain, augmented) if train else plain
         if train and annotations is not None and not isinstance(self.augment, str):
             last = self.train_sizes.last(self.data_config)
             if problems := carried_problems(self.augment, last, boxes=not self._reader.tiles):
@@ -280,8 +283,7 @@ class ImageData(L.LightningDataModule):
             ConfigError: On the device, by `augment_on`, and it cannot be done there.
         """
         answers = self.annotations("train") is not None
-        device = device or self._device()
-        return choose_place(self.augment_on, self.augment, device, answers=answers, windows=self.data_config.tiled)
+        return choose_place(self.augment_on, self.augment, device or self._device(), self.data_config, answers=answers)
 
     def windows(self, split: str) -> Rows | None:
         """Return the windows of a split's pictures; ``None`` where pictures are not seen in windows."""

@@ -39,7 +39,7 @@ class Picture:
         name: How messages call it; the path of a file.
         sha256: Hex digest of its content as it was indexed: a file that has another one by now is an error. Empty
             where it was not: its content is what it is.
-        content: The bytes of a file, or pixels ``(H, W, 3) uint8``, decoded already; ``None`` to read the file `name`.
+        content: The bytes of a file, or pixels ``(H, W, C) uint8``, decoded already; ``None`` to read the file `name`.
         error: Why it cannot be decoded, where that is known already.
         part: Which of its windows it stands for, where pictures are seen in windows.
     """
@@ -84,7 +84,7 @@ class Loaded(NamedTuple):
     """A batch of pictures, in order.
 
     Attributes:
-        images: ``(R, h, w, 3) uint8``: the views of each picture that can be decoded; R may be 0. Empty where they are
+        images: ``(R, h, w, C) uint8``: the views of each picture that can be decoded; R may be 0. Empty where they are
             `packed`.
         names: Of all B pictures.
         hashes: Hex digest of each one's content; ``None`` where it could not be read.
@@ -106,7 +106,7 @@ class Loaded(NamedTuple):
     packed: Packed | None = None
 
     def labelled(self) -> tuple[Any, Any]:
-        """Return images ``(B, h, w, 3) uint8`` or `Packed`, and targets.
+        """Return images ``(B, h, w, C) uint8`` or `Packed`, and targets.
 
         Raises:
             UnreadableImage: The first picture that cannot be decoded.
@@ -226,16 +226,16 @@ class ImageDataset(Dataset[Loaded]):
         results = list(chain.from_iterable(results for results, _ in shown))
         good = [result.views for result in results if not isinstance(result.views, UnreadableImage)]
         images = [image for shown in good for image, _ in shown]
-        height, width = self.views.evaluation.config.image_size
+        config = self.views.evaluation.config
         pieces = [image for image in images if isinstance(image, Piece)]
         ready = [image for image in images if not isinstance(image, Piece)]
         if pieces and ready:
             raise ValueError("views of one batch are augmented in one place")
         if self.annotations is not None:
             answers = [annotation for shown in good for _, annotation in shown if annotation is not None]
-            targets = together(answers, (height, width))
+            targets = together(answers, config.image_size)
         return Loaded(
-            self._together(ready) if ready else torch.zeros(0, height, width, 3, dtype=torch.uint8),
+            self._together(ready) if ready else torch.zeros(0, *config.shown_shape, dtype=torch.uint8),
             names,
             [result.sha256 for result in results],
             [result.views if isinstance(result.views, UnreadableImage) else None for result in results],

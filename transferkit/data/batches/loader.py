@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,8 +74,7 @@ class _Batches:
 
 
 def _view_bytes(dataset: ImageDataset) -> int:
-    height, width = dataset.views.evaluation.config.image_size
-    return 3 * height * width
+    return math.prod(dataset.views.evaluation.config.shown_shape)
 
 
 def _slots(dataset: ImageDataset, rows: int, workers: int, ahead: int) -> BatchSlots | None:

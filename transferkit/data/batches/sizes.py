@@ -11,7 +11,7 @@ from transferkit.data.augment.transform import Transform
 from transferkit.data.augment.views import REPEAT, Views
 from transferkit.data.images.decode import Pixels
 from transferkit.data.masks.annotation import Annotation
-from transferkit.options.sizes import TrainSize, train_size_problems, train_sizes
+from transferkit.options.sizes import TrainSize, scaled_to, train_size_problems, train_sizes
 
 __all__ = ["SizedViews", "TrainSizes", "size_problems"]
 
@@ -45,7 +45,8 @@ class TrainSizes:
     """The sizes of training pictures, and which epoch has which.
 
     Attributes:
-        sides: In pixels, in the order in which they come; empty for that of the model's input.
+        sides: In pixels, of rectangles the longer ones, in the order in which they come; empty for that of the model's
+            input.
         epochs: The side of each epoch, from 0; ``None`` for any. Empty where nobody has said: then it is the last.
     """
 
@@ -83,7 +84,7 @@ class TrainSizes:
 
 
 def _sized(config: DataConfig, side: int) -> DataConfig:
-    return replace(config, image_size=(side, side))
+    return replace(config, image_size=scaled_to(side, config.image_size))
 
 
 def size_problems(train_size: TrainSize, config: DataConfig, *, tile: bool) -> list[str]:

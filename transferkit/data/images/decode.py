@@ -1,13 +1,14 @@
-"""From the bytes of one picture to upright RGB pixels: the one decoder of training, caching, evaluation and prediction.
+"""From the bytes of one picture to upright pixels: the one decoder of training, caching, evaluation and prediction.
 
 What a file becomes depends on its bytes, `min_side` and `Decoding` alone, never on its name, thread or earlier calls:
 
 - The format is read from the content: JPEG (with MPO, whose first picture is a JPEG), PNG, WebP, BMP, GIF, TIFF, AVIF,
   and HEIC where pillow-heif is installed.
 - EXIF orientation is applied. Of an animation or a file with several pages the first frame counts.
-- Grey is replicated to three channels; palettes and CMYK are converted; transparency is laid over a ground.
+- Grey is replicated to three channels; palettes and CMYK are converted; transparency is laid over a ground. Other
+  numbers of channels go as `transferkit.data.images.channels` says; arrays and TIFF of many bands have no orientation.
 - 16-bit grey is scaled by its bit depth (Pillow's own conversion saturates). Floating-point, 32-bit and signed pixels
-  have no agreed range and are refused.
+  have no agreed range and are refused, unless one is given.
 - The pixel limit is checked on the header, before anything is decoded; of a JPEG that is decoded at a fraction of its
   size, on that fraction. Truncated files are refused. Metadata of any size are no reason to refuse a picture.
 """
@@ -21,16 +22,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DEEPEST, USUAL, Decoding
+from transferkit.data.images.arrays import array_shape, is_array, read_array
+from transferkit.data.images.channels import BITS_PER_SAMPLE, Pixels, from_array, from_picture, shaped
 from transferkit.data.images.jpeg import jpeg_pixels
 from transferkit.data.images.readers import Refused, open_picture, quiet_pillow
 from transferkit.data.scan.formats import FORMATS, sniff_format
@@ -52,9 +54,6 @@ __all__ = [
     "reading_errors",
 ]
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-"""``(H, W, 3) uint8``, RGB, upright."""
-
 SCALED: Final = 10
 """Times the limit of pixels: the largest JPEG that is decoded at a fraction of its size. Phones write 200 Mpx."""
 
@@ -65,7 +64,7 @@ _SNIFFED: Final = 256
 """Bytes that a format is told by."""
 _PNG_DEPTH: Final = 24
 """Where a PNG has its bit depth: PNG specification, 11.2.1 IHDR."""
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # TIFF 6.0 and EXIF tags
+_ORIENTATION = 0x0112  # TIFF 6.0 and EXIF
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,7 +124,7 @@ class ImageInfo:
     @property
     def grey(self) -> bool:
         """Whether the picture is stored without colour."""
-        return self.mode in {"1", "L", "LA", "La"} or self.mode.startswith("I;16")
+        return self.mode in {"1", "L", "LA", "La", "I", "F"} or self.mode.startswith(("I;16", "1 x "))
 
 
 def decode_image(
@@ -145,7 +144,7 @@ def decode_image(
         name: How messages name the picture; by default its path.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, upright, C-contiguous, writable.
+        ``(H, W, C)`` uint8, RGB of three channels, upright, C-contiguous, writable.
 
     Raises:
         UnreadableImage: Missing, unreadable, truncated, too large, or not a picture of a known kind.
@@ -182,7 +181,7 @@ def image_pixels(image: Image.Image, *, decoding: Decoding = USUAL, name: str = 
         name: How messages call it.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, upright, C-contiguous, writable.
+        ``(H, W, C)`` uint8, RGB of three channels, upright, C-contiguous, writable.
 
     Raises:
         UnreadableImage: Closed, truncated, too large, or of pixels that have no agreed range.
@@ -191,13 +190,14 @@ def image_pixels(image: Image.Image, *, decoding: Decoding = USUAL, name: str = 
         check_size(image.width, image.height, decoding.max_pixels)
         image.load()
         orientation = orientation_of(image)
-        return np.array(_turned(_to_rgb(image, decoding), orientation))
+        return shaped(np.array(_turned(from_picture(image, decoding), orientation)))
 
 
 def pixels_digest(pixels: Pixels) -> str:
-    """Return the sha256, in hex, that pixels ``(H, W, 3) uint8`` are known by; no file's bytes have the same."""
-    height, width, _ = pixels.shape
-    digest = hashlib.sha256(f"transferkit pixels\0{height} {width}\0".encode())  # no picture file starts like this
+    """Return the sha256, in hex, that pixels ``(H, W, C) uint8`` are known by; no file's bytes have the same."""
+    height, width, channels = pixels.shape
+    size = f"{height} {width}" if channels == 3 else f"{height} {width} {channels}"
+    digest = hashlib.sha256(f"transferkit pixels\0{size}\0".encode())  # no picture file starts like this
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
@@ -221,6 +221,8 @@ def header_size(path: str | os.PathLike[str], decoding: Decoding = USUAL) -> tup
     data = read_bytes(path)
     with reading_errors(os.fspath(path)), quiet_pillow():
         kind = kind_of(data)
+        if is_array(data, kind, decoding):
+            return (*array_shape(data, kind), 1)
         image = open_picture(data, kind, decoding.max_pixels)
         orientation = orientation_of(image)
         width, height = image.size
@@ -263,6 +265,8 @@ def _read(source: str | os.PathLike[str]) -> bytes:
 
 def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixels, ImageInfo]:
     kind = kind_of(data)
+    if is_array(data, kind, decoding):
+        return _decode_array(data, kind, decoding)
     image = open_picture(data, kind, decoding.max_pixels)
     width, height = image.size
     side = min_side if kind == "JPEG" else None
@@ -272,12 +276,13 @@ def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixe
         image.draft(None, (side, side))
         check_size(*image.size, decoding.max_pixels)
     stored = orientation_of(image) if kind == "TIFF" else 1  # which forgets it while loading
-    pixels = jpeg_pixels(data, image) if isinstance(image, JpegImageFile) else None
+    quick = isinstance(image, JpegImageFile) and decoding.channels == 3
+    pixels = jpeg_pixels(data, image) if quick else None  # type: ignore[arg-type]
     if pixels is None:
         image.load()
     orientation = orientation_of(image)
     if pixels is None:
-        pixels = np.array(_turned(_to_rgb(image, decoding), orientation))
+        pixels = shaped(np.array(_turned(from_picture(image, decoding), orientation)))
     elif orientation in _UPRIGHT:
         pixels = np.array(_turned(Image.fromarray(pixels), orientation))
     if (image.width > image.height) != (width > height) and kind in ("TIFF", "HEIF"):
@@ -290,10 +295,20 @@ def _decode(data: bytes, min_side: int | None, decoding: Decoding) -> tuple[Pixe
     return pixels, ImageInfo(kind, mode, width, height, animated, transparent, blank, peak, turned)
 
 
+def _decode_array(data: bytes, kind: str, decoding: Decoding) -> tuple[Pixels, ImageInfo]:
+    height, width = array_shape(data, kind)
+    check_size(width, height, decoding.max_pixels)
+    values = read_array(data, kind)
+    pixels = from_array(values, decoding)
+    mode = f"{1 if values.ndim == 2 else values.shape[2]} x {values.dtype}"
+    peak = int(values.max()) if values.dtype == np.uint16 else None
+    return pixels, ImageInfo(kind, mode, width, height, False, False, _is_one_colour(pixels), peak)
+
+
 def _peak(image: Image.Image, mode: str, pixels: Pixels, data: bytes) -> int | None:
     """Return the largest value of pixels of 16 bits; of colour, whose low bytes Pillow drops, about it."""
     if isinstance(image, TiffImageFile):
-        deep = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] == DEEPEST
+        deep = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0] == DEEPEST
     else:
         deep = image.format == "PNG" and data[_PNG_DEPTH] == DEEPEST
     if not deep:
@@ -338,35 +353,3 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # damaged metadata do not make a picture unreadable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
-    if image.mode in {"I", "F"}:
-        kind = "floating-point" if image.mode == "F" else "32-bit or signed integer"
-        raise Refused(f"{kind} pixels have no agreed range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        image = _from_16_bit(image, decoding.grey_bits)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        page = Image.new("RGB", image.size, decoding.ground)
-        page.paste(image, mask=image.getchannel("A"))
-        return page
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image, bits: int) -> Image.Image:
-    """Scale grey of 9 to 16 bits to 8, rounded, keeping a transparent level (PNG) as an alpha channel."""
-    white_is_zero = False
-    if isinstance(image, TiffImageFile):
-        named = image.tag_v2.get(_BITS_PER_SAMPLE, (DEEPEST,))[0]
-        bits = bits if named == DEEPEST else named
-        white_is_zero = image.tag_v2.get(_PHOTOMETRIC, 1) == 0
-    top = (1 << bits) - 1
-    values = np.asarray(image).astype(np.uint32)
-    grey = ((np.minimum(values, top) * 255 + top // 2) // top).astype(np.uint8)
-    if white_is_zero:
-        grey = 255 - grey
-    level = image.info.get("transparency")
-    if isinstance(level, int):
-        return Image.fromarray(np.stack([grey, np.where(values == level, 0, 255).astype(np.uint8)], axis=-1))
-    return Image.fromarray(grey)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from transferkit.core.errors import ConfigError, did_you_mean, gather
 from transferkit.core.records import CROP_MODES, DataConfig, Frame
 from transferkit.core.targets import IGNORED
-from transferkit.data.images.decode import Pixels
+from transferkit.data.images.channels import Pixels, shaped
 from transferkit.data.images.windows import cut, window_at
 
 __all__ = [
@@ -28,6 +28,9 @@ __all__ = [
     "resize",
     "resize_mask",
 ]
+
+_AT_ONCE: Final = 4
+"""Channels that are resized together."""
 
 _Numbers = TypeVar("_Numbers", bound=npt.NDArray[Any])
 
@@ -50,21 +53,21 @@ def fit(image: Pixels, config: DataConfig, *, whole: tuple[int, int] | None = No
     - ``"tile"``: one of its windows, see `transferkit.data.images.windows`; of the mean colour beside the picture.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, C)`` uint8.
         config: The target.
         part: Number of the window.
         whole: Height and width of the picture's file, upright, where `image` was decoded at a fraction of it: rounding
             may move the frame by a pixel.
 
     Returns:
-        ``(h, w, 3)`` uint8 at ``config.image_size``; a new, contiguous array.
+        ``(h, w, C)`` uint8 at ``config.image_size``; a new, contiguous array.
     """
     interpolation = INTERPOLATIONS[config.interpolation]
     if config.tiled:
         return cut(image, window_at(_size(image), config, part), config.image_size, mean_colour(config))
     if config.crop_mode == "pad":
         place = frame(whole or _size(image), config)
-        canvas: Pixels = np.empty((*config.image_size, 3), dtype=np.uint8)
+        canvas: Pixels = np.empty(config.shown_shape, dtype=np.uint8)
         canvas[:] = mean_colour(config)
         canvas[place.slices] = resize(image, (place.height, place.width), interpolation)
         return canvas
@@ -125,10 +128,9 @@ def fit_boxes(boxes: npt.NDArray[np.float64], size: tuple[int, int], config: Dat
     return fitted
 
 
-def mean_colour(config: DataConfig) -> tuple[int, int, int]:
+def mean_colour(config: DataConfig) -> tuple[int, ...]:
     """Return what stands beside a picture: the colour that is 0 to the network, but for rounding."""
-    red, green, blue = (round(255 * level) for level in config.mean)
-    return red, green, blue
+    return tuple(round(255 * level) for level in config.mean)
 
 
 def frame(size: tuple[int, int], config: DataConfig) -> Frame:
@@ -152,21 +154,27 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
     """Resize, averaging areas along the sides that shrink and interpolating along those that grow.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, C)`` uint8.
         size: ``(height, width)`` of the result, in pixels.
         interpolation: OpenCV's code, one of `INTERPOLATIONS`; for enlarging only.
 
     Returns:
-        ``(height, width, 3)`` uint8; a new, contiguous array.
+        ``(height, width, C)`` uint8; a new, contiguous array.
     """
     height, width = size
+    if image.shape[2:] > (_AT_ONCE,):  # OpenCV's Lanczos and nearest filters take no more
+        parts = [resize(image[..., at : at + _AT_ONCE], size, interpolation)
+                 for at in range(0, image.shape[2], _AT_ONCE)]  # fmt: skip
+        return np.ascontiguousarray(np.concatenate(parts, axis=2))
     result = image
     shrunk = (min(image.shape[0], height), min(image.shape[1], width))
     if shrunk != image.shape[:2]:  # OpenCV's INTER_AREA averages only if no side grows, hence the two steps
         result = cv2.resize(result, shrunk[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     if shrunk != size:
         result = cv2.resize(result, (width, height), interpolation=interpolation)  # type: ignore[assignment]
-    return image.copy(order="C") if result is image else result
+    if result is image:
+        return image.copy(order="C")
+    return shaped(result) if image.ndim > 2 else result  # own steps of augmentation may leave no channels
 
 
 def resize_mask(mask: _Numbers, size: tuple[int, int]) -> _Numbers:

@@ -7,6 +7,7 @@ from typing import Final
 
 from PIL import Image
 
+from transferkit.data.images.channels import as_rgb
 from transferkit.data.images.decode import ImageInfo, Pixels
 
 __all__ = ["SIDE", "Sketch", "scale_of", "sketch_of"]
@@ -39,14 +40,14 @@ def sketch_of(pixels: Pixels, info: ImageInfo) -> Sketch | None:
     """Return the sketch of a decoded picture; ``None`` where it is of one colour: what it shows is not to be seen.
 
     Args:
-        pixels: ``(H, W, 3) uint8``, upright.
+        pixels: ``(H, W, C) uint8``, upright; of more than three channels the first three count.
         info: What its header says.
     """
     if info.one_colour:
         return None
     # Eight lines of pixels for each line of cells will do, and cost less than all. Pillow, as `check` loads no OpenCV.
     step = max(1, len(pixels) // (8 * SIDE))
-    grey = Image.fromarray(pixels[step // 2 :: step]).convert("L")
+    grey = Image.fromarray(as_rgb(pixels[step // 2 :: step])).convert("L")
     cells = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return Sketch(info.width, info.height, scale_of(info, len(pixels)), cells.tobytes())
 

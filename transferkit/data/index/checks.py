@@ -226,14 +226,18 @@ def special_pictures(results: Iterable[ReadResult], decoding: Decoding = USUAL) 
         decoding.ground, (decoding.ground, "another colour")
     )
     special = (
-        (Kind.MODE, grey,
+        (Kind.MODE, [path for path, info in good if not info.grey] if decoding.channels == 1 else [],
+         "in colour: weighed to grey"),
+        (Kind.MODE, grey if decoding.channels > 1 else [],
          f"{'all' if len(grey) == len(good) else 'some'} are greyscale: their one channel is used for all three"),
         (Kind.DEPTH, [path for path, info in good if info.mode.startswith("I;16")],
          "16-bit greyscale: scaled to 8 bits"),
-        *((Kind.DEPTH, paths, text) for paths, text in _depth_counts(good, decoding.grey_bits)),
+        *((Kind.DEPTH, paths, text) for paths, text in _depth_counts(good, decoding.grey_bits)
+          if decoding.value_range is None),
         (Kind.MODE, [path for path, info in good if info.mode == "CMYK"],
          "in CMYK: converted to RGB without a colour profile"),
-        (Kind.MODE, [path for path, info in good if info.transparent], f"with transparency: laid over {ground}"),
+        (Kind.MODE, [path for path, info in good if info.transparent and decoding.channels < 4],
+         f"with transparency: laid over {ground}"),
         (Kind.ONE_COLOUR, blank,
          "of one colour as decoded: nothing is to be seen on them"
          + (f"; {hidden} have transparency, and may show something by --ground {other}" if hidden else "")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.files import user_path
-from transferkit.core.records import DataConfig, Finding, ImageRecord
+from transferkit.core.records import FITS, DataConfig, Finding, ImageRecord
 from transferkit.core.targets import TargetSpec
 from transferkit.data.images.reading import ReadResult
 from transferkit.data.index.checks import class_problems, odd_labels, thin_classes
@@ -36,6 +36,7 @@ __all__ = [
     "PicturesRead",
     "TargetReader",
     "Targets",
+    "framed",
     "inferred_task",
     "rarest_class",
     "refuse_columns",
@@ -238,6 +239,26 @@ class TargetReader(Protocol):
 
     def framing(self, config: DataConfig) -> DataConfig:
         """Return how pictures are shown to a model of these answers: as the backbone has it, whole, or in windows."""
+
+
+def framed(reader: TargetReader, config: DataConfig, fit: str | None) -> DataConfig:
+    """Return how pictures fill the input of a model of some answers.
+
+    Args:
+        reader: Of the answers.
+        config: Of the backbone, with what was asked for.
+        fit: What was asked for, one of `FITS`; ``None`` for nothing.
+
+    Raises:
+        ConfigError: The answers lie on pixels that would not be shown.
+    """
+    usual = reader.framing(config)
+    if fit is None or usual.crop_mode == FITS[fit]:
+        return usual
+    if fit == "crop":
+        raise ConfigError("--fit crop shows the middle of a picture, and masks and boxes lie on all of it - "
+                          "pass --fit pad or squash")  # fmt: skip
+    return replace(usual, crop_mode=FITS[fit])
 
 
 @dataclass(frozen=True)

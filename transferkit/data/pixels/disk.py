@@ -66,7 +66,7 @@ class DiskPixels:
         return self._folder
 
     def get(self, sha256: str) -> Pixels | None:
-        """Return a picture, ``(H, W, 3) uint8``, read-only; ``None`` where it is not there, or not any more.
+        """Return a picture, ``(H, W, C) uint8``, read-only; ``None`` where it is not there, or not any more.
 
         Warns:
             TransferkitWarning: A shard is damaged; it is set aside.
@@ -79,7 +79,9 @@ class DiskPixels:
             return None
         name, where = place
         try:
-            pixels = read_picture(self._folder / name, where, check=sha256 not in self._checked)
+            pixels = read_picture(
+                self._folder / name, where, channels=self.spec.channels, check=sha256 not in self._checked
+            )
         except FileNotFoundError:  # removed to make room
             self._forget(name)
             return None

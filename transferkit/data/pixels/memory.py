@@ -34,11 +34,12 @@ class _Slot(NamedTuple):
     offset: int
     height: int
     width: int
+    channels: int
 
     @property
     def pixels(self) -> int:
         """Bytes of them."""
-        return self.height * self.width * 3
+        return self.height * self.width * self.channels
 
 
 class MemoryPixels:
@@ -50,10 +51,11 @@ class MemoryPixels:
 
     Args:
         size: Bytes for pixels, and a byte for each picture.
+        channels: Of each picture.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, channels: int = 3) -> None:
+        self._size, self._channels = size, channels
         self._slots: dict[str, _Slot] = {}
         self._end = 0
         self._own: dict[str, Pixels] = {}
@@ -79,7 +81,7 @@ class MemoryPixels:
         return self._area is not None
 
     def get(self, sha256: str) -> Pixels | None:
-        """Return a picture, ``(H, W, 3) uint8``, read-only; ``None`` where it is not there."""
+        """Return a picture, ``(H, W, C) uint8``, read-only; ``None`` where it is not there."""
         slot = self._slots.get(sha256)
         if self._area is None or slot is None:
             return self._own.get(sha256)
@@ -109,7 +111,7 @@ class MemoryPixels:
         if slot is None and self._owner == os.getpid():
             with self._lock:
                 slot = self._slot(sha256, height, width)
-        if slot is None or (slot.height, slot.width) != (height, width):
+        if slot is None or pixels.shape != slot[1:]:
             return None
         if self._area is None:
             if sha256 not in self._own:
@@ -129,7 +131,7 @@ class MemoryPixels:
     def _slot(self, sha256: str, height: int, width: int) -> _Slot | None:
         slot = self._slots.get(sha256)
         if slot is None:
-            slot = _Slot(self._end, height, width)
+            slot = _Slot(self._end, height, width, self._channels)
             if 1 + slot.pixels > self.room:
                 return None
             self._end += 1 + slot.pixels
@@ -169,7 +171,7 @@ class _Area:
         if not self._map[slot.offset]:
             return None
         pixels = np.frombuffer(self._map, np.uint8, slot.pixels, slot.offset + 1)
-        return pixels.reshape(slot.height, slot.width, 3)
+        return pixels.reshape(slot[1:])
 
     def write(self, slot: _Slot, pixels: Pixels) -> None:
         """Write a picture: first its pixels, then that they are there. Raises `OSError` where there is no room."""

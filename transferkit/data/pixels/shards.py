@@ -63,7 +63,7 @@ def build_shard(spec: PixelSpec, pictures: Mapping[str, Pixels]) -> tuple[str, l
 
     Args:
         spec: Of the set.
-        pictures: ``(H, W, 3) uint8``, by the sha256 of their files.
+        pictures: ``(H, W, C) uint8``, by the sha256 of their files.
     """
     facts = json.dumps(spec.to_dict(), sort_keys=True).encode()
     parts = [np.ascontiguousarray(pixels).reshape(-1).data for pixels in pictures.values()]
@@ -105,13 +105,15 @@ def read_header(path: Path) -> tuple[PixelSpec, Entries]:
         raise DamagedShard("has a damaged head")
     entries = np.frombuffer(table, _ENTRY)
     end = places(entries[-1:])[0] if count else None
-    expected = _HEAD.size + length + len(table) if end is None else end.offset + end.height * end.width * 3
-    if size != expected:
-        raise DamagedShard(f"has {size:,} bytes, expected {expected:,}")
     try:
-        return PixelSpec.from_dict(json.loads(facts)), entries
+        spec = PixelSpec.from_dict(json.loads(facts))
     except ValueError as error:
         raise DamagedShard(str(error)) from error
+    area = 0 if end is None else end.height * end.width * spec.channels
+    expected = _HEAD.size + length + len(table) if end is None else end.offset + area
+    if size != expected:
+        raise DamagedShard(f"has {size:,} bytes, expected {expected:,}")
+    return spec, entries
 
 
 def places(entries: Entries) -> list[Place]:
@@ -126,19 +128,20 @@ def names_of(entries: Entries) -> list[str]:
     return [text[start : start + 64] for start in range(0, len(text), 64)]
 
 
-def read_picture(path: Path, place: Place, *, check: bool = True) -> Pixels:
-    """Return a picture, ``(H, W, 3) uint8``, read-only.
+def read_picture(path: Path, place: Place, *, channels: int = 3, check: bool = True) -> Pixels:
+    """Return a picture, ``(H, W, C) uint8``, read-only.
 
     Args:
         path: Its shard.
         place: Where it is there.
+        channels: Of the set's pictures.
         check: Whether to look at its checksum, which takes longer than to read it.
 
     Raises:
         DamagedShard: Its pixels are not those that were written.
         OSError: The file is gone, or cannot be read.
     """
-    pixels = np.empty((place.height, place.width, 3), np.uint8)
+    pixels = np.empty((place.height, place.width, channels), np.uint8)
     data = pixels.reshape(-1).data
     with path.open("rb", buffering=0) as file:
         file.seek(place.offset)

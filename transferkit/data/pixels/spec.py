@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final, Self
 
-from transferkit.core.records import Decoding
+from transferkit.core.records import USUAL, Decoding
 
 __all__ = ["FORMAT", "PixelSpec"]
 
@@ -45,7 +45,15 @@ class PixelSpec:
         versions = {"pillow": PIL.__version__, **{name: version for name, version in named.items() if version}}
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions["pillow-heif"] = metadata.version("pillow-heif")
+        if decoding.key_values().keys() & {"channels", "value_range"}:  # what may be read as an array
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions["tifffile"] = metadata.version("tifffile")
         return cls(side, decoding.key_values(), versions)
+
+    @property
+    def channels(self) -> int:
+        """Channels of each picture."""
+        return int(self.decoding.get("channels", USUAL.channels))
 
     @property
     def key(self) -> str:
@@ -72,7 +80,7 @@ class PixelSpec:
         try:
             side, versions = values["side"], {str(name): str(each) for name, each in dict(values["versions"]).items()}
             spec = cls(None if side is None else int(side), dict(values["decoding"]), versions)
-            spec.versions["pillow"]
+            spec.versions["pillow"], spec.channels
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no facts of a pixel store ({error})") from error
         return spec

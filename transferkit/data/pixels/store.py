@@ -39,7 +39,7 @@ class PixelStore:
         return self.spec == PixelSpec.of(config.decode_side, config.decoding)
 
     def get(self, sha256: str) -> Pixels | None:
-        """Return a picture, ``(H, W, 3) uint8``, read-only; ``None`` where it is not kept.
+        """Return a picture, ``(H, W, C) uint8``, read-only; ``None`` where it is not kept.
 
         Args:
             sha256: Hex digest of its file's bytes.
@@ -52,7 +52,7 @@ class PixelStore:
 
         Args:
             sha256: Hex digest of its file's bytes.
-            pixels: ``(H, W, 3) uint8``, as it was decoded; only to be read from now on.
+            pixels: ``(H, W, C) uint8``, as it was decoded; only to be read from now on.
         """
         view = self.memory.put(sha256, pixels)
         if view is None and self.disk is not None:
@@ -91,10 +91,10 @@ def open_pixels(config: DataConfig, *, memory: int, disk: int) -> PixelStore:
         disk: Bytes of the whole pixel store on disk at most; 0 for none.
     """
     spec = PixelSpec.of(config.decode_side, config.decoding)
-    return PixelStore(spec, MemoryPixels(memory), DiskPixels(spec, disk) if disk else None)
+    return PixelStore(spec, MemoryPixels(memory, config.channels), DiskPixels(spec, disk) if disk else None)
 
 
 def read_pixels(config: DataConfig) -> PixelStore:
     """Return the pictures on disk that were decoded for this way of preparing them, by a training; none is added."""
     spec = PixelSpec.of(config.decode_side, config.decoding)
-    return PixelStore(spec, MemoryPixels(0), DiskPixels(spec, 0))
+    return PixelStore(spec, MemoryPixels(0, config.channels), DiskPixels(spec, 0))

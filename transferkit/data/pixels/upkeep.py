@@ -126,9 +126,9 @@ def _strays(folder: Path) -> list[Stray]:
 def _complaint(path: Path, others: set[str]) -> str | None:
     """Return what is wrong with a shard, or ``None``; add its pictures to `others`."""
     try:
-        _, entries = read_header(path)
+        spec, entries = read_header(path)
         for place in places(entries):
-            read_picture(path, place)
+            read_picture(path, place, channels=spec.channels)
     except DamagedShard as error:
         return str(error)
     except (NewerShard, FileNotFoundError):

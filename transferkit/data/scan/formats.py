@@ -21,8 +21,9 @@ __all__ = [
     "unread_text",
 ]
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
-"""Every format that is decoded. JPEG includes MPO, which cameras write: a JPEG with further pictures behind it."""
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF", "NPY")
+"""Every format that is decoded. JPEG includes MPO, which cameras write: a JPEG with further pictures behind it.
+NPY is numpy's."""
 
 EXTENSIONS: Final[dict[str, str]] = {
     ".jpg": "JPEG",
@@ -45,6 +46,7 @@ EXTENSIONS: Final[dict[str, str]] = {
     ".heif": "HEIF",
     ".heifs": "HEIF",
     ".hif": "HEIF",
+    ".npy": "NPY",
 }
 """File name endings, in lower case, with the format they promise."""
 
@@ -72,6 +74,7 @@ _STARTS: Final = (
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
     (b"BM", "BMP"),
+    (b"\x93NUMPY", "NPY"),
     (b"MM\0\x2a", "TIFF"),
     (b"II\x2a\0", "TIFF"),
     (b"MM\0\x2b", "TIFF"),  # BigTIFF

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from transferkit.core.records import DataConfig
 from transferkit.features.engine.engine import Engine
 from transferkit.features.engine.taps import Tap
 from transferkit.features.engine.trial import FeatureTrial
@@ -65,6 +67,12 @@ class FrozenBackbone:
         self.backbone = backbone
         self.digest = hashlib.sha256(f"{state_digest(backbone)}\n{backbone!r}".encode()).hexdigest()
         self._engines: dict[tuple[Any, ...], Engine] = {}
+
+    def prepared(self, config: DataConfig) -> FrozenBackbone:
+        """Return the same network for pictures that are prepared otherwise; weights are shared."""
+        backbone = copy.copy(self.backbone)
+        backbone.data_config = config
+        return FrozenBackbone(backbone)
 
     def choose_precision(self, taps: Sequence[Tap], compute: Compute) -> PrecisionChoice:
         """Return the precision that features are computed in, the same for every data set and every process here.

@@ -79,7 +79,7 @@ class Engine:
         self._compiled: FeatureNetwork | None = None
         self._batch = batch
         self._eager: list[float] = []  # seconds per picture of the eager batches, while they count
-        blank = torch.zeros(1, *backbone.data_config.image_size, 3, dtype=torch.uint8, device=device)
+        blank = torch.zeros(1, *backbone.data_config.shown_shape, dtype=torch.uint8, device=device)
         with self._arithmetic():
             self.widths = tuple(row.shape[1] for row in self._network(blank))
 

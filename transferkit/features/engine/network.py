@@ -31,8 +31,8 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.taps = tuple(taps)
-        mean = torch.tensor(backbone.data_config.mean).view(1, 3, 1, 1)
-        std = torch.tensor(backbone.data_config.std).view(1, 3, 1, 1)
+        mean = torch.tensor(backbone.data_config.mean).view(1, -1, 1, 1)
+        std = torch.tensor(backbone.data_config.std).view(1, -1, 1, 1)
         self.register_buffer("shift", -mean / std)
         self.register_buffer("scale", 1.0 / (255.0 * std))
         self._stage_rows: dict[Tap, Tensor] = {}
@@ -105,14 +105,14 @@ def _tokens(backbone: Backbone) -> int | None:
     if not backbone.prefix_tokens or backbone.map_channels is None:
         return None
     with torch.no_grad():
-        maps = backbone.forward_maps(torch.zeros(1, 3, *backbone.data_config.image_size))
+        maps = backbone.forward_maps(torch.zeros(1, *backbone.data_config.input_shape))
     return maps.shape[1] - backbone.prefix_tokens if maps.ndim == 3 else None
 
 
 def _places(backbone: Backbone, tap: Tap) -> Tensor:
     """Return the `places` ``(K,)`` of cells of pictures of the size that the backbone takes."""
     with torch.no_grad():
-        finest = cell_maps(backbone, tap, torch.zeros(1, 3, *backbone.data_config.image_size))[0]
+        finest = cell_maps(backbone, tap, torch.zeros(1, *backbone.data_config.input_shape))[0]
     return places(*finest.shape[2:])
 
 
@@ -124,7 +124,7 @@ def freeze_network(backbone: Backbone, taps: Sequence[Tap]) -> FeatureNetwork:
         taps: Where to take features from.
     """
     network = FeatureNetwork(copy.deepcopy(backbone).cpu().eval(), taps).eval().requires_grad_(False)
-    height, width = backbone.data_config.image_size
+    shape = (1, *backbone.data_config.shown_shape)
     generator = torch.Generator().manual_seed(0)
-    fold_batch_norm(network, torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator))
+    fold_batch_norm(network, torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
     return network.to(memory_format=torch.channels_last)

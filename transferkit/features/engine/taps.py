@@ -132,7 +132,7 @@ def _refusals(backbone: Backbone) -> dict[str, str | None]:
     handles = [module.register_forward_hook(listen(name)) for name, module in stages.items()]
     try:
         with evaluation_mode(backbone), torch.no_grad():
-            backbone(torch.zeros(1, 3, *backbone.data_config.image_size))
+            backbone(torch.zeros(1, *backbone.data_config.input_shape))
     finally:
         for handle in handles:
             handle.remove()

@@ -76,25 +76,25 @@ class FeatureTrial:
 
     @cached_property
     def _pictures(self) -> Tensor:
-        return draw_pictures(self.backbone.data_config.image_size)
+        return draw_pictures(self.backbone.data_config.shown_shape)
 
 
-def draw_pictures(size: tuple[int, int]) -> Tensor:
-    """Return pictures to try a network on, ``(PICTURES, *size, 3) uint8``, the same ones always.
+def draw_pictures(shape: tuple[int, int, int]) -> Tensor:
+    """Return pictures to try a network on, ``(PICTURES, *shape) uint8``, the same ones always.
 
     Rectangles of all sizes lie on each other like dead leaves, whose edges and sizes are distributed as in photos (Lee,
     Mumford and Huang 2001, "Occlusion Models for Natural Images"). Some pictures are bright and full of contrast, some
     dark and faint: on the latter, rounding has been seen to move features of `transferkit/mini` most.
 
     Args:
-        size: ``(height, width)`` in pixels.
+        shape: ``(height, width, channels)``.
     """
     generator = np.random.default_rng(0)
-    height, width = size
-    pictures = np.empty((PICTURES, height, width, 3), dtype=np.float32)
+    height, width, channels = shape
+    pictures = np.empty((PICTURES, *shape), dtype=np.float32)
     for picture in pictures:
-        picture[:] = generator.uniform(-1, 1, 3)
-        for top, left, tall, wide, *colour in generator.uniform(-1, 1, (LEAVES, 7)):
+        picture[:] = generator.uniform(-1, 1, channels)
+        for top, left, tall, wide, *colour in generator.uniform(-1, 1, (LEAVES, 4 + channels)):
             # Sides go down to 2 pixels, most of them small.
             sides = [2 + round(length * abs(share) ** 3) for length, share in ((height, tall), (width, wide))]
             y, x = (round((place + 1) / 2 * length) for length, place in ((height, top), (width, left)))

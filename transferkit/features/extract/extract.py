@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from transferkit.core.records import DataConfig
 from transferkit.data.augment.transform import eval_transform, train_transform
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.statistics import measured, ranged
 from transferkit.data.images.known_files import hash_files
 from transferkit.data.images.sketchbook import Sketchbook
 from transferkit.data.index.copies import find_copies
@@ -111,12 +111,12 @@ def extract_table(
                 "masks by finetune --phases probe"
             )
         reader = task.targets
+    config = ranged(config, reader)
     make_views(DataConfig(), config.views, config.augment, config.seed)  # wrong steps are an error before all else
-    frozen = frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
+    frozen = frozen_backbone(config.backbone, config.weights, config.size, config.seed, config.channels)
     taps = find_taps(frozen.backbone, config.layer, config.pool)
     usual = frozen.backbone.data_config  # of a network that others may use, too
-    prepared = dataclasses.replace(usual, decoding=config.decoding(usual.decoding))
-    views = make_views(prepared, config.views, config.augment, config.seed, flip=not config.no_flip)
+    prepared = config.prepared(usual)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     scan = scan_data(config.data, reader.columns_of(config))
     total, cores, book = len(scan.files), available_cores(), Sketchbook(prepared.decoding)
@@ -131,6 +131,12 @@ def extract_table(
     index = build_index(config, scan, hashes, copies, reader=reader)  # faults of classes and splits come before work
     readable = [result for result in hashes if result.sha256 is not None]
     pictures = [Picture(result.path, str(result.sha256)) for result in readable]
+    if frozen.backbone.measures:
+        prepared = measured(prepared, {record.sha256: record.path for record in index.split("train")})
+        frozen = frozen.prepared(prepared)
+    views = make_views(
+        prepared, config.views, config.augment, config.seed, flip=not config.no_flip, whole=config.keeps_whole
+    )
     extraction = extract_pictures(
         pictures, frozen, taps, views, FeatureStore(config.store), compute, progress=extracting, sketches=True,
         pixels=read_pixels(prepared),
@@ -149,7 +155,11 @@ def extract_table(
 
 
 def frozen_backbone(
-    name: str, weights: str, image_size: int | tuple[int, int] | None, seed: int | None = None
+    name: str,
+    weights: str,
+    image_size: tuple[int, int] | None,
+    seed: int | None = None,
+    channels: int | None = None,
 ) -> FrozenBackbone:
     """Return a backbone to extract features with, made once per process.
 
@@ -158,6 +168,7 @@ def frozen_backbone(
         weights: Likewise.
         image_size: Likewise.
         seed: Of random weights; ``None`` for others in every process.
+        channels: As for `create_backbone`.
 
     Raises:
         BackboneError: The name is unknown, or the weights cannot be had or do not fit.
@@ -165,23 +176,30 @@ def frozen_backbone(
     file = Path(weights)
     facts = file.stat() if file.is_file() else None  # another file under the same name is another network
     stamp = None if facts is None else (facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size)
-    return build_once(name, weights, image_size, stamp, seed if weights == "random" else None)
+    return build_once(name, weights, image_size, stamp, seed if weights == "random" else None, channels)
 
 
 @lru_cache(maxsize=2)  # the second call of a notebook, and every clone of an estimator, has its network compiled
 def build_once(
-    name: str, weights: str, image_size: int | tuple[int, int] | None, file: tuple[int, ...] | None, seed: int | None
+    name: str,
+    weights: str,
+    image_size: tuple[int, int] | None,
+    file: tuple[int, ...] | None,
+    seed: int | None,
+    channels: int | None = None,
 ) -> FrozenBackbone:
     """Do what `frozen_backbone` says, for a weights file (by inode, times and size) that is the same as before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.seed() if seed is None else seed)
-        backbone = create_backbone(name, weights=weights, image_size=image_size)
+        backbone = create_backbone(name, weights=weights, image_size=image_size, channels=channels)
     return FrozenBackbone(backbone.eval().requires_grad_(False))
 
 
-def make_views(config: DataConfig, count: int, augment: Any, seed: int, *, flip: bool = True) -> Views:
-    """Return the views of a picture: the evaluation view and `count` augmented ones."""
-    augmented = train_transform(augment, config, flip=flip) if count else None
+def make_views(
+    config: DataConfig, count: int, augment: Any, seed: int, *, flip: bool = True, whole: bool = False
+) -> Views:
+    """Return the views of a picture: the evaluation view and `count` augmented ones; see `train_transform`."""
+    augmented = train_transform(augment, config, flip=flip, whole=whole) if count else None
     return Views(eval_transform(config), augmented, count, seed)
 
 

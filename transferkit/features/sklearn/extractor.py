@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from transferkit.machine.cores import available_cores
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, keep_memory
 from transferkit.options.features import FeaturesConfig
 from transferkit.options.fields import make_config
+from transferkit.options.sizes import ImageSize
 
 __all__ = ["HOME", "SHARED", "FeatureExtractor", "Setup", "make_setup", "picture_tags"]
 
@@ -37,8 +38,8 @@ HOME = "transferkit.features.sklearn"
 
 ON_ERROR = ("raise", "nan")
 SHARED = (
-    "backbone", "weights", "image_size", "layer", "pool", "cache", "max_pixels", "ground", "grey_bits", "precision",
-    "accelerator",
+    "backbone", "weights", "image_size", "framing", "layer", "pool", "cache", "max_pixels", "ground", "grey_bits",
+    "precision", "accelerator",
 )  # fmt: skip
 """Arguments that the probe hands on to its extractor."""
 
@@ -82,7 +83,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Args:
         backbone: ``transferkit/mini``, a timm name, ``torchvision/NAME`` or a registered name.
         weights: ``"pretrained"``, ``"bundled"``, ``"random"`` (others in every process), ``"hf-hub:ID"`` or a file.
-        image_size: Side of the network's input in pixels; default: the backbone's own.
+        image_size: Network's input in pixels: a side, ``(224, 320)`` or ``"224x320"``; default: the backbone's own.
+        framing: How a picture fills it: ``"crop"``, ``"squash"`` or ``"pad"``, as ``fit`` elsewhere; default: likewise.
         layer: ``"pooled"``, the penultimate layer; or a stage by number (``"stage3"``) or name (``"layer3"``).
         pool: ``"avg"``, ``"max"``, ``"avgmax"`` or ``"cls"``; default: the backbone's own, the average for stages.
         cache: Directory of the feature store; default: in the user's cache, shared by all runs.
@@ -110,7 +112,8 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         backbone: str = "transferkit/mini",
         *,
         weights: str | os.PathLike[str] = "pretrained",
-        image_size: int | None = None,
+        image_size: ImageSize = None,
+        framing: str | None = None,
         layer: str = "pooled",
         pool: str | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -125,6 +128,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
+        self.framing = framing
         self.layer = layer
         self.pool = pool
         self.cache = cache
@@ -211,13 +215,14 @@ def make_setup(extractor: FeatureExtractor) -> Setup:
         hint = did_you_mean(str(extractor.on_error), ON_ERROR)
         raise ConfigError(f"on_error is {extractor.on_error!r}.{hint} Expected 'raise' or 'nan'")
     options = {name: _plain(getattr(extractor, name)) for name in (*SHARED, "batch_size")}
-    config = make_config(FeaturesConfig, {"data": SAMPLE, "store": options.pop("cache"), **options})
+    renamed = {"store": options.pop("cache"), "fit": options.pop("framing")}
+    config = make_config(FeaturesConfig, {"data": SAMPLE, **renamed, **options})
     if config.layer == ALL:
         raise ConfigError("layer is 'all', expected one layer - join several extractors by a FeatureUnion")
-    frozen = frozen_backbone(config.backbone, config.weights, config.image_size)
+    frozen = frozen_backbone(config.backbone, config.weights, config.size)
     tap = find_taps(frozen.backbone, config.layer, config.pool)[0]
     usual = frozen.backbone.data_config
-    views = make_views(replace(usual, decoding=config.decoding(usual.decoding)), 0, "none", 0)
+    views = make_views(config.prepared(usual), 0, "none", 0)
     return Setup(frozen, tap, views, FeatureStore(config.store), _compute(config))
 
 

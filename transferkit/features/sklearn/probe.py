@@ -25,6 +25,7 @@ from transferkit.features.sklearn.inputs import (
     weigh_labels,
 )
 from transferkit.models.heads.solver import LabelledRows, ProbeOptions
+from transferkit.options.sizes import ImageSize
 
 __all__ = ["ImageProbe"]
 
@@ -43,6 +44,7 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         backbone: As for `FeatureExtractor`.
         weights: Likewise.
         image_size: Likewise.
+        framing: Likewise.
         layer: Likewise.
         pool: Likewise.
         cache: Likewise.
@@ -74,7 +76,8 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         backbone: str = "transferkit/mini",
         *,
         weights: str | os.PathLike[str] = "pretrained",
-        image_size: int | None = None,
+        image_size: ImageSize = None,
+        framing: str | None = None,
         layer: str = "pooled",
         pool: str | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -92,6 +95,7 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
+        self.framing = framing
         self.layer = layer
         self.pool = pool
         self.cache = cache

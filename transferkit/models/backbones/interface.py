@@ -33,6 +33,7 @@ class Backbone(nn.Module, abc.ABC):
         num_features: Width D of the features, measured by a dry forward in eval mode.
         map_channels: Channels of the feature map (width of a token); ``None`` where the network has no one feature map.
         prefix_tokens: Class and register tokens before the patch tokens, for networks that work on tokens.
+        adapted: Whether it takes another number of channels than its weights were made for.
         channels_last: Whether the network's stages give ``(B, H, W, C)`` (Swin) instead of ``(B, C, H, W)``.
     """
 
@@ -51,6 +52,7 @@ class Backbone(nn.Module, abc.ABC):
         self.model = model
         self.prefix_tokens = prefix_tokens
         self.channels_last = channels_last
+        self.adapted = False
         self.name = facts.name
         self.data_config = facts.data_config
         self.license = facts.license
@@ -58,12 +60,17 @@ class Backbone(nn.Module, abc.ABC):
         self.weights_sha256 = facts.weights_sha256
         self._levels: tuple[Level, ...] | None = None
 
+    @property
+    def measures(self) -> bool:
+        """Whether its channels have means and deviations of no pictures: grey has those of colour."""
+        return self.adapted and self.data_config.channels > 1
+
     @abc.abstractmethod
     def forward_maps(self, images: Tensor) -> Tensor:
         """Return the last feature map, ``(B, C, H, W)``, or tokens, ``(B, N, C)``.
 
         Args:
-            images: ``(B, 3, H, W)`` float32, normalised as `data_config` says.
+            images: ``(B, C, H, W)`` float32, normalised as `data_config` says.
 
         Raises:
             BackboneError: The network has no one feature map.
@@ -78,7 +85,7 @@ class Backbone(nn.Module, abc.ABC):
         """Return features ``(B, D)``: the penultimate vector, equal to ``pool(forward_maps(images))`` where maps exist.
 
         Args:
-            images: ``(B, 3, H, W)`` float32, normalised as `data_config` says.
+            images: ``(B, C, H, W)`` float32, normalised as `data_config` says.
         """
 
     @abc.abstractmethod
@@ -129,7 +136,7 @@ class Backbone(nn.Module, abc.ABC):
         They are by-products of `forward_maps`: one pass, and gradients flow into all.
 
         Args:
-            images: ``(B, 3, H, W)`` float32, normalised as `data_config` says.
+            images: ``(B, C, H, W)`` float32, normalised as `data_config` says.
 
         Raises:
             BackboneError: As `pyramid`; or tokens cannot be laid out as a picture of this size.
@@ -189,7 +196,7 @@ class Backbone(nn.Module, abc.ABC):
     def blank_picture(self) -> Tensor:
         """Return zeros ``(1, 3, H, W) float32`` of the data config's size, where the network's parameters are."""
         device = next((parameter.device for parameter in self.parameters()), None)
-        return torch.zeros(1, 3, *self.data_config.image_size, device=device)
+        return torch.zeros(1, *self.data_config.input_shape, device=device)
 
     def measure(self) -> None:
         """Set `num_features` and `map_channels` by a dry forward. An adapter's constructor ends with this.

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,8 @@ from transferkit.models.backbones.field import receptive_fields
 from transferkit.models.backbones.groups import LayerGroup
 from transferkit.models.backbones.interface import Backbone
 from transferkit.models.backbones.timm_import import is_model
+from transferkit.models.weights.channels import adapt_channels
+from transferkit.options.sizes import ImageSize, image_size_of
 
 __all__ = ["Backbone", "LayerGroup", "blank_backbone", "create_backbone", "describe", "describe_backbone",
            "is_backbone", "list_backbones", "register_backbone", "require_memory"]  # fmt: skip
@@ -125,7 +127,9 @@ def create_backbone(
     name: str,
     *,
     weights: str = "pretrained",
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize = None,
+    channels: int | None = None,
+    any_size: bool = False,
     backbone_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone with weights that are known to fit, tensor by tensor; never silently a random one.
@@ -135,7 +139,11 @@ def create_backbone(
             registered name.
         weights: ``"pretrained"`` (fetched once, then from the cache), ``"bundled"`` (with the package), ``"random"``,
             ``"hf-hub:ID"`` or a file.
-        image_size: Side in pixels, or ``(height, width)``; the backbone's own by default.
+        image_size: Side in pixels, or height and width, ``(224, 320)`` or ``"224x320"``; the backbone's own by default.
+        channels: Of the pictures; the backbone's own by default, mostly 3. For others its first convolution is adapted,
+            see `transferkit.models.weights.channels`.
+        any_size: Have it take pictures of other sizes, too, where it can: timm's transformers resize their position
+            embeddings to each batch then.
         backbone_args: Passed to the network's constructor, such as ``{"drop_path_rate": 0.1}``.
 
     Raises:
@@ -143,7 +151,10 @@ def create_backbone(
         ConfigError: The image size is not positive.
     """
     source, request = _find(name, weights=weights, image_size=image_size, arguments=backbone_args)
-    return source.build(request)
+    backbone = source.build(replace(request, any_size=any_size))
+    if channels is not None:
+        adapt_channels(backbone, channels)
+    return backbone
 
 
 def list_backbones(pattern: str = "*", *, pretrained_only: bool = False) -> list[str]:
@@ -236,7 +247,7 @@ def _find(
     name: str,
     *,
     weights: str = "random",
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[_Source, Request]:
     """Return the source that knows a name, and the request to it. Raises `BackboneError` and `ConfigError`."""
@@ -253,12 +264,13 @@ def _find(
     )
 
 
-def _image_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if image_size is None:
+def _image_size(image_size: ImageSize) -> tuple[int, int] | None:
+    try:
+        size = image_size_of(image_size)
+    except ValueError as error:
+        raise ConfigError(f"image_size is {error}") from error
+    if size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    if min(size) < 1:
-        raise ConfigError(f"image_size is {image_size}, expected pixels: a number or (height, width), each at least 1")
     require_memory(size, "image_size (--image-size)")
     return size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, final
@@ -142,7 +143,11 @@ def build_timm(request: Request) -> TimmBackbone:
     facts = request.facts(_data_config_of(cfg), checkpoint)
     if cfg.fixed_input_size:
         arguments["img_size"] = facts.data_config.image_size
-    model = build_network(name, cfg, arguments)
+    model = None
+    if cfg.fixed_input_size and request.any_size:  # windows and other fixed grids do not know it
+        with contextlib.suppress(BackboneError):
+            model = build_network(name, cfg, {**arguments, "dynamic_img_size": True})
+    model = build_network(name, cfg, arguments) if model is None else model
     if checkpoint is not None:
         load_network(model, cfg, arguments, checkpoint)
     return TimmBackbone(model, facts)

@@ -75,4 +75,4 @@ def detached(inputs: HeadInput) -> HeadInput:
 def dry_run(backbone: Backbone, kind: Feed) -> HeadInput:
     """Return what a head is given for one blank picture; the backbone's modes are its own business."""
     with torch.no_grad():
-        return feed(backbone, kind, torch.zeros(1, 3, *backbone.data_config.image_size))
+        return feed(backbone, kind, torch.zeros(1, *backbone.data_config.input_shape))

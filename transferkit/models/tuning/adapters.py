@@ -211,7 +211,7 @@ def _not_called(backbone: Backbone, layers: Mapping[str, nn.Module]) -> list[str
     handles = [layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()]
     try:
         with evaluation_mode(backbone), torch.enable_grad():  # without gradients torch takes short cuts of its own
-            backbone(torch.zeros(1, 3, *backbone.data_config.image_size))
+            backbone(backbone.blank_picture())
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ from rich.console import Console
 from transferkit.core.errors import ConfigError
 from transferkit.core.text import one_line
 from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.statistics import ranged
 from transferkit.features.engine.compute import Compute
 from transferkit.features.engine.taps import find_taps
 from transferkit.features.extract.extract import make_compute
@@ -97,6 +98,7 @@ def _require_solver(task: Task) -> None:
 
 def _advise(config: AdviseConfig, task: Task, out: Path) -> Advice:
     started, console = time.perf_counter(), progress_console(config.quiet)
+    config = ranged(config, task.targets)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     with counting_bar(console, "reading pictures") as progress:
         pictures = read_training_pictures(config, task, progress)
@@ -104,7 +106,8 @@ def _advise(config: AdviseConfig, task: Task, out: Path) -> Advice:
         print_lines(output_console(), data_lines(pictures.index))
     ladder = pictures.rungs  # too few pictures are an error before any network is built
     with counting_bar(console, "building candidates") as progress:
-        contenders, refused = load_candidates(config, task, compute, progress)
+        training = {record.sha256: record.path for record in pictures.index.split("train")}
+        contenders, refused = load_candidates(config, task, compute, training, progress)
     scores: dict[tuple[int, int], float] = {}
     places = _race(pictures, contenders, compute, console, scores)
     rows = _rows(config, contenders, refused, places, scores, len(ladder))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transferkit.core.errors import BackboneError, ConfigError, did_you_mean, gather
 from transferkit.core.records import DataConfig
+from transferkit.data.batches.statistics import measured
+from transferkit.data.index.targets import framed
 from transferkit.features.engine.compute import Compute, FrozenBackbone
 from transferkit.features.engine.engine import Engine
 from transferkit.features.extract.extract import frozen_backbone
@@ -60,7 +61,11 @@ def display_names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def load_candidates(
-    config: AdviseConfig, task: Task, compute: Compute, progress: Callable[[int, int], None] | None = None
+    config: AdviseConfig,
+    task: Task,
+    compute: Compute,
+    pictures: Mapping[str, str],
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Contender], dict[str, str]]:
     """Build all candidates and measure what they cost.
 
@@ -68,6 +73,7 @@ def load_candidates(
         config: The options.
         task: Says how pictures are framed.
         compute: What they run on.
+        pictures: The training pictures, paths by content, for statistics that no weights have.
         progress: Called with candidates done and all candidates.
 
     Returns:
@@ -78,14 +84,19 @@ def load_candidates(
     """
     candidates = config.candidates
     built: list[tuple[Candidate, str, FrozenBackbone, DataConfig]] = []
-    measured: list[tuple[Cost, Engine]] = []
+    costs: list[tuple[Cost, Engine]] = []
     refused: dict[str, str] = {}
     for number, (candidate, name) in enumerate(zip(candidates, display_names(candidates), strict=True), 1):
         try:
-            frozen = frozen_backbone(candidate.backbone, candidate.weights, candidate.image_size, config.seed)
+            frozen = frozen_backbone(
+                candidate.backbone, candidate.weights, candidate.size, config.seed, config.channels
+            )
             usual = frozen.backbone.data_config  # of a network that others may use, too
-            prepared = task.targets.framing(dataclasses.replace(usual, decoding=config.decoding(usual.decoding)))
-            measured.append(measure_cost(frozen, compute))
+            prepared = framed(task.targets, config.prepared(usual), config.fit)
+            if frozen.backbone.measures:
+                prepared = measured(prepared, pictures)
+                frozen = frozen.prepared(prepared)
+            costs.append(measure_cost(frozen, compute))
             built.append((candidate, name, frozen, prepared))
         except (BackboneError, ConfigError) as error:  # weights that cannot be had; a size that the network cannot take
             refused[name] = str(error)
@@ -94,5 +105,5 @@ def load_candidates(
     if not built:
         problems = [f"{name}: {reason}" for name, reason in refused.items()]
         raise BackboneError(f"none of the candidates can be had: {gather(problems)}")
-    costs = with_speeds(measured, compute)
-    return [Contender(*one, cost) for one, cost in zip(built, costs, strict=True)], refused
+    timed = with_speeds(costs, compute)
+    return [Contender(*one, cost) for one, cost in zip(built, timed, strict=True)], refused

@@ -40,6 +40,7 @@ class Cost:
         images_per_s: Of the inference engine, decoding not counted, without compiling.
         precision: ``"32"`` or ``"bf16"``, of that.
         image_size: Height and width of its input.
+        channels: Of its pictures.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class Cost:
     images_per_s: float
     precision: str
     image_size: tuple[int, int]
+    channels: int = 3
 
 
 def measure_cost(frozen: FrozenBackbone, compute: Compute) -> tuple[Cost, Engine]:
@@ -78,6 +80,7 @@ def measure_cost(frozen: FrozenBackbone, compute: Compute) -> tuple[Cost, Engine
         images_per_s=0.0,
         precision=precision,
         image_size=backbone.data_config.image_size,
+        channels=backbone.data_config.channels,
     )
     return cost, engine
 
@@ -93,7 +96,7 @@ def with_speeds(measured: Sequence[tuple[Cost, Engine]], compute: Compute) -> li
     """
     batches = []
     for cost, _ in measured:
-        drawn = draw_pictures(cost.image_size)
+        drawn = draw_pictures((*cost.image_size, cost.channels))
         batches.append(drawn.repeat(-(-compute.batch // len(drawn)), 1, 1, 1)[: compute.batch])
     quickest = [math.inf] * len(measured)
     for number in range(1 + ROUNDS):
@@ -121,7 +124,7 @@ def _step_memory(frozen: FrozenBackbone) -> int:
 
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        features = network(torch.zeros(2, 3, *network.data_config.image_size))
+        features = network(torch.zeros(2, *network.data_config.input_shape))
     del features
     activations = sum(size for place, size in kept.items() if place not in weights)
     sizes = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())

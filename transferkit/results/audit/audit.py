@@ -32,6 +32,7 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import storage_errors, write_json
 from transferkit.core.records import Finding
+from transferkit.data.batches.statistics import ranged
 from transferkit.data.images.known_files import read_files
 from transferkit.data.images.reading import CHECK_SIDE, ReadResult
 from transferkit.data.images.sketchbook import Sketchbook
@@ -95,6 +96,7 @@ def check(config: CheckConfig) -> None:
         StorageError: What is written cannot be.
     """
     reader = _reader(config)
+    config = ranged(config, reader)
     columns = reader.columns_of(config)
     scan = scan_data(config.data, columns)
     if config.tile and not reader.tiles:
@@ -237,7 +239,7 @@ def _window_issues(config: CheckConfig, frozen: FrozenBackbone | None, index: Im
     if index is None or not config.tile:
         return []
     own = None if frozen is None else frozen.backbone.data_config.image_size
-    size = own if config.image_size is None else (config.image_size, config.image_size)
+    size = config.size or own
     if size is None:
         raise ConfigError("--tile needs the side of windows, and no backbone tells it here - pass --image-size")
     return [window_issue(index, size)]

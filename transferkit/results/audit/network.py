@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from transferkit.core.records import ImageRecord
 from transferkit.data.augment.transform import eval_transform, mirror_transform
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import Picture
+from transferkit.data.batches.statistics import measured
 from transferkit.data.index.index import ImageIndex
 from transferkit.features.engine.compute import FrozenBackbone
 from transferkit.features.engine.taps import find_taps
@@ -57,7 +58,7 @@ def knows(config: CheckConfig) -> bool:
 
 def prepare(config: CheckConfig) -> FrozenBackbone:
     """Return the network. Raises `BackboneError` where the name is unknown or the weights cannot be had."""
-    return frozen_backbone(config.backbone, config.weights, config.image_size, config.seed)
+    return frozen_backbone(config.backbone, config.weights, config.size, config.seed, config.channels)
 
 
 def look(config: CheckConfig, frozen: FrozenBackbone, index: ImageIndex, *, progress: Progress | None = None) -> Sight:
@@ -73,7 +74,10 @@ def look(config: CheckConfig, frozen: FrozenBackbone, index: ImageIndex, *, prog
         TransferkitError: As `extract_pictures` says.
     """
     usual = frozen.backbone.data_config
-    transform = replace(usual, decoding=config.decoding(usual.decoding))
+    transform = config.prepared(usual)
+    if frozen.backbone.measures:
+        transform = measured(transform, {record.sha256: record.path for record in index.split("train")})
+        frozen = frozen.prepared(transform)
     views = Views(eval_transform(transform), mirror_transform(transform), 1)
     compute = make_compute(config.accelerator, config.precision, config.workers, config.compile, config.batch_size)
     pictures = [Picture(record.path, record.sha256) for record in index.records]

@@ -14,6 +14,7 @@ from transferkit.core.errors import DataError
 from transferkit.core.files import atomic_write
 from transferkit.core.records import USUAL, Decoding
 from transferkit.core.text import listing
+from transferkit.data.images.channels import as_rgb
 from transferkit.data.images.decode import decode_image
 from transferkit.data.objects.labels import objects_of
 from transferkit.machine.cores import available_cores
@@ -49,7 +50,7 @@ def write_page(audit: Audit, path: Path, decoding: Decoding = USUAL) -> None:
 def _thumbnail(path: str, decoding: Decoding) -> str | None:
     """Return a picture, made small, as a ``data:`` address; ``None`` where it cannot be read."""
     try:
-        image = Image.fromarray(decode_image(path, min_side=SIDE, decoding=decoding))
+        image = Image.fromarray(as_rgb(decode_image(path, min_side=SIDE, decoding=decoding)))
     except DataError:
         return None
     image.thumbnail((SIDE, SIDE))

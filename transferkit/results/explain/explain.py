@@ -27,14 +27,15 @@ from transferkit.core.errors import (
 )
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import listing
-from transferkit.data.images.decode import Pixels, decode_image, read_bytes
+from transferkit.data.images.channels import Pixels, as_rgb
+from transferkit.data.images.decode import decode_image, read_bytes
 from transferkit.data.scan.named import find_pictures, warn_of_unread
 from transferkit.models.parts import Request
 from transferkit.options.results import ExplainConfig
 from transferkit.results.explain.gradcam import Heat, heat_of_windows, heatmaps
 from transferkit.results.explain.neighbours import Neighbour, TrainingNeighbours
 from transferkit.results.explain.page import TOP, Evidence, draw_page
-from transferkit.results.explain.pictures import enlarged
+from transferkit.results.explain.pictures import enlarged, on_picture
 from transferkit.results.predict.files import files_of
 from transferkit.results.predict.predictor import Predictor, load
 from transferkit.show.progress import counting_bar, output_console, progress_console
@@ -58,10 +59,11 @@ ONE: Final = Request(top_k=1)
 def explain(config: ExplainConfig) -> Path:
     """Write, for every picture, a PNG that shows why the model says what it says, and `explain.csv` about all.
 
-    A page shows the picture as it is cropped for the network, where in it the evidence for the target lies (see
-    `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a row per picture:
-    ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then ``neighbour_1,
-    label_1, similarity_1`` and so on, then ``error``. Masks lie beside their pages, and the table names them.
+    A page shows what the network sees of the picture, neither stretched nor padded, where in it the evidence for the
+    target lies (see `heatmaps`), the most probable classes, and the training pictures nearest to it. The table has a
+    row per picture: ``path``, what is predicted (of classification ``label, probability``), ``target, png``, then
+    ``neighbour_1, label_1, similarity_1`` and so on, then ``error``. Masks lie beside their pages, and the table names
+    them.
 
     Args:
         config: The options.
@@ -216,8 +218,10 @@ class _Explainer:
         """Draw the page of a picture, and return its row."""
         record, path = picture.record, picture.record.path
         shown = self._shown(path)
+        if heat is not None and shown is not None:
+            heat = on_picture(heat, shown, self.predictor.info.preprocessing)
         evidence = Evidence(
-            path, picture.view if shown is None else shown, self._output.answer(record, self._spec),
+            path, as_rgb(picture.view) if shown is None else shown, self._output.answer(record, self._spec),
             self._output.shares(record, self._spec), picture.target, heat,
             [(one, self._thumbnail(one.path)) for one in near],
             self._output.compared.share,

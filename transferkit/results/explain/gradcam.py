@@ -284,10 +284,10 @@ def _grid_of(maps: Tensor, module: TransferModule, images: Tensor) -> Callable[[
 
 def _places(predictor: Predictor, images: npt.NDArray[np.uint8], targets: Sequence[str]) -> Tensor:
     """Return the places ``(B,)`` of targets among the names of the model's spec."""
-    height, width = predictor.info.preprocessing.image_size
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3):
+    shape = predictor.info.preprocessing.shown_shape
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise ConfigError(
-            f"images are {images.shape} {images.dtype}, expected (B, {height}, {width}, 3) uint8 - take what "
+            f"images are {images.shape} {images.dtype}, expected (B, {', '.join(map(str, shape))}) uint8 - take what "
             "Predictor.decode returns"
         )
     places = {name: place for place, name in enumerate(predictor.class_names)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,14 +14,17 @@ from matplotlib import colormaps
 
 from transferkit.core.errors import DataError, TransferkitError
 from transferkit.core.records import USUAL, DataConfig, Decoding
-from transferkit.data.images.decode import Pixels, decode_image
-from transferkit.data.images.resize import INTERPOLATIONS, fit, resize
+from transferkit.data.images.channels import Pixels, as_rgb
+from transferkit.data.images.decode import decode_image
+from transferkit.data.images.resize import INTERPOLATIONS, fit, frame, resize
 from transferkit.results.report.page import data_uri
 
 if TYPE_CHECKING:
     from transferkit.results.predict.predictor import Predictor
 
-__all__ = ["COLOURS", "enlarged", "mistake_pictures", "overlay", "sample_pictures", "thumbnail"]
+__all__ = ["COLOURS", "enlarged", "mistake_pictures", "on_picture", "overlay", "sample_pictures", "thumbnail"]
+
+Heat: TypeAlias = npt.NDArray[np.float32]
 
 COLOURS = "inferno"
 """Matplotlib's name of the colours: evenly growing brightness, told apart by colour-blind eyes and in grey print."""
@@ -37,7 +40,8 @@ TRIES = 8
 def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | None = None) -> Pixels:
     """Return what the network sees of a picture, with a longer side of `side` pixels at least.
 
-    Where it sees windows, that is the picture, with a longer side of just so many.
+    It is neither stretched nor padded. Where the network sees windows, that is the picture, with a longer side of just
+    so many.
 
     Args:
         source: A path, or the bytes of a file.
@@ -48,15 +52,27 @@ def enlarged(source: str | bytes, config: DataConfig, side: int, *, name: str | 
     Raises:
         DataError: It cannot be read.
     """
-    if config.tiled:
+    if config.crop_mode != "center":
+        side = side if config.tiled else max(side, *config.image_size)
         pixels = decode_image(source, min_side=2 * side, decoding=config.decoding, name=name)
         scale = side / max(pixels.shape[:2])
         shown = max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
-        return resize(pixels, shown, INTERPOLATIONS[config.interpolation])
+        return as_rgb(resize(pixels, shown, INTERPOLATIONS[config.interpolation]))
     times = max(1.0, side / max(config.image_size))
     height, width = (round(length * times) for length in config.image_size)
     large = dataclasses.replace(config, image_size=(height, width))
-    return fit(decode_image(source, min_side=large.decode_side, decoding=large.decoding, name=name), large)
+    return as_rgb(fit(decode_image(source, min_side=large.decode_side, decoding=large.decoding, name=name), large))
+
+
+def on_picture(heat: Heat, shown: Pixels, config: DataConfig) -> Heat:
+    """Return the part of a heat map that lies on a picture as `enlarged` shows it: padding is none of it.
+
+    Args:
+        heat: ``(h, w)`` of the network's input, or of the whole picture where it sees windows.
+        shown: The picture.
+        config: How it was prepared.
+    """
+    return heat[frame((shown.shape[0], shown.shape[1]), config).slices] if config.crop_mode == "pad" else heat
 
 
 def overlay(image: Pixels, heat: npt.NDArray[np.floating]) -> Pixels:
@@ -79,7 +95,7 @@ def overlay(image: Pixels, heat: npt.NDArray[np.floating]) -> Pixels:
 
 def thumbnail(path: str, decoding: Decoding = USUAL) -> str | None:
     """Return the centre square of a picture as a ``data:`` address; ``None`` where it cannot be read."""
-    square = DataConfig(image_size=(SAMPLE_SIDE, SAMPLE_SIDE), crop_pct=1.0)
+    square = DataConfig(image_size=(SAMPLE_SIDE, SAMPLE_SIDE), crop_pct=1.0).of_channels(decoding.channels)
     try:
         return data_uri(fit(decode_image(path, min_side=2 * SAMPLE_SIDE, decoding=decoding), square))
     except DataError:
@@ -166,4 +182,6 @@ def _heat(predictor: Predictor, large: Mapping[str, Pixels], targets: Mapping[st
     # Decoded once more: what the network sees depends on how far the decoder may scale down.
     views = np.stack([predictor.decode(path) for path in known])
     heats = heatmaps(predictor, views, [targets[path] for path in known])
-    return {path: data_uri(overlay(large[path], heat)) for path, heat in zip(known, heats, strict=True)}
+    config = predictor.info.preprocessing
+    return {path: data_uri(overlay(large[path], on_picture(heat, large[path], config)))
+            for path, heat in zip(known, heats, strict=True)}  # fmt: skip

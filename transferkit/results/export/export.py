@@ -200,6 +200,8 @@ def _example(file: str, example: str, info: ModelInfo, *, inside: bool) -> str:
         example=json.dumps(example),
         inside=inside,
         crop_mode=info.preprocessing.crop_mode,
+        channels=info.preprocessing.channels,
+        ranged=info.preprocessing.decoding.value_range is not None,
         names_one=output.names_one,
         labels=output.labels,
         masks=output.files is not None and output.objects is None,

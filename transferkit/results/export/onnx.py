@@ -118,7 +118,7 @@ def _one_at_a_time(module: TransferModule, info: ModelInfo, names: Sequence[str]
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             network,
-            (torch.zeros(1, 3, *info.preprocessing.image_size),),
+            (torch.zeros(1, *info.preprocessing.input_shape),),
             path,
             input_names=[IMAGES],
             output_names=list(names),

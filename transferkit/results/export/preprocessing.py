@@ -24,7 +24,7 @@ OPSET: Final = 18
 IR_VERSION: Final = 10
 
 PICTURES: Final = "pictures"
-"""The graph's input, ``(B, H, W, 3) uint8``."""
+"""The graph's input, ``(B, H, W, C) uint8``."""
 
 _FLOAT, _INT64, _DOUBLE = 1, 7, 11  # `onnx.TensorProto` has these numbers; onnx may be missing
 
@@ -166,9 +166,9 @@ def _frame(pictures: _Value, config: DataConfig) -> tuple[_Value, _Value, _Value
 
 
 def _padded(levels: _Value, before: _Value, config: DataConfig) -> _Value:
-    """Return levels ``(B, 3, h, w)`` in the middle of the mean colour."""
+    """Return levels ``(B, C, h, w)`` in the middle of the mean colour."""
     graph = levels.graph
-    ground = graph.constant(np.reshape([round(255 * level) for level in config.mean], (1, 3, 1, 1)), np.float32)
+    ground = graph.constant(np.reshape([round(255 * level) for level in config.mean], (1, -1, 1, 1)), np.float32)
     none, whole = graph.constant([0, 0], np.int64), graph.constant(config.image_size, np.int64)
     after = whole - levels.node("Shape", start=2, end=4) - before
     margins = none.node("Concat", before, none, after, axis=0)
@@ -179,7 +179,7 @@ def _matrix(planes: _Value, axis: int, target: _Value, interpolation: str) -> _V
     """Return what fits an axis of n pixels to `target`, ``(target, n)``: n are averaged to m, m interpolated.
 
     Args:
-        planes: ``(B, 3, H, W)``.
+        planes: ``(B, C, H, W)``.
         axis: Of the pixels.
         target: ``(1,) int64``.
         interpolation: Between pixels.
@@ -200,7 +200,7 @@ def _matrix(planes: _Value, axis: int, target: _Value, interpolation: str) -> _V
 
 
 def preprocessing_graph(config: DataConfig, images: str = "images") -> Any:
-    """Return an ONNX model that turns pictures ``(B, H, W, 3) uint8`` into ``(B, 3, h, w) float32, normalised``.
+    """Return an ONNX model that turns pictures ``(B, H, W, C) uint8`` into ``(B, C, h, w) float32, normalised``.
 
     Args:
         config: How pictures must be prepared.
@@ -221,13 +221,13 @@ def preprocessing_graph(config: DataConfig, images: str = "images") -> Any:
     if config.crop_mode == "pad":
         levels = _padded(levels, before, config)
     scale, shift = (
-        graph.constant(values.reshape(1, 3, 1, 1), np.float32) for values in (1.0 / (255.0 * std), -mean / std)
+        graph.constant(values.reshape(1, -1, 1, 1), np.float32) for values in (1.0 / (255.0 * std), -mean / std)
     )
     (levels * scale).node("Add", shift, output=images)
     made = helper.make_graph(
         graph.nodes, "preprocessing",
-        [helper.make_tensor_value_info(PICTURES, TensorProto.UINT8, ["batch", "height", "width", 3])],
-        [helper.make_tensor_value_info(images, TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info(PICTURES, TensorProto.UINT8, ["batch", "height", "width", config.channels])],
+        [helper.make_tensor_value_info(images, TensorProto.FLOAT, ["batch", config.channels, height, width])],
         graph.constants,
     )  # fmt: skip
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -79,7 +79,7 @@ def trace(
             "finds - use --format onnx"
         )
     network = ExportNetwork(module, info, half=half, unlike=unlike).eval()
-    example = torch.zeros(2, 3, *info.preprocessing.image_size)
+    example = torch.zeros(2, *info.preprocessing.input_shape)
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         with torch.no_grad(), quiet():

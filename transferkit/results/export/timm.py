@@ -50,6 +50,8 @@ def timm_arguments(module: TransferModule, info: ModelInfo) -> dict[str, Any]:
         "num_classes": module.head.linear.out_features,
         **info.backbone_args,
     }
+    if module.backbone.adapted:
+        arguments["in_chans"] = info.preprocessing.channels
     config = getattr(module.backbone.model, "pretrained_cfg", {})
     if config.get("fixed_input_size"):
         arguments["img_size"] = list(info.preprocessing.image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,11 @@ from transferkit.data.augment.views import sample_seed
 from transferkit.data.batches.dataset import ImageDataset, Job, Loaded, Picture
 from transferkit.data.batches.loader import BatchLoader
 from transferkit.data.batches.workers import worker_errors
+from transferkit.data.images.channels import from_array
 from transferkit.data.images.corruption import corrupt
 from transferkit.data.images.decode import Pixels, UnreadableImage, image_pixels
-from transferkit.data.images.resize import INTERPOLATIONS, mean_colour, resize
+from transferkit.data.images.readers import Refused
+from transferkit.data.images.resize import fit, mean_colour
 from transferkit.data.images.windows import cut, middle_window, window_count, windows
 from transferkit.features.engine.whole import NOT_FINITE, Output, Rows, outputs_of
 from transferkit.machine.device import compute_threads
@@ -84,6 +87,8 @@ class PredictionViews:
             corruptions: Kinds and strengths.
             seed: Of their chance.
         """
+        if config.channels != len("RGB"):
+            raise ConfigError(f"corruptions are of RGB pictures, and this model's have {config.channels} channel(s)")
         ways = tuple(corruptions)
         return cls(eval_transform(config), "spoilt", count=1 + len(ways), seed=seed, corruptions=ways)
 
@@ -106,7 +111,8 @@ class PredictionViews:
             raise ConfigError(
                 f"tta is {tta!r}, expected {', '.join(KINDS)} or a number of views from 1 to {MOST_VIEWS}"
             )
-        return cls(evaluation, "light", train_transform("light", config), 1 + int(text), seed)
+        augmented = train_transform("light", config, whole=config.crop_mode == "pad")
+        return cls(evaluation, "light", augmented, 1 + int(text), seed)
 
     @property
     def mirrored(self) -> tuple[int, ...]:
@@ -143,18 +149,15 @@ class PredictionViews:
         config = self.evaluation.config
         (height, width), (target_height, target_width) = pixels.shape[:2], config.image_size
         share = min(config.crop_pct, CORNER_SHARE)
-        if config.crop_mode == "squash":
+        if config.crop_mode in ("squash", "pad"):
             box_height, box_width = share * height, share * width
         else:
             unit = share * min(height / target_height, width / target_width)
             box_height, box_width = unit * target_height, unit * target_width
         rows, columns = max(1, round(box_height)), max(1, round(box_width))
         places = [(top, left) for top in (0, height - rows) for left in (0, width - columns)]
-        return [
-            resize(pixels[top : top + rows, left : left + columns], config.image_size,
-                   INTERPOLATIONS[config.interpolation])
-            for top, left in places
-        ]  # fmt: skip
+        shown = config if config.crop_mode == "pad" else replace(config, crop_mode="squash")
+        return [fit(pixels[top : top + rows, left : left + columns], shown) for top, left in places]
 
 
 # ---- sources ----------------------------------------------------------------------------------------------------
@@ -189,13 +192,12 @@ def _picture(name: str, source: Source, decoding: Decoding) -> Picture:
             except UnreadableImage as error:
                 return Picture(name, error=error)
         case np.ndarray() if source.dtype == np.uint8 and source.size:
-            if source.ndim == 2:
-                source = np.repeat(source[:, :, None], 3, axis=2)
-            if source.ndim == 3 and source.shape[2] == 3:
-                return Picture(name, content=np.ascontiguousarray(source))
+            with contextlib.suppress(Refused):
+                return Picture(name, content=from_array(source, decoding))
     kind = f"an array {source.shape} of {source.dtype}" if isinstance(source, np.ndarray) else type(source).__name__
     raise ConfigError(
-        f"{name} is {kind}, expected a path, the bytes of a picture file, a Pillow image, or a uint8 array (H, W, 3)"
+        f"{name} is {kind}, expected a path, the bytes of a picture file, a Pillow image, or a uint8 array "
+        f"(H, W, {decoding.channels})"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 
 from transferkit.core.errors import TransferkitError
+from transferkit.data.images.channels import as_rgb
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.models.detections.mistakes import KINDS
 from transferkit.results.boxes.drawn import Scene, around, scene
@@ -166,7 +167,7 @@ class _Album:
     def _read(files: RunFiles, path: str) -> Pixels | None:
         """Return a picture; ``None`` where it cannot be read any more."""
         try:
-            return decode_image(path, decoding=files.decoding)
+            return as_rgb(decode_image(path, decoding=files.decoding))
         except TransferkitError:
             return None
 

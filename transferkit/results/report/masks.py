@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from transferkit.core.errors import TransferkitError
 from transferkit.core.text import first_line
+from transferkit.data.images.channels import as_rgb
 from transferkit.data.images.decode import Pixels, decode_image
 from transferkit.results.predict.colours import hex_colour, laid_over, palette_of
 from transferkit.results.report.facts import NOUNS
@@ -181,7 +182,7 @@ def _laid(
     """Return a picture, and the same under the true and the given mask, as addresses; ``None`` where one is gone."""
     images: dict[str, str | None] = dict.fromkeys(("picture", "true", "given"))
     try:
-        picture = decode_image(row["path"], decoding=predictor.info.preprocessing.decoding)
+        picture = as_rgb(decode_image(row["path"], decoding=predictor.info.preprocessing.decoding))
     except TransferkitError:
         return images
     scale = min(1.0, SIDE / max(picture.shape[:2]))

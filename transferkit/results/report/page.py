@@ -17,7 +17,7 @@ from PIL import Image
 
 from transferkit import __version__
 from transferkit.core.text import visible
-from transferkit.data.images.decode import Pixels
+from transferkit.data.images.channels import Pixels, as_rgb
 from transferkit.show.words import PERCENT, value_text
 
 __all__ = ["Section", "TaskSections", "compared_classes", "data_address", "data_uri", "macros", "render"]
@@ -80,7 +80,8 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 
 def data_uri(image: Pixels, kind: Literal["jpeg", "png"] = "jpeg") -> str:
-    """Return an RGB picture ``(H, W, 3) uint8`` inside a ``data:`` address."""
+    """Return a picture ``(H, W, C) uint8``, as far as it can be looked at, inside a ``data:`` address."""
+    image = as_rgb(image)
     stream = io.BytesIO()
     options = {"quality": QUALITY, "optimize": True} if kind == "jpeg" else {"compress_level": 4}
     Image.fromarray(image).save(stream, kind.upper(), **options)

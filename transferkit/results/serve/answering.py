@@ -24,7 +24,7 @@ from transferkit.data.images.decode import Pixels, UnreadableImage, decode_with_
 from transferkit.features.engine.whole import Output, whole_engine
 from transferkit.models.parts import UNKNOWN, Request
 from transferkit.results.explain.gradcam import heat_of_windows, heatmaps
-from transferkit.results.explain.pictures import enlarged, overlay, thumbnail
+from transferkit.results.explain.pictures import enlarged, on_picture, overlay, thumbnail
 from transferkit.results.predict.abstention import Abstention, check_unknown
 from transferkit.results.predict.files import files_of
 from transferkit.results.predict.lines import unlike_values
@@ -339,11 +339,12 @@ class Answerer:
         return await self._in_thread(partial(self.predictor.told, output, placed, request))
 
     async def _heatmap(self, view: _View, target: str) -> str:
-        if self.predictor.info.preprocessing.tiled:
+        config = self.predictor.info.preprocessing
+        if config.tiled:
             explain = partial(heat_of_windows, self.predictor, view.pixels, target)
             heat = await asyncio.get_running_loop().run_in_executor(self._model, explain)
         else:
-            heat = await self._heat.submit((view.pixels, target))
+            heat = on_picture(await self._heat.submit((view.pixels, target)), view.shown, config)
         return await self._in_thread(lambda: data_uri(overlay(view.shown, heat), "png"))
 
     async def _similar(self, search: Awaitable[list[Neighbour]]) -> list[Similar]:
@@ -358,9 +359,7 @@ class Answerer:
 
     def _open(self, data: bytes, *, explain: bool) -> _View:
         config = self.predictor.info.preprocessing
-        decoded, info = decode_with_info(
-            data, min_side=config.decode_side, decoding=config.decoding, name="picture"
-        )  # fmt: skip
+        decoded, info = decode_with_info(data, min_side=config.decode_side, decoding=config.decoding, name="picture")
         size = info.height, info.width
         pixels = decoded if config.tiled else self._transform(decoded, 0, whole=size)
         if not explain:

@@ -76,7 +76,7 @@ def sample_of(module: TransferModule, data: ImageData, tap: Tap, views: int) -> 
         views: Augmented views that are wished for.
     """
     with evaluation_mode(module.backbone), torch.no_grad():
-        blank = torch.zeros(1, 3, *module.data_config.image_size, device=next(module.backbone.parameters()).device)
+        blank = torch.zeros(1, *module.data_config.input_shape, device=next(module.backbone.parameters()).device)
         maps = cell_maps(module.backbone, tap, blank)
     grid = maps[0].shape[2], maps[0].shape[3]
     chosen = places(*grid).numpy()

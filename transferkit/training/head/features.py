@@ -84,7 +84,9 @@ class SplitFeatures:
 
     def views(self, count: int) -> Views:
         """Return how pictures are shown: as in evaluation, and augmented `count` times."""
-        return make_views(self.module.data_config, count, self.data.augment, self.seed, flip=self.data.flip)
+        return make_views(
+            self.module.data_config, count, self.data.augment, self.seed, flip=self.data.flip, whole=self.data.whole
+        )
 
     def pictures(self, records: Sequence[ImageRecord]) -> list[Picture]:
         """Return the pictures of records."""

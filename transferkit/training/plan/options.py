@@ -252,7 +252,7 @@ def _craft_problems(config: TrainingOptions, phases: Sequence[Phase]) -> list[st
     if len(sides) > max(1, epochs):
         problems.append(f"--train-size names {len(sides)} sizes for {epochs} epoch(s), and an epoch has one - name "
                      "fewer, or raise --epochs")  # fmt: skip
-    if config.fixres_epochs and set(sides) == {config.image_size}:
+    if config.fixres_epochs and config.size is not None and set(sides) == {max(config.size)}:
         problems.append(f"--train-size and --image-size are both {config.image_size}, so there is nothing for "
                      "--fixres-epochs to fix")  # fmt: skip
     return problems

@@ -199,9 +199,8 @@ def _predict(values: dict[str, Any], training: Training[Options], measured: Fore
     evaluation = measured.evaluation_s * counts["val"] / size
     values["norms"] = len(norm_layers(training.module))
     sizes = values["train_sizes"]
-    timed = (training.data.train_sizes.sides or training.module.data_config.image_size)[
-        -1
-    ]  # steps were timed at the last
+    trained = training.data.train_sizes.sides
+    timed = trained[-1] if trained else max(training.module.data_config.image_size)  # steps were timed at the last
     for number, phase in enumerate(values["phases"]):
         steps = phase["epochs"] * plan.steps_per_epoch
         sides = values["train_sizes"][phase["first_epoch"] : phase["first_epoch"] + phase["epochs"]]

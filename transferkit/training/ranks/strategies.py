@@ -88,7 +88,7 @@ def wrap_again(trainer: L.Trainer, module: L.LightningModule) -> None:
 def unused_parameters(module: TransferModule) -> list[str]:
     """Return the names of parameters that learn and that the outputs do not depend on."""
     learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    images = torch.zeros(1, 3, *module.data_config.image_size, device=module.device)
+    images = torch.zeros(1, *module.data_config.input_shape, device=module.device)
     with evaluation_mode(module), torch.enable_grad():  # neither statistics nor random numbers move
         outputs = module.learn(images)
         gradients = torch.autograd.grad(outputs.sum(), [parameter for _, parameter in learning], allow_unused=True)
