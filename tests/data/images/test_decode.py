@@ -48,6 +48,10 @@ def smooth(height, width):
 
 
 def encode(array_or_image, kind, **options):
+    if kind == "NPY":
+        file = io.BytesIO()
+        np.save(file, np.asarray(array_or_image))
+        return file.getvalue()
     image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
     return gallery.encode(image, kind, **options)
 

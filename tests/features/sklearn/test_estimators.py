@@ -387,7 +387,10 @@ def test_rows_of_nan(damaged, tmp_path):
         ({"precision": "16"}, "precision is '16'"),
         ({"accelerator": "tpu"}, "accelerator is 'tpu'"),
         ({"batch_size": 0}, "batch-size is 0"),
-        ({"batch_size": 2.5, "image_size": "32"}, "image_size is '32', expected a whole number; (2) batch_size is 2.5"),
+        (
+            {"batch_size": 2.5, "image_size": 3.5},
+            "image_size is 3.5, expected a whole number or a text or a list; (2) batch_size is 2.5",
+        ),
         ({"cache": 3}, "store is 3"),
         ({"layer": "stage9"}, "no layer 'stage9'"),
         ({"layer": "all"}, "layer is 'all', expected one layer - join several extractors by a FeatureUnion"),

@@ -20,8 +20,8 @@ ARRAY: Final = "NPY"
 _INSTALL: Final = "pip install 'transferkit[tiff]'"
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES, _EXTRA = 256, 257, 258, 274, 277, 338  # TIFF 6.0 tags
 _ALPHA: Final = (1, 2)
-_PILLOW: Final = (1, 3, 4)
-"""Samples and channels that Pillow has modes for."""
+_PILLOW: Final = 4
+"""Samples that Pillow has modes for, at most."""
 _BIG: Final = 43
 _PNG_KIND: Final = slice(24, 26)
 """Where a PNG has its bit depth and colour type: PNG specification, 11.2.1 IHDR."""
@@ -50,13 +50,13 @@ def is_array(data: bytes, kind: str, decoding: Decoding) -> bool:
         return decoding.value_range is not None and data[_PNG_KIND] in (b"\x10\x02", b"\x10\x06")
     if kind != "TIFF":
         return kind == ARRAY
+    if decoding.channels == len("RGB") and decoding.value_range is None:
+        return False
     bands = _bands(data)
     if bands is None:  # for Pillow to say what is wrong
         return False
-    if bands.samples not in _PILLOW:
-        return True
-    if decoding.channels not in _PILLOW:
-        return bands.samples == decoding.channels or bands.samples > 1
+    if bands.samples > _PILLOW or decoding.channels == 2 or decoding.channels > _PILLOW:
+        return bands.samples > 1
     deep = bands.bits > 8 and (decoding.value_range is not None or decoding.channels != 3)
     bare = bands.samples == 4 and decoding.channels == 4 and not any(extra in _ALPHA for extra in bands.extra)
     return bands.samples > 1 and (deep or bare)
