@@ -621,7 +621,7 @@ def test_a_phase_must_be_one_that_trains(pair):
     module, data = pair
     with pytest.raises(ConfigError, match="phase 'probe' is solved, which takes no LR"):
         find_lr(module, data, phase=Phase("probe", 0, train="head", solve=True))
-    with pytest.raises(ConfigError, match=r"'layer9' matches no layer group\. Did you mean"):
+    with pytest.raises(ConfigError, match=r"'layer9' matches no layer group, module or parameter\. Did you mean"):
         find_lr(module, data, phase=Phase("upper", 1, train="layer9"))
 
 
