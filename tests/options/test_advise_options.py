@@ -56,9 +56,10 @@ def test_small_ones_exist_and_have_weights():
     [
         ("", "a candidate is a name"),
         ("a,,b", "candidate 2 is {'backbone': ''}"),
-        ("a@", "image_size is '', expected a whole number"),
-        ("a@x", "image_size is 'x', expected a whole number"),
-        ("a@0", "--image-size is 0, expected a whole number of at least 1"),
+        ("a@", "--image-size is '', expected a side or HEIGHTxWIDTH in pixels"),
+        ("a@x", "--image-size is 'x', expected a side or HEIGHTxWIDTH in pixels"),
+        ("a@0", "--image-size is 0, expected a side or HEIGHTxWIDTH in pixels, such as 224 or 224x320, each of at"),
+        ("a@32x", "--image-size is '32x', expected a side or HEIGHTxWIDTH in pixels"),
         ("missing.yaml", "cannot be read (No such file or directory)"),
         ([], "expected a list of candidates, one at least, got []"),
         ([3], "candidate 1 is 3"),
@@ -93,3 +94,12 @@ def test_a_file_called_as_a_word_is_told(tmp_path, monkeypatch):
     (tmp_path / "random").write_text("", encoding="utf-8")
     assert "has a meaning of its own" in refusal("a", weights="random")
     assert "has a meaning of its own" in refusal([{"backbone": "a", "weights": "random"}])
+
+
+def test_a_candidate_may_be_a_rectangle():
+    config = AdviseConfig(
+        data="x", backbones=["a@24x32", {"backbone": "b", "image_size": [24, 32]}, "c"], image_size=48
+    )
+    assert [one.name for one in config.candidates] == ["a@24x32", "b@24x32", "c@48"]
+    assert [one.size for one in config.candidates] == [(24, 32), (24, 32), (48, 48)]
+    assert config.candidates[1].options() == {"backbone": "b", "weights": "pretrained", "image_size": "24x32"}
