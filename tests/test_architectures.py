@@ -172,6 +172,7 @@ def test_a_count_that_is_off_by_a_layer_is_seen(architectures):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*names that start fresh:transferkit.core.errors.TransferkitWarning")
 def test_lenet_learns_digits_and_hands_them_on(architectures, tmp_path):
     import digits_lenet5
 

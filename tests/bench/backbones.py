@@ -232,7 +232,7 @@ def spread(rows: Iterable[dict[str, Any]], column: str, unit: float, letter: str
     values = [int(row[column]) / unit for row in rows if row[column]]
     if not values:
         return ""
-    low, high = f"{min(values):.3g}", f"{max(values):.4g}"
+    low, high = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (min(values), max(values)))
     return f"{low} {letter}".strip() if low == high else f"{low} to {high} {letter}".strip()
 
 
