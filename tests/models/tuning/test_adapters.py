@@ -98,6 +98,21 @@ def test_dora_by_its_formula():
     torch.testing.assert_close(module.backbone.model.layer2[0].conv1.weight, magnitude * direction / lengths)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_learn_in_any_memory_format(kind):  # trap 30
+    """The same as contiguous, before and after a step, in a copy, and merged."""
+    plain = small().eval()
+    plain.adapt(Adapter(kind, 4, 8.0))
+    other = copy.deepcopy(shaken(plain)).to(memory_format=torch.channels_last)
+    assert not other.backbone.model.layer2[0].conv1.lora_A["default"].weight.is_contiguous()
+    for module in (plain, other):
+        optimizer = module.configure_optimizers()
+        module.loss(module.learn(images()), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    torch.testing.assert_close(other(images()), plain(images()), rtol=0, atol=1e-4)
+    assert copy.deepcopy(other).merge_adapter(images().to(memory_format=torch.channels_last)) < 1e-4
+
+
 def test_targets_are_whole_names():
     """Of a list, peft takes every layer whose name ends with one of them: conv1 of the stem would be all conv1."""
     module = small("resnet18")

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MethodType
 from typing import Any, Final
 
 import torch
@@ -235,7 +236,19 @@ def _inject(backbone: Backbone, adapter: Adapter, layers: Sequence[str]) -> None
     inject_adapter_in_model(config, backbone.model)
     for parameter in backbone.parameters():
         parameter.requires_grad_(learns.get(id(parameter), True))
+    for _, layer in _adapted(backbone.model):
+        for magnitude in layer.lora_magnitude_vector.values():
+            if isinstance(layer.base_layer, nn.Conv2d):
+                magnitude.get_lora_weight = MethodType(_product, magnitude)
     backbone.train(backbone.training)
+
+
+def _product(magnitude: nn.Module, lora_A: nn.Conv2d, lora_B: nn.Conv2d, adapter_name: str | None = None) -> Tensor:
+    """Return the product of a convolution's two small weights, flat, in whatever order they lie in memory.
+
+    In place of peft's own for DoRA, which takes a view of them: channels-last weights have none (peft 0.21).
+    """
+    return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
