@@ -56,7 +56,8 @@ class Lessons:
         views, pictures = self.answers.shape[:2]
         known = "" if self.computed == pictures else f", {pictures - self.computed:,} of them from the store"
         shown = f"{views - 1} augmented views of {pictures:,} pictures" if views > 1 else f"{pictures:,} pictures"
-        return f"{self.info.backbone} at {self.info.preprocessing.image_size[1]} px answers for {shown}{known}"
+        size = " x ".join(map(str, self.info.preprocessing.image_size))
+        return f"{self.info.backbone} at {size} px answers for {shown}{known}"
 
 
 def check_teacher(config: TrainingOptions) -> None:

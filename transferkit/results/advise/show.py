@@ -30,7 +30,9 @@ def print_advice(advice: Advice, console: Console) -> None:
     title = f"{advice.path}: {label} of {advice.best.pictures:,} held-out training pictures, with 95 % intervals"
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("", "candidate", label, "images/s", "params", "disk", "memory"):
-        table.add_column(column, justify="left" if column in ("candidate", label) else "right")
+        table.add_column(
+            column, justify="left" if column in ("candidate", label) else "right", no_wrap=column == "candidate"
+        )
     for row in advice.rows:
         table.add_row(*_cells(row), style=None if row.state == "ranked" else "dim")
     console.print(table)
@@ -41,6 +43,7 @@ def print_advice(advice: Advice, console: Console) -> None:
     print_lines(
         console,
         [
+            ("images/s", "of the network here, decoding aside; *: none that is as good is quicker"),
             ("time", f"{duration(advice.seconds)}; memory is of a training step on {BATCH} pictures, estimated"),
             ("plot", str(advice.path / PLOT)),
             ("recipe", str(advice.recipe)),
