@@ -252,8 +252,8 @@ class TrainingOptions(CraftOptions):
 
     def _adapter_conflicts(self) -> Iterator[str]:
         if self.train is not None and (not isinstance(self.phases, str) or self.phases in ("probe", "gradual")):
-            told = "a list of phases says it itself" if isinstance(self.phases, list) else f"not of {self.phases}"
-            yield f"--train is of --phases finetune, probe-finetune and auto, {told} - leave it out"
+            reason = "a list of phases says it itself" if isinstance(self.phases, list) else f"not of {self.phases}"
+            yield f"--train is of --phases finetune, probe-finetune and auto, {reason} - leave it out"
         if self.adapter == "none":
             for name in ("adapter_rank", "adapter_alpha", "adapter_targets"):
                 if getattr(self, name) != getattr(TrainingOptions, name):

@@ -63,12 +63,12 @@ def from_array(values: npt.NDArray[Any], decoding: Decoding) -> Pixels:
     if values.ndim not in (2, 3):
         raise Refused(f"an array of shape {values.shape}, expected (height, width) or (height, width, channels)")
     planes = values[..., None] if values.ndim == 2 else values
-    count, wanted = planes.shape[2], decoding.channels
-    if count != wanted and not (count in (1, 3) and wanted in _MODES):
-        first = " - channels come last, as np.moveaxis(a, 0, -1) has them" if values.shape[0] == wanted else ""
-        raise Refused(f"it has {count} channels, expected {wanted} (--channels){first}")
+    count, channels = planes.shape[2], decoding.channels
+    if count != channels and not (count in (1, 3) and channels in _MODES):
+        first = " - channels come last, as np.moveaxis(a, 0, -1) has them" if values.shape[0] == channels else ""
+        raise Refused(f"it has {count} channels, expected {channels} (--channels){first}")
     pixels = levels(planes, decoding)
-    if count == wanted:
+    if count == channels:
         return np.ascontiguousarray(pixels)
     picture = Image.fromarray(pixels[..., 0] if count == 1 else pixels)
     return shaped(np.array(from_picture(picture, decoding)))

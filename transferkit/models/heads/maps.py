@@ -53,8 +53,8 @@ class AttentionPoolHead(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, *, drop_rate: float = 0.0) -> None:
         super().__init__()
-        wanted = max(1, in_features // _HEAD_WIDTH)
-        self.heads = next(count for count in range(wanted, 0, -1) if in_features % count == 0)
+        most = max(1, in_features // _HEAD_WIDTH)
+        self.heads = next(count for count in range(most, 0, -1) if in_features % count == 0)
         self.norm_in = nn.LayerNorm(in_features)
         self.query = nn.Parameter(torch.zeros(in_features))
         self.key = nn.Linear(in_features, in_features)

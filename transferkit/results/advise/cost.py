@@ -116,16 +116,16 @@ def with_speeds(measured: Sequence[tuple[Cost, Engine]], compute: Compute) -> li
 def _step_memory(frozen: FrozenBackbone) -> int:
     """Return the bytes of a training step: what autograd keeps of two pictures, scaled up, and four of each weight."""
     network = copy.deepcopy(frozen.backbone).cpu().requires_grad_(True).train()
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         features = network(torch.zeros(2, *network.data_config.input_shape))
     del features
-    activations = sum(size for place, size in kept.items() if place not in weights)
+    activations = sum(size for place, size in saved.items() if place not in weights)
     sizes = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     return round(activations / 2 * BATCH) + 4 * sizes

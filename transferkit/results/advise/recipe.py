@@ -13,7 +13,7 @@ from transferkit.core.documents import yaml_text
 from transferkit.core.files import atomic_write
 from transferkit.core.text import one_line, visible
 from transferkit.models.backbones.registry import Backbone
-from transferkit.models.task import CLASSIFICATION, Task
+from transferkit.models.task import Task
 from transferkit.options.advise import AdviseConfig, Candidate
 from transferkit.options.data import DataOptions
 from transferkit.options.fields import default_of, make_config
@@ -121,7 +121,7 @@ def _data_options(config: AdviseConfig) -> dict[str, Any]:
 
 def _phases_reason(quadrants: Quadrants, task: Task) -> str:
     usual = "the head is solved, then everything is tuned, and the val pictures decide which of the two is kept"
-    if task.name != CLASSIFICATION:
+    if not task.output.names_one:
         return f"{usual}; measured on classes only"
     if quadrants.near is None:
         cases = [MEASURED[near, quadrants.few] for near in (True, False)]

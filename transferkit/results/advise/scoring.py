@@ -156,8 +156,8 @@ def _compared(values: Mapping[str, Any], figure: Figure) -> Mapping[str, Any]:
     """Return the difference of a figure in what `Details.compare` says; of classes it lies under the figure's key."""
     rows: Sequence[Mapping[str, Any]] = values.get("figures", ())
     own = [row for row in rows if (row["key"], row["of"]) == (figure.key, figure.of)]
-    found: Mapping[str, Any] = own[0] if own else values[figure.key]
-    return found
+    entry: Mapping[str, Any] = own[0] if own else values[figure.key]
+    return entry
 
 
 def _widened(figure: Figure, wider: float) -> Figure:

@@ -24,10 +24,10 @@ def format_of(out: str) -> str:
     return ENDINGS.get(Path(out).suffix.lower(), "")
 
 
-def csv_of(found: Sequence[Similar]) -> Iterator[str]:
+def csv_of(results: Sequence[Similar]) -> Iterator[str]:
     """Yield a CSV that no spreadsheet takes for formulas, line by line, under `HEADER`."""
     yield from csv_lines([HEADER])
-    for one in found:
+    for one in results:
         rows = [
             (one.path, rank, match.path, match.label, match.split, f"{match.similarity:.6f}",
              "yes" if match.same else "no", None)
@@ -36,9 +36,9 @@ def csv_of(found: Sequence[Similar]) -> Iterator[str]:
         yield from csv_lines(rows or [(one.path, None, None, None, None, None, None, one.error)])
 
 
-def json_of(found: Sequence[Similar]) -> Iterator[str]:
+def json_of(results: Sequence[Similar]) -> Iterator[str]:
     """Yield a line of JSON for each picture: ``path, similar, same, error``."""
-    for one in found:
+    for one in results:
         values = {
             "path": valid_text(one.path),
             "similar": [
@@ -52,9 +52,9 @@ def json_of(found: Sequence[Similar]) -> Iterator[str]:
         yield json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def text_of(found: Sequence[Similar]) -> Iterator[str]:
+def text_of(results: Sequence[Similar]) -> Iterator[str]:
     """Yield what a person reads, line by line; names as they can be shown."""
-    for one in found:
+    for one in results:
         yield visible(one.path)
         if one.error is not None:
             yield f"  cannot be read: {visible(one.error)}"

@@ -20,15 +20,15 @@ SHOWN = 200
 """Pictures on a page; more would be a file that no browser likes. A table has them all."""
 
 
-def page_of(found: Sequence[Similar], run: str, decoding: Decoding) -> str:
+def page_of(results: Sequence[Similar], run: str, decoding: Decoding) -> str:
     """Return the page; of many pictures it shows the first `SHOWN`.
 
     Args:
-        found: What was found.
+        results: What was found.
         run: The run, as its page is to call it.
         decoding: How its pictures are decoded.
     """
-    shown = found[:SHOWN]
+    shown = results[:SHOWN]
     paths = dict.fromkeys(path for one in shown for path in (one.path, *(match.path for match in one.matches)))
     with ThreadPoolExecutor(available_cores(), thread_name_prefix="page") as pool:
         images = dict(zip(paths, pool.map(partial(thumbnail, decoding=decoding), paths), strict=True))
@@ -43,4 +43,4 @@ def page_of(found: Sequence[Similar], run: str, decoding: Decoding) -> str:
         }
         for one in shown
     ]
-    return render("similar.html.j2", {"run": run, "rows": rows, "total": len(found), "shown": len(shown)})
+    return render("similar.html.j2", {"run": run, "rows": rows, "total": len(results), "shown": len(shown)})

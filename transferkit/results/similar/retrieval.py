@@ -42,17 +42,17 @@ class Retrieval:
         return float((precision * right).sum() / self.relevant)
 
 
-def retrieval_figures(found: Sequence[Retrieval], *, seed: int = 0) -> tuple[list[Figure], int]:
+def retrieval_figures(results: Sequence[Retrieval], *, seed: int = 0) -> tuple[list[Figure], int]:
     """Return recall at 1 and 5 and MAP@R with 95 % intervals over pictures, and how many pictures cannot tell.
 
     MAP@R is that of Musgrave et al. 2020 (*A Metric Learning Reality Check*, section 3.2): R is each picture's own, and
     is what sums are divided by. A picture whose class the gallery has not is left out: whatever was found is wrong.
 
     Args:
-        found: Of each picture.
+        results: Of each picture.
         seed: Of the bootstrap.
     """
-    known = [one for one in found if one.relevant]
+    known = [one for one in results if one.relevant]
     rows = np.array([[*(one.recall(k) for k in KS), one.average_precision] for one in known])
     meanings = [
         *(
@@ -62,10 +62,12 @@ def retrieval_figures(found: Sequence[Retrieval], *, seed: int = 0) -> tuple[lis
         ("map_r", "MAP@R", "average precision over as many neighbours as there are pictures of the class"),
     ]
     if not known:
-        return [Figure(key, label, None, None, True, "share", meaning) for key, label, meaning in meanings], len(found)
+        return [Figure(key, label, None, None, True, "share", meaning) for key, label, meaning in meanings], len(
+            results
+        )
     intervals = bootstrap_intervals(lambda drawn: drawn @ rows / drawn.sum(), len(rows), seed=seed)
     figures = [
         Figure(key, label, float(value), interval, True, "share", meaning)
         for (key, label, meaning), value, interval in zip(meanings, rows.mean(axis=0), intervals, strict=True)
     ]
-    return figures, len(found) - len(known)
+    return figures, len(results) - len(known)

@@ -150,10 +150,10 @@ def search(
     for at, entry in enumerate(gallery.entries):
         known[entry.sha256].append(at)
     searched = _Search(gallery, known, Sketchbook(decoding), top, with_same, progress)
-    found: list[Similar] = []
+    results: list[Similar] = []
     for start in range(0, len(queries), BLOCK):
-        found += searched.of(queries[start : start + BLOCK])
-    return found
+        results += searched.of(queries[start : start + BLOCK])
+    return results
 
 
 @dataclass

@@ -90,30 +90,30 @@ def find_similar(config: SimilarConfig) -> None:
     unread: Counter[str] = Counter()
     paths = list(find_pictures(config.paths, sys.stdin, unread))
     warn_of_unread(unread)
-    found = _find(config, paths)
+    results = _find(config, paths)
     if config.out is None:
         console = output_console()
-        for line in text_of(found):
+        for line in text_of(results):
             console.print(line, soft_wrap=True)
     else:
-        atomic_write(Path(config.out), _content(config, format_of(config.out), found))
+        atomic_write(Path(config.out), _content(config, format_of(config.out), results))
         if not config.quiet:
-            print(f"similar    {sum(one.error is None for one in found):,} pictures, in {config.out}", flush=True)
-    failed = sum(one.error is not None for one in found)
+            print(f"similar    {sum(one.error is None for one in results):,} pictures, in {config.out}", flush=True)
+    failed = sum(one.error is not None for one in results)
     if failed:
         raise ExportError(
-            f"{failed:,} of {len(found):,} pictures could not be read; their rows say why - replace or remove them, "
+            f"{failed:,} of {len(results):,} pictures could not be read; their rows say why - replace or remove them, "
             "and run again"
         )
 
 
-def _content(config: SimilarConfig, kind: str, found: Sequence[Similar]) -> str:
+def _content(config: SimilarConfig, kind: str, results: Sequence[Similar]) -> str:
     """Return what stands in the file."""
     if kind == "html":
         from transferkit.results.similar.page import page_of  # with matplotlib, which a table does without
 
-        return page_of(found, config.run, RunFiles(Path(config.run)).decoding)
-    return "".join((csv_of if kind == "csv" else json_of)(found))
+        return page_of(results, config.run, RunFiles(Path(config.run)).decoding)
+    return "".join((csv_of if kind == "csv" else json_of)(results))
 
 
 def _find(config: SimilarConfig, sources: list[Source] | list[str]) -> list[Similar]:
@@ -133,7 +133,7 @@ def _find(config: SimilarConfig, sources: list[Source] | list[str]) -> list[Simi
     gallery = Gallery(here, features)
     queries = queries_of(sources, info.preprocessing.decoding, rescan=config.rescan)
     with counting_bar(console, f"comparing {features.words}") as progress:
-        found = search(
+        results = search(
             gallery, queries, config.top, with_same=config.with_same, decoding=info.preprocessing.decoding,
             progress=progress,
         )  # fmt: skip
@@ -146,7 +146,7 @@ def _find(config: SimilarConfig, sources: list[Source] | list[str]) -> list[Simi
             TransferkitWarning,
             stacklevel=3,
         )
-    return found
+    return results
 
 
 def _entries(config: SimilarConfig, module: TransferModule, preprocessing: DataConfig) -> list[Entry]:
