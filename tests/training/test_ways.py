@@ -152,7 +152,12 @@ def test_what_ready_made_phases_tune_is_said_in_full():
     assert tuned(adapter="dora", train="adapter, bias") == "head, adapter, bias"
 
 
-@pytest.mark.parametrize("head", ["attention-pool", "avgmax", "prototype", "arcface"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "head", [pytest.param("attention-pool", marks=SLOW), pytest.param("avgmax", marks=SLOW), "prototype", "arcface"]
+)
 def test_heads_go_all_the_way_from_a_folder_to_onnx(options, tmp_path, folder, head):
     pytest.importorskip("onnxruntime")
     run = finetune(**options, head=head, out=tmp_path / "run")

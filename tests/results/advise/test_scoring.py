@@ -76,6 +76,7 @@ def test_groups_widen_intervals():
     assert high - low == pytest.approx(once_high - once_low, rel=0.35)
 
 
+@pytest.mark.slow
 def test_nine_intervals_of_ten_hold_the_accuracy_on_new_pictures():
     """The true accuracy of a probe of so many pictures, from many new ones."""
     held, total = 0, 40
