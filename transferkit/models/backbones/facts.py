@@ -151,7 +151,8 @@ def multiply_adds(network: nn.Module, picture: Tensor) -> int:
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
+    total = int(counter.get_total_flops())
+    return total // 2  # torch counts a multiplication and an addition as two
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -110,7 +110,7 @@ class _Follower(TorchFunctionMode):
 
     def field_of(self, value: object) -> Field:
         """Return the field of a tensor; of one that nothing is known of, that it has none."""
-        field = self.fields.get(value) if isinstance(value, Tensor) else None
+        field = self.fields[value] if isinstance(value, Tensor) and value in self.fields else None
         return field if isinstance(field, Field) else _UNKNOWN
 
     def __torch_function__(

@@ -224,7 +224,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def _blank(build: Callable[[], _Network]) -> _Network:
-    """Build on the ``meta`` device; where that fails with numbers first, so that what else is wrong is said of those."""
+    """Build on the ``meta`` device; where that fails with numbers first, which also tells what else is wrong."""
     try:
         with torch.device("meta"):
             return build()
