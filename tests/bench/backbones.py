@@ -111,10 +111,12 @@ def family_of(name: str) -> str:
 def row_of(name: str) -> dict[str, Any]:
     """Return the row of one network; whatever it raises is the reason why the contract is not held."""
     from transferkit.core.text import first_line
-    from transferkit.models.backbones.registry import blank_backbone, describe
+    from transferkit.models.backbones.registry import blank_backbone, describe, is_backbone
 
     library = "torchvision" if name.startswith("torchvision/") else "timm"
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"name": name, "library": library, "family": family_of(name)}
+    if not is_backbone(name):  # `list_torchvision` says why
+        return row | {"held": "no", "reason": "transferkit does not list it"}
     try:
         backbone = blank_backbone(name)
         facts, levels = describe(backbone), pyramid(backbone)

@@ -76,6 +76,13 @@ def test_the_stages_of_an_efficientnet_b0():
     assert all(stage["sees_all"] for stage in stages), "squeeze-and-excitation shows the whole picture"
 
 
+def test_a_network_whose_constructor_needs_numbers_is_described():
+    facts = describe_backbone("torchvision/regnet_y_400mf")
+    assert facts["parameters_with_classifier"] == 4_344_144  # torchvision's own table
+    assert [stage["channels"] for stage in facts["stages"]] == [32, 48, 104, 208, 440]
+    assert all(parameter.is_meta for parameter in blank_backbone("torchvision/regnet_y_400mf").parameters())
+
+
 def test_multiply_adds_by_hand():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, bias=False), nn.Flatten(), nn.Linear(4 * 4 * 4, 5))
     by_hand = 4 * 4 * 4 * 3 * 9 + 64 * 5

@@ -110,7 +110,7 @@ class _Follower(TorchFunctionMode):
 
     def field_of(self, value: object) -> Field:
         """Return the field of a tensor; of one that nothing is known of, that it has none."""
-        field = self.fields.get(value) if isinstance(value, Tensor) else None  # type: ignore[no-untyped-call]
+        field = self.fields[value] if isinstance(value, Tensor) and value in self.fields else None
         return field if isinstance(field, Field) else _UNKNOWN
 
     def __torch_function__(
@@ -264,8 +264,8 @@ def _reduced(field: Field, before: tuple[int, ...], args: Sequence[Any], named: 
     gone = {place % len(before) for place in dims}
     if field.axis is None or field.axis in gone:
         return _WHOLE
-    keepdim = _argument(args, named, 2, "keepdim", False)
-    return field if keepdim else dataclasses.replace(field, axis=field.axis - sum(p < field.axis for p in gone))
+    kept = _argument(args, named, 2, "keepdim", False)
+    return field if kept else dataclasses.replace(field, axis=field.axis - sum(p < field.axis for p in gone))
 
 
 def _reshaped(field: Field, before: tuple[int, ...], shape: tuple[int, ...]) -> Field:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ BYTES_OF_A_PIXEL = 200
 """What a network needs for a pixel: 64 maps of half the sides in float32, going into and out of a layer, and copies."""
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
+_Network = TypeVar("_Network", bound=nn.Module | None)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def describe_backbone(name: str) -> dict[str, Any]:
 def blank_backbone(name: str) -> Backbone:
     """Build a backbone to look at: of timm and torchvision on the ``meta`` device, without a number in it.
 
-    So large ones take neither memory nor time.
+    So large ones take neither memory nor time, but for those whose constructors compute with numbers.
 
     Raises:
         BackboneError: The name is unknown.
@@ -200,8 +200,9 @@ def blank_backbone(name: str) -> Backbone:
     source, request = _find(name)
     # A builder that loads weights itself builds no random network.
     weights = "pretrained" if source.pretrained(request)[0] == registered.BUILDER else "random"
-    with torch.device("meta") if source.abstract else contextlib.nullcontext():
+    if not source.abstract:
         return create_backbone(name, weights=weights)
+    return _blank(lambda: create_backbone(name, weights=weights))
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
@@ -216,8 +217,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     """
     source, request = _find(backbone.name)
     origin, license_ = source.pretrained(request)
-    with torch.device("meta"):
-        whole = source.whole(request)
+    whole = _blank(lambda: source.whole(request))
     return {
         "name": backbone.name,
         "parameters": parameter_count(backbone),
@@ -232,6 +232,16 @@ def describe(backbone: Backbone) -> dict[str, Any]:
             group.name: sum(parameter.numel() for _, parameter in group.parameters) for group in backbone.layer_groups()
         },
     }
+
+
+def _blank(build: Callable[[], _Network]) -> _Network:
+    """Build on the ``meta`` device; where that fails with numbers first, which also tells what else is wrong."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (BackboneError, RuntimeError):
+        network = build()
+        return network if network is None else network.to("meta")
 
 
 def _stages(backbone: Backbone) -> list[dict[str, Any]]:
