@@ -68,6 +68,7 @@ class Request:
         weights: ``"pretrained"``, ``"bundled"``, ``"random"``, ``"hf-hub:ID"`` or a file.
         image_size: ``(height, width)`` in place of the weights' own.
         arguments: Of the network's constructor.
+        any_size: Whether pictures of other sizes will come, too, as `train_size` has them.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Request:
     weights: str
     image_size: tuple[int, int] | None
     arguments: Mapping[str, Any]
+    any_size: bool = False
 
     @property
     def hub_id(self) -> str | None:
@@ -151,8 +153,7 @@ def multiply_adds(network: nn.Module, picture: Tensor) -> int:
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
-    total = int(counter.get_total_flops())
-    return total // 2  # torch counts a multiplication and an addition as two
+    return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition as two
 
 
 def parameter_count(network: nn.Module) -> int:

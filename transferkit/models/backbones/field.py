@@ -264,8 +264,8 @@ def _reduced(field: Field, before: tuple[int, ...], args: Sequence[Any], named: 
     gone = {place % len(before) for place in dims}
     if field.axis is None or field.axis in gone:
         return _WHOLE
-    kept = _argument(args, named, 2, "keepdim", False)
-    return field if kept else dataclasses.replace(field, axis=field.axis - sum(p < field.axis for p in gone))
+    keepdim = _argument(args, named, 2, "keepdim", False)
+    return field if keepdim else dataclasses.replace(field, axis=field.axis - sum(p < field.axis for p in gone))
 
 
 def _reshaped(field: Field, before: tuple[int, ...], shape: tuple[int, ...]) -> Field:
