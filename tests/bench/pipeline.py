@@ -29,8 +29,8 @@ from harness import machine
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from transferkit.core.records import DataConfig
+from transferkit.data.augment.draws import AUGMENTATIONS
 from transferkit.data.augment.normalise import normalise
-from transferkit.data.augment.presets import AUGMENTATIONS
 from transferkit.data.augment.transform import Transform, eval_transform, train_transform
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.slots import BatchSlots

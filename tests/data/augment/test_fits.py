@@ -7,8 +7,8 @@ import pytest
 
 from transferkit.core.records import DataConfig
 from transferkit.data.augment.device import shown
+from transferkit.data.augment.draws import AUGMENTATIONS
 from transferkit.data.augment.packed import pack
-from transferkit.data.augment.presets import AUGMENTATIONS
 from transferkit.data.augment.transform import eval_transform, train_transform
 from transferkit.data.images.resize import frame, mean_colour
 

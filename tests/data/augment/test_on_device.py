@@ -14,10 +14,10 @@ from transferkit.core.errors import ConfigError, DataError
 from transferkit.core.records import DataConfig
 from transferkit.data.augment import device
 from transferkit.data.augment.device import shown
-from transferkit.data.augment.draws import DRAWABLE
+from transferkit.data.augment.draws import AUGMENTATIONS, DRAWABLE
 from transferkit.data.augment.packed import pack
 from transferkit.data.augment.place import choose_place
-from transferkit.data.augment.presets import AUGMENTATIONS, RandomBox
+from transferkit.data.augment.presets import RandomBox
 from transferkit.data.augment.transform import Transform, train_transform
 
 ROUNDED = (0.02, 1.0)

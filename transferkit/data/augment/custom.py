@@ -27,10 +27,7 @@ from transferkit.data.augment.presets import A, Blots, Elastic, Fit, RandomBox, 
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import INTERPOLATIONS
 
-__all__ = ["OWN", "carried_problems", "certain", "definitions_of", "own_steps", "step_problems"]
-
-OWN: Final = "own steps"
-"""The name of a transform of own steps."""
+__all__ = ["carried_problems", "certain", "definitions_of", "own_steps", "step_problems"]
 
 GROUPS: Final = ("OneOf", "OneOrOther", "RandomOrder", "Sequential", "SomeOf")
 """Those of albumentations' compositions that hold steps."""

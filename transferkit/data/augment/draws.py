@@ -11,7 +11,16 @@ import numpy.typing as npt
 from transferkit.core.records import Frame
 from transferkit.data.images.decode import Pixels
 
-__all__ = ["DRAWABLE", "HUES", "JITTER", "Draw", "Piece"]
+__all__ = ["AUGMENTATIONS", "DRAWABLE", "HUES", "JITTER", "MIRROR", "OWN", "Draw", "Piece"]
+
+AUGMENTATIONS: Final = ("none", "light", "standard", "heavy")
+"""The presets."""
+
+MIRROR: Final = "mirror"
+"""The name of a transform that shows the mirror image of the evaluation view."""
+
+OWN: Final = "own steps"
+"""The name of a transform of own steps."""
 
 DRAWABLE: Final = ("light", "standard")
 """Presets whose steps are all known here."""

@@ -5,10 +5,9 @@ Whoever else needs albumentations takes it from here as `A`, and gets it without
 
 from __future__ import annotations
 
-import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import cv2
@@ -17,7 +16,6 @@ import numpy.typing as npt
 
 from transferkit.core.records import DataConfig, Frame
 from transferkit.core.targets import IGNORED
-from transferkit.data.augment.draws import HUES, JITTER, Draw
 from transferkit.data.images.decode import Pixels
 from transferkit.data.images.resize import (
     INTERPOLATIONS,
@@ -38,15 +36,12 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A  # type: ignore[import-untyped]  # the name its own documentation uses
 
 __all__ = [
-    "AUGMENTATIONS",
     "A",
     "Blots",
     "Elastic",
     "Fit",
     "RandomBox",
     "Step",
-    "composed",
-    "draw_of",
     "mirror_steps",
     "preset_steps",
 ]
@@ -60,7 +55,7 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool, wh
     """Return the steps of a preset.
 
     Args:
-        name: One of `AUGMENTATIONS`.
+        name: One of `transferkit.data.augment.draws.AUGMENTATIONS`, but "none".
         config: Size and interpolation.
         flip: Whether a picture may be its mirror image.
         objects: Whether pictures have objects: borders are of the mean colour then, and not mirrored.
@@ -78,17 +73,6 @@ def preset_steps(name: str, config: DataConfig, *, flip: bool, objects: bool, wh
 def mirror_steps(config: DataConfig) -> list[Step]:
     """Return the steps of the mirror image of the evaluation view."""
     return [Fit(config), A.HorizontalFlip(p=1.0)]
-
-
-def composed(steps: Sequence[Step], *, points: bool = False) -> Step:
-    """Return one pipeline of a copy of these steps.
-
-    Args:
-        steps: In order.
-        points: Whether points are carried along; none is lost for lying outside.
-    """
-    params = A.KeypointParams(format="xy", remove_invisible=False) if points else None
-    return A.Compose(copy.deepcopy(list(steps)), keypoint_params=params)
 
 
 class Fit(A.DualTransform):  # type: ignore[misc]  # an untyped base
@@ -255,10 +239,6 @@ class Blots(A.CoarseDropout):  # type: ignore[misc]  # an untyped base
         return covered
 
 
-def _none(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
-    return []
-
-
 def _light(config: DataConfig, border: Mapping[str, Any]) -> list[Step]:
     return [_crop(config, 0.8), A.HorizontalFlip(p=0.5)]
 
@@ -301,12 +281,10 @@ def _without_colour(step: Step) -> Step | None:
 
 
 _PRESETS: dict[str, Callable[[DataConfig, Mapping[str, Any]], list[Step]]] = {
-    "none": _none,
     "light": _light,
     "standard": _standard,
     "heavy": _heavy,
 }
-AUGMENTATIONS: tuple[str, ...] = tuple(_PRESETS)
 
 
 def _crop(config: DataConfig, smallest: float) -> Step:
@@ -316,53 +294,3 @@ def _crop(config: DataConfig, smallest: float) -> Step:
     height, width = config.image_size
     ratio = (0.75 * width / height, width / height / 0.75)
     return RandomBox(config.image_size, (smallest, 1.0), ratio, interpolation=INTERPOLATIONS[config.interpolation])
-
-
-def draw_of(pipeline: Step, size: tuple[int, int], target: tuple[int, int]) -> Draw:
-    """Return what a pipeline would do next to a picture; its generators move on as if it had.
-
-    Args:
-        pipeline: Of one of `packed.DRAWABLE`, seeded.
-        size: Height and width of the picture.
-        target: Height and width that the crop is brought to.
-    """
-    crop, flip, matrix = (0, 0, size[1], size[0]), False, np.eye(3)
-    factors, order = (1.0, 1.0, 1.0, 0.0), tuple(range(len(JITTER)))
-    for step, numbers in _drawn(pipeline, [size, target]):
-        if isinstance(step, RandomBox | RandomPart):
-            crop = numbers["crop_coords"]
-        elif isinstance(step, A.HorizontalFlip):
-            flip = True
-        elif isinstance(step, A.Affine):
-            matrix = np.linalg.inv(numbers["matrix"])
-        elif isinstance(step, A.Perspective):
-            back = np.diag([numbers["max_width"] / target[1], numbers["max_height"] / target[0], 1.0])
-            matrix = np.linalg.inv(numbers["matrix"]) @ back
-        elif isinstance(step, A.ColorJitter):
-            # albumentations moves hues of 8 bits by a table that drops what is behind the point.
-            hue = math.floor(HUES * numbers["hue"])
-            factors = (numbers["brightness"], numbers["contrast"], numbers["saturation"], float(hue))
-            order = tuple(int(part) for part in numbers["order"])
-        else:
-            raise ValueError(f"{type(step).__name__} cannot be drawn without its pixels")
-    return Draw(crop, flip, matrix, factors, order)
-
-
-def _drawn(pipeline: Step, shapes: list[tuple[int, int]]) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """Yield the steps that apply, with what was drawn for each: by the very calls by which a step draws for itself.
-
-    Args:
-        pipeline: The steps.
-        shapes: Of the picture before the first step, and after it.
-    """
-    pipeline.py_random.random()  # whether to run at all, which it always does
-    for number, step in enumerate(pipeline.transforms):
-        forced = isinstance(step, A.OneOf)
-        if forced:
-            if step.py_random.random() >= step.p:
-                continue
-            step = step.transforms[step.random_generator.choice(len(step.transforms), p=step.transforms_ps)]
-        if step.should_apply(force_apply=forced):
-            params = {**step.get_params(), "shape": (*shapes[min(number, 1)], 3)}
-            params.update(step.get_params_dependent_on_data(params=params, data={}))
-            yield step, params

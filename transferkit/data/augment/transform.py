@@ -7,63 +7,36 @@ every worker and every epoch.)
 
 from __future__ import annotations
 
-import random
-import threading
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.core.errors import ConfigError, DataError, did_you_mean
-from transferkit.core.records import DataConfig, Frame
-from transferkit.core.text import first_line
-from transferkit.data.augment.custom import OWN, certain, definitions_of, own_steps
-from transferkit.data.augment.draws import DRAWABLE, Piece
-from transferkit.data.augment.objects import (
-    POINTS,
-    check_objects,
-    left_of,
-    objects_seen,
-    outline_points,
-    scaled,
-    seen_in,
-    uncovered,
-)
-from transferkit.data.augment.presets import (
-    AUGMENTATIONS,
-    Blots,
-    RandomBox,
-    RandomPart,
-    Step,
-    composed,
-    draw_of,
-    mirror_steps,
-    preset_steps,
-)
+from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
+from transferkit.core.records import DataConfig
+from transferkit.data.augment.draws import AUGMENTATIONS, DRAWABLE, MIRROR, OWN, Piece
+from transferkit.data.augment.objects import check_objects, objects_seen, scaled
 from transferkit.data.images.decode import Pixels
-from transferkit.data.images.resize import (
-    INTERPOLATIONS,
-    check_config,
-    fit,
-    fit_boxes,
-    fit_mask,
-    frame,
-    mean_colour,
-    resize,
-    resize_mask,
-)
-from transferkit.data.masks.annotation import Annotation, Mask
+from transferkit.data.images.resize import check_config, fit, fit_boxes, fit_mask
+from transferkit.data.masks.annotation import Annotation
 
-__all__ = ["AUGMENTATIONS", "Transform", "eval_transform", "mirror_transform", "train_transform"]
+if TYPE_CHECKING:
+    from transferkit.data.augment.presets import Step
+    from transferkit.data.augment.steps import Augmentation
 
-_SEED_MASK = 2**64 - 1
-_NEXT_DRAW = 0x9E3779B97F4A7C15  # added to a seed for another draw: far from the seeds of other views
-_MIRROR = "mirror"
-_LARGEST = 16  # times the target's pixels: a larger crop costs more to hand over than to resize here
-_DRAWS = 4  # of one view, until an object is left on it
+__all__ = [
+    "AUGMENTATIONS",
+    "Transform",
+    "check_carried",
+    "eval_transform",
+    "mirror_transform",
+    "named",
+    "train_transform",
+]
 
 
 @final
@@ -89,9 +62,7 @@ class Transform:
         check_config(config)
         self.name = name
         self.config = config
-        self._steps = list(steps)  # never run themselves: the pattern for the copies of the threads
-        self._objects = self._steps if objects is None else list(objects)
-        self._local = threading.local()
+        self._augmentation = _augmentation(name, steps, steps if objects is None else objects, config)
 
     def __call__(self, image: Pixels, seed: int = 0, *, whole: tuple[int, int] | None = None, part: int = 0) -> Pixels:
         """Transform one picture.
@@ -112,7 +83,9 @@ class Transform:
         # OpenCV's own threads on top of the loader's workers only fight over the cores. Said here, where the work is
         # done and at half a microsecond, because neither an import nor a fork carries it safely.
         cv2.setNumThreads(0)
-        return self._augment(image, seed) if self._steps else fit(image, self.config, whole=whole, part=part)
+        if self._augmentation is not None:
+            return self._augmentation.view(image, seed)
+        return fit(image, self.config, whole=whole, part=part)
 
     def carry(
         self, image: Pixels, annotation: Annotation, seed: int = 0, *, part: int = 0
@@ -143,14 +116,14 @@ class Transform:
         if annotation.boxes is not None:
             check_objects(annotation)
             cv2.setNumThreads(0)
-            return self._carry_objects(image, annotation, seed)
+            return self._carried(image, annotation, seed)
         mask = annotation.mask
         if mask is None:
             return self(image, seed), annotation
         _check_mask(mask)
         cv2.setNumThreads(0)
-        if self._steps:
-            image, mask = self._augment_both(image, mask, seed)
+        if self._augmentation is not None:
+            image, mask = self._augmentation.view_with_mask(image, mask, seed)
         else:
             size = (mask.shape[0], mask.shape[1])
             mask = fit_mask(mask, self.config, decoded=(image.shape[0], image.shape[1]), part=part)
@@ -177,116 +150,45 @@ class Transform:
             DataError: `image` is not such an array.
         """
         _check_image(image, self.config.channels)
-        draw = draw_of(self._pipeline(seed), (image.shape[0], image.shape[1]), self.config.image_size)
-        left, top, right, bottom = draw.crop
-        box = image[top:bottom, left:right]
-        height, width = self.config.image_size
-        place = Frame(0, 0, height, width)
-        if self.config.crop_mode == "pad" and any(isinstance(step, RandomPart) for step in self._steps):
-            place = frame((box.shape[0], box.shape[1]), self.config)
-        if box.shape[0] * box.shape[1] > _LARGEST * height * width:
-            cv2.setNumThreads(0)
-            box = resize(box, (place.height, place.width), INTERPOLATIONS[self.config.interpolation])
-        return Piece(box, draw, self.config.image_size, self.config.interpolation, place, mean_colour(self.config))
+        if self._augmentation is None:
+            raise ValueError("the evaluation view has no draw")
+        cv2.setNumThreads(0)
+        return self._augmentation.draw(image, seed)
 
     def certain(self) -> Transform:
         """Return the same with every step that may happen happening, to be tried out."""
-        return Transform(self.name, certain(self._steps), self.config, objects=certain(self._objects))
+        result = copy.copy(self)
+        result._augmentation = None if self._augmentation is None else self._augmentation.certain()
+        return result
 
     def describe(self) -> dict[str, Any]:
         """Return the name, the configuration and each step with its arguments, as values for JSON."""
-        return {"name": self.name, "config": self.config.key_values(), "steps": [repr(step) for step in self._steps]}
+        steps = [] if self._augmentation is None else self._augmentation.describe()
+        return {"name": self.name, "config": self.config.key_values(), "steps": steps}
 
     def __repr__(self) -> str:
         return f"Transform({self.name!r}, {self.config.image_size[0]}x{self.config.image_size[1]})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "config": self.config, "steps": self._steps, "objects": self._objects}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.name, self.config, self._steps = state["name"], state["config"], state["steps"]
-        self._objects = state["objects"]
-        self._local = threading.local()
-
-    def _augment(self, image: Pixels, seed: int) -> Pixels:
-        return np.ascontiguousarray(self._run(self._pipeline(seed), image=image)["image"])
-
-    def _augment_both(self, image: Pixels, mask: Mask, seed: int) -> tuple[Pixels, Mask]:
-        same = resize_mask(mask, (image.shape[0], image.shape[1]))
-        both = self._run(self._pipeline(seed), image=image, mask=same)
-        return np.ascontiguousarray(both["image"]), np.ascontiguousarray(both["mask"])
-
-    def _carry_objects(self, image: Pixels, annotation: Annotation, seed: int) -> tuple[Pixels, Annotation]:
+    def _carried(self, image: Pixels, annotation: Annotation, seed: int) -> tuple[Pixels, Annotation]:
         whole, size = annotation.size or (1, 1), (image.shape[0], image.shape[1])
         boxes = scaled(_boxes(annotation), whole, size)
+        if self._augmentation is not None:
+            return self._augmentation.view_with_objects(image, annotation, boxes, seed)
         numbers = annotation.instances
-        if not self._steps:
-            if numbers is not None:
-                numbers = fit_mask(numbers, self.config, decoded=size, fill=0)
-            fitted = fit_boxes(scaled(boxes, size, whole), whole, self.config)
-            shown = objects_seen(annotation, fitted, None, numbers, self.config.image_size)
-            return fit(image, self.config, whole=whole), shown
-        numbers = None if numbers is None else resize_mask(numbers, size)
-        learnable = annotation.crowd is not None and bool((~annotation.crowd).any())
-        for draw in range(_DRAWS):
-            both = self._draw_objects(image, annotation, boxes, numbers, seed + draw * _NEXT_DRAW)
-            if not learnable or bool((~both[1].crowd).any()):  # type: ignore[operator]
-                break
-        return both
+        if numbers is not None:
+            numbers = fit_mask(numbers, self.config, decoded=size, fill=0)
+        fitted = fit_boxes(scaled(boxes, size, whole), whole, self.config)
+        shown = objects_seen(annotation, fitted, None, numbers, self.config.image_size)
+        return fit(image, self.config, whole=whole), shown
 
-    def _draw_objects(
-        self, image: Pixels, annotation: Annotation, boxes: npt.NDArray[np.float64], numbers: Any, seed: int
-    ) -> tuple[Pixels, Annotation]:
-        pipeline = self._pipeline(seed, objects=True)
-        for step in pipeline.transforms:
-            if isinstance(step, Blots):
-                step.holes = None
-        mask = {} if numbers is None else {"mask": numbers}
-        points = outline_points(boxes).reshape(-1, 2) - 0.5  # steps speak of centres of pixels
-        both = self._run(pipeline, image=image, keypoints=points, **mask)
-        points = np.asarray(both["keypoints"], dtype=np.float64).reshape(-1, POINTS, 2) + 0.5
-        carried, shares = left_of(points, self.config.image_size)
-        for step in pipeline.transforms:
-            if isinstance(step, RandomBox) and step.crop is not None:
-                shares = shares * seen_in(boxes, step.crop)
-            if isinstance(step, Blots) and step.holes is not None:
-                shares = shares * uncovered(carried, step.blots(self.config.image_size))
-        left = both.get("mask")
-        left = None if left is None else np.ascontiguousarray(left)
-        shown = objects_seen(
-            annotation, carried, None if self.name == _MIRROR else shares, left, self.config.image_size
-        )
-        return np.ascontiguousarray(both["image"]), shown
 
-    def _run(self, pipeline: Step, **parts: Any) -> dict[str, Any]:
-        """Run a pipeline; of own steps, say what is wrong with them where they fail or leave no picture."""
-        if self.name != OWN:
-            return pipeline(**parts)  # type: ignore[no-any-return]
-        height, width = parts["image"].shape[:2]
-        try:
-            result: dict[str, Any] = pipeline(**parts)
-        except Exception as error:  # what the steps raise is theirs
-            raise ConfigError(
-                f"--augment cannot be done to a picture of {height} x {width} pixels: {first_line(error)}"
-            ) from error
-        image = result["image"]
-        if image.shape != self.config.shown_shape or image.dtype != np.uint8:
-            raise ConfigError(
-                f"--augment makes of a picture of {height} x {width} pixels {image.shape} of {image.dtype}, expected "
-                f"{self.config.shown_shape} of uint8 - leave out what changes the kind of its values or channels"
-            )
-        return result
+def _augmentation(name: str, steps: Sequence[Step], objects: Sequence[Step], config: DataConfig) -> Augmentation | None:
+    """Return the steps to run; ``None`` for none, for which albumentations need not be loaded."""
+    if not steps:
+        return None
+    from transferkit.data.augment.steps import Augmentation
 
-    def _pipeline(self, seed: int, *, objects: bool = False) -> Step:
-        """Return the thread's own steps, about to draw from a seed."""
-        name, steps = ("objects", self._objects) if objects else ("pipeline", self._steps)
-        pipeline = getattr(self._local, name, None)
-        if pipeline is None:
-            pipeline = composed(steps, points=objects)
-            setattr(self._local, name, pipeline)
-        seed &= _SEED_MASK  # numpy refuses negative seeds, `random` drops their sign
-        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return pipeline
+    return Augmentation(name, steps, objects, config)
 
 
 def eval_transform(config: DataConfig) -> Transform:
@@ -306,8 +208,10 @@ def mirror_transform(config: DataConfig) -> Transform:
     Raises:
         ConfigError: A value of `config` is out of range.
     """
+    from transferkit.data.augment.presets import mirror_steps
+
     check_config(config)
-    return Transform(_MIRROR, mirror_steps(config), config)
+    return Transform(MIRROR, mirror_steps(config), config)
 
 
 def train_transform(name: Any, config: DataConfig, *, flip: bool = True, whole: bool = False) -> Transform:
@@ -328,6 +232,8 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True, whole: 
         ConfigError: `name` is unknown, a step is wrong, or a value of `config` is out of range.
     """
     if not isinstance(name, str):
+        from transferkit.data.augment.custom import definitions_of, own_steps
+
         check_config(config)
         steps, objects = (own_steps(definitions_of(name), config, objects=objects) for objects in (False, True))
         return Transform(OWN, steps, config, objects=objects)
@@ -335,10 +241,37 @@ def train_transform(name: Any, config: DataConfig, *, flip: bool = True, whole: 
         raise ConfigError(
             f"unknown augmentation {name!r}.{did_you_mean(name, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
         )
+    if name == "none":
+        return eval_transform(config)
+    from transferkit.data.augment.presets import preset_steps
+
     check_config(config)
     steps, objects = (preset_steps(name, config, flip=flip, objects=objects, whole=whole and not objects)
                       for objects in (False, True))  # fmt: skip
     return Transform(name, steps, config, objects=objects)
+
+
+def named(augment: Any) -> Any:
+    """Return a preset's name as it is, and own steps by name and arguments, see `custom.definitions_of`."""
+    if isinstance(augment, str):
+        return augment
+    from transferkit.data.augment.custom import definitions_of
+
+    return definitions_of(augment)
+
+
+def check_carried(augment: Any, config: DataConfig, *, boxes: bool) -> None:
+    """Check that own steps, by name and arguments, carry masks, or boxes, along.
+
+    Raises:
+        ConfigError: With those that do not.
+    """
+    if isinstance(augment, str):
+        return
+    from transferkit.data.augment.custom import carried_problems
+
+    if problems := carried_problems(augment, config, boxes=boxes):
+        raise ConfigError(gather(problems))
 
 
 def _boxes(annotation: Annotation) -> npt.NDArray[np.float64]:

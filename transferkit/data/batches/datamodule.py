@@ -15,11 +15,10 @@ from torch import Tensor
 
 from transferkit.core.errors import ConfigError, DataError, did_you_mean, gather
 from transferkit.core.records import DataConfig
-from transferkit.data.augment.custom import carried_problems, definitions_of
 from transferkit.data.augment.normalise import normalise
 from transferkit.data.augment.packed import Packed
 from transferkit.data.augment.place import PLACES, Place, Where, choose_place
-from transferkit.data.augment.transform import eval_transform, train_transform
+from transferkit.data.augment.transform import check_carried, eval_transform, named, train_transform
 from transferkit.data.augment.views import Views
 from transferkit.data.batches.dataset import ImageDataset, Picture
 from transferkit.data.batches.loader import ImageLoader
@@ -173,7 +172,7 @@ class ImageData(L.LightningDataModule):
         self._options = ranged(self._options, reader)
         config = self._options.prepared(config.in_windows() if tile else config)
         config = framed(reader, config, fit)
-        augment = augment if isinstance(augment, str) else definitions_of(augment)
+        augment = named(augment)
         train_transform(augment, config)  # an unknown name is an error now, not at the first batch
         self.batch_size = batch_size
         self.augment, self.flip, self.augment_on = augment, flip, augment_on
@@ -264,10 +263,8 @@ class ImageData(L.LightningDataModule):
         whole = self.whole and annotations is None
         augmented = partial(train_transform, self.augment, flip=self.flip, whole=whole)
         views = self.train_sizes.views(plain, augmented) if train else plain
-        if train and annotations is not None and not isinstance(self.augment, str):
-            last = self.train_sizes.last(self.data_config)
-            if problems := carried_problems(self.augment, last, boxes=not self._reader.tiles):
-                raise ConfigError(gather(problems))
+        if train and annotations is not None:
+            check_carried(self.augment, self.train_sizes.last(self.data_config), boxes=not self._reader.tiles)
         pictures: Sequence[Picture] = [Picture(one.path, one.sha256) for one in records]
         if (rows := self.windows(split)) is not None and annotations is not None:
             pictures, annotations = WindowPictures(pictures, rows), WindowAnnotations(annotations, rows)

@@ -11,7 +11,6 @@ from typing import Any
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
-from transferkit.data.augment.custom import carried_problems, step_problems
 from transferkit.models.task import Task, task_of
 from transferkit.models.tuning.adapters import Adapter
 from transferkit.models.tuning.selectors import ADAPTER, ALL, Groups, Layout, as_layout, parse_selector
@@ -183,6 +182,8 @@ def _augment_problems(config: TrainingOptions, task: Task) -> list[str]:
     """Return what is wrong with own steps of augmentation: of themselves, or beside what else is wanted."""
     if isinstance(config.augment, str):
         return []
+    from transferkit.data.augment.custom import carried_problems, step_problems  # with albumentations
+
     problems = step_problems(config.augment)
     if not problems and not task.extent.whole:
         shown = DataConfig(crop_mode="tile") if config.tile else DataConfig()
