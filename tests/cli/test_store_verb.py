@@ -39,7 +39,7 @@ def test_features_are_exported_and_told(folder, store, tmp_path, command):
     [
         (["--layer", "stage7"], 2, "transferkit/mini has no layer 'stage7'. Did you mean 'stage4'"),
         (["--out", "x.npy"], 2, "unknown ending '.npy'. Did you mean '.npz'"),
-        (["--data", "nowhere"], 3, "nothing found at 'nowhere'"),
+        (["--data", "nowhere"], 3, "--data nowhere does not exist"),
         (["--backbone", "resnet1"], 4, "unknown backbone 'resnet1'"),
     ],
 )

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from transferkit.core.errors import DataError
 from transferkit.core.files import storage_errors, user_cache
+from transferkit.options.data import SAMPLE
 
 __all__ = ["SAMPLE", "sample_folder"]
-
-SAMPLE = "sample"
-"""The value of ``data`` that stands for the bundled sample set."""
 
 _FOLDER = "sample-v1"  # another name where the pictures change: an old folder must not pass for the new set
 _PICTURES = Path(__file__).with_name("sample_pictures.zip")

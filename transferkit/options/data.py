@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from transferkit.core.errors import DataError
 from transferkit.core.records import DEEPEST, FITS, MOST_CHANNELS, USUAL, DataConfig, Decoding
 from transferkit.core.text import bytes_of, listing, shown
 from transferkit.options.fields import BELOW_ONE, REQUIRED, Options, Range, at_least, flag, option
@@ -27,6 +28,9 @@ MANIFEST_EXTENSIONS: Final = (".csv", ".parquet")
 WEIGHT_WORDS: Final = ("pretrained", "bundled", "random")
 """What ``weights`` may be besides a file or a repository."""
 
+
+SAMPLE: Final = "sample"
+"""What ``data`` is for the bundled sample set."""
 
 PIXEL_STORE: Final = "20GB"
 """The disk that decoded pictures take at most, unless another size is asked for."""
@@ -127,6 +131,12 @@ class DataOptions(Options):
         """The columns of ``targets``."""
         names = self.targets.split(",") if isinstance(self.targets, str) else self.targets or ()
         return tuple(name.strip() for name in names)
+
+    def require_places(self) -> None:
+        """Check that the pictures are there. Raises `DataError`."""
+        super().require_places()
+        if self.data != SAMPLE and not Path(self.data).exists():
+            raise DataError(f"--data {self.data} does not exist - give a folder of pictures, a manifest or 'sample'")
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()

@@ -125,6 +125,13 @@ class Options:
                     problems.append(f"{flag(item.name)} is {shown(path)}, longer than a path can be - shorten it")
         return [*problems, *self._conflicts()]
 
+    def require_places(self) -> None:
+        """Check that the files and folders to be read are there, which takes no library.
+
+        Raises:
+            TransferkitError: One is not.
+        """
+
     def _conflicts(self) -> Iterator[str]:
         """Yield what is wrong with values beside each other; a subclass adds its own to those of its base."""
         yield from ()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from transferkit.core.errors import CheckpointError
 from transferkit.options.data import SEED
 from transferkit.options.fields import POSITIVE, REQUIRED, Options, Range, at_least, option
 
@@ -18,6 +20,7 @@ __all__ = [
     "ReportConfig",
     "ServeConfig",
     "SimilarConfig",
+    "require_run",
 ]
 
 TTA = ("none", "flip", "5crop")
@@ -35,6 +38,12 @@ PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
 WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
 
 
+def require_run(run: str) -> None:
+    """Check that a run's directory is there. Raises `CheckpointError`."""
+    if not Path(run).exists():
+        raise CheckpointError(f"{run}: does not exist - expected the directory of a finished run")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
     """A finished run, and the machine its model runs on."""
@@ -47,6 +56,11 @@ class RunOptions(Options):
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = option("auto", "where to compute")
     max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
+
+    def require_places(self) -> None:
+        """Check that the run is there. Raises `CheckpointError`."""
+        super().require_places()
+        require_run(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +223,11 @@ class SimilarConfig(Options):
     max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
     quiet: bool = option(False, "no progress bars, no summary")
 
+    def require_places(self) -> None:
+        """Check that the run is there. Raises `CheckpointError`."""
+        super().require_places()
+        require_run(self.run)
+
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
         if self.data is None and (self.path_column is not None or self.root is not None):
@@ -249,6 +268,11 @@ class ExportConfig(Options):
     max_pixels: int | None = option(None, MAX_PIXELS, at_least(1))
     overwrite: bool = option(False, "replace the file in --out")
     quiet: bool = option(False, "no progress bar, no summary")
+
+    def require_places(self) -> None:
+        """Check that the run is there. Raises `CheckpointError`."""
+        super().require_places()
+        require_run(self.run)
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()

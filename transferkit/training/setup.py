@@ -22,7 +22,6 @@ from transferkit.data.batches.samplers import EpochSampler
 from transferkit.data.batches.statistics import measured, ranged
 from transferkit.data.batches.tryout import try_augmentation
 from transferkit.data.index.targets import framed
-from transferkit.data.sample import SAMPLE
 from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
@@ -173,8 +172,7 @@ def prepare(config: Options, *, quiet: bool = False, fresh: bool = True) -> Trai
     accelerator = choose_accelerator(config.accelerator, config.devices)
     workers, threads = choose_workers(config.workers, accelerator)
     tune_process(threads)
-    if config.data != SAMPLE and not Path(config.data).exists():
-        raise DataError(f"--data {config.data} does not exist - give a folder of pictures, a manifest or 'sample'")
+    config.require_places()
     console = progress_console(quiet)
     task = task_of(config)
     config = ranged(config, task.targets)

@@ -9,7 +9,7 @@ says so by ``finds_objects = True``; one whose outputs are of classes, of which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "HeadOf",
     "build_head",
     "check_head",
+    "head_hint",
     "head_of",
     "list_heads",
     "of_classes",
@@ -156,9 +157,13 @@ def unknown_head(head: str | nn.Module, of: HeadOf = HeadOf.PICTURES) -> list[st
     known = list_heads(of)
     if not isinstance(head, str) or head in known:
         return []
+    return [f"unknown head {head!r}.{head_hint(head, known)} Known: {', '.join(known)}"]
+
+
+def head_hint(head: str, known: Sequence[str]) -> str:
+    """Return what a head that is none of the known ones may be: of another kind, or a misspelt one; else nothing."""
     other = next((kind for kind in HeadOf if head in list_heads(kind)), None)
-    why = did_you_mean(head, known) if other is None else f" It is a head of {other}."
-    return [f"unknown head {head!r}.{why} Known: {', '.join(known)}"]
+    return did_you_mean(head, known) if other is None else f" It is a head of {other}."
 
 
 def head_of(head: str | nn.Module) -> HeadOf:

@@ -11,6 +11,7 @@ from typing import Any
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning, did_you_mean, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.models.heads.registry import head_hint
 from transferkit.models.task import Task, task_of
 from transferkit.models.tuning.adapters import Adapter
 from transferkit.models.tuning.selectors import ADAPTER, ALL, Groups, Layout, as_layout, parse_selector
@@ -192,17 +193,16 @@ def _augment_problems(config: TrainingOptions, task: Task) -> list[str]:
 
 
 def _task_problems(config: TrainingOptions) -> list[str]:
-    """Return which words are none of the task's: of the loss, of the figure that the best epoch is chosen by."""
+    """Return which words are none of the task's: of the head, the loss, the figure that chooses the best epoch."""
     task = task_of(config)
     objective, problems = task.objective, []
-    for name, word, known in (
-        ("loss", config.loss, objective.losses),
-        ("monitor", config.monitor, [f"val_{figure}" for figure in objective.monitors]),
+    for name, word, known, hint in (
+        ("head", config.head, task.head_kinds.names(), head_hint),
+        ("loss", config.loss, objective.losses, did_you_mean),
+        ("monitor", config.monitor, [f"val_{figure}" for figure in objective.monitors], did_you_mean),
     ):
         if word not in (AUTO, *known):
-            problems.append(
-                f"--{name} is {word!r}.{did_you_mean(word, known)} Expected one of {', '.join(known)}, or auto"
-            )
+            problems.append(f"--{name} is {word!r}.{hint(word, known)} Expected one of {', '.join(known)}, or auto")
     if config.tile and not task.targets.tiles:
         problems.append(f"--tile cuts pictures into windows with their masks, and answers of {task.name} are none - "
                      "leave it out")  # fmt: skip
