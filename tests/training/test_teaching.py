@@ -174,6 +174,24 @@ def test_a_teacher_is_shown_pictures_in_its_own_way(pictures, tmp_path):
         torch.testing.assert_close(answers[:, place], expected, atol=1e-4, rtol=0)
 
 
+def test_pictures_that_are_shown_whole_are_so_to_the_teacher(tmp_path):
+    """Crops of wide pictures are as wide and squashed: the loader's views, by hand through the teacher alone."""
+    folder = draw_folder(tmp_path / "wide", per_class=8)
+    for path in folder.rglob("*.*"):
+        with Image.open(path) as picture:
+            picture.convert("RGB").resize((96, 32)).save(path)
+    run = tk.finetune(data=str(folder), phases="probe", seed=3, fit="squash", out=str(tmp_path / "run"), **TINY).path
+    config = config_of(folder, run, teacher_views=2, teacher_temperature=1.0, fit="squash",
+                       store=str(tmp_path / "store"))  # fmt: skip
+    training, (network, _) = teach(prepare(config, quiet=True)), load_model(run)
+    loader = training.data.train_loader(0, 1)
+    loader.sampler.set_epoch(1)
+    for images, targets in loader:
+        with torch.inference_mode():
+            expected = network(normalise(images, training.data.data_config)).softmax(1)
+        torch.testing.assert_close(targets, expected, atol=1e-5, rtol=0)
+
+
 def test_without_augmentation_there_is_one_answer(pictures, teacher, tmp_path):
     lessons = ask_teacher(
         config_of(pictures, teacher, augment="none", store=str(tmp_path / "store")),

@@ -79,6 +79,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     X is a list, array or Series of paths, Pillow pictures and uint8 arrays ``(H, W, 3)`` or ``(H, W)``, mixed as you
     like, or one uint8 array ``(N, H, W, 3)``. Nothing is learned from X: `transform` works before `fit`, as with
     scikit-learn's ``Normalizer``. After `fit` it insists on the weights that were there then, in other processes too.
+    Pictures of other than three channels are for `extract_features`, which learns their statistics from training.
 
     Args:
         backbone: ``transferkit/mini``, a timm name, ``torchvision/NAME`` or a registered name.

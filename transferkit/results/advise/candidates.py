@@ -50,7 +50,7 @@ def check_names(candidates: Sequence[Candidate]) -> None:
     if unknown:
         known = list_backbones()
         problems = [f"unknown backbone {name!r}.{did_you_mean(name, known)}" for name in dict.fromkeys(unknown)]
-        raise BackboneError(f"{gather(problems)} - list them with `transferkit backbones`")
+        raise BackboneError(f"{gather(problems).rstrip('.')} - list them with `transferkit backbones`")
 
 
 def display_names(candidates: Sequence[Candidate]) -> list[str]:
