@@ -61,7 +61,7 @@ def main() -> None:
     ways: dict[str, list[str]] = {"labels": ["finetune"]}
     for temperature in options.temperatures:
         for views in options.views:
-            ways[f"teacher, {views} views, temperature {temperature:g}"] = [
+            ways[f"teacher, {views} view{'s' if views > 1 else ''}, temperature {temperature:g}"] = [
                 "distill", str(teacher), "--teacher-views", str(views), "--teacher-temperature", str(temperature),
             ]  # fmt: skip
     print(f"| {options.backbone} learns | accuracy, % | by seed | seconds of training |\n|---|---|---|---|")
