@@ -105,7 +105,9 @@ class ProbeConfig(FeatureOptions):
     )
     classifier_args: dict[str, Any] | None = option(None, "arguments of the scikit-learn classifier; in a recipe")
     class_weight: Literal["none", "balanced"] = option("none", "balanced weighs rare classes up")
-    folds: int = option(5, "folds of the cross-validation inside the training split", at_least(2))
+    folds: int = option(
+        5, "most folds of the cross-validation inside the training split; of more than 20,000 rows fewer", at_least(2)
+    )
     use_views: Literal["sample", "average"] = option(
         "sample", "with --views: every view is a training row of its own, or a picture's views are averaged"
     )

@@ -220,6 +220,14 @@ def test_folds_are_as_many_as_the_classes_allow():
     assert folds_of(np.repeat([0, 1], 10), groups[5:15].repeat(2), folds=5, seed=0) == []
 
 
+@pytest.mark.parametrize(("most", "expected"), [(60, 2), (120, 3), (180, 4), (240, 5), (10_000, 5)])
+def test_many_rows_are_cut_into_fewer_folds(monkeypatch, most, expected):
+    """As many as train on `most` rows together: one less times the rows."""
+    monkeypatch.setattr(fitting, "FOLDED", most)
+    X, y = rows(60)
+    assert f", {expected} folds of the training rows" in fit_probe(X, y, 3).choice["criterion"]
+
+
 def test_a_class_of_one_group_is_trained_on_and_never_scored():
     y = np.repeat([0, 1, 2], [10, 10, 1])
     for train, validate in folds_of(y, folds=5, seed=0):

@@ -57,7 +57,7 @@ class ImageProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # an un
             constructor's arguments for an import path.
         class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by; or
             weight by label, 1 for those not named.
-        folds: Folds at most, at least 2.
+        folds: Folds at most, at least 2; of more than 20,000 rows fewer.
         seed: Of the folds, and of a classifier that draws at random.
         precision: As for `FeatureExtractor`.
         accelerator: Likewise.

@@ -69,7 +69,7 @@ class ProbeOptions:
         classifier_args: ``{"C": number or list}`` for logistic, ``{"k": number or list, "temperature": number}`` for
             knn (one number: nothing is chosen), the constructor's arguments for an import path.
         class_weight: ``"balanced"`` gives every class the same total weight, in the fit and in what is chosen by.
-        folds: Folds at most, at least 2; fewer where no class has so many groups.
+        folds: Folds at most, at least 2; fewer where no class has so many groups, and of more than 20,000 rows.
     """
 
     classifier: str = "auto"
