@@ -66,17 +66,17 @@ def test_all_bad_flags_in_one_line(command, tmp_path, monkeypatch):  # fault 38
     ("words", "message"),
     [
         ([], "--data is missing"),
-        (["--data", "sample", "--monitor", "val_lass"], "--monitor is 'val_lass'. Did you mean 'val_loss'"),
-        (["--data", "sample", "--resume", "--overwrite", "--out", "y"], "--resume and --overwrite exclude each other"),
-        (["--data", "sample", "--warmup-epochs", "20"], "warmup_epochs is 20.0, longer than the phase of 10 epochs"),
-        (["--data", "sample", "--schedule", "sgrd"], "unknown schedule 'sgrd'. Did you mean 'sgdr'?"),
-        (["--data", "sample", "--phases", "probe-fine"], "unknown phases 'probe-fine'. Did you mean 'probe-finetune'"),
+        (["--data", "x", "--monitor", "val_lass"], "--monitor is 'val_lass'. Did you mean 'val_loss'"),
+        (["--data", "x", "--resume", "--overwrite", "--out", "y"], "--resume and --overwrite exclude each other"),
+        (["--data", "x", "--warmup-epochs", "20"], "warmup_epochs is 20.0, longer than the phase of 10 epochs"),
+        (["--data", "x", "--schedule", "sgrd"], "unknown schedule 'sgrd'. Did you mean 'sgdr'?"),
+        (["--data", "x", "--phases", "probe-fine"], "unknown phases 'probe-fine'. Did you mean 'probe-finetune'"),
         (
-            ["--data", "sample", "--head", "lineer"],
+            ["--data", "x", "--head", "lineer"],
             "--head is 'lineer'. Did you mean 'linear'? Expected one of arcface",
         ),
-        (["--data", "sample", "--head", "fpn"], "--head is 'fpn'. It is a head of masks. Expected one of arcface"),
-        (["--data", "sample", "extra"], "'extra' is a word too many"),
+        (["--data", "x", "--head", "fpn"], "--head is 'fpn'. It is a head of masks. Expected one of arcface"),
+        (["--data", "x", "extra"], "'extra' is a word too many"),
     ],
 )
 def test_bad_options(command, tmp_path, monkeypatch, words, message):  # fault 38, fault 39
@@ -90,13 +90,11 @@ def test_bad_options(command, tmp_path, monkeypatch, words, message):  # fault 3
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["finetune", "--data", "x"], 3, "--data x does not exist - give a folder"),
-        (["probe", "--data", "x"], 3, "--data x does not exist"),
+        (["probe", "--data", "x"], 3, "--data x does not exist - give a folder"),
+        (["advise", "--data", "x", "--backbones", "a,b", "--out", "y"], 3, "--data x does not exist"),
         (["evaluate", "x", "y"], 6, "x: does not exist - expected the directory of a finished run"),
         (["similar", "x", "y"], 6, "x: does not exist"),
         (["export", "x"], 6, "x: does not exist"),
-        (["distill", "x"], 6, "x: does not exist"),
-        (["distill", "x", "--data", "y"], 3, "--data y does not exist"),
     ],
 )
 def test_what_is_not_there_is_told_before_libraries_are_loaded(command, tmp_path, monkeypatch, words, status, message):

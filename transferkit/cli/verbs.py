@@ -66,7 +66,7 @@ class Verb:
         """
         # A resume has its options from the run directory.
         config = None if self.by_name and options.get("resume") else make_config(self.options, options)
-        if config is not None:
+        if config is not None and not self.by_name:  # of a training phases and loggers are looked at first
             config.require_places()  # before libraries are loaded, which takes seconds
         work = _find(self.work) if isinstance(self.work, str) else self.work
         with _stopped_by_sigterm(), _features_are_kept() if self.keeps_features else nullcontext():

@@ -8,7 +8,6 @@ from typing import Any
 
 from transferkit.options.data import DataOptions
 from transferkit.options.fields import REQUIRED, default_of, option
-from transferkit.options.results import require_run
 from transferkit.options.training import FinetuneConfig
 
 __all__ = ["DistillConfig", "data_of_run"]
@@ -22,11 +21,6 @@ class DistillConfig(FinetuneConfig):
         REQUIRED, "run directory of the teacher", missing="TEACHER is missing, expected a run directory"
     )
     data: str = option(REQUIRED, "as of finetune; default: the pictures of the teacher, in its splits")
-
-    def require_places(self) -> None:
-        """Check that the pictures and the teacher are there. Raises `DataError` and `CheckpointError`."""
-        super().require_places()
-        require_run(self.teacher)
 
 
 def data_of_run(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ __all__ = [
     "ReportConfig",
     "ServeConfig",
     "SimilarConfig",
-    "require_run",
 ]
 
 TTA = ("none", "flip", "5crop")
@@ -38,7 +37,7 @@ PORT = Range("a port in [0, 65535]", lambda value: 0 <= value <= 65535)
 WAIT = Range("milliseconds in [0, 1000]", lambda value: 0.0 <= value <= 1000.0)
 
 
-def require_run(run: str) -> None:
+def _require_run(run: str) -> None:
     """Check that a run's directory is there. Raises `CheckpointError`."""
     if not Path(run).exists():
         raise CheckpointError(f"{run}: does not exist - expected the directory of a finished run")
@@ -60,7 +59,7 @@ class RunOptions(Options):
     def require_places(self) -> None:
         """Check that the run is there. Raises `CheckpointError`."""
         super().require_places()
-        require_run(self.run)
+        _require_run(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +225,7 @@ class SimilarConfig(Options):
     def require_places(self) -> None:
         """Check that the run is there. Raises `CheckpointError`."""
         super().require_places()
-        require_run(self.run)
+        _require_run(self.run)
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
@@ -272,7 +271,7 @@ class ExportConfig(Options):
     def require_places(self) -> None:
         """Check that the run is there. Raises `CheckpointError`."""
         super().require_places()
-        require_run(self.run)
+        _require_run(self.run)
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
