@@ -57,6 +57,7 @@ def test_what_a_crop_does_not_see(tmp_path):
     assert min(seen["squash"], seen["pad"], seen["rectangle"]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_padded_rectangle_to_the_end(tmp_path):
     root = draw(tmp_path / "set")
     run = run_of(root, tmp_path, image_size="48x80", fit="pad", phases="probe-finetune", epochs=2, train_size="40,80",

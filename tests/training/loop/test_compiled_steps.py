@@ -126,7 +126,7 @@ def test_a_frozen_part_is_exact_and_thawing_one_makes_new_code(folder, tmp_path,
 
 @pytest.mark.parametrize(
     ("times", "most", "made", "misfits"),
-    [(1, 3, 2, 1), pytest.param(5, 3, 3, 3, marks=pytest.mark.slow), (5, 1, 2, 2)],
+    [(1, 3, 2, 1), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((5, 3, 3, 3), (5, 1, 2, 2)))],
 )
 def test_what_changes_behind_the_back_of_the_phases(
     folder, tmp_path, no_inductor, caplog, monkeypatch, times, most, made, misfits
@@ -162,6 +162,7 @@ def test_short_batches_validation_dropout_and_an_average(folder, tmp_path, no_in
     assert far(ours, theirs) < 1e-3  # dropout draws what it would have drawn
 
 
+@pytest.mark.slow
 def test_each_size_has_its_code_and_they_are_bounded(folder, tmp_path, no_inductor):
     data = make_data(folder)
     sized = type(data)(folder, batch_size=4, train_size="24,32", data_config=data.data_config, seed=0)
