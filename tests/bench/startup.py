@@ -92,8 +92,9 @@ def measure(folder: str, work: str, rounds: int) -> None:
     print_table("light commands, by the clock", compare(sides, rounds=rounds), base="bare interpreter", unit="s")
     again = ("--overwrite", "--quiet", "--report", "off")
     data = ("--data", folder, *NETWORK)
-    train = ("finetune", *data, "--epochs", "1", "--out", f"{work}/run", *again)
-    worked(*kit, *train)
+    train = ("finetune", *data, "--epochs", "1", *again)
+    worked(*kit, *train, "--out", f"{work}/run")
+    train = (*train, "--out", f"{work}/step")  # it never ends, and would take the finished run's place
     words = {
         "import torch, timm": ("-c", "import torch, timm"),
         "import torch, timm without W&B": ("-c", WITHOUT_WANDB),
