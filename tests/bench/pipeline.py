@@ -1,11 +1,12 @@
 """Where the time of a picture goes, from its file to the device: each part alone, all of them, and what is left over.
 
-    python tests/bench/pipeline.py [--data FOLDER] [--image-size 224] [--augment light] [--seconds 30]
+    python tests/bench/pipeline.py [--data FOLDER] [--image-size 224] [--augment light] [--seconds 30] [--rounds 3]
 
 Every part works on the same pictures after a start that is not counted, on 1, 2, 4 ... threads and in as
 many processes. A loader of the same threads or processes follows, with pictures decoded anew and with kept pixels: the
 time to its first batch, then its rate in the steady state. `sum of parts` is what the parts come to one after the other
-at their rates on as many threads or processes; the share of it that the loader reaches is what putting together leaves.
+at their rates on as many threads or processes, measured once more just before the loader, as cores are not equally fast
+all the time; the share of it that the loader reaches is what putting together leaves: the median of the rounds.
 """
 
 from __future__ import annotations
@@ -209,6 +210,19 @@ def summed(rates: Mapping[str, float], names: list[str]) -> float:
     return 1 / sum(1 / rates[name] for name in names)
 
 
+def parts_together(
+    stock: Stock, names: list[str], batch_size: int, workers: int, seconds: float, pinned: bool
+) -> float:
+    """Return pictures per second of parts that follow each other, on all threads or in processes."""
+    if not workers:
+        parts, threads = parts_of(stock, batch_size), available_cores()
+        rates = {name: on_threads(*parts[name], threads, seconds) for name in (*names, "stack")}
+        return summed(rates, list(rates))
+    rates = {name: in_processes(stock, name, batch_size, workers, seconds) for name in names}
+    rates["hand-over"] = handed_over(stock, batch_size, workers, seconds, pinned, slots=True)
+    return summed(rates, list(rates))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,6 +234,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="that the parts work on")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement, in the steady state")
     parser.add_argument("--parts-seconds", type=float, default=5.0, help="of each part alone")
+    parser.add_argument("--rounds", type=int, default=1, help="of parts and loader in turn, for the shares")
     parser.add_argument("--most", type=int, default=available_cores(), help="threads and processes")
     options = parser.parse_args()
     folder = options.data or sample_folder()
@@ -234,22 +249,17 @@ def main() -> None:
     print(f"({machine()}; {len(stock.paths)} pictures, {options.image_size} px, batches of {options.batch_size})\n")
     print("| images/s |" + "".join(f" {count} threads | {count} processes |" for count in counts))
     print("|---" * (2 * len(counts) + 1) + "|")
-    threads: dict[int, dict[str, float]] = {count: {} for count in counts}
-    processes: dict[int, dict[str, float]] = {count: {} for count in counts}
     for name, (part, each) in parts.items():
         cells = []
         for count in counts:
-            threads[count][name] = on_threads(part, each, count, short)
-            processes[count][name] = in_processes(stock, name, options.batch_size, count, short)
-            cells += [threads[count][name], processes[count][name]]
+            cells.append(on_threads(part, each, count, short))
+            cells.append(in_processes(stock, name, options.batch_size, count, short))
         print(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |", flush=True)
-    handed: dict[int, float] = {}
     for title, slots in (("stack and hand over, as torch does", False), ("stack and hand over, in slots", True)):
-        handed = {
-            count: handed_over(stock, options.batch_size, count, short, device == "cuda", slots=slots)
-            for count in counts
-        }
-        print(f"| {title} | " + " | ".join(f"| {value:,.0f}" for value in handed.values()) + " |", flush=True)
+        handed = [
+            handed_over(stock, options.batch_size, count, short, device == "cuda", slots=slots) for count in counts
+        ]
+        print(f"| {title} | " + " | ".join(f"| {value:,.0f}" for value in handed) + " |", flush=True)
     for name, value in to_device(stock, options.batch_size, device, short).items():
         print(f"| {name} | {value:,.0f} |" + " |" * (2 * len(counts) - 1), flush=True)
     print("\n| pictures | loader | first batch, s | images/s | sum of parts | share |\n|---|---|---|---|---|---|")
@@ -268,12 +278,15 @@ def main() -> None:
             deque(data.train_loader(0, 1), maxlen=0)
         for workers in (0, *counts):
             data._workers = workers
-            rates = dict(processes[workers]) if workers else threads[available_cores()]
-            total = summed(rates | ({"hand-over": handed[workers]} if workers else {}),
-                           [*names, "hand-over" if workers else "stack"])  # fmt: skip
-            first, value = steady(endless(data), options.batch_size, options.seconds)
+            rounds = []
+            for _ in range(options.rounds):
+                total = parts_together(stock, names, options.batch_size, workers, short, device == "cuda")
+                first, value = steady(endless(data), options.batch_size, options.seconds)
+                rounds.append((value / total, first, value, total))
+            share, first, value, total = sorted(rounds)[len(rounds) // 2]
             kind = f"{workers} processes" if workers else f"{available_cores()} threads"
-            print(f"| {title} | {kind} | {first:.2f} | {value:,.0f} | {total:,.0f} | {value / total:.2f} |", flush=True)
+            spread = f" ({min(rounds)[0]:.2f} to {max(rounds)[0]:.2f})" if len(rounds) > 1 else ""
+            print(f"| {title} | {kind} | {first:.2f} | {value:,.0f} | {total:,.0f} | {share:.2f}{spread} |", flush=True)
 
 
 if __name__ == "__main__":
