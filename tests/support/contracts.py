@@ -186,15 +186,14 @@ class BackboneContract:
         hooks = []
 
         def note(name):
-            def hook(module, args, output):
+            def hook(module, args):
                 order.setdefault(name, len(order))
 
             return hook
 
-        modules = {name: module for name, module in backbone.named_modules() if not list(module.children())}
-        for name, module in modules.items():
-            if list(module.parameters()):
-                hooks.append(module.register_forward_hook(note(name)))
+        for name, module in backbone.named_modules():
+            if list(module.parameters(recurse=False)):  # a norm layer may hold others: its activation
+                hooks.append(module.register_forward_pre_hook(note(name)))
         with torch.no_grad():
             backbone(self.pictures(backbone, 1))
         for hook in hooks:
