@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transferkit.core.errors import StorageError
+from transferkit.core.errors import ConfigError, StorageError
 
 __all__ = [
     "atomic_write",
     "is_too_long",
     "put_in_place",
+    "require_new_file",
     "sha256_of_file",
     "staging_folder",
     "storage_errors",
@@ -89,6 +90,24 @@ def storage_errors(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(
             f"cannot {action} {os.fspath(path)!r}: {reason} - check free space and permissions, then run again"
         ) from error
+
+
+def require_new_file(path: Path, *, overwrite: bool) -> None:
+    """Check that a file of ``--out`` can be written, before any work is done.
+
+    Args:
+        path: Where it shall be.
+        overwrite: Whether it may replace one that is there.
+
+    Raises:
+        ConfigError: It is a folder, is there already, or has no folder to be in.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
+    if path.is_file() and not path.is_symlink() and not overwrite:  # who makes a link means its file
+        raise ConfigError(f"--out {path}: exists already - replace it by --overwrite, or name another")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:

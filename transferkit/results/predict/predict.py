@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from transferkit.core.errors import ConfigError, ExportError, did_you_mean
-from transferkit.core.files import write_atomically
+from transferkit.core.files import require_new_file, write_atomically
 from transferkit.core.text import listing, printable
 from transferkit.data.scan.named import (
     STDIN,
@@ -275,12 +275,7 @@ def _check_out(config: PredictConfig) -> None:
             f"--out {path}: unknown ending {path.suffix!r}.{did_you_mean(path.suffix, ENDINGS)} Known: "
             f"{', '.join(ENDINGS)} - or pass --format"
         )
-    if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
-    if path.is_file() and not path.is_symlink() and not config.overwrite:  # who makes a link means its file
-        raise ConfigError(f"--out {path}: exists already - replace it by --overwrite, or name another")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
+    require_new_file(path, overwrite=config.overwrite)
 
 
 def _fill(path: Path, lines: Iterable[str], files: Files) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from transferkit.core.errors import ConfigError, DataError, ExportError, TransferkitWarning, did_you_mean
-from transferkit.core.files import atomic_write
+from transferkit.core.files import atomic_write, require_new_file
 from transferkit.core.records import DataConfig
 from transferkit.data.scan.named import find_pictures, warn_of_unread
 from transferkit.features.extract.extract import make_compute
@@ -174,9 +174,4 @@ def _check_out(config: SimilarConfig) -> None:
             f"--out {path}: unknown ending {path.suffix!r}.{did_you_mean(path.suffix, ENDINGS)} Known: "
             f"{', '.join(ENDINGS)}"
         )
-    if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder, expected a file to write - name another")
-    if path.is_file() and not path.is_symlink() and not config.overwrite:  # who makes a link means its file
-        raise ConfigError(f"--out {path}: exists already - replace it by --overwrite, or name another")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--out {path}: the folder {path.parent} does not exist - make it, or name another")
+    require_new_file(path, overwrite=config.overwrite)
