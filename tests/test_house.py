@@ -254,15 +254,10 @@ ASIDE = (
 """What one verb or another can do without, and takes a tenth of a second or more."""
 
 
-LIGHTNING = {"lightning", "matplotlib.pyplot", "scipy.optimize", "scipy.stats", "torchmetrics"}
-"""Lightning loads torchmetrics, and that the rest."""
+LIGHTNING = {"lightning", "matplotlib.pyplot", "torchmetrics"}
+"""Lightning loads torchmetrics, and that matplotlib."""
 
 TRAINING = LIGHTNING | {"albumentations"}
-
-
-def of_torchmetrics():
-    """What torchmetrics loads by itself where it is installed: 1.9 all of transformers, for scores of texts."""
-    return set(loaded_by("import torchmetrics", ("transformers",)))
 
 
 AT_FIRST_STEP = """
@@ -289,7 +284,7 @@ def test_verbs_load_what_they_use(folder, tmp_path, verb):
     model, out = PACKAGE.parent / "tests" / "fixtures" / "model_0_1", ["--out", str(tmp_path / "predictions.csv")]
     words, allowed = {
         "features": (["features", *of_small_network(folder), "--store", str(tmp_path / "store")], set()),
-        "predict": (["predict", str(model), str(folder / "train"), *out, "--quiet"], LIGHTNING | of_torchmetrics()),
+        "predict": (["predict", str(model), str(folder / "train"), *out, "--quiet"], LIGHTNING),
     }[verb]
     assert set(loaded_by(f"from transferkit.cli.main import main; assert main({words!r}) == 0", ASIDE)) <= allowed
 
@@ -307,7 +302,37 @@ def test_fine_tuning_loads_what_it_uses_until_the_first_step(folder, tmp_path):
     ]
     script = AT_FIRST_STEP.format(names=ASIDE, words=words)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True)
-    assert set(result.stdout.split()) <= TRAINING | of_torchmetrics()
+    assert set(result.stdout.split()) <= TRAINING
+
+
+DOORS = {
+    "timm": "models/backbones/timm_import.py",
+    "lightning": "machine/lightning_import.py",
+    "torchmetrics": "machine/lightning_import.py",
+}
+"""The one module that imports a library, where it matters how that is done."""
+
+
+def imports(source, library):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        if any(name.split(".")[0] == library for name in names):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_one_module_imports_a_library(library):
+    found = [path for path in PACKAGE.rglob("*.py") if imports(path.read_text(encoding="utf-8"), library)]
+    assert found == [PACKAGE / DOORS[library]]
+
+
+def test_the_search_for_imports_can_fail():
+    assert imports("import timm.data", "timm") and imports("def f():\n    from timm import create_model", "timm")
+    assert not imports("from transferkit.models.backbones.timm import build_timm", "timm")
 
 
 def test_the_start_up_test_can_fail():

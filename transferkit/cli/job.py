@@ -19,8 +19,7 @@ from transferkit.training.loggers.run_loggers import RunLoggers
 from transferkit.training.ranks.processes import started_as
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.loggers import Logger
+    from transferkit.machine.lightning_import import Callback, Logger
 
 __all__ = ["distill", "finetune", "probe"]
 

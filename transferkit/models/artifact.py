@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import lightning
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
 from transferkit.core.text import first_line, listing, shown
 from transferkit.data.index.targets import Targets
+from transferkit.machine.lightning_import import L
 from transferkit.models.backbones.registry import create_backbone
 from transferkit.models.backbones.timm_import import timm
 from transferkit.models.calibration.calibration import Calibration
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
         "timm": timm.__version__,
-        "lightning": lightning.__version__,
+        "lightning": L.__version__,
     }
 
 

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
 
 from transferkit.core.errors import CheckpointError, ConfigError, gather
 from transferkit.core.records import DataConfig
 from transferkit.core.targets import TargetSpec
+from transferkit.machine.lightning_import import L, MeanMetric, MetricCollection
 from transferkit.models.answers.running import RunningSums
 from transferkit.models.answers.teaching import SoftenedLoss
 from transferkit.models.backbones.registry import Backbone, create_backbone

@@ -16,7 +16,7 @@ from transferkit.models.figures.figure import Figure
 from transferkit.models.record_files import ObjectResults, Page, RecordFiles
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from transferkit.machine.lightning_import import Metric
 
 __all__ = [
     "ON_CANVAS",

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
 from transferkit.core.errors import TrainingError
 from transferkit.core.text import listing
 from transferkit.features.store.store import FeatureStore
+from transferkit.machine.lightning_import import Callback
 from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.runs.directory import default_run_dir, is_complete, named_run_dir, open_run_dir, prepare_run_dir
 from transferkit.runs.files import RunFiles

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import lightning as L
 from rich.console import Console
 
 from transferkit.core.errors import ConfigError, DataError, TransferkitWarning
@@ -26,6 +25,7 @@ from transferkit.data.scan.records import SPLITS
 from transferkit.features.engine.compute import Compute
 from transferkit.machine.cores import available_cores, free_memory
 from transferkit.machine.device import choose_accelerator, choose_workers, device_of, tune_process
+from transferkit.machine.lightning_import import L
 from transferkit.machine.precision import Machine, MemoryFormat
 from transferkit.models.backbones.registry import Backbone, create_backbone
 from transferkit.models.initial import load_weights_from

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, Self
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from transferkit.data.index.targets import TargetReader, framed
 from transferkit.data.masks.annotation import Annotations
 from transferkit.data.pixels.store import PixelStore, open_pixels
 from transferkit.machine.cores import available_cores, free_memory
+from transferkit.machine.lightning_import import L
 from transferkit.options.data import PIXEL_STORE, DataOptions, disk_bytes, fit_problems, pixel_store_problems
 from transferkit.options.sizes import ImageSize, TrainSize, image_size_of, image_size_problem, train_sizes
 

@@ -27,7 +27,7 @@ from transferkit.models.figures.figure import Figure, classification_figures
 from transferkit.models.parts import LossOptions
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from transferkit.machine.lightning_import import Metric
 
 __all__ = ["ClassCalibrator", "ClassHeads", "ClassObjective", "ClassScores"]
 
@@ -105,8 +105,11 @@ class ClassObjective:
 
     def metrics(self, names: Sequence[str], width: int) -> dict[str, Metric]:
         """Return a metric for each of these figures, of `width` classes."""
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
-
+        from transferkit.machine.lightning_import import (
+            MulticlassAccuracy,
+            MulticlassCalibrationError,
+            MulticlassF1Score,
+        )
         from transferkit.models.answers.epoch import BalancedAccuracy
 
         # Labels are checked when the data are indexed, so the metrics need not look at every batch again (which

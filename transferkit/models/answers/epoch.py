@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
+from transferkit.machine.lightning_import import Metric, dim_zero_cat
 from transferkit.models.figures.labels import THRESHOLD, average_precisions
 from transferkit.models.figures.numbers import KEYS, Pairs
 

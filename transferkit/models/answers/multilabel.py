@@ -27,7 +27,7 @@ from transferkit.models.figures.labels import THRESHOLD, label_figures, label_me
 from transferkit.models.parts import FittedCalibration, LossOptions
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from transferkit.machine.lightning_import import Metric
 
 __all__ = ["LabelCalibrator", "LabelHeads", "LabelLoss", "LabelObjective", "LabelScores"]
 

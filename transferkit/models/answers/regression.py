@@ -24,7 +24,7 @@ from transferkit.models.figures.numbers import number_figures, number_metrics
 from transferkit.models.parts import FittedCalibration, LossOptions
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    from transferkit.machine.lightning_import import Metric
 
 __all__ = ["NumberCalibrator", "NumberHeads", "NumberLoss", "NumberObjective", "NumberScores", "Units"]
 

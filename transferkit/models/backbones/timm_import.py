@@ -1,4 +1,4 @@
-"""timm, and the parts of it that are used: imported here and nowhere else, and without W&B.
+"""timm, and the parts of it that are used: imported here and nowhere else, W&B when it is used.
 
 `timm.utils`, which comes with everything, imports W&B where that is installed (timm 1.0.31). That takes seconds, for
 something that only `--logger wandb` asks for.
@@ -6,9 +6,7 @@ something that only `--logger wandb` asks for.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
+from transferkit.machine.later import later
 
 __all__ = [
     "AsymmetricLossMultiLabel",
@@ -27,20 +25,7 @@ __all__ = [
 ]
 
 
-@contextlib.contextmanager
-def _without(package: str) -> Iterator[None]:
-    """Make a package that is not loaded yet one that cannot be imported, for the time of the block."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]  # what Python has for this
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-with _without("wandb"):
+with later("wandb"):
     import timm
     from timm import is_model
     from timm.layers.drop import DropBlock2d, DropPath

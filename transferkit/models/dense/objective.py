@@ -8,10 +8,10 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.targets import IGNORED
+from transferkit.machine.lightning_import import Metric
 from transferkit.models.answers.losses import balanced_class_weights
 from transferkit.models.dense.losses import MASK_LOSSES, PixelLoss, pixel_losses
 from transferkit.models.parts import LossOptions

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from transferkit.core.errors import ConfigError
+from transferkit.machine.lightning_import import Metric, dim_zero_cat
 from transferkit.models.detections.counts import BoxCounts
 from transferkit.models.figures.boxes import box_tally
 from transferkit.models.objects.kinds import Unanswered

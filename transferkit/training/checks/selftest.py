@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from rich.table import Table
 from safetensors.torch import load_file
@@ -27,6 +25,7 @@ from safetensors.torch import load_file
 from transferkit.core.errors import CheckpointError, TrainingError, TransferkitWarning
 from transferkit.core.targets import TargetSpec
 from transferkit.data.batches.boxes import tensors_of
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.digest import tensor_digest
 from transferkit.models.task import task_of
 from transferkit.options.data import DataOptions

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from transferkit.data.augment.normalise import normalise
 from transferkit.data.batches.datamodule import ImageData
 from transferkit.data.batches.loader import ImageLoader
 from transferkit.machine.cores import free_memory
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.boundary import Boundary, last_frozen_stage
 from transferkit.models.module import TransferModule
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch

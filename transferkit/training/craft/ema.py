@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from transferkit.core.errors import ConfigError
+from transferkit.machine.lightning_import import Callback, L, TrainerFn
 from transferkit.models.freezing import frozen_modules
 from transferkit.training.ranks.parallel import average, statistics
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from transferkit.core.csv import csv_text
 from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.module import HEAD, TransferModule
 from transferkit.runs.files import followed_figures
 from transferkit.runs.measure import network_outputs

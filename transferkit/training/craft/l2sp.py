@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transferkit.core.errors import ConfigError
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.freezing import require_groups
 from transferkit.models.module import HEAD
 

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from transferkit.core.errors import CheckpointError
 from transferkit.core.files import atomic_write, storage_errors
 from transferkit.core.text import one_line
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.digest import tensor_digest
 from transferkit.models.module import TransferModule
 from transferkit.runs.measure import network_outputs

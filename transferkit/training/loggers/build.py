@@ -7,10 +7,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
 from transferkit.core.errors import ConfigError, did_you_mean, object_at
 from transferkit.core.text import first_line
+from transferkit.machine.lightning_import import Logger
 from transferkit.training.loggers.kinds import CLASSES, kind_of
 
 __all__ = ["build_logger", "logger_class", "require_logger"]

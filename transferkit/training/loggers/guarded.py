@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
 from transferkit.core.errors import TransferkitWarning
 from transferkit.core.text import first_line
+from transferkit.machine.lightning_import import Logger
 from transferkit.training.loggers.kinds import Results, kind_of
 
 __all__ = ["Entry", "GuardedLogger", "Point"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
+
+from transferkit.machine.lightning_import import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 __all__ = ["CLASSES", "Kind", "Results", "Where", "kind_of"]
 

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
-
 from transferkit.core.errors import CheckpointError, ConfigError, TransferkitWarning
 from transferkit.core.files import user_path, write_json
 from transferkit.core.logs import quiet_loggers
 from transferkit.core.text import first_line
+from transferkit.machine.lightning_import import DummyLogger, Logger
 from transferkit.options.loggers import NO_LOGGER, logger_names
 from transferkit.runs.files import SPLITS, RunFiles, number
 from transferkit.runs.summary import print_lines

@@ -14,15 +14,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from transferkit import __version__
 from transferkit.core.errors import CheckpointError, Interrupted, StorageError, TransferkitWarning, gather
 from transferkit.core.files import storage_errors, write_atomically
 from transferkit.core.text import first_line, listing
 from transferkit.data.index.index import ImageIndex
+from transferkit.machine.lightning_import import L, TorchCheckpointIO
 from transferkit.runs.files import RunFiles
 
 __all__ = [

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,6 +22,7 @@ from torch.utils.data import DataLoader
 from transferkit.core.errors import ConfigError
 from transferkit.core.text import first_line
 from transferkit.machine.compiling import quiet_compiler
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.machine.random import undisturbed
 from transferkit.models.module import TransferModule
 

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
-
 from transferkit.core.errors import TrainingError
 from transferkit.core.text import listing
 from transferkit.data.batches.loader import ImageLoader
+from transferkit.machine.lightning_import import Callback, L
 
 __all__ = ["FiniteLoss", "require_finite"]
 

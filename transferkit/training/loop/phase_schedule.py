@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from transferkit.core.errors import CheckpointError, ConfigError, TrainingError, gather
 from transferkit.data.batches.datamodule import ImageData
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.freezing import frozen_state_digest, keep_frozen_eval, require_groups
 from transferkit.models.module import TransferModule
 from transferkit.models.tuning.layout import layout_of, train_parts

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.module import TransferModule
 from transferkit.show.progress import RateColumn
 from transferkit.training.loop.phase_schedule import PhaseSchedule, running_epoch

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from transferkit.machine.lightning_import import Checkpoint, DDPStrategy, L, LearningRateMonitor
 from transferkit.machine.random import random_state, restore_random_state
 from transferkit.models.module import TransferModule
 from transferkit.training.loggers.run_loggers import RunLoggers

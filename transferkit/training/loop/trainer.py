@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from transferkit.core.errors import ConfigError, TrainingError, TransferkitError
 from transferkit.data.batches.workers import worker_errors
+from transferkit.machine.lightning_import import Callback, Checkpoint, L
 from transferkit.options.training import AUTO, FinetuneConfig
 from transferkit.training.craft.activations import CachedActivations
 from transferkit.training.craft.ema import EMA

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
+from transferkit.machine.lightning_import import L
 from transferkit.machine.random import random_state
 from transferkit.models.module import TransferModule
 from transferkit.training.ranks.parallel import gather

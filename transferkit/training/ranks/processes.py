@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import lightning as L
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.machine.device import choose_accelerator
+from transferkit.machine.lightning_import import (
+    ClusterEnvironment,
+    L,
+    MisconfigurationException,
+    _SubprocessScriptLauncher,
+)
 from transferkit.options.training import FinetuneConfig
 from transferkit.training.ranks.connecting import connected, place_of_torchrun
 from transferkit.training.ranks.parallel import ALONE, Place

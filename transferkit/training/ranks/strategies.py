@@ -9,20 +9,23 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.plugins.layer_sync import LayerSync
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.core.errors import ConfigError
 from transferkit.core.logs import quiet_loggers
+from transferkit.machine.lightning_import import (
+    ClusterEnvironment,
+    DDPStrategy,
+    L,
+    LayerSync,
+    LightningEnvironment,
+    PossibleUserWarning,
+    SLURMEnvironment,
+    Strategy,
+    TorchElasticEnvironment,
+)
 from transferkit.models.backbones.timm_import import convert_sync_batchnorm
 from transferkit.models.freezing import evaluation_mode
 from transferkit.models.module import TransferModule

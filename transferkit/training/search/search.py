@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +24,7 @@ from transferkit.core.text import one_line
 from transferkit.features.engine.taps import POOLED
 from transferkit.features.extract.table import FeatureTable
 from transferkit.features.store.store import FeatureStore
+from transferkit.machine.lightning_import import Callback, L
 from transferkit.models.heads.registry import build_head
 from transferkit.options.fields import make_config
 from transferkit.options.loggers import logger_names
