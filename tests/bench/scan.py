@@ -1,11 +1,13 @@
 """A second call on an unchanged folder: with what is known of its files, and reading all of them as `--rescan` does.
 
-    python tests/bench/scan.py [--pictures 50000] [--few 5000] [--rounds 3] [--before CHECKOUT] [--work FOLDER]
+    python tests/bench/scan.py [--pictures 50000] [--few 5000] [--rounds 3] [--only VERB ...]
+                               [--before CHECKOUT] [--work FOLDER]
 
 Writes small JPEGs, each a file of its own, in ten classes. Parts are measured in this process, verbs as commands, with
 what starting and importing take. Every verb is called once before, which fills the caches. Verbs whose own work takes
 long run on fewer pictures. The files are in the system's memory: on a disk that has to be read, the more is saved.
-`--before` names a checkout from before files were known, whose commands are measured besides.
+`--only` names verbs, by the beginning of their names, and leaves the parts out. `--before` names a checkout from before
+files were known, whose commands are measured besides.
 """
 
 from __future__ import annotations
@@ -110,6 +112,19 @@ def command(words: Sequence[str], checkout: str | None = None) -> float:
     return time.perf_counter() - started
 
 
+def measure_parts(many: Path, large: Path, options: argparse.Namespace) -> None:
+    """Measure and print the steps of a scan of pictures, and of larger files."""
+    figures = compare(
+        {name: lambda step=step: seconds(step) for name, step in parts(many).items()}, rounds=options.rounds
+    )
+    for part in ("hash", "decode", "index"):
+        own = {name: values for name, values in figures.items() if name.startswith(part)}
+        print_table(f"{part}, {options.pictures:,} pictures", own, base=f"{part}: known", unit="s")
+    steps = {name: step for name, step in parts(large).items() if name.startswith("hash")}
+    figures = compare({name: lambda step=step: seconds(step) for name, step in steps.items()}, rounds=options.rounds)
+    print_table(f"hash, {options.few:,} files of {options.kilobytes} kB", figures, base="hash: known", unit="s")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,6 +132,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=5_000, help="pictures of verbs that take long")
     parser.add_argument("--kilobytes", type=int, default=200, help="of the larger files that are hashed, too")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="VERB", help="default: the parts, and all verbs")
     parser.add_argument("--before", help="a checkout from before")
     parser.add_argument("--work", type=Path, help="where to write; default: a temporary folder")
     options = parser.parse_args()
@@ -124,22 +140,14 @@ def main() -> None:
         work = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(work / "cache")
         many, few = write(work / "many", options.pictures), write(work / "few", options.few)
-        large = write(work / "large", options.few, options.kilobytes)
+        large = None if options.only else write(work / "large", options.few, options.kilobytes)
         time.sleep(TICK_NS / 1e9)
-        steps = parts(many)
-        figures = compare(
-            {name: lambda step=step: seconds(step) for name, step in steps.items()}, rounds=options.rounds
-        )
-        for part in ("hash", "decode", "index"):
-            own = {name: values for name, values in figures.items() if name.startswith(part)}
-            print_table(f"{part}, {options.pictures:,} pictures", own, base=f"{part}: known", unit="s")
-        steps = {name: step for name, step in parts(large).items() if name.startswith("hash")}
-        figures = compare(
-            {name: lambda step=step: seconds(step) for name, step in steps.items()}, rounds=options.rounds
-        )
-        print_table(f"hash, {options.few:,} files of {options.kilobytes} kB", figures, base="hash: known", unit="s")
-        shutil.rmtree(work / "cache")
+        if large is not None:
+            measure_parts(many, large, options)
+            shutil.rmtree(work / "cache")
         for name, words in verbs(many, few, work).items():
+            if options.only is not None and not name.startswith(tuple(options.only)):
+                continue
             sides = {
                 "known": lambda words=words: command(words),
                 "--rescan": lambda words=words: command([*words, "--rescan"]),
