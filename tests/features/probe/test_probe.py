@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from transferkit.core.errors import ConfigError, TransferkitWarning
 from transferkit.features.probe import probe as fitting
-from transferkit.features.probe.selection import choose, cross_validation_folds
+from transferkit.features.probe.selection import choose, cross_validation_folds, some_rows
 from transferkit.models.heads.solver import LabelledRows, ProbeOptions
 
 
@@ -226,6 +226,35 @@ def test_many_rows_are_cut_into_fewer_folds(monkeypatch, most, expected):
     monkeypatch.setattr(fitting, "FOLDED", most)
     X, y = rows(60)
     assert f", {expected} folds of the training rows" in fit_probe(X, y, 3).choice["criterion"]
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "knn", "ridge"])
+def test_of_very_many_rows_some_choose_and_all_are_fitted(monkeypatch, classifier):
+    X, y = rows(600)
+    some = some_rows(LabelledRows(X, y, 3), 150, seed=0)
+    monkeypatch.setattr(fitting, "FOLDED", 150)
+    probe = fit_probe(X, y, 3, classifier=classifier)
+    name = {"logistic": "C", "knn": "k", "ridge": "strength"}[classifier]
+    assert f", 2 folds of {len(some)} of the 600 training rows;" in probe.choice["criterion"]
+    monkeypatch.setattr(fitting, "FOLDED", 10_000)
+    values = [row[name] for row in probe.choice["curve"]]
+    alone = fit_probe(X[some], y[some], 3, classifier=classifier, classifier_args={name: values}, folds=2)
+    assert [row["acc"] for row in alone.choice["curve"]] == pytest.approx([row["acc"] for row in probe.choice["curve"]])
+    assert alone.choice[name] == probe.choice[name]
+    everything = fit_probe(X, y, 3, classifier=classifier, classifier_args={name: probe.choice[name]})
+    np.testing.assert_allclose(probe.probs(X), everything.probs(X), atol=1e-6)
+
+
+def test_some_rows_keep_groups_and_rare_classes():
+    y = np.repeat([0, 1, 2], [2000, 40, 3])
+    groups = np.array([f"g{number // 2}" for number in range(len(y))])
+    some = some_rows(LabelledRows(np.zeros((len(y), 1)), y, 3, groups), 200, seed=0)
+    assert len(some) == len(np.unique(some)) and 150 < len(some) < 260
+    assert np.count_nonzero(np.isin(groups, groups[some])) == len(some)
+    assert np.bincount(y[some])[1] >= 10 and np.bincount(y[some])[2] == 3
+    others = some_rows(LabelledRows(np.zeros((len(y), 1)), y, 3, groups), 200, seed=1)
+    assert not np.array_equal(some, others)
+    assert len(some_rows(LabelledRows(np.zeros((len(y), 1)), y, 3), len(y), seed=0)) == len(y)
 
 
 def test_a_class_of_one_group_is_trained_on_and_never_scored():

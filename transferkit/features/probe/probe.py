@@ -26,7 +26,14 @@ from transferkit.features.probe.estimators import (
     gives_probabilities,
 )
 from transferkit.features.probe.neighbours import TEMPERATURE, Neighbours
-from transferkit.features.probe.selection import Folds, choice_record, choose, cross_validation_folds, score
+from transferkit.features.probe.selection import (
+    Folds,
+    choice_record,
+    choose,
+    cross_validation_folds,
+    score,
+    some_rows,
+)
 from transferkit.models.heads.solver import Array, HeadState, LabelledRows, ProbeOptions, Progress
 
 __all__ = ["FittedProbe", "add_rows", "blas_threads", "fit_probe"]
@@ -46,8 +53,9 @@ EXACT = 2**26
 """Features up to which the head that is kept is fitted in float64, so that it is the same to the fourth digit on any
 machine; float32 stops a fit of separable classes where its sums are noise."""
 FOLDED = 80_000
-"""Rows that the folds train on together at most. Of more than 20,000 rows fewer than 5 folds choose, each from more
-rows than a choice needs; all 5 on 50,000 took longer than an epoch of fine-tuning."""
+"""Rows that the folds train on together at most: of more than 20,000 rows fewer than 5 folds choose, and of more than
+these rows, as many of them. C multiplies a sum over rows, so that the same is right for all; each fold has more rows
+than a choice needs, and 5 folds of 50,000 took longer than an epoch of fine-tuning."""
 SMALL = 2e8
 """Multiplications of one product up to which more threads of the BLAS only get in each other's way."""
 
@@ -164,7 +172,9 @@ def fit_probe(
         if "." in name:
             return _fit_by_path(rows, options, seed, report)
         most = max(2, min(options.folds, 1 + FOLDED // len(rows)))
-        folds = cross_validation_folds(rows, folds=most, seed=seed)
+        some = some_rows(rows, FOLDED, seed=seed)
+        parts = cross_validation_folds(rows.take(some), folds=most, seed=seed)
+        folds = [(some[train], some[validate]) for train, validate in parts]
         return fits[name](rows, options, folds, report, rule)
 
 
@@ -181,6 +191,12 @@ def _class_problems(rows: LabelledRows) -> list[str]:
 def blas_threads(X: Array, num_classes: int) -> AbstractContextManager[Any]:
     """Return what keeps the BLAS to one thread for features (N, D) where more are in each other's way."""
     return threadpool_limits(1, user_api="blas") if X.size * num_classes < SMALL else nullcontext()
+
+
+def _part(folds: Folds, rows: LabelledRows) -> str:
+    """Return what the folds are cut from."""
+    count = sum(map(len, folds[0]))
+    return "the training rows" if count == len(rows) else f"{count:,} of the {len(rows):,} training rows"
 
 
 def _weights(rows: LabelledRows, class_weight: str | None) -> Array:
@@ -254,7 +270,7 @@ def _fit_logistic(
                 break
         C = Cs[rule(scores)]
         weighted = options.class_weight is not None or rows.weight is not None
-        choice = choice_record("C", C, Cs, scores, weighted=weighted)
+        choice = choice_record("C", C, Cs, scores, weighted=weighted, rows=_part(folds, rows))
     standardiser = Standardiser.fit(rows.X, weight)
     X = standardiser.transform(rows.X if rows.X.size > EXACT else rows.X.astype(np.float64))
     model = fit_path(X, rows.y, rows.width, [C], sample_weight=weight, tol=1e-6)[0]
@@ -290,7 +306,7 @@ def _fit_knn(
             scores[number] = [score(probs, held.y, np.ones(len(held))) for probs in voters.votes(held.X, ks)]
             progress(number + 1, len(folds) + 1)
         k = ks[rule(scores)]
-        choice = choice_record("k", k, ks, scores, weighted=False)
+        choice = choice_record("k", k, ks, scores, weighted=False, rows=_part(folds, rows))
     neighbours = Neighbours.fit(rows.X, rows.y, rows.width, k=k, temperature=temperature)
     progress(len(folds) + 1, len(folds) + 1)
     return FittedProbe("knn", {**choice, "temperature": temperature}, rows.width, neighbours=neighbours)
@@ -323,7 +339,7 @@ def _fit_ridge(
             progress(number + 1, len(folds) + 1)
         strength = strengths[rule(scores)]
         weighted = options.class_weight is not None or rows.weight is not None
-        choice = choice_record("strength", strength, strengths, scores, weighted=weighted)
+        choice = choice_record("strength", strength, strengths, scores, weighted=weighted, rows=_part(folds, rows))
     progress(len(folds) + 1, len(folds) + 1)
     return _ridge_of(everything, strength, choice)
 

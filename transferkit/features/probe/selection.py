@@ -10,13 +10,16 @@ import numpy as np
 
 from transferkit.models.heads.solver import Array, LabelledRows
 
-__all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "lowest_nll", "score"]
+__all__ = ["Folds", "choice_record", "choose", "cross_validation_folds", "lowest_nll", "score", "some_rows"]
 
 Folds = list[tuple[Array, Array]]
 
 CERTAIN = 0.01
 """Mean nll in nats, a probability of 0.99, below which no candidate counts as better than another: on classes that part
 cleanly what is left there is how far the solver went, which differs between releases of SciPy."""
+
+FEWEST = 5
+"""Groups of a class that are among `some_rows` at least."""
 
 
 def cross_validation_folds(rows: LabelledRows, *, folds: int, seed: int) -> Folds:
@@ -65,6 +68,22 @@ def _validation_parts(y: Array, units: Array, folds: int, seed: int) -> list[Arr
         return [np.flatnonzero(np.isin(units, units[first[validate]])) for _, validate in plain.split(first, y[first])]
 
 
+def some_rows(rows: LabelledRows, most: int, *, seed: int) -> Array:
+    """Return which rows to choose by, (M,) int64, ascending: all of them, or about `most`, drawn at random.
+
+    Groups stay whole, and of each class there are at least `FEWEST` groups, or all it has.
+    """
+    if len(rows) <= most:
+        return np.arange(len(rows))
+    units = rows.units()
+    draws = np.random.default_rng(seed).random(units.max() + 1)
+    kept = draws < most / len(rows)
+    for label in np.unique(rows.y):
+        own = np.unique(units[rows.y == label])
+        kept[own[np.argsort(draws[own])[:FEWEST]]] = True
+    return np.flatnonzero(kept[units])
+
+
 def score(probs: Array, y: Array, weight: Array) -> tuple[float, float]:
     """Weighted accuracy and mean negative log-likelihood in nats, probabilities counted as at least 1e-7."""
     own = np.maximum(probs[np.arange(len(y)), y], 1e-7)
@@ -104,7 +123,9 @@ def lowest_nll(scores: Array) -> int:
     return choose(scores * (0.0, 1.0))
 
 
-def choice_record(key: str, value: float, values: Sequence[float], scores: Array, *, weighted: bool) -> dict[str, Any]:
+def choice_record(
+    key: str, value: float, values: Sequence[float], scores: Array, *, weighted: bool, rows: str
+) -> dict[str, Any]:
     """Return JSON values that say what was chosen, by which criterion, and the whole curve.
 
     Args:
@@ -113,6 +134,7 @@ def choice_record(key: str, value: float, values: Sequence[float], scores: Array
         values: The candidates.
         scores: (folds, candidates, 2) accuracy and nll.
         weighted: Whether `scores` are weighted by the rows' weights.
+        rows: What the folds are cut from, in words.
     """
     curve = [
         {key: candidate, "acc": float(acc.mean()), "acc_std": float(acc.std(ddof=1)), "nll": float(nll.mean())}
@@ -120,7 +142,7 @@ def choice_record(key: str, value: float, values: Sequence[float], scores: Array
     ]
     measure = "weighted accuracy" if weighted else "accuracy"
     criterion = (
-        f"cross-validated {measure}, {len(scores)} folds of the training rows; "
+        f"cross-validated {measure}, {len(scores)} folds of {rows}; "
         "the lowest nll within half a standard error of the best"
     )
     held_out = next(row["acc"] for row in curve if row[key] == value)
