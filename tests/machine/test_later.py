@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 
@@ -41,7 +43,7 @@ def test_a_module_is_had_too(shop):
     with later(shop):
         import shop as held
 
-        assert held.__spec__ is None and not hasattr(held, "__path__")
+        assert find_spec(shop) is not None and not hasattr(held, "__path__")
     assert shop not in sys.modules
     assert held.price("tea") == 3
 
@@ -57,6 +59,17 @@ def test_what_is_loaded_already_stays(shop):
 def test_what_is_not_installed_cannot_be_imported():
     with later("shop_that_is_not_there"), pytest.raises(ModuleNotFoundError):
         import shop_that_is_not_there  # noqa: F401
+
+
+def test_a_mock_in_its_place_stays(monkeypatch):
+    mock = ModuleType("shop")
+    monkeypatch.setitem(sys.modules, "shop", mock)  # without a spec, as mocks are
+    with later("shop", "shop.stock"):
+        import shop
+
+        with pytest.raises(ModuleNotFoundError):
+            import shop.stock
+    assert shop is mock
 
 
 def test_a_class_cannot_be_inherited_from(shop):

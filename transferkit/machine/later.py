@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -35,10 +36,21 @@ class _Later:
 class _StandIn(ModuleType):
     """A module whose names stand for those of the real one."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # by which others see that it is installed
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # which Python's own machinery asks for
             raise AttributeError(name)
         return _Later(self.__name__, name)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a mock in its place
+        return False
 
 
 @contextlib.contextmanager
@@ -51,7 +63,7 @@ def later(*modules: str) -> Iterator[None]:
     Args:
         modules: Dotted names.
     """
-    absent = [name for name in modules if name not in sys.modules and find_spec(name.partition(".")[0]) is not None]
+    absent = [name for name in modules if name not in sys.modules and _installed(name.partition(".")[0])]
     sys.modules.update({name: _StandIn(name) for name in absent})
     try:
         yield
