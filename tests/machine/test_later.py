@@ -1,4 +1,4 @@
-"""Modules that others load unasked are loaded when they are used."""
+"""Modules that others load unasked are loaded when they are used (trap 31)."""
 
 import subprocess
 import sys

@@ -228,6 +228,24 @@ def test_many_rows_are_cut_into_fewer_folds(monkeypatch, most, expected):
     assert f", {expected} folds of the training rows" in fit_probe(X, y, 3).choice["criterion"]
 
 
+def test_fits_that_only_choose_may_be_rough(monkeypatch):
+    """Of many rows; what is kept is fitted as closely as ever."""
+    asked = []
+    fit = fitting.fit_path
+    monkeypatch.setattr(fitting, "fit_path", lambda *a, tol=None, **k: (asked.append(tol), fit(*a, tol=tol, **k))[1])
+    X, y = rows(600, noise=0.1)
+    precise = fit_probe(X, y, 3)
+    assert asked == [1e-5] * 5 + [1e-6]
+    asked.clear()
+    monkeypatch.setattr(fitting, "FEW", 599)
+    rough = fit_probe(X, y, 3)
+    assert asked == [1e-4] * 5 + [1e-6]
+    assert rough.choice["C"] == precise.choice["C"]
+    for one, other in zip(rough.choice["curve"], precise.choice["curve"], strict=True):
+        assert one["nll"] == pytest.approx(other["nll"], abs=1e-3)
+    np.testing.assert_allclose(rough.probs(X), precise.probs(X), atol=1e-6)
+
+
 @pytest.mark.parametrize("classifier", ["logistic", "knn", "ridge"])
 def test_of_very_many_rows_some_choose_and_all_are_fitted(monkeypatch, classifier):
     X, y = rows(600)

@@ -23,11 +23,14 @@ import numpy as np
 from transferkit.core.errors import TransferkitWarning
 from transferkit.models.heads.solver import Array
 
-__all__ = ["MISSING_LOGIT", "LinearModel", "Standardiser", "fit_path", "principal_axes", "softmax"]
+__all__ = ["MISSING_LOGIT", "TOLERANCE", "LinearModel", "Standardiser", "fit_path", "principal_axes", "softmax"]
 
 MISSING_LOGIT = -30.0
 """Logit of a class without training rows. The objective itself would send it to minus infinity; the logits of the
 other classes have mean 0, so the largest of them is never below 0 and such a class gets less than 1e-13."""
+
+TOLERANCE = 1e-5
+"""Of a fit, as `fit_path` says."""
 
 _BLOCK = 2**19
 """Features of the rows that one turn of the loss reads twice: as many as stay in a core's cache."""
@@ -121,7 +124,7 @@ def fit_path(
     Cs: Sequence[float],
     *,
     sample_weight: Array | None = None,
-    tol: float = 1e-5,
+    tol: float = TOLERANCE,
     max_iter: int = 1000,
 ) -> list[LinearModel]:
     """Fit one logistic regression per regularisation strength.
