@@ -16,6 +16,8 @@ from transferkit.training.loop.phase_schedule import PhaseSchedule
 from transferkit.training.plan.options import resolve_options, resolve_phases
 from transferkit.training.plan.phases import Phase
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def options(folder):
@@ -57,7 +59,7 @@ def test_only_what_is_named_learns_besides_the_head(options, tmp_path, train, ki
     assert sum(phase["trained"].values()) == phase["trainable_parameters"]
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=SLOW)])
 def test_an_adapter_is_merged_into_a_plain_product_and_a_resume_is_exact(options, tmp_path, kind):
     adapted = {**options, "adapter": kind, "adapter_rank": 2, "lr": 0.01, "phases": "probe-finetune", "epochs": 2}
     run = finetune(**adapted, out=tmp_path / "whole")
@@ -150,9 +152,6 @@ def test_what_ready_made_phases_tune_is_said_in_full():
     assert tuned(train="!norm") == "head, all - norm"
     assert tuned(adapter="lora") == "head, adapter"
     assert tuned(adapter="dora", train="adapter, bias") == "head, adapter, bias"
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_each_is_decoded_once_and_shown_as_ever(photos, read, decoded, place):
         assert np.array_equal(data.pixels.get(record.sha256), expected)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_fill_the_memory_of_all(photos, read, decoding_processes, monkeypatch, method):
     """The files go after the first epoch: all that is shown then comes from memory that workers filled."""
     if method not in multiprocessing.get_all_start_methods():

@@ -1,7 +1,6 @@
 """LoRA and DoRA: what they compute, against formulas; what cannot be adapted rightly stays; merging is verified."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -236,11 +235,3 @@ def test_what_is_wrong_with_an_adapter_is_said(monkeypatch):
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs peft, which is not installed - pip install 'transferkit\[peft\]'"):
         small().adapt(Adapter())
-
-
-def test_nothing_loads_peft_before_it_is_asked_for():
-    import subprocess
-
-    code = "import sys, transferkit.training.finetune; print('peft' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
-    assert run.stdout.strip() == "False"

@@ -72,6 +72,7 @@ def test_graph_and_example_give_the_masks_of_predict(run, photos, tmp_path, monk
         assert [float(share) for share in row[2:]] == pytest.approx([(mask == at).mean() for at in range(3)], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_example_keeps_to_the_size_of_the_file_where_it_decodes_less(run, photos, tmp_path, monkeypatch):
     """The large JPEG is decoded at an eighth, whose sides are rounded up."""
     out = exported(run, tmp_path)
@@ -81,6 +82,7 @@ def test_the_example_keeps_to_the_size_of_the_file_where_it_decodes_less(run, ph
         assert image.size == (1001, 613)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_model_of_windows_puts_the_masks_of_predict_together(
     run, photos, tmp_path, monkeypatch
 ):  # fault 191

@@ -95,6 +95,7 @@ def test_the_documentation_tells_of_the_mask(port):
     assert status == 200 and "PNG of class indices" in page and "top_k=3" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_lays_the_mask_over_the_picture(predictor, port, turned):
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

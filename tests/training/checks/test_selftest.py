@@ -28,6 +28,7 @@ def small(**options):
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_the_undisturbed_one():  # fault 47, fault 52
     kills = check_resume(small(kills=3))
     assert [kill.kind for kill in kills] == list(KINDS)

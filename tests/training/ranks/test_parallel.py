@@ -378,7 +378,7 @@ def test_a_rank_that_is_killed_ends_all(tmp_path):  # fault 79
 
 
 @pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize("action", ["a bug in a callback", int(signal.SIGKILL)])
+@pytest.mark.parametrize("action", ["a bug in a callback", pytest.param(int(signal.SIGKILL), marks=pytest.mark.slow)])
 def test_a_rank_that_fails_in_training_ends_all(options, tmp_path, failing, action):  # fault 79
     options |= {"phases": "finetune"}
     results = worker.Ranks(2, tmp_path, worker.finetune_watched, options, [(failing, 1, 1, action)]).results(60)
