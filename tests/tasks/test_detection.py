@@ -267,6 +267,7 @@ def test_what_torch_cannot_trace_is_said(data, tmp_path):  # fault 192
         export(ExportConfig(run=str(tmp_path / "run"), data=str(data), pictures=2, format="torch"))
 
 
+@pytest.mark.slow
 def test_a_detector_of_ones_own_goes_out_for_any_batch(run, data, tmp_path):
     pytest.importorskip("onnxruntime")
     out = export(ExportConfig(run=str(run.path), data=str(data), pictures=4, out=str(tmp_path / "m.onnx"), quiet=True))

@@ -190,8 +190,16 @@ def test_sizes_that_are_none(photos, size):
 # ---- start methods ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("place", ["memory", "both"])
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [
+        ("memory", "fork"),
+        ("memory", "forkserver"),
+        ("both", "spawn"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("memory", "spawn"), ("both", "fork"))),
+        pytest.param("both", "forkserver", marks=pytest.mark.slow),
+    ],
+)
 def test_processes_of_every_start_method_show_kept_pictures(photos, decoding_processes, place, method):
     """The files are gone: what they show comes from memory, or from disk."""
     if method not in multiprocessing.get_all_start_methods():

@@ -130,6 +130,7 @@ class TestAllFamilies(BackboneContract):
     }
 
 
+@pytest.mark.slow
 class TestExport(ExportContract):
     sides = {"deit_tiny_distilled_patch16_224": 64}  # noqa: RUF012
 

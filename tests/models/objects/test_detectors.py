@@ -91,7 +91,7 @@ def test_crowds_are_not_learnt_from(head, inputs):
     assert not torch.allclose(total(crowd), total(whole))
 
 
-@pytest.mark.parametrize("outlines", [False, True])
+@pytest.mark.parametrize("outlines", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_stages_are_torchvisions(backbone, inputs, outlines):
     """The same weights in torchvision's whole detector, on the same maps, find and lose the same."""
     from torchvision.models.detection.faster_rcnn import FasterRCNN

@@ -166,6 +166,7 @@ def test_options_of_the_data_are_in_the_recipe(options, tmp_path):
     assert (recipe["label_column"], recipe["val_split"]) == ("kind", 0.2)
 
 
+@pytest.mark.slow
 def test_a_second_call_computes_no_feature(folder, options, monkeypatch):
     transferkit.advise(folder, backbones=MINIS, **options)
     rows, computed = Engine.rows, []

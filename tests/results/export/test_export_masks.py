@@ -51,7 +51,9 @@ def exported(run, tmp_path, **options):
     return export(ExportConfig(run=str(run), out=str(out), quiet=True, **options))
 
 
-@pytest.mark.parametrize(("preprocessing", "least"), [("outside", 0.998), ("inside", 0.98)])
+@pytest.mark.parametrize(
+    ("preprocessing", "least"), [pytest.param("outside", 0.998, marks=pytest.mark.slow), ("inside", 0.98)]
+)
 def test_graph_and_example_give_the_masks_of_predict(run, photos, tmp_path, monkeypatch, preprocessing, least):
     out = exported(run, tmp_path, preprocessing=preprocessing)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])

@@ -179,6 +179,7 @@ def test_the_example_fits_pictures_to_the_last_bit_where_no_side_shrinks(exporte
     assert grown > 50
 
 
+@pytest.mark.slow
 def test_graph_and_example_show_whole_pictures_to_a_model_that_wants_them(tmp_path):
     run, generator = make_run(tmp_path / "run"), np.random.default_rng(3)
     facts = json.loads((run / "model.json").read_text(encoding="utf-8"))

@@ -214,7 +214,10 @@ def test_a_new_run_starts_from_the_backbone_and_head_alone(run):
     assert module.unlike is None
 
 
-@pytest.mark.parametrize(("format", "flags"), [("onnx", ()), ("onnx", ("--preprocessing", "inside")), ("torch", ())])
+@pytest.mark.parametrize(
+    ("format", "flags"),
+    [("onnx", ()), pytest.param("onnx", ("--preprocessing", "inside"), marks=pytest.mark.slow), ("torch", ())],
+)
 def test_exported_files_say_it(run, pictures, expected, tmp_path, format, flags, capsys):
     out = tmp_path / f"model.{'onnx' if format == 'onnx' else 'pt2'}"
     data = tmp_path / "data" / "a"

@@ -302,6 +302,7 @@ def test_a_logger_that_cannot_begin_ends_the_run_before_its_first_step(quick, tm
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_probe_is_logged(folder, tmp_path, command):
     out = tmp_path / "probe"
     words = ("--data", folder, "--backbone", "test_resnet", "--weights", "random", "--image-size", "32")

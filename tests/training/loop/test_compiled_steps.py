@@ -176,7 +176,9 @@ def raising(*args, **options):
     raise RuntimeError("no C++ compiler here\nand a second line")
 
 
-@pytest.mark.parametrize("where", ["at once", "at the first step", "in the backward pass"])
+@pytest.mark.parametrize(
+    "where", ["at once", pytest.param("at the first step", marks=pytest.mark.slow), "in the backward pass"]
+)
 def test_without_a_compiler_it_goes_on_in_eager_mode(folder, tmp_path, monkeypatch, caplog, where):  # fault 216
     """One warning, and the run is, bit for bit, that of eager steps: nothing moved while code was being made."""
     options = {"phases": (Phase("last", 1, train=("layer4", "head")), Phase("all", 1)), "drop_rate": 0.3}

@@ -458,7 +458,7 @@ def by_hand(module, data, lrs, *, val=False, trained=None, decay=1.0, clip=None,
         (None, {}),
         (None, {"measure": "val"}),
         (["layer4", "head"], {"measure": "val"}),
-        (["layer4", "head"], {"clip": 0.05}),
+        pytest.param(["layer4", "head"], {"clip": 0.05}, marks=pytest.mark.slow),
         (None, {"clip": 0.05, "accumulate": 4}),  # of 6 batches an epoch: steps of 4 and 2
     ],
 )
