@@ -1,5 +1,7 @@
 """Modules that others load unasked are loaded when they are used (trap 31)."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -46,6 +48,13 @@ def test_a_module_is_had_too(shop):
         assert find_spec(shop) is not None and not hasattr(held, "__path__")
     assert shop not in sys.modules
     assert held.price("tea") == 3
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_as_good(shop, copied):
+    with later(shop):
+        from shop import price
+    assert copied(price)("tea") == 3
 
 
 def test_what_is_loaded_already_stays(shop):

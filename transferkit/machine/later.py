@@ -21,6 +21,8 @@ class _Later:
         self._module, self._name = module, name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute in ("_module", "_name"):  # of a copy that is being made, which has none yet
+            raise AttributeError(attribute)
         return getattr(self._real(), attribute)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
