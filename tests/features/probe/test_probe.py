@@ -238,6 +238,9 @@ def test_fits_that_only_choose_may_be_rough(monkeypatch):
     assert asked == [1e-5] * 5 + [1e-6]
     asked.clear()
     monkeypatch.setattr(fitting, "FEW", 599)
+    fit_probe(X, y, 3, groups=np.arange(600) // 6)  # of few pictures one can decide, however many views they have
+    assert asked == [1e-5] * 5 + [1e-6]
+    asked.clear()
     rough = fit_probe(X, y, 3)
     assert asked == [1e-4] * 5 + [1e-6]
     assert rough.choice["C"] == precise.choice["C"]

@@ -53,11 +53,11 @@ EXACT = 2**26
 """Features up to which the head that is kept is fitted in float64, so that it is the same to the fourth digit on any
 machine; float32 stops a fit of separable classes where its sums are noise."""
 ROUGH = 1e-4
-"""Tolerance of the fits that only choose C, of more than `FEW` rows: their mean objective is within 1e-4 of the least
+"""Tolerance of the fits that only choose C, of more than `FEW` groups: their mean objective is within 1e-4 of the least
 (of photos of clothes 7e-5 at the weakest strength, 2e-6 at the one that is chosen), a tenth of what the rule counts as
 equal, in half the steps."""
 FEW = 2_000
-"""Rows up to which one of them more or less that is right can decide, and fits take no time."""
+"""Groups of rows, such as views of a picture, up to which one that is right more or less can decide."""
 FOLDED = 80_000
 """Rows that the folds train on together at most: of more than 20,000 rows fewer than 5 folds choose, and of more than
 these rows, as many of them. C multiplies a sum over rows, so that the same is right for all; each fold has more rows
@@ -241,7 +241,7 @@ def _fit_logistic(
     total = float(weight.sum())
     own = _candidates("C", options.classifier_args.get("C"), float)
     Cs = own or [strength / total for strength in STRENGTHS]
-    rounds, tol = 0, ROUGH if len(rows) > FEW else TOLERANCE
+    rounds, tol = 0, ROUGH if len(np.unique(rows.units())) > FEW else TOLERANCE
 
     def evaluate(values: list[float]) -> Array:
         nonlocal rounds
